@@ -1,0 +1,55 @@
+# Every chore is one command. All of them work from a fresh clone: they make .venv first.
+#
+#   make setup                         the virtual environment, with everything the rest needs
+#   make pong [ARGS="--steps 20000"]   train a CoordConv agent to play Pong
+#   make check                         what a change has to pass: lint, types, all tests, sanitizers
+#
+# Choose the interpreter with `make setup PYTHON=python3.12`. pip reads its own settings: to take a
+# CPU-only torch from another index, set PIP_EXTRA_INDEX_URL.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup pong test test-slow lint types bench check
+
+help:
+	@sed -n '3,5s/^# *//p' $(MAKEFILE_LIST)
+	@echo "others: test test-slow lint types bench"
+
+setup: $(INSTALLED)
+
+# torch goes first and alone: a resolver that meets it among the other requirements may take a
+# build for the wrong hardware before the constraint is read.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "coordrl needs Python 3.11 or newer; try: make setup PYTHON=python3.12" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+pong: setup
+	$(BIN)/python scripts/train_atari.py --env Pong $(ARGS)
+
+# Two workers with one torch thread each: on few cores more threads only wait for each other.
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python scripts/benchmark.py $(or $(ARGS),training)
+
+check: lint types test test-slow
