@@ -1,1 +1,17 @@
-"""CoordConv layers, CoordConv agents for Stable-Baselines3, and an exact Atari 2600."""
+"""CoordConv layers, CoordConv agents for Stable-Baselines3, and an exact Atari 2600.
+
+The layers can be had from here; everything else is imported from its module. Modules import from
+floors below their own only (``tests/test_floors.py``):
+
+- 0: ``layers``, ``config``, ``runs``
+- 1: ``convert``, ``backbone``, ``emulator``
+- 2: ``extractors``, ``envs``, ``coordinates``, ``generative``, ``detection``
+- 3: ``sb3_envs``, ``device_algorithms``
+- 4: ``agents``
+- 5: ``training``
+- 6: ``study``, ``report``
+"""
+
+from coordrl.layers import CoordConv2d, CoordConvTranspose2d, coordinate_grid
+
+__all__ = ["CoordConv2d", "CoordConvTranspose2d", "coordinate_grid"]
