@@ -1,0 +1,246 @@
+"""Reading and writing settings: precedence, types, and errors that name what to mend."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from coordrl.config import (
+    AtariSettings,
+    RunSettings,
+    Schedule,
+    SettingsError,
+    TrainingSettings,
+    accepted_keywords,
+    dump_settings,
+    load_settings,
+    parse_override,
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    channels: int
+    stride: int = 1
+
+
+@dataclass(frozen=True)
+class Paint:
+    color: Literal["red", "none"] = "red"
+    width: int = 1
+    opacity: float | None = None
+    size: tuple[int, int] = (84, 84)
+    folder: Path | None = None
+    layers: Sequence[Layer] = ()
+    shiny: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    title: str = "untitled"
+    paint: Paint = field(default_factory=Paint)
+    free: Mapping[str, Any] = field(default_factory=dict)
+
+
+def brush(
+    canvas: object, rate: float | Callable[[float], float], hairs: int = 3, tip: str | None = None
+) -> None:
+    """A function whose keywords a table may give."""
+
+
+KEYWORDS = {"free": accepted_keywords(brush, without={"canvas"})}
+
+
+def read(tmp_path: Path, text: str, *overrides: str, game: str | None = None) -> Picture:
+    path = tmp_path / "picture.toml"
+    path.write_text(text)
+    return load_settings(
+        Picture, path, [parse_override(o) for o in overrides], keywords=KEYWORDS, game=game
+    )
+
+
+def test_every_layer_wins_over_the_one_before(tmp_path: Path) -> None:
+    text = """
+        title = "general"
+        [paint]
+        width = 2
+        size = [10, 20]
+        [games.MsPacman]
+        title = "of the game"
+        [games.MsPacman.paint]
+        width = 3
+        [games.Pong.paint]
+        shiny = true
+        """
+
+    general = read(tmp_path, text, game="Breakout")
+    of_the_game = read(tmp_path, text, game="ms_pacman")
+    overridden = read(tmp_path, text, "paint.width=4", "paint.width=5", game="ms_pacman")
+
+    assert general == Picture(title="general", paint=Paint(width=2, size=(10, 20)))
+    assert of_the_game == Picture(title="of the game", paint=Paint(width=3, size=(10, 20)))
+    assert overridden == Picture(title="of the game", paint=Paint(width=5, size=(10, 20)))
+
+
+def test_base_stands_where_nothing_is_given() -> None:
+    base = Picture(title="base", paint=Paint(width=7))
+    assert load_settings(Picture, base=base) == base
+    changed = load_settings(Picture, overrides=[parse_override("paint.shiny=true")], base=base)
+    assert changed == Picture(title="base", paint=Paint(width=7, shiny=True))
+
+
+def test_values_take_the_type_of_their_field(tmp_path: Path) -> None:
+    picture = read(
+        tmp_path,
+        """
+        [paint]
+        color = "none"
+        width = 1e3
+        opacity = 1
+        folder = "a/b"
+        layers = [{channels = 16, stride = 4}, {channels = 32}]
+        [free]
+        rate = {start = 0.5, end = 0}
+        tip = "none"
+        """,
+    )
+
+    assert picture.paint == Paint(
+        color="none", width=1000, opacity=1.0, folder=Path("a/b"), layers=(Layer(16, 4), Layer(32))
+    )
+    assert isinstance(picture.paint.width, int)
+    assert isinstance(picture.paint.opacity, float)
+    assert picture.free == {"rate": Schedule(0.5, 0.0), "tip": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[paint]\nwitdh = 2", r"picture.toml: unknown key 'paint.witdh'; .* 'paint.width'"),
+        ("[piant]\nwidth = 2", r"picture.toml: unknown key 'piant'; the nearest is 'paint\."),
+        ("[free]\nhair = 2", r"picture.toml: unknown key 'free.hair'; the nearest is 'free.hairs'"),
+        ("[free]\ncanvas = 2", r"unknown key 'free.canvas'"),
+        ("[games.Pong]\nx = 2", r"unknown key 'games'"),
+        ("paint = 2", r"picture.toml: paint must be a table, got 2"),
+        ("[paint]\nwidth = 'wide'", r"paint.width must be a whole number, got 'wide'"),
+        ("[paint]\nwidth = 1.5", r"paint.width must be a whole number, got 1.5"),
+        ("[paint]\nwidth = true", r"paint.width must be a whole number, got True"),
+        ("[paint]\nwidth = inf", r"paint.width must be a whole number, got inf"),
+        ("[paint]\nshiny = 1", r"paint.shiny must be true or false, got 1"),
+        ("[paint]\nopacity = 'x'", r"paint.opacity must be a number or \"none\", got 'x'"),
+        ("[paint]\nopacity = nan", r"paint.opacity must be a number or \"none\", got nan"),
+        ("[paint]\ncolor = 'blue'", r"paint.color must be one of \"red\", \"none\", got 'blue'"),
+        ("[paint]\nsize = [1]", r"paint.size must be a list of a whole number and a whole number"),
+        ("[paint]\nlayers = [{}]", r"paint.layers lacks 'channels'; it takes channels, stride"),
+        ("[free]\nrate = 'fast'", r"free.rate must be a number or a table {start = ..., end = "),
+        ("[free]\nrate = {begin = 1}", r"free.rate has an unknown key 'begin'; it takes start"),
+        ("[free]\nrate = {start = 1}", r"free.rate lacks 'end'"),
+        ("title = ", r"picture.toml: is not valid TOML: "),
+    ],
+)
+def test_error_names_file_key_and_what_fits(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        read(tmp_path, text)
+
+
+def test_a_mistake_in_the_table_of_another_game_is_found_as_well(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"\[games.Pong\]: unknown key 'titel'.* 'title'"):
+        read(tmp_path, "[games.Pong]\ntitel = 'x'", game="Breakout")
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"none.toml: cannot be read as a settings file"):
+        load_settings(Picture, tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("text", ["paint.width", "=3", ""])
+def test_override_without_key_or_value_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"^--set expects key=value, as in run"):
+        parse_override(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("k=3", 3),
+        ("k = 2.5e-4", 2.5e-4),
+        ("k=[1, 2]", [1, 2]),
+        ("k=Pong", "Pong"),
+        ("k='Pong'", "Pong"),
+        ("k=a=b", "a=b"),
+        ("k=3\nother=4", "3\nother=4"),
+    ],
+)
+def test_override_is_read_as_toml_or_else_as_text(text: str, value: object) -> None:
+    assert parse_override(text).value == value
+
+
+paints = st.builds(
+    Paint,
+    color=st.sampled_from(["red", "none"]),
+    width=st.integers(-(2**63), 2**63 - 1),
+    opacity=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    size=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    folder=st.none() | st.just(Path("runs/ü")),
+    layers=st.lists(st.builds(Layer, st.integers(0, 9), st.integers(0, 9))).map(tuple),
+    shiny=st.booleans(),
+)
+pictures = st.builds(
+    Picture,
+    title=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x7f")),
+    paint=paints,
+    free=st.fixed_dictionaries(
+        {"rate": st.floats(0, 1) | st.builds(Schedule, st.floats(0, 1), st.floats(0, 1))}
+    ),
+)
+
+
+@hypothesis.settings(max_examples=50)
+@hypothesis.given(picture=pictures)
+def test_what_is_written_reads_back_equal(
+    tmp_path_factory: pytest.TempPathFactory, picture: Picture
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "picture.toml"
+    path.write_text(dump_settings(picture), encoding="utf-8")
+    assert load_settings(Picture, path, keywords=KEYWORDS) == picture
+
+
+@pytest.mark.parametrize(
+    ("cls", "key", "value", "message"),
+    [
+        (RunSettings, "total_steps", -1, "total_steps must be at least 1, got -1"),
+        (RunSettings, "num_envs", 0, "num_envs must be at least 1, got 0"),
+        (RunSettings, "seed", -1, "seed must be at least 0, got -1"),
+        (AtariSettings, "frame_skip", 0, "frame_skip must be at least 1, got 0"),
+        (AtariSettings, "screen_size", (0, 84), r"screen_size must be at least 1 x 1, got \(0, 84"),
+        (AtariSettings, "repeat_action_probability", 1.5, r"must be in \[0, 1\], got 1.5"),
+        (TrainingSettings, "algorithm", {"n_steps": 0}, "algorithm.n_steps must be at least 1"),
+        (TrainingSettings, "algorithm", {"ent_coef": -0.1}, "algorithm.ent_coef must be at least"),
+        (TrainingSettings, "algorithm", {"gamma": 1.5}, "algorithm.gamma must be at most 1"),
+        (
+            TrainingSettings,
+            "algorithm",
+            {"learning_rate": Schedule(1e-3, -1e-3)},
+            "algorithm.learning_rate must be at least 0, got -0.001",
+        ),
+    ],
+)
+def test_numbers_out_of_range_are_refused(cls: Any, key: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cls(**{key: value})
+
+
+def test_gradient_steps_may_be_minus_one_as_in_sb3() -> None:
+    TrainingSettings(algorithm={"gradient_steps": -1})
+
+
+def test_range_error_names_the_layer_that_brought_the_number(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("[run]\nnum_envs = 4\n")
+    override = parse_override("run.total_steps=-5", source="--steps")
+    with pytest.raises(SettingsError, match=r"^--steps: total_steps must be at least 1, got -5$"):
+        load_settings(TrainingSettings, path, [override])
