@@ -392,7 +392,7 @@ def _read_table(
         key = prefix + name
         if key in schema:
             try:
-                values[key] = _parse(value, schema[key])
+                values[key] = parse_value(value, schema[key])
             except ValueError as error:
                 raise SettingsError(f"{source}: {key} {error}") from error
         elif any(known.startswith(f"{key}.") for known in schema):
@@ -406,8 +406,23 @@ def _read_table(
     return values
 
 
-def _parse(value: Any, annotation: Any) -> Any:
-    """Return ``value`` as the annotated type, or raise a ValueError that says what it must be."""
+def parse_value(value: Any, annotation: Any) -> Any:
+    """Return a value of TOML or JSON as the annotated type.
+
+    Knows numbers, texts, paths, ``Literal``, ``None``, unions and sequences of these, and frozen
+    dataclasses of them, which come as tables: all fields without a default have to be there, and
+    no others.
+
+    Raises:
+        ValueError: If it is no such value; the message says what it must be.
+
+    Example:
+        >>> parse_value([84, 84], tuple[int, int])
+        (84, 84)
+        >>> parse_value({"start": 0.1, "end": "low"}, Schedule)
+        Traceback (most recent call last):
+        ValueError: end must be a number, got 'low'
+    """
     members = _members(annotation)
     # "none" is None wherever that is possible, even where it could be a text or a path.
     for member in sorted(members, key=lambda member: member is not types.NoneType):
@@ -453,9 +468,11 @@ def _parse_member(value: Any, annotation: Any) -> Any:  # noqa: C901 - one branc
         return _parse_dataclass(value, annotation)
     if origin in (tuple, list, Sequence) and isinstance(value, list | tuple):
         if origin is not tuple or arguments[1:] == (...,):
-            return tuple(_parse(item, arguments[0]) for item in value)
+            return tuple(parse_value(item, arguments[0]) for item in value)
         if len(value) == len(arguments):
-            return tuple(_parse(item, inner) for item, inner in zip(value, arguments, strict=True))
+            return tuple(
+                parse_value(item, inner) for item, inner in zip(value, arguments, strict=True)
+            )
     raise _MismatchError
 
 
@@ -472,7 +489,13 @@ def _parse_dataclass(value: Any, cls: Any) -> Any:
         required = f.default is f.default_factory is dataclasses.MISSING
         if required and key not in value:
             raise ValueError(f"lacks {key!r}; it takes {', '.join(fields)}")
-    return cls(**{key: _parse(item, hints[key]) for key, item in value.items()})
+    arguments = {}
+    for key, item in value.items():
+        try:
+            arguments[key] = parse_value(item, hints[key])
+        except ValueError as error:
+            raise ValueError(f"{key} {error}") from error
+    return cls(**arguments)
 
 
 def _name(annotation: Any) -> str:
