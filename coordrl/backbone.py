@@ -1,0 +1,250 @@
+"""The convolutional stack of every network here, with or without coordinates.
+
+The Atari agents, the coordinate tasks, generator, discriminator and detector differ in their
+:class:`ConvSpec` lists alone, so whether a network is told where it looks is one word:
+``coords="none"``, ``"first"`` or ``"all"``.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from coordrl.layers import CoordConv2d, CoordConvTranspose2d
+
+Coords = Literal["none", "first", "all"]
+Norm = Literal["none", "batch"]
+Activation = Literal["none", "relu", "leaky_relu", "tanh"]
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """One convolution and what follows it: norm, activation, max-pooling, in this order.
+
+    Raises:
+        ValueError: If a value is out of its range.
+
+    Example:
+        >>> ConvSpec(64, kernel_size=5, stride=2, padding=2, norm="batch", activation="leaky_relu")
+        ConvSpec(out_channels=64, kernel_size=5, stride=2, padding=2, transposed=False, \
+output_padding=0, bias=True, norm='batch', activation='leaky_relu', pool=1)
+    """
+
+    out_channels: int
+    """Channels of the output, at least 1."""
+    kernel_size: int = 3
+    """Height and width of the kernel."""
+    stride: int = 1
+    """Step between output pixels, in input pixels; the other way round when transposed."""
+    padding: int | Literal["same"] = 0
+    """Pixels of zeros on each side; ``"same"`` keeps the size, at stride 1."""
+    transposed: bool = False
+    """Convolve transposed: a stride enlarges the picture."""
+    output_padding: int = 0
+    """Pixels added at the bottom and on the right of a transposed convolution's output."""
+    bias: bool = True
+    """Learn a bias."""
+    norm: Norm = "none"
+    """``"batch"`` normalizes each channel over the batch."""
+    activation: Activation = "relu"
+    """Function of each pixel; ``"leaky_relu"`` has the slope 0.2 below zero, as in the paper."""
+    pool: int = 1
+    """Side and step of the max-pooling window; 1 pools nothing."""
+
+    def __post_init__(self) -> None:
+        at_least = {
+            "out_channels": 1,
+            "kernel_size": 1,
+            "stride": 1,
+            "output_padding": 0,
+            "pool": 1,
+        }
+        if self.padding != "same":
+            at_least["padding"] = 0
+        for name, minimum in at_least.items():
+            value = getattr(self, name)
+            if type(value) is not int or value < minimum:
+                raise ValueError(
+                    f"ConvSpec.{name} must be a whole number, {minimum} or more, got {value!r}"
+                )
+        for name, choices in (("norm", get_args(Norm)), ("activation", get_args(Activation))):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"ConvSpec.{name} must be one of {choices}, got {getattr(self, name)!r}"
+                )
+        if self.padding == "same" and (self.transposed or self.stride != 1):
+            raise ValueError('ConvSpec.padding="same" needs stride 1 and no transposition')
+        if self.output_padding and (not self.transposed or self.output_padding >= self.stride):
+            raise ValueError(
+                "ConvSpec.output_padding belongs to transposed convolutions and is below the"
+                f" stride, got {self.output_padding} with stride {self.stride}"
+            )
+
+    def out_length(self, length: int) -> int:
+        """Return the length of the output along an axis of ``length`` pixels; below 1: no output.
+
+        Example:
+            >>> ConvSpec(32, 8, 4).out_length(84)
+            20
+        """
+        if self.padding == "same":
+            return length // self.pool
+        if self.transposed:
+            full = (length - 1) * self.stride + self.kernel_size + self.output_padding
+            return (full - 2 * self.padding) // self.pool
+        return ((length + 2 * self.padding - self.kernel_size) // self.stride + 1) // self.pool
+
+
+NATURE_DQN = (ConvSpec(32, 8, 4), ConvSpec(64, 4, 2), ConvSpec(64, 3, 1))
+"""Mnih et al., "Human-level control through deep reinforcement learning", Nature 518, 2015."""
+
+
+def conv_specs(
+    specs: Sequence[ConvSpec | Mapping[str, Any] | Sequence[Any]],
+) -> tuple[ConvSpec, ...]:
+    """Return specs that may come from a configuration file, in their own type.
+
+    Args:
+        specs: A spec each, as itself, as its fields by name, or as its first fields in order.
+
+    Raises:
+        ValueError: If there is no spec, a field is unknown or a value out of range.
+
+    Example:
+        >>> conv_specs([[32, 8, 4], {"out_channels": 64, "kernel_size": 4, "stride": 2}, [64, 3]])
+        ... # doctest: +ELLIPSIS
+        (ConvSpec(out_channels=32, kernel_size=8, stride=4, ...
+        >>> conv_specs([[32, 8, 4], [64, 4, 2], [64, 3, 1]]) == NATURE_DQN
+        True
+    """
+    if isinstance(specs, str) or not isinstance(specs, Sequence) or len(specs) == 0:
+        raise ValueError(f"specs must be a list of at least one convolution, got {specs!r}")
+    return tuple(_conv_spec(spec, index) for index, spec in enumerate(specs))
+
+
+def _conv_spec(spec: ConvSpec | Mapping[str, Any] | Sequence[Any], index: int) -> ConvSpec:
+    if isinstance(spec, ConvSpec):
+        return spec
+    names = [field.name for field in dataclasses.fields(ConvSpec)]
+    if isinstance(spec, Mapping):
+        fields = dict(spec)
+    elif isinstance(spec, Sequence) and not isinstance(spec, str) and len(spec) <= len(names):
+        fields = dict(zip(names, spec, strict=False))
+    else:
+        raise ValueError(f"specs[{index}] must be a table or a list of numbers, got {spec!r}")
+    for name in fields:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(names)}"
+            raise ValueError(f"specs[{index}] has an unknown key {name!r}{hint}")
+    if "out_channels" not in fields:
+        raise ValueError(f"specs[{index}] lacks out_channels, got {spec!r}")
+    try:
+        return ConvSpec(**fields)
+    except ValueError as error:
+        raise ValueError(f"specs[{index}]: {error}") from None
+
+
+class ConvBackbone(nn.Sequential):
+    """A stack of convolutions that knows its output channels and, if asked, its coordinates.
+
+    With ``coords="none"`` it holds what a hand-written ``nn.Sequential`` of ``nn.Conv2d`` and
+    activations holds, in the same order and from the same random numbers.
+
+    Args:
+        in_channels: Channels of the input, without coordinates.
+        specs: The convolutions, from input to output; see :func:`conv_specs` for their forms.
+        coords: Which of them see the coordinates of their pixels: none, the first, or all.
+        with_r: Give those the distance from the center as well.
+
+    Attributes:
+        out_channels: Channels of the output.
+
+    Shape:
+        - Input: ``(N, in_channels, H, W)``.
+        - Output: ``(N, out_channels, *out_size(H, W))``.
+
+    Raises:
+        ValueError: If an argument is none of what is listed here.
+
+    Example:
+        >>> backbone = ConvBackbone(4, NATURE_DQN, coords="all")
+        >>> backbone.out_channels, backbone.out_size(84, 84)
+        (64, (7, 7))
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        specs: Sequence[ConvSpec | Mapping[str, Any] | Sequence[Any]] = NATURE_DQN,
+        coords: Coords = "none",
+        with_r: bool = False,
+    ) -> None:
+        super().__init__()
+        if coords not in get_args(Coords):
+            raise ValueError(f"coords must be one of {get_args(Coords)}, got {coords!r}")
+        if with_r and coords == "none":
+            raise ValueError('with_r=True needs coordinates: coords="first" or coords="all"')
+        if type(in_channels) is not int or in_channels < 1:
+            raise ValueError(f"in_channels must be a whole number, 1 or more, got {in_channels!r}")
+        self.in_channels = in_channels
+        self.specs = conv_specs(specs)
+        self.coords = coords
+        self.with_r = with_r
+        self.out_channels = self.specs[-1].out_channels
+
+        channels = in_channels
+        for index, spec in enumerate(self.specs):
+            sees_coordinates = coords == "all" or (coords == "first" and index == 0)
+            self.append(_convolution(channels, spec, sees_coordinates, with_r))
+            for follower in _followers(spec):
+                self.append(follower)
+            channels = spec.out_channels
+
+    def out_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width of the output for an input of this size.
+
+        Raises:
+            ValueError: If the input is too small for one of the convolutions.
+        """
+        size = height, width
+        for index, spec in enumerate(self.specs):
+            before, size = size, (spec.out_length(size[0]), spec.out_length(size[1]))
+            if min(size) < 1:
+                kernel = f"{spec.kernel_size}x{spec.kernel_size}"
+                raise ValueError(
+                    f"an input of {height}x{width} pixels is too small: {before[0]}x{before[1]} of"
+                    f" it reach convolution {index} ({kernel}, stride {spec.stride}), which leaves"
+                    " nothing; use a larger input or smaller kernels and strides"
+                )
+        return size
+
+
+def _convolution(in_channels: int, spec: ConvSpec, coords: bool, with_r: bool) -> nn.Module:
+    shape = in_channels, spec.out_channels, spec.kernel_size
+    if spec.transposed:
+        assert spec.padding != "same"  # ConvSpec refuses it
+        padding, output_padding = spec.padding, spec.output_padding
+        if coords:
+            return CoordConvTranspose2d(
+                *shape, spec.stride, padding, output_padding, bias=spec.bias, with_r=with_r
+            )
+        return nn.ConvTranspose2d(*shape, spec.stride, padding, output_padding, bias=spec.bias)
+    if coords:
+        return CoordConv2d(*shape, spec.stride, spec.padding, bias=spec.bias, with_r=with_r)
+    return nn.Conv2d(*shape, spec.stride, spec.padding, bias=spec.bias)
+
+
+def _followers(spec: ConvSpec) -> list[nn.Module]:
+    activations: dict[Activation, list[nn.Module]] = {
+        "none": [],
+        "relu": [nn.ReLU()],
+        "leaky_relu": [nn.LeakyReLU(0.2)],
+        "tanh": [nn.Tanh()],
+    }
+    norm = [nn.BatchNorm2d(spec.out_channels)] if spec.norm == "batch" else []
+    pool = [nn.MaxPool2d(spec.pool)] if spec.pool > 1 else []
+    return [*norm, *activations[spec.activation], *pool]

@@ -1,0 +1,127 @@
+"""CoordConv for Stable-Baselines3: a features extractor, and the settings that make it a fair arm.
+
+    PPO("CnnPolicy", env, policy_kwargs=policy_kwargs(coords="all"))
+
+Saved agents refer to this module by name, so its path and that of its class never change.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+from coordrl.backbone import NATURE_DQN, ConvBackbone, ConvSpec, Coords, conv_specs
+
+
+class CoordConvExtractor(BaseFeaturesExtractor):
+    """Features of an image: a :class:`~coordrl.backbone.ConvBackbone` and a linear layer.
+
+    With ``coords="none"`` and the default specs it is Stable-Baselines3's ``NatureCNN``: same
+    names, parameters and outputs for the same seed. It is no subclass of ``NatureCNN``, because
+    Stable-Baselines3 treats that class and its subclasses as special cases.
+
+    Stable-Baselines3 adds two hidden layers of 64 units behind every extractor but its own, which
+    spoils a comparison unless ``net_arch=[]`` is set; :func:`policy_kwargs` sets it.
+
+    Args:
+        observation_space: Images, channels first, ``(C, H, W)``: of type uint8 and range
+            0..255, which Stable-Baselines3 divides by 255 before they come here, or
+            floating-point, which come as they are.
+        features_dim: Features for the heads.
+        specs: Convolutions, in any form that :func:`~coordrl.backbone.conv_specs` takes.
+        coords: Which of them see the coordinates of their pixels.
+        with_r: Give those the distance from the center as well.
+
+    Raises:
+        ValueError: If the space holds no such images, or they are too small for ``specs``.
+
+    Example:
+        >>> space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+        >>> extractor = CoordConvExtractor(space, coords="all")
+        >>> extractor.features_dim, sum(p.numel() for p in extractor.parameters())
+        (512, 1691424)
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        features_dim: int = 512,
+        specs: Sequence[ConvSpec | Mapping[str, Any] | Sequence[Any]] = NATURE_DQN,
+        coords: Coords = "all",
+        with_r: bool = False,
+    ) -> None:
+        channels, height, width = _image_shape(observation_space)
+        super().__init__(observation_space, features_dim)
+        self.cnn = ConvBackbone(channels, specs, coords, with_r)
+        out_height, out_width = self.cnn.out_size(height, width)
+        self.flatten = nn.Flatten()
+        self.linear = nn.Sequential(
+            nn.Linear(self.cnn.out_channels * out_height * out_width, features_dim), nn.ReLU()
+        )
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return the features ``(N, features_dim)`` of images ``(N, C, H, W)``."""
+        features: Tensor = self.linear(self.flatten(self.cnn(observations)))
+        return features
+
+
+def _image_shape(space: gym.Space[Any]) -> tuple[int, int, int]:
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 3:
+        raise ValueError(
+            f"CoordConvExtractor needs a Box of images (C, H, W), got {space}; use CnnPolicy with"
+            " image observations"
+        )
+    is_bytes = space.dtype == np.uint8 and bool(
+        (space.low == 0).all() and (space.high == 255).all()
+    )
+    if not is_bytes and not np.issubdtype(space.dtype, np.floating):
+        raise ValueError(
+            "CoordConvExtractor needs images of type uint8 and range 0..255, or floating-point"
+            f" images, got {space}"
+        )
+    channels, height, width = space.shape
+    return channels, height, width
+
+
+def policy_kwargs(
+    coords: Coords = "all",
+    *,
+    with_r: bool = False,
+    features_dim: int = 512,
+    specs: Sequence[ConvSpec | Mapping[str, Any] | Sequence[Any]] = NATURE_DQN,
+    **policy: Any,
+) -> dict[str, Any]:
+    """Return ``policy_kwargs`` for the ``CnnPolicy`` of plain PPO, A2C and DQN.
+
+    The heads are linear, as behind ``NatureCNN``. All values but the class are plain numbers,
+    strings, lists and dictionaries, so they can be written as JSON and pickled.
+
+    Args:
+        coords: Which convolutions see the coordinates of their pixels.
+        with_r: Give those the distance from the center as well.
+        features_dim: Features for the heads.
+        specs: Convolutions, in any form that :func:`~coordrl.backbone.conv_specs` takes.
+        **policy: Further arguments of the policy, such as ``share_features_extractor``; they win.
+
+    Raises:
+        ValueError: If ``specs`` are none.
+
+    Example:
+        >>> policy_kwargs(coords="first", share_features_extractor=False)["net_arch"]
+        []
+    """
+    return {
+        "features_extractor_class": CoordConvExtractor,
+        "features_extractor_kwargs": {
+            "features_dim": features_dim,
+            "specs": [dataclasses.asdict(spec) for spec in conv_specs(specs)],
+            "coords": coords,
+            "with_r": with_r,
+        },
+        "net_arch": [],
+        **policy,
+    }

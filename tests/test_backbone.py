@@ -1,0 +1,141 @@
+"""The convolutional stack: its sizes, its settings, and what coordinates change in it."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from coordrl.backbone import NATURE_DQN, ConvBackbone, ConvSpec, Coords, conv_specs
+from coordrl.layers import CoordConv2d, CoordConvTranspose2d
+
+DOWN = ConvSpec(6, 5, stride=2, padding=2, norm="batch", activation="leaky_relu")
+UP = ConvSpec(5, 3, stride=2, padding=1, transposed=True, output_padding=1, activation="none")
+SAME = ConvSpec(4, 3, padding="same", activation="tanh", pool=2)
+
+
+@pytest.mark.parametrize("coords", ["none", "first", "all"])
+@pytest.mark.parametrize(
+    "specs",
+    [NATURE_DQN, (DOWN,), (DOWN, UP), (SAME, UP, DOWN)],
+    ids=["nature", "down", "up", "mix"],
+)
+def test_out_size_is_that_of_the_output(specs: tuple[ConvSpec, ...], coords: Coords) -> None:
+    backbone = ConvBackbone(3, specs, coords)
+
+    y = backbone(torch.randn(2, 3, 84, 61))
+
+    assert y.shape == (2, backbone.out_channels, *backbone.out_size(84, 61))
+
+
+def test_none_is_the_stack_one_would_write_by_hand() -> None:
+    torch.manual_seed(3)
+    backbone = ConvBackbone(3, (DOWN, UP, SAME))
+    torch.manual_seed(3)
+    by_hand = nn.Sequential(
+        nn.Conv2d(3, 6, 5, stride=2, padding=2),
+        nn.BatchNorm2d(6),
+        nn.LeakyReLU(0.2),
+        nn.ConvTranspose2d(6, 5, 3, stride=2, padding=1, output_padding=1),
+        nn.Conv2d(5, 4, 3, padding="same"),
+        nn.Tanh(),
+        nn.MaxPool2d(2),
+    )
+    x = torch.randn(2, 3, 20, 14)
+
+    assert backbone.state_dict().keys() == by_hand.state_dict().keys()
+    assert torch.equal(backbone(x), by_hand(x))
+
+
+@pytest.mark.parametrize(("coords", "with_coords"), [("none", 0), ("first", 1), ("all", 3)])
+def test_coords_names_the_layers_that_see_coordinates(coords: Coords, with_coords: int) -> None:
+    backbone = ConvBackbone(3, (DOWN, UP, SAME), coords)
+
+    layers = [isinstance(m, CoordConv2d | CoordConvTranspose2d) for m in backbone]
+
+    assert sum(layers) == with_coords
+    assert layers[0] == (with_coords > 0)
+
+
+@pytest.mark.parametrize(("with_r", "more"), [(False, 2), (True, 3)])
+def test_coordinates_add_their_weights_only(with_r: bool, more: int) -> None:
+    plain = sum(p.numel() for p in ConvBackbone(4).parameters())
+
+    wide = sum(p.numel() for p in ConvBackbone(4, coords="all", with_r=with_r).parameters())
+
+    assert wide - plain == more * (8 * 8 * 32 + 4 * 4 * 64 + 3 * 3 * 64)
+
+
+def test_without_coordinate_weights_all_is_none() -> None:
+    plain, wide = ConvBackbone(3, (DOWN, UP, SAME)), ConvBackbone(3, (DOWN, UP, SAME), "all")
+    with torch.no_grad():
+        for ours, theirs in zip(wide, plain, strict=True):
+            if isinstance(theirs, nn.Conv2d | nn.ConvTranspose2d):
+                assert isinstance(ours, CoordConv2d | CoordConvTranspose2d)
+                channels = 0 if ours.transposed else 1
+                image, coordinates = torch.split(ours.weight, [ours.in_channels, 2], dim=channels)
+                image.copy_(theirs.weight)
+                coordinates.zero_()
+                ours.bias = theirs.bias
+    x = torch.randn(2, 3, 20, 14)
+
+    assert_close(wide(x), plain(x))
+
+
+def test_channels_last_stays_channels_last() -> None:
+    backbone = ConvBackbone(3, coords="all")
+    backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.randn(2, 3, 84, 84).contiguous(memory_format=torch.channels_last)
+
+    y = backbone(x)
+
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert_close(y, backbone(x.contiguous()))
+
+
+def test_specs_may_be_tables_lists_or_specs() -> None:
+    tables = [dataclasses.asdict(spec) for spec in NATURE_DQN]
+
+    assert conv_specs(tables) == conv_specs(NATURE_DQN) == NATURE_DQN
+    assert conv_specs([[32, 8, 4], NATURE_DQN[1], {"out_channels": 64}]) == NATURE_DQN
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        ([], "at least one convolution, got"),
+        ("nature", "at least one convolution, got 'nature'"),
+        (
+            [{"out_channels": 3, "kernal_size": 3}],
+            r"specs\[0\] has an unknown key 'kernal_size'; did",
+        ),
+        ([[3], {"kernel_size": 3}], r"specs\[1\] lacks out_channels"),
+        ([3], r"specs\[0\] must be a table or a list of numbers, got 3"),
+        ([[0]], r"specs\[0\]: ConvSpec.out_channels must be a whole number, 1 or more, got 0"),
+        ([[3, 2.5]], "kernel_size must be a whole number, 1 or more, got 2.5"),
+        ([[3, 3, True]], "stride must be a whole number, 1 or more, got True"),
+        ([[3, 3, 1, "sane"]], "padding must be a whole number, 0 or more, got 'sane'"),
+        ([[3, 3, 2, "same"]], 'padding="same" needs stride 1'),
+        ([{"out_channels": 3, "output_padding": 1}], "belongs to transposed convolutions"),
+        ([{"out_channels": 3, "norm": "layer"}], r"norm must be one of \('none', 'batch'\), got"),
+        ([{"out_channels": 3, "activation": "gelu"}], "activation must be one of .*, got 'gelu'"),
+    ],
+)
+def test_a_wrong_spec_is_named(specs: list[object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ConvBackbone(3, specs)  # type: ignore[arg-type]
+
+
+def test_wrong_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match=r"coords must be one of .*, got 'some'"):
+        ConvBackbone(3, coords="some")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="with_r=True needs coordinates"):
+        ConvBackbone(3, with_r=True)
+    with pytest.raises(ValueError, match="in_channels must be a whole number, 1 or more, got 0"):
+        ConvBackbone(0)
+
+
+def test_an_image_that_is_too_small_names_the_convolution_it_ends_at() -> None:
+    with pytest.raises(ValueError, match=r"24x84 pixels is too small: 1x9 .* convolution 2 \(3x3"):
+        ConvBackbone(3).out_size(24, 84)
