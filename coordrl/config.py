@@ -85,6 +85,57 @@ class AtariSettings:
             )
 
 
+def settings_for(protocol: Protocol, *, training: bool) -> AtariSettings:
+    """Return the settings under which a protocol trains or evaluates.
+
+    ========================= ========================= =========================
+    rule                      classic                   machado
+    ========================= ========================= =========================
+    randomness                0 to 29 idle frames       sticky actions, p = 0.25
+    actions                   the game's minimal set    all legal ones, mostly 18
+    lost life in training     terminates                goes on
+    lost life in evaluation   goes on                   goes on
+    FIRE for the agent        at reset, after a life    never
+    frames per episode        108,000                   18,000
+    rewards in training       clipped                   clipped
+    rewards in evaluation     the game's points         the game's points
+    ========================= ========================= =========================
+
+    *Classic* is the protocol of Mnih et al., Nature 518 (2015), as Stable-Baselines3 and CleanRL
+    run it. *Machado* is that of Machado et al., "Revisiting the Arcade Learning Environment", JAIR
+    61 (2018). Dopamine keeps sticky actions alone of the latter: it plays the minimal action set
+    and episodes of up to 108,000 frames.
+
+    Args:
+        protocol: ``"classic"`` or ``"machado"``.
+        training: True for the games an agent learns from, False for those that judge it.
+
+    Raises:
+        ValueError: If there is no such protocol.
+
+    Example:
+        >>> settings_for("machado", training=False).repeat_action_probability
+        0.25
+    """
+    if protocol not in typing.get_args(Protocol):
+        known = ", ".join(typing.get_args(Protocol))
+        raise ValueError(f"protocol must be one of {known}, got {protocol!r}")
+    settings = AtariSettings()
+    if protocol == "machado":
+        settings = AtariSettings(
+            noop_max=0,
+            fire_reset=False,
+            fire_after_life_loss=False,
+            repeat_action_probability=0.25,
+            full_action_space=True,
+            life_loss="ignore",
+            max_frames_per_episode=18_000,
+        )
+    if training:
+        return settings
+    return dataclasses.replace(settings, life_loss="ignore", clip_reward=False)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """A number that moves in a straight line while training goes on.
