@@ -1,0 +1,458 @@
+"""What every long job needs: a folder that stays whole, a clean stop, a line of progress.
+
+A run folder holds the settings it was started with, and numbered checkpoints. A checkpoint is
+written under another name, flushed to the disk and renamed, with a manifest of the sizes and
+checksums of its files, so that a run killed at any moment leaves only whole checkpoints behind, and
+one that a failing disk has cut off is told from a whole one.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import tomllib
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, BinaryIO, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+
+SETTINGS_FILE = "settings.toml"
+MANIFEST_FILE = "manifest.json"
+
+
+class RunError(RuntimeError):
+    """A run that cannot start or go on for a reason that its user can mend, in one sentence."""
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that replaces ``path`` when the block ends well, and leaves it alone if not.
+
+    Raises:
+        RunError: If the file cannot be written; ``path`` is as it was.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "curve.csv"
+        >>> with atomic_file(path) as file:
+        ...     _ = file.write(b"step,return")
+        >>> path.read_text()
+        'step,return'
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {_reason(error)}; nothing was overwritten") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint.
+
+    Attributes:
+        path: Its folder.
+        step: Its number.
+        skipped: What is wrong with each newer checkpoint that is not whole, one sentence each.
+    """
+
+    path: Path
+    step: int
+    skipped: tuple[str, ...] = ()
+
+
+class RunFolder:
+    """The folder of a run; made by :func:`open_run`.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextlib.contextmanager
+    def checkpoint(self, step: int, *, keep: int = 2) -> Iterator[Path]:
+        """Yield a folder to fill, which becomes the checkpoint of ``step`` when the block ends.
+
+        Args:
+            step: Number of the checkpoint, at least 0.
+            keep: Checkpoints to keep, this one included; older ones are deleted.
+
+        Raises:
+            RunError: If a file cannot be written; older checkpoints are as they were.
+        """
+        checkpoints = self.path / "checkpoints"
+        partial = checkpoints / f".partial-{step}"
+        final = checkpoints / f"{step:012d}"
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            yield partial
+            _seal(partial, step)
+            if final.exists():
+                shutil.rmtree(final)
+            partial.rename(final)
+            _flush_folder(checkpoints)
+        except OSError as error:
+            raise RunError(
+                f"cannot write the checkpoint of step {step} in {self.path}: {_reason(error)}; "
+                "earlier checkpoints are untouched, make room and resume"
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        for old in self._checkpoints()[keep:]:
+            shutil.rmtree(old)
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """Return the newest whole checkpoint, or None if the run has written none yet.
+
+        Raises:
+            RunError: If there are checkpoints, but none of them is whole.
+        """
+        skipped: list[str] = []
+        for path in self._checkpoints():
+            damage = _damage(path)
+            if damage is None:
+                return Checkpoint(path, int(path.name), tuple(skipped))
+            skipped.append(f"checkpoint {path.name} is not whole: {damage}")
+        if skipped:
+            raise RunError(
+                f"{self.path} has no whole checkpoint to go on from ({'; '.join(skipped)}); "
+                "start anew in another folder"
+            )
+        return None
+
+    def _checkpoints(self) -> list[Path]:
+        """Return the folders of all checkpoints, the newest first."""
+        folders = (self.path / "checkpoints").glob("[0-9]*")
+        return sorted((path for path in folders if path.name.isdigit()), reverse=True)
+
+
+@contextlib.contextmanager
+def open_run(
+    path: Path, settings: str, *, resume: bool = False, may_differ: Collection[str] = ()
+) -> Iterator[RunFolder]:
+    """Make the folder of a new run, or open that of an old one, and keep other processes out.
+
+    Args:
+        path: The folder. A new run needs one that is missing or empty.
+        settings: The run's settings as TOML, kept in the folder.
+        resume: Go on with the run in the folder, whose settings must be equal.
+        may_differ: Full names of settings that a resumed run may change.
+
+    Raises:
+        RunError: If the folder holds another run, no run, or is in use.
+    """
+    settings_file = path / SETTINGS_FILE
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file; choose another folder for the run")
+    if resume:
+        if not settings_file.exists():
+            raise RunError(f"{path} holds no run to resume; leave out --resume to start one")
+        _require_same(settings_file, settings, may_differ)
+    elif settings_file.exists():
+        raise RunError(f"{path} already holds a run; add --resume or choose another folder")
+    elif path.exists() and any(not item.name.startswith(".") for item in path.iterdir()):
+        raise RunError(f"{path} is not empty and holds no run; choose another folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the run folder {path}: {_reason(error)}") from error
+    with _lock(path):
+        with atomic_file(settings_file) as file:
+            file.write(settings.encode())
+        yield RunFolder(path)
+
+
+def _require_same(settings_file: Path, settings: str, may_differ: Collection[str]) -> None:
+    try:
+        old = _flat(tomllib.loads(settings_file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{settings_file} cannot be read: {error}; start anew elsewhere") from error
+    new = _flat(tomllib.loads(settings))
+    for key in sorted((old.keys() | new.keys()) - set(may_differ)):
+        if old.get(key) != new.get(key):
+            raise RunError(
+                f"{settings_file.parent} belongs to a run with other settings: {key} is "
+                f"{old.get(key)!r} there and {new.get(key)!r} here; choose another folder"
+            )
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system lets go when the process ends in whatever way."""
+    with (path / ".lock").open("w") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(f"{path} is in use by another process; let it end first") from error
+        yield
+
+
+def _seal(folder: Path, step: int) -> None:
+    """Write the manifest of a filled folder and see that everything is on the disk."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": checksum}
+    with (folder / MANIFEST_FILE).open("w", encoding="utf-8") as manifest:
+        json.dump({"step": step, "files": files}, manifest, indent=1)
+        manifest.flush()
+        os.fsync(manifest.fileno())
+    _flush_folder(folder)
+
+
+def _damage(folder: Path) -> str | None:
+    """Return what is wrong with a checkpoint, or None if it is whole."""
+    try:
+        files = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
+        for name, expected in files.items():
+            size = (folder / name).stat().st_size
+            if size != expected["bytes"]:
+                return f"{name} has {size} bytes of {expected['bytes']}"
+            with (folder / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+                    return f"{name} has changed since it was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest cannot be read ({error})"
+    return None
+
+
+def _flush_folder(path: Path) -> None:
+    """See that a rename in a folder is on the disk; not every system lets folders be opened."""
+    with contextlib.suppress(PermissionError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+class StopRequest:
+    """While open, turns the first Ctrl-C or SIGTERM into a request to stop.
+
+    The work asks ``requested`` whenever it could stop and be resumed. The second signal raises
+    KeyboardInterrupt at once. Outside of the main thread, where Python delivers no signals, nothing
+    changes.
+
+    Attributes:
+        signal_number: The first signal that came, or None.
+
+    Example:
+        >>> with StopRequest() as stop:
+        ...     os.kill(os.getpid(), signal.SIGTERM)
+        ...     stop.requested
+        True
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self.signal_number is not None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.signal_number = number
+
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+ASCII_BLOCKS = "_.-=+*#"
+
+
+def sparkline(values: Sequence[float], *, width: int = 24, levels: str = BLOCKS) -> str:
+    """Draw a curve in one line, from its lowest to its highest value.
+
+    Args:
+        values: The curve; more than ``width`` values are averaged in groups.
+        width: Characters of a long curve, at least 1.
+        levels: Characters from low to high.
+
+    Example:
+        >>> sparkline([0, 1, 2, 3, 4, 5, 6, 7])
+        '▁▂▃▄▅▆▇█'
+        >>> sparkline([0, 0, 4, 4, 8, 8], width=3, levels="abc")
+        'abc'
+    """
+    if len(values) > width:
+        edges = [i * len(values) // width for i in range(width + 1)]
+        values = [
+            sum(values[start:end]) / (end - start) for start, end in itertools.pairwise(edges)
+        ]
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    scale = (len(levels) - 1) / (high - low) if high > low else 0.0
+    return "".join(levels[round((value - low) * scale)] for value in values)
+
+
+class Progress:
+    """One line that says how far the work is, how fast it goes and when it will end.
+
+    In a terminal it is a bar that stays at the bottom; elsewhere a plain line is written now and
+    then. Everything goes to the standard error.
+
+    Args:
+        label: What is being done.
+        total: Units until the end.
+        unit: What is counted, in the plural.
+        done: Units that an earlier process has done.
+        interval: Least seconds between two plain lines.
+        console: Where to write; the standard error if None.
+    """
+
+    _WINDOW = 30.0  # seconds over which the rate is taken: several rollouts with their updates
+
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        unit: str,
+        *,
+        done: int = 0,
+        interval: float = 15.0,
+        console: Console | None = None,
+    ) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done, self.interval = done, interval
+        self.console = console or Console(stderr=True, highlight=False)
+        self._marks = deque([(time.monotonic(), done)])
+        self._next_paint = 0.0
+        self._bar: Bar | None = None
+        if self.console.is_terminal:
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[text]}"),
+                console=self.console,
+                auto_refresh=False,
+                expand=True,
+            )
+            self._task = self._bar.add_task(escape(label), total=total, completed=done, text="")
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    @property
+    def rate(self) -> float:
+        """Units a second, over the last half minute."""
+        (start, first), (end, last) = self._marks[0], self._marks[-1]
+        return (last - first) / (end - start) if end > start else 0.0
+
+    def update(self, done: int, note: str = "", curve: Sequence[float] = ()) -> None:
+        """Say that ``done`` units of the total are done.
+
+        Args:
+            done: Units done since the beginning, including those of earlier processes.
+            note: What else is worth a few words.
+            curve: Values drawn as a small curve behind the note.
+        """
+        now = time.monotonic()
+        self.done = done
+        if now < self._next_paint:
+            return
+        self._marks.append((now, done))
+        while now - self._marks[0][0] > self._WINDOW and len(self._marks) > 2:
+            self._marks.popleft()
+        text = self._text(note, curve)
+        if self._bar is not None:
+            self._next_paint = now + 0.25
+            self._bar.update(self._task, completed=done, text=escape(text), refresh=True)
+        else:
+            self._next_paint = now + self.interval
+            self.say(f"{self.label}  {text}")
+
+    def say(self, text: str) -> None:
+        """Write a line that stays."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def _text(self, note: str, curve: Sequence[float]) -> str:
+        parts = [f"{self.done:,}/{self.total:,} {self.unit}"]
+        if self.rate > 0:
+            left = max(self.total - self.done, 0) / self.rate
+            parts += [f"{self.rate:,.0f}/s", f"{_duration(left)} left"]
+        if note:
+            parts.append(note)
+        if curve:
+            is_utf = self.console.encoding.startswith("utf")
+            parts.append(sparkline(curve, levels=BLOCKS if is_utf else ASCII_BLOCKS))
+        return "  ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

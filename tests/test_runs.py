@@ -1,0 +1,327 @@
+"""Run folders that stay whole, clean stops, and the line of progress."""
+
+import errno
+import io
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from coordrl import runs
+from coordrl.runs import (
+    Progress,
+    RunError,
+    RunFolder,
+    StopRequest,
+    atomic_file,
+    open_run,
+    sparkline,
+)
+
+SETTINGS = 'kind = "test"\n\n[run]\nseed = 1\nsteps = 10\n'
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[RunFolder]:
+    with open_run(tmp_path / "run", SETTINGS) as opened:
+        yield opened
+
+
+def write_checkpoint(folder: RunFolder, step: int, text: str = "weights") -> None:
+    with folder.checkpoint(step) as path:
+        (path / "state").write_text(text)
+
+
+@pytest.fixture
+def little_room() -> Iterator[None]:
+    """Let no file grow beyond 1000 bytes, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_atomic_file_replaces_only_when_the_block_ends_well(tmp_path: Path) -> None:
+    path = tmp_path / "curve.csv"
+    path.write_text("old")
+
+    def fail_halfway() -> None:
+        with atomic_file(path) as file:
+            file.write(b"half a")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway()
+    assert path.read_text() == "old"
+
+    with atomic_file(path) as file:
+        file.write(b"new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.usefixtures("little_room")
+def test_atomic_file_keeps_the_old_one_when_the_disk_is_full(tmp_path: Path) -> None:
+    path = tmp_path / "curve.csv"
+    path.write_text("old")
+    with (
+        pytest.raises(RunError, match=r"cannot write .*curve.csv: File too large; nothing was"),
+        atomic_file(path) as file,
+    ):
+        file.write(b"x" * 2000)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_newest_checkpoint_is_found_and_old_ones_are_deleted(folder: RunFolder) -> None:
+    assert folder.newest_checkpoint() is None
+    for step in (5, 90, 100):
+        write_checkpoint(folder, step, text=f"weights {step}")
+
+    newest = folder.newest_checkpoint()
+
+    assert newest is not None
+    assert (newest.step, newest.skipped) == (100, ())
+    assert (newest.path / "state").read_text() == "weights 100"
+    names = sorted(path.name for path in (folder.path / "checkpoints").iterdir())
+    assert names == ["000000000090", "000000000100"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: os.truncate(path / "state", 3), r"state has 3 bytes of 7"),
+        (lambda path: (path / "state").write_text("weighty"), r"state has changed since"),
+        (lambda path: (path / "state").unlink(), r"state is missing"),
+        (lambda path: (path / "manifest.json").unlink(), r"manifest.json is missing"),
+        (lambda path: os.truncate(path / "manifest.json", 9), r"its manifest cannot be read"),
+        (lambda path: (path / "manifest.json").write_text("[]"), r"its manifest cannot be read"),
+    ],
+    ids=["truncated", "changed", "missing", "no manifest", "cut manifest", "other manifest"],
+)
+def test_a_damaged_checkpoint_is_passed_over(
+    folder: RunFolder, damage: object, message: str
+) -> None:
+    assert callable(damage)
+    write_checkpoint(folder, 1)
+    write_checkpoint(folder, 2)
+
+    damage(folder.path / "checkpoints" / "000000000002")
+    newest = folder.newest_checkpoint()
+    assert newest is not None
+    assert newest.step == 1
+    assert message in newest.skipped[0]
+
+    damage(folder.path / "checkpoints" / "000000000001")
+    with pytest.raises(RunError, match=rf"no whole checkpoint to go on from .*{message}"):
+        folder.newest_checkpoint()
+
+
+def test_a_checkpoint_that_was_being_written_does_not_count(folder: RunFolder) -> None:
+    write_checkpoint(folder, 1)
+
+    def abort_halfway() -> None:
+        with folder.checkpoint(2) as path:
+            (path / "state").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        abort_halfway()
+    newest = folder.newest_checkpoint()
+    assert newest is not None
+    assert newest.step == 1
+
+
+def test_a_full_disk_leaves_earlier_checkpoints_alone(folder: RunFolder, little_room: None) -> None:
+    write_checkpoint(folder, 1)
+    with pytest.raises(RunError, match=r"cannot write the checkpoint of step 2 .*File too large"):
+        write_checkpoint(folder, 2, text="x" * 2000)
+    names = [path.name for path in (folder.path / "checkpoints").iterdir()]
+    assert names == ["000000000001"]
+
+
+def test_a_failure_to_flush_counts_as_not_written(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_checkpoint(folder, 1)
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(RunError, match="No space left on device; earlier checkpoints are untouch"):
+        write_checkpoint(folder, 2)
+    newest = folder.newest_checkpoint()
+    assert newest is not None
+    assert newest.step == 1
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced(folder: RunFolder) -> None:
+    write_checkpoint(folder, 1, text="old")
+    write_checkpoint(folder, 1, text="new")
+    newest = folder.newest_checkpoint()
+    assert newest is not None
+    assert (newest.path / "state").read_text() == "new"
+
+
+def test_a_new_run_refuses_a_folder_with_a_run_or_anything_else(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run", SETTINGS):
+        pass
+    with (
+        pytest.raises(RunError, match=r"run already holds a run; add --resume or choose another"),
+        open_run(tmp_path / "run", SETTINGS),
+    ):
+        pass
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "to-mother.txt").write_text("Dear")
+    with (
+        pytest.raises(RunError, match="letters is not empty and holds no run"),
+        open_run(tmp_path / "letters", SETTINGS),
+    ):
+        pass
+    with (
+        pytest.raises(RunError, match=r"to-mother.txt is a file; choose another"),
+        open_run(tmp_path / "letters" / "to-mother.txt", SETTINGS),
+    ):
+        pass
+    assert (tmp_path / "letters" / "to-mother.txt").read_text() == "Dear"
+
+
+def test_a_resumed_run_needs_a_run_with_the_same_settings(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RunError, match="holds no run to resume; leave out --resume to start one"),
+        open_run(tmp_path / "run", SETTINGS, resume=True),
+    ):
+        pass
+    with open_run(tmp_path / "run", SETTINGS):
+        pass
+    other = SETTINGS.replace("seed = 1", "seed = 2")
+
+    with (
+        pytest.raises(RunError, match=r"other settings: run.seed is 1 there and 2 here; choose"),
+        open_run(tmp_path / "run", other, resume=True),
+    ):
+        pass
+    assert (tmp_path / "run" / "settings.toml").read_text() == SETTINGS
+
+    with open_run(tmp_path / "run", other, resume=True, may_differ={"run.seed"}):
+        assert (tmp_path / "run" / "settings.toml").read_text() == other
+
+
+def test_a_run_in_progress_keeps_other_processes_out_until_it_is_killed(tmp_path: Path) -> None:
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom coordrl.runs import open_run\n"
+        "with open_run(Path(sys.argv[1]), sys.argv[2]):\n    print('open', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "run"), SETTINGS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        with (
+            pytest.raises(RunError, match="run is in use by another process"),
+            open_run(tmp_path / "run", SETTINGS, resume=True),
+        ):
+            pass
+        process.kill()
+        process.wait()
+    with open_run(tmp_path / "run", SETTINGS, resume=True) as folder:
+        assert folder.newest_checkpoint() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_aborts(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        requested = [stop.requested]
+        signal.raise_signal(number)
+        requested.append(stop.requested)
+        assert requested == [False, True]
+        assert stop.signal_number == number
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+
+
+def test_a_stop_request_in_another_thread_leaves_signals_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def work() -> None:
+        with StopRequest() as stop:
+            seen.append((stop.requested, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before)]
+
+
+def test_sparkline_of_a_flat_an_empty_and_a_long_curve() -> None:
+    assert sparkline([3.0, 3.0]) == "▁▁"
+    assert sparkline([]) == ""
+    assert sparkline(range(1000), width=8) == "▁▂▃▄▅▆▇█"
+    assert sparkline([-21, 21], levels="ab") == "ab"
+
+
+def plain_console(encoding: str = "utf-8") -> tuple[Console, io.TextIOWrapper]:
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+    return Console(file=file, highlight=False, width=200), file
+
+
+def written(file: io.TextIOWrapper) -> list[str]:
+    raw = file.buffer
+    assert isinstance(raw, io.BytesIO)
+    return raw.getvalue().decode(file.encoding).splitlines()
+
+
+def test_plain_progress_tells_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    console, file = plain_console()
+    with Progress("Pong", 10_000, "steps", done=1000, interval=10, console=console) as progress:
+        now = 104.0
+        progress.update(3000, "return -20.0", [1, 2])
+        now = 105.0
+        progress.update(3500)  # too soon for another line
+        now = 124.0
+        progress.update(5000)
+        progress.say("saved [best]")
+
+    assert written(file) == [
+        "Pong  3,000/10,000 steps  500/s  14 s left  return -20.0  ▁█",
+        "Pong  5,000/10,000 steps  167/s  30 s left",
+        "saved [best]",
+    ]
+
+
+def test_progress_keeps_to_ascii_where_the_terminal_does() -> None:
+    console, file = plain_console("ascii")
+    with Progress("Pong", 10, "steps", console=console) as progress:
+        progress.update(5, curve=[1, 2])
+    assert written(file)[0].endswith("  _#")
+
+
+def test_progress_in_a_terminal_is_one_bar_with_its_text() -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=100)
+    with Progress("Pong [a2c]", 100, "steps", console=console) as progress:
+        progress.update(50, "return 3 [of 21]", [0, 1])
+    text = file.getvalue()
+    assert "Pong [a2c]" in text
+    assert "50/100 steps" in text
+    assert "return 3 [of 21]  ▁█" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (99, "99 s"), (600, "10 min"), (7500, "2 h 05 min")]
+)
+def test_durations_are_told_in_fitting_units(seconds: float, text: str) -> None:
+    assert runs._duration(seconds) == text
