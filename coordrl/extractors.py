@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
@@ -40,7 +40,7 @@ class CoordConvExtractor(BaseFeaturesExtractor):
         ValueError: If the space holds no such images, or they are too small for ``specs``.
 
     Example:
-        >>> space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+        >>> space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
         >>> extractor = CoordConvExtractor(space, coords="all")
         >>> extractor.features_dim, sum(p.numel() for p in extractor.parameters())
         (512, 1691424)
@@ -48,7 +48,7 @@ class CoordConvExtractor(BaseFeaturesExtractor):
 
     def __init__(
         self,
-        observation_space: gym.Space[Any],
+        observation_space: spaces.Space[Any],
         features_dim: int = 512,
         specs: Sequence[ConvSpec | Mapping[str, Any] | Sequence[Any]] = NATURE_DQN,
         coords: Coords = "all",
@@ -69,8 +69,8 @@ class CoordConvExtractor(BaseFeaturesExtractor):
         return features
 
 
-def _image_shape(space: gym.Space[Any]) -> tuple[int, int, int]:
-    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 3:
+def _image_shape(space: spaces.Space[Any]) -> tuple[int, int, int]:
+    if not isinstance(space, spaces.Box) or len(space.shape) != 3:
         raise ValueError(
             f"CoordConvExtractor needs a Box of images (C, H, W), got {space}; use CnnPolicy with"
             " image observations"
