@@ -1,0 +1,87 @@
+"""A policy that plays: the greedy or the drawn action of each observation of a batch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.dqn.policies import DQNPolicy
+
+from coordrl.agents.card import AgentCard, AgentError, Algorithm
+
+ALGORITHMS: Mapping[Algorithm, type[BaseAlgorithm]] = {"A2C": A2C, "PPO": PPO, "DQN": DQN}
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A policy of Stable-Baselines3 and what is needed to play with it.
+
+    Attributes:
+        policy: Its ``predict`` is Stable-Baselines3's.
+        algorithm: What trained it.
+        exploration: Probability of a random action when a DQN agent does not play
+            deterministically; the others draw from their policy.
+        card: Where it comes from; None for a model that isn't a saved agent's folder.
+    """
+
+    policy: BasePolicy
+    algorithm: Algorithm
+    exploration: float = 0.0
+    card: AgentCard | None = None
+
+    @classmethod
+    def of(cls, model: BaseAlgorithm) -> "Agent":
+        """Take the policy of a model of Stable-Baselines3 or of a subclass; it is not copied.
+
+        Raises:
+            AgentError: If the model is not one of A2C, PPO and DQN.
+        """
+        for algorithm, stock in ALGORITHMS.items():
+            if isinstance(model, stock):
+                policy = cast(BasePolicy, getattr(model.policy, "_orig_mod", model.policy))
+                final = float(getattr(model, "exploration_final_eps", 0.0))
+                return cls(policy, algorithm, final)
+        raise AgentError(
+            f"an agent is a model of {', '.join(ALGORITHMS)}, got {type(model).__name__}"
+        )
+
+    @torch.no_grad()
+    def act(self, obs: np.ndarray, *, deterministic: bool, random: torch.Generator) -> np.ndarray:
+        """Choose an action for each observation.
+
+        Unlike ``predict``, nothing is drawn from the global random stream, and a DQN agent decides
+        for each observation, not for the whole batch, whether to explore.
+
+        Args:
+            obs: Batch of observations, of shape ``(N, *observation_shape)`` and type uint8.
+            deterministic: Take the likeliest action (A2C, PPO) or the best one (DQN).
+            random: Generator on the policy's device that actions are drawn with.
+
+        Returns:
+            Actions, of shape ``(N,)`` and type int64.
+        """
+        observations = torch.as_tensor(obs, device=self.policy.device)
+        if isinstance(self.policy, ActorCriticPolicy):
+            distribution = self.policy.get_distribution(observations).distribution
+            scores = cast(torch.distributions.Categorical, distribution).logits
+        else:
+            scores = cast(DQNPolicy, self.policy).q_net(observations)
+        actions = scores.argmax(dim=1)
+        if not deterministic:
+            actions = self._draw(scores, actions, random)
+        chosen: np.ndarray = actions.cpu().numpy()
+        return chosen
+
+    def _draw(
+        self, scores: torch.Tensor, greedy: torch.Tensor, random: torch.Generator
+    ) -> torch.Tensor:
+        if self.algorithm != "DQN":
+            return torch.multinomial(scores.softmax(dim=1), 1, generator=random).squeeze(1)
+        device = scores.device
+        explores = torch.rand(len(scores), generator=random, device=device) < self.exploration
+        anything = torch.randint(scores.shape[1], greedy.shape, generator=random, device=device)
+        return torch.where(explores, anything, greedy)

@@ -1,0 +1,242 @@
+"""Evaluation: whole games under one protocol, counted without bias, on its own random streams."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from coordrl.agents.agent import Agent
+from coordrl.agents.card import AgentError
+from coordrl.agents.results import EvaluationResult
+from coordrl.config import AtariSettings, Protocol, settings_for
+from coordrl.envs import AtariVectorEnv, canonical_game, gymnasium_name
+
+
+class Episode(NamedTuple):
+    """One game from reset to its end."""
+
+    episode_return: float
+    agent_steps: int
+    truncated: bool
+
+
+def evaluate(
+    agent: Agent | BaseAlgorithm,
+    *,
+    game: str | None = None,
+    protocol: Protocol | None = None,
+    settings: AtariSettings | None = None,
+    episodes: int = 100,
+    deterministic: bool = False,
+    seed: int = 0,
+    num_envs: int = 8,
+    on_episode: Callable[[Episode], None] | None = None,
+) -> EvaluationResult:
+    """Play whole games and count the game's own points.
+
+    Every environment plays a number of episodes that is fixed beforehand. If instead the first
+    ``episodes`` to end were counted, there would be too many short ones, which are often bad ones.
+
+    The evaluation ends whatever the agent does, because an episode ends after
+    ``max_frames_per_episode`` frames at the latest. It draws from streams made of ``seed`` alone
+    and leaves the global ones untouched, so that a training run is the same with and without it;
+    the same arguments give the same result on the same device.
+
+    Args:
+        agent: Who plays: a loaded agent, or a model of Stable-Baselines3, also in training.
+        game: Name of the game; the one that the agent's card names if None.
+        protocol: Rules to play by; those of the agent's training if None, ``"classic"`` if the
+            agent has no card.
+        settings: How the game was seen in training; as the agent's card says if None. Without a
+            card, size and number of stacked gray frames follow from the observation space.
+        episodes: Games to play, at least 1.
+        deterministic: Take the likeliest action instead of one drawn from the policy. Published
+            Atari scores are of drawn actions, unless they say otherwise.
+        seed: Seed of the evaluation, at least 0.
+        num_envs: Games played at the same time, at least 1.
+        on_episode: Called after each episode that counts.
+
+    Raises:
+        AgentError: If there is no game, or it has other actions or observations than the agent.
+        ValueError: If a number is out of range.
+    """
+    if episodes < 1 or num_envs < 1 or seed < 0:
+        raise ValueError(
+            "evaluate needs episodes >= 1, num_envs >= 1, seed >= 0,"
+            f" got {episodes}, {num_envs}, {seed}"
+        )
+    agent = agent if isinstance(agent, Agent) else Agent.of(agent)
+    match = game_for(agent, game=game, protocol=protocol, settings=settings)
+    num_envs = min(num_envs, episodes)
+    with _AtPlay(agent, match, num_envs, deterministic=deterministic, seed=seed) as play:
+        played: list[Episode] = []
+        remaining = np.array([(episodes + i) // num_envs for i in range(num_envs)])
+        while remaining.any():
+            for i, episode in play.step():
+                if remaining[i]:
+                    remaining[i] -= 1
+                    played.append(episode)
+                    if on_episode is not None:
+                        on_episode(episode)
+    return EvaluationResult(
+        game=match.game,
+        protocol=match.protocol,
+        deterministic=deterministic,
+        seed=seed,
+        num_envs=num_envs,
+        settings=match.settings,
+        episode_returns=tuple(episode.episode_return for episode in played),
+        episode_lengths=tuple(episode.agent_steps for episode in played),
+        truncated=sum(episode.truncated for episode in played),
+    )
+
+
+def evaluation_settings(protocol: Protocol, trained: AtariSettings) -> AtariSettings:
+    """Return the rules of a protocol's evaluation for an agent that was trained in some way.
+
+    The protocol gives randomness, lives, limits and points; what the agent has learned to see
+    and to press stays as it was: observation, frame skip, actions, FIRE, mode and difficulty.
+
+    Example:
+        >>> trained = AtariSettings(stack_size=2, screen_size=(42, 42))
+        >>> settings = evaluation_settings("machado", trained)
+        >>> settings.stack_size, settings.repeat_action_probability, settings.full_action_space
+        (2, 0.25, False)
+    """
+    rules = settings_for(protocol, training=False)
+    return replace(
+        trained,
+        noop_max=rules.noop_max,
+        repeat_action_probability=rules.repeat_action_probability,
+        clip_reward=rules.clip_reward,
+        life_loss=rules.life_loss,
+        max_frames_per_episode=rules.max_frames_per_episode,
+    )
+
+
+@dataclass(frozen=True)
+class Match:
+    """A game and how an agent plays it.
+
+    Attributes:
+        game: Game as in ``ALE/<game>-v5``.
+        protocol: Rules of the evaluation.
+        settings: The rules, and what the agent sees.
+    """
+
+    game: str
+    protocol: Protocol
+    settings: AtariSettings
+
+
+def game_for(
+    agent: Agent,
+    *,
+    game: str | None = None,
+    protocol: Protocol | None = None,
+    settings: AtariSettings | None = None,
+) -> Match:
+    """Return what an agent plays, from the arguments of :func:`evaluate` and from its card.
+
+    Raises:
+        AgentError: If neither says which game, or the agent doesn't observe stacked gray frames.
+        ValueError: If there is no such game.
+    """
+    card = agent.card
+    if game is None and card is None:
+        raise AgentError("this agent has no card that names its game; name it: --env Pong")
+    name = gymnasium_name(canonical_game(game if game is not None else card.game))  # type: ignore[union-attr]
+    if protocol is None:
+        protocol = "classic" if card is None else card.protocol
+    if settings is None:
+        settings = _seen_by(agent) if card is None else card.env
+    return Match(name, protocol, evaluation_settings(protocol, settings))
+
+
+def _seen_by(agent: Agent) -> AtariSettings:
+    shape = agent.policy.observation_space.shape
+    if shape is None or len(shape) != 3:
+        raise AgentError(
+            "an agent without a card is evaluated on stacked gray frames (C, H, W),"
+            f" and this one observes {agent.policy.observation_space}"
+        )
+    stack_size, height, width = shape
+    return AtariSettings(
+        stack_size=stack_size,
+        screen_size=(height, width),
+        full_action_space=_num_actions(agent.policy.action_space) == _NUM_LEGAL_ACTIONS,
+    )
+
+
+_NUM_LEGAL_ACTIONS = 18
+
+
+def _num_actions(space: spaces.Space[Any]) -> int | None:
+    return int(space.n) if isinstance(space, spaces.Discrete) else None
+
+
+class _AtPlay:
+    """An agent in its environments, until the block is left."""
+
+    def __init__(
+        self, agent: Agent, match: Match, num_envs: int, *, deterministic: bool, seed: int
+    ) -> None:
+        self._agent = agent
+        self._deterministic = deterministic
+        self._was_training = agent.policy.training
+        self._envs = AtariVectorEnv(match.game, num_envs, match.settings)
+        try:
+            _require_fit(agent, self._envs)
+            env_stream, policy_stream = np.random.SeedSequence(seed).spawn(2)
+            env_seeds = env_stream.generate_state(num_envs)
+            policy_seed = int(policy_stream.generate_state(1)[0])
+            self._random = torch.Generator(agent.policy.device).manual_seed(policy_seed)
+            self._obs, _ = self._envs.reset(seed=env_seeds)
+        except BaseException:
+            self._envs.close()
+            raise
+
+    def __enter__(self) -> "_AtPlay":
+        self._agent.policy.set_training_mode(False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._agent.policy.set_training_mode(self._was_training)
+        self._envs.close()
+
+    def step(self) -> list[tuple[int, Episode]]:
+        """Play one action everywhere; return the games that ended, with their environments."""
+        actions = self._agent.act(self._obs, deterministic=self._deterministic, random=self._random)
+        self._obs, _, _, truncated, info = self._envs.step(actions)
+        if "game" not in info:
+            return []
+        games = info["game"]
+        return [
+            (
+                int(i),
+                Episode(
+                    float(games["episode_return"][i]),
+                    int(games["agent_steps"][i]),
+                    bool(truncated[i]),
+                ),
+            )
+            for i in np.flatnonzero(info["_game"])
+        ]
+
+
+def _require_fit(agent: Agent, envs: AtariVectorEnv) -> None:
+    seen, shown = agent.policy.observation_space.shape, envs.single_observation_space.shape
+    if seen != shown:
+        raise AgentError(
+            f"the agent observes {seen}, and {gymnasium_name(envs.game)} is shown as {shown}"
+        )
+    known, offered = _num_actions(agent.policy.action_space), _num_actions(envs.single_action_space)
+    if known != offered:
+        raise AgentError(
+            f"the agent has {known} actions, and {gymnasium_name(envs.game)} has {offered};"
+            " was it trained on another game?"
+        )

@@ -1,0 +1,187 @@
+"""What an evaluation found: the returns of its episodes and what follows from them."""
+
+import dataclasses
+import functools
+import importlib.resources
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from coordrl.config import AtariSettings, Protocol, parse_value
+from coordrl.envs import canonical_game
+
+_BOOTSTRAP_SAMPLES = 10_000
+
+
+class Interval(NamedTuple):
+    """Confidence interval, ends included."""
+
+    low: float
+    high: float
+
+
+class ReferenceScores(NamedTuple):
+    """Mean episode returns that a human-normalized score compares with."""
+
+    random: float
+    human: float
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Episode returns of one agent under one protocol.
+
+    Returns are sums of the game's own points, never clipped. The entries of ``episode_returns``
+    and ``episode_lengths`` belong together, in the order in which the episodes ended.
+
+    Example:
+        >>> result = EvaluationResult(
+        ...     game="Pong", protocol="classic", deterministic=False, seed=0, num_envs=2,
+        ...     settings=AtariSettings(), episode_returns=(20.0, 21.0, 18.0),
+        ...     episode_lengths=(1800, 1700, 1900), truncated=0)
+        >>> round(result.mean, 2), result.median, result.mean_frames
+        (19.67, 20.0, 7200.0)
+    """
+
+    game: str
+    """Game as in ``ALE/<game>-v5``."""
+    protocol: Protocol
+    """Rules that were played by."""
+    deterministic: bool
+    """Whether the likeliest action was taken instead of one drawn from the policy."""
+    seed: int
+    """Seed of the evaluation's random streams."""
+    num_envs: int
+    """Games that were played at the same time; part of what fixes the random streams."""
+    settings: AtariSettings
+    """How the game was played and seen."""
+    episode_returns: tuple[float, ...]
+    """Sum of the game's points in each episode."""
+    episode_lengths: tuple[int, ...]
+    """Agent steps of each episode."""
+    truncated: int
+    """Episodes that ended because they reached ``settings.max_frames_per_episode``."""
+
+    def __post_init__(self) -> None:
+        if not self.episode_returns or len(self.episode_returns) != len(self.episode_lengths):
+            raise ValueError(
+                "an evaluation has one length for each return and at least one of both, got"
+                f" {len(self.episode_returns)} returns and {len(self.episode_lengths)} lengths"
+            )
+
+    @property
+    def episodes(self) -> int:
+        """Number of episodes."""
+        return len(self.episode_returns)
+
+    @property
+    def mean(self) -> float:
+        """Mean episode return."""
+        return statistics.fmean(self.episode_returns)
+
+    @property
+    def median(self) -> float:
+        """Median episode return."""
+        return statistics.median(self.episode_returns)
+
+    @property
+    def mean_frames(self) -> float:
+        """Mean length of an episode in frames of the emulator, 60 of which are a second."""
+        return statistics.fmean(self.episode_lengths) * self.settings.frame_skip
+
+    @functools.cached_property
+    def interval(self) -> Interval:
+        """95 % bootstrap interval of the mean; see :func:`bootstrap_interval`."""
+        return bootstrap_interval(self.episode_returns, seed=self.seed)
+
+    @property
+    def human_normalized(self) -> float | None:
+        """Human-normalized mean; see :func:`human_normalized_score`."""
+        return human_normalized_score(self.game, self.mean)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON types: what was measured, and the statistics made from it."""
+        measured = dataclasses.asdict(self)
+        return {
+            **{key: value for key, value in measured.items() if not key.startswith("episode_")},
+            "episodes": self.episodes,
+            "mean": self.mean,
+            "interval_95": list(self.interval),
+            "median": self.median,
+            "min": min(self.episode_returns),
+            "max": max(self.episode_returns),
+            "human_normalized": self.human_normalized,
+            "mean_frames": self.mean_frames,
+            "episode_returns": list(self.episode_returns),
+            "episode_lengths": list(self.episode_lengths),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "EvaluationResult":
+        """Rebuild a result from :meth:`to_json`; the statistics are computed anew.
+
+        Raises:
+            ValueError: If a field is missing or of the wrong type.
+        """
+        fields = [field.name for field in dataclasses.fields(cls)]
+        result: EvaluationResult = parse_value({k: data[k] for k in fields if k in data}, cls)
+        return result
+
+
+def bootstrap_interval(
+    values: tuple[float, ...], *, seed: int, confidence: float = 0.95
+) -> Interval:
+    """Return the percentile-bootstrap interval of the mean (Efron, 1979).
+
+    The values are drawn anew, with replacement, 10,000 times; the interval holds the middle
+    ``confidence`` of the means. It speaks of the episodes of one agent. How much another training
+    run would differ is a question for several seeds.
+
+    Args:
+        values: Numbers drawn independently, at least one.
+        seed: Seed of the drawing.
+        confidence: Share of the means inside, in (0, 1).
+
+    Example:
+        >>> bootstrap_interval((1.0, 1.0, 1.0), seed=0)
+        Interval(low=1.0, high=1.0)
+    """
+    rng = np.random.default_rng(np.random.SeedSequence([seed, len(values)]))
+    drawn = rng.integers(len(values), size=(_BOOTSTRAP_SAMPLES, len(values)))
+    means = np.asarray(values)[drawn].mean(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high))
+
+
+def human_normalized_score(game: str, episode_return: float) -> float | None:
+    """Return ``(return - random) / (human - random)``, or None outside of the 57 games.
+
+    0 is a random player, 1 a professional tester. The two references are those of the no-op
+    start protocol with a limit of 30 minutes, published with DQN Zoo (``atari_data.py``); a
+    score under other rules is only roughly comparable.
+
+    Args:
+        game: Name of the game, in any spelling.
+        episode_return: Unclipped return, usually a mean.
+
+    Example:
+        >>> human_normalized_score("Pong", 14.6), human_normalized_score("Pong", -20.7)
+        (1.0, 0.0)
+        >>> human_normalized_score("Adventure", 1.0) is None
+        True
+    """
+    scores = _reference_scores().get(canonical_game(game))
+    if scores is None:
+        return None
+    return (episode_return - scores.random) / (scores.human - scores.random)
+
+
+@functools.cache
+def _reference_scores() -> dict[str, ReferenceScores]:
+    table = importlib.resources.files("coordrl").joinpath("human_normalized.json")
+    games = json.loads(table.read_text(encoding="utf-8"))["games"]
+    return {game["game"]: ReferenceScores(game["random"], game["human"]) for game in games}

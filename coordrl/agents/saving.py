@@ -1,0 +1,421 @@
+"""The folder of a saved agent, written so that plain Stable-Baselines3 opens it and read safely.
+
+    <game>-<algo>-<coords>-s<seed>/
+        agent.zip            stable_baselines3.PPO.load("agent.zip") and so on, on any device
+        weights.safetensors  every tensor once
+        card.json            the rest: network, settings, versions, evaluations
+        learning_curve.csv   if the training recorded one
+        learning_curve.png
+
+The zip holds what a fresh model of Stable-Baselines3 holds, with the trained weights: no
+observations, no buffers, no state of the optimizer, no class but those of Stable-Baselines3 and the
+features extractor. :func:`load_agent` does not need it, and reads the folder without unpickling.
+"""
+
+import contextlib
+import csv
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import shutil
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import stable_baselines3
+import torch
+from gymnasium import spaces
+from matplotlib.figure import Figure
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import data_to_json
+from stable_baselines3.common.utils import get_device, get_system_info
+from torch import Tensor
+
+from coordrl.agents.agent import ALGORITHMS, Agent
+from coordrl.agents.card import AgentCard, AgentError, Algorithm
+from coordrl.agents.network import NetworkSpec, state_names, stored_state
+from coordrl.agents.results import EvaluationResult
+from coordrl.config import TrainingSettings
+from coordrl.envs import canonical_game, gymnasium_name
+
+ZIP_FILE = "agent.zip"
+WEIGHTS_FILE = "weights.safetensors"
+CARD_FILE = "card.json"
+CURVE_FILE = "learning_curve.csv"
+PLOT_FILE = "learning_curve.png"
+
+_MAX_CARD_BYTES = 1 << 20
+_MAX_WEIGHTS_BYTES = 1 << 30
+# Stable-Baselines3 keeps the last observations of all environments in the zip: 40 MB with 1,024.
+_MAX_DATA_BYTES = 1 << 28
+_MAX_ZIP_BYTES = 1 << 31
+
+
+def save_agent(
+    model: BaseAlgorithm,
+    folder: Path | str,
+    settings: TrainingSettings,
+    *,
+    evaluations: Sequence[EvaluationResult] = (),
+    curve: Sequence[tuple[int, float]] = (),
+) -> AgentCard:
+    """Write a model of Stable-Baselines3, or of a subclass, as a saved agent.
+
+    The folder is written under another name and renamed. An agent that is there already is
+    replaced; a folder that holds anything else is left alone.
+
+    What is saved plays the same, and can be trained further, but starts with a fresh optimizer;
+    a DQN agent with an empty replay buffer and with the online network as its target. To go on
+    with a training run as if nothing had happened, use its checkpoints.
+
+    Args:
+        model: A model of A2C, PPO or DQN for one Atari game.
+        folder: Where to write; the project names its folders by :attr:`AgentCard.name`.
+        settings: How it was trained.
+        evaluations: How it plays.
+        curve: Learning curve, as pairs of agent steps and mean episode return.
+
+    Returns:
+        The card that was written.
+
+    Raises:
+        AgentError: If the model is no such model, the folder holds something else, or a file
+            cannot be written.
+    """
+    folder = Path(folder)
+    agent = Agent.of(model)
+    state = stored_state(agent.policy)
+    weights = safetensors.torch.save(state)
+    try:
+        network = NetworkSpec.of(agent.policy)
+        card = AgentCard(
+            game=gymnasium_name(canonical_game(settings.run.game)),
+            algorithm=agent.algorithm,
+            coords=network.coords,
+            seed=settings.run.seed,
+            protocol=settings.run.protocol,
+            agent_steps=model.num_timesteps,
+            frames=model.num_timesteps * settings.env.frame_skip,
+            exploration=agent.exploration,
+            env=settings.env,
+            network=network,
+            parameters=sum(tensor.numel() for tensor in state.values()),
+            weights_sha256=hashlib.sha256(weights).hexdigest(),
+            settings=asdict(settings),
+            versions=_versions(),
+            evaluations=tuple(evaluations),
+        )
+    except ValueError as error:
+        raise AgentError(f"cannot save this model as an agent: {error}") from error
+    with _replacing(folder) as partial:
+        (partial / WEIGHTS_FILE).write_bytes(weights)
+        _write_zip(model, agent, state, partial / ZIP_FILE)
+        if curve:
+            _write_curve(curve, partial, title=card.name)
+        (partial / CARD_FILE).write_text(card.to_json(), encoding="utf-8")
+    return card
+
+
+def load_agent(
+    path: Path | str, *, device: torch.device | str = "cpu", trust_pickle: bool = False
+) -> Agent:
+    """Open a saved agent's folder, or a zip of Stable-Baselines3.
+
+    A folder is read without unpickling anything: the card names the network by a closed list of
+    classes, names, shapes and types of the weights are compared before memory is given to them,
+    and nothing in the folder is run. A zip is different: its settings are a pickle, so opening it
+    runs whatever its author put there.
+
+    Args:
+        path: Folder written by :func:`save_agent`, or a zip of A2C, PPO or DQN.
+        device: Where the policy goes; ``"auto"`` takes the GPU if there is one.
+        trust_pickle: Open a zip, and run what is in it.
+
+    Raises:
+        AgentError: If there is no agent, it is damaged or not to be trusted, with one sentence
+            that says what to do.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _load_folder(path, get_device(device))
+    if not path.is_file():
+        raise AgentError(f"there is no agent at {path}; give a saved agent's folder or a zip")
+    algorithm = zip_algorithm(path)
+    if not trust_pickle:
+        raise AgentError(
+            f"opening {path} would run the Python code that is pickled in it: give the folder of a"
+            " saved agent instead, or, if you trust where the zip comes from, --trust-pickle"
+            " (trust_pickle=True)"
+        )
+    # The replay buffer of a DQN model would take gigabytes, to stay empty.
+    unused_buffer: dict[str, Any] = {"buffer_size": 1} if algorithm == "DQN" else {}
+    try:
+        model = ALGORITHMS[algorithm].load(path, device=device, **unused_buffer)
+    except Exception as error:  # whatever the pickle raises
+        raise AgentError(f"{algorithm}.load cannot open {path}: {_first_line(error)}") from error
+    return Agent.of(model)
+
+
+def zip_algorithm(path: Path) -> Algorithm:
+    """Tell which algorithm a zip of Stable-Baselines3 belongs to, without unpickling anything.
+
+    The zip's settings are JSON in which only single values are pickled; their names tell the
+    algorithms apart.
+
+    Raises:
+        AgentError: If the file is no such zip, or one of another algorithm.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+            _check_entries(sizes)
+            data = json.loads(archive.read("data"))
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise AgentError(
+            f"{path} is not a whole zip file: {_first_line(error)}; copy or download it again"
+        ) from error
+    except (KeyError, ValueError, RecursionError) as error:
+        raise AgentError(
+            f"{path} is not a zip of Stable-Baselines3: {_first_line(error)}"
+        ) from error
+    keys = data.keys() if isinstance(data, dict) else set()
+    policy_class = data["policy_class"] if "policy_class" in keys else {}
+    module = str(policy_class.get("__module__", "")) if isinstance(policy_class, dict) else ""
+    if not module.startswith("sb3_contrib"):
+        if "exploration_fraction" in keys:
+            return "DQN"
+        if {"n_epochs", "clip_range"} <= keys:
+            return "PPO"
+        if {"gae_lambda", "normalize_advantage"} <= keys:
+            return "A2C"
+    raise AgentError(
+        f"{path} is not a model of {', '.join(ALGORITHMS)} of Stable-Baselines3"
+        + (f" (its policy comes from {module[:80]})" if module else "")
+    )
+
+
+def _check_entries(sizes: dict[str, int]) -> None:
+    for name in sizes:
+        if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+            raise ValueError(f"an entry is named {name!r}, outside of the archive")
+    if "data" not in sizes or "policy.pth" not in sizes:
+        raise ValueError("it lacks 'data' or 'policy.pth'")
+    if sizes["data"] > _MAX_DATA_BYTES or sum(sizes.values()) > _MAX_ZIP_BYTES:
+        raise ValueError(f"it would unpack to {sum(sizes.values()):,} bytes")
+
+
+def _load_folder(folder: Path, device: torch.device) -> Agent:
+    try:
+        card = AgentCard.from_json(_read(folder / CARD_FILE, _MAX_CARD_BYTES).decode())
+    except ValueError as error:
+        raise AgentError(f"{folder / CARD_FILE}: {_first_line(error)}") from error
+    path = folder / WEIGHTS_FILE
+    weights = _read(path, _MAX_WEIGHTS_BYTES)
+    if hashlib.sha256(weights).hexdigest() != card.weights_sha256:
+        raise AgentError(f"{path} is damaged or not the agent's: its SHA-256 is not the card's")
+    try:
+        state = safetensors.torch.load(weights)
+    except (safetensors.SafetensorError, ValueError, KeyError, MemoryError) as error:
+        raise AgentError(f"{path} is no safetensors file: {_first_line(error)}") from error
+    policy = _build(card, state, folder)
+    return Agent(policy.to(device), card.algorithm, card.exploration, card)
+
+
+def _build(card: AgentCard, state: dict[str, Tensor], folder: Path) -> BasePolicy:
+    try:
+        # Without memory at first: a card may ask for a network of any size.
+        with torch.device("meta"):
+            expected = _stored_shapes(card.network.build())
+        found = {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise ValueError(
+                    f"the network that the card describes has {name} {_shape(expected, name)},"
+                    f" {WEIGHTS_FILE} has {_shape(found, name)}"
+                )
+        if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+            raise ValueError("the weights hold values that are not finite")
+        policy = card.network.build()
+        policy.load_state_dict({key: state[name] for key, name in state_names(policy).items()})
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+        AssertionError,
+        ArithmeticError,
+    ) as error:
+        raise AgentError(f"cannot build the agent in {folder}: {_first_line(error)}") from error
+    policy.set_training_mode(False)
+    return policy
+
+
+def _stored_shapes(policy: BasePolicy) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    state = policy.state_dict()
+    return {name: (state[key].shape, state[key].dtype) for key, name in state_names(policy).items()}
+
+
+def _shape(tensors: dict[str, tuple[torch.Size, torch.dtype]], name: str) -> str:
+    if name not in tensors:
+        return "nowhere"
+    shape, dtype = tensors[name]
+    return f"of shape {tuple(shape)} and type {str(dtype).removeprefix('torch.')}"
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except FileNotFoundError:
+        raise AgentError(
+            f"{path.parent} is not the folder of a saved agent: it has no {path.name}"
+        ) from None
+    except OSError as error:
+        raise AgentError(f"cannot read {path}: {error.strerror}") from error
+    if len(content) > limit:
+        raise AgentError(f"{path} has more than {limit:,} bytes, too many for a saved agent")
+    return content
+
+
+def _first_line(error: BaseException) -> str:
+    """Return an error's text as part of a sentence."""
+    text = str(error).strip().split("\n")[0] or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]} ..."
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """Yield a folder to fill that takes the place of ``folder`` when the block ends well."""
+    if folder.exists() and not (folder / CARD_FILE).is_file() and any(folder.iterdir()):
+        raise AgentError(f"{folder} exists and is no saved agent; choose another folder")
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if folder.exists():
+            folder.rename(replaced)
+        partial.rename(folder)
+    except OSError as error:
+        raise AgentError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _versions() -> dict[str, str]:
+    libraries = ("coordrl", "torch", "stable-baselines3", "gymnasium", "ale-py", "numpy")
+    versions = {"python": platform.python_version()}
+    for library in libraries:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[library] = importlib.metadata.version(library)
+    return versions
+
+
+def _write_zip(model: BaseAlgorithm, agent: Agent, state: dict[str, Tensor], path: Path) -> None:
+    """Write what ``save`` of the stock class writes, made of values that open anywhere."""
+    names = state_names(agent.policy)
+    policy_state = {key.replace("_orig_mod.", ""): state[name] for key, name in names.items()}
+    optimizer_state = agent.policy.optimizer.state_dict()
+    groups = [_portable_group(group) for group in optimizer_state["param_groups"]]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data", data_to_json(_portable_attributes(model, agent)))
+        # Aliases of one tensor share its memory here, so torch.save writes it once.
+        archive.writestr("policy.pth", _torch_bytes(policy_state))
+        archive.writestr(
+            "policy.optimizer.pth", _torch_bytes({"state": {}, "param_groups": groups})
+        )
+        archive.writestr("_stable_baselines3_version", stable_baselines3.__version__)
+        archive.writestr("system_info.txt", get_system_info(print_info=False)[1])
+
+
+def _torch_bytes(content: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def _portable_group(group: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's group that the CPU can go on with: captured graphs are for GPUs."""
+    changes: dict[str, Any] = {"capturable": False} if "capturable" in group else {}
+    return {**group, **changes, "lr": float(group["lr"])}
+
+
+# What a model picks up while it runs, and what belongs to the machine that it ran on.
+_RUN_STATE = frozenset(
+    {
+        *("_last_obs", "_last_original_obs", "_last_episode_starts"),
+        *("ep_info_buffer", "ep_success_buffer", "start_time", "tensorboard_log", "verbose"),
+        *("rollout_buffer_class", "rollout_buffer_kwargs"),
+        *("replay_buffer_class", "replay_buffer_kwargs"),
+    }
+)
+
+
+def _portable_attributes(model: BaseAlgorithm, agent: Agent) -> dict[str, Any]:
+    """Return the attributes of a fresh model of the stock class, with the values of this one."""
+    fresh = vars(ALGORITHMS[agent.algorithm]("CnnPolicy", env=None, _init_setup_model=False))  # type: ignore[call-arg]
+    attributes = {
+        name: fresh[name] if name in _RUN_STATE else getattr(model, name)
+        for name in fresh.keys() - set(model._excluded_save_params())
+    }
+    policy_kwargs = dict(model.policy_kwargs)
+    if "optimizer_kwargs" in policy_kwargs:
+        kwargs = {**policy_kwargs["optimizer_kwargs"]}
+        kwargs.pop("capturable", None)
+        policy_kwargs["optimizer_kwargs"] = kwargs
+    for name in ("learning_rate", "clip_range", "clip_range_vf"):
+        if name in attributes:
+            attributes[name] = _portable_schedule(
+                attributes[name], model._current_progress_remaining
+            )
+    network = NetworkSpec.of(agent.policy)
+    return {
+        **attributes,
+        "policy_class": _stock_class(type(agent.policy)),
+        "policy_kwargs": policy_kwargs,
+        # Made anew: a space that has been used carries a random generator of this NumPy.
+        "observation_space": spaces.Box(0, 255, network.observation_shape, np.uint8),
+        "action_space": spaces.Discrete(network.num_actions),
+        "n_envs": model.n_envs,
+    }
+
+
+def _portable_schedule(value: Any, progress_remaining: float) -> Any:
+    """Return Stable-Baselines3's own schedules, and the present value of any other function.
+
+    A pickled function opens in one version of Python only.
+    """
+    innermost = value
+    while hasattr(innermost, "value_schedule"):
+        innermost = innermost.value_schedule
+    if not callable(value) or type(innermost).__module__.startswith("stable_baselines3."):
+        return value
+    return float(value(progress_remaining))
+
+
+def _stock_class(cls: type[BasePolicy]) -> type[BasePolicy]:
+    return next(base for base in cls.__mro__ if base.__module__.startswith("stable_baselines3."))
+
+
+def _write_curve(curve: Sequence[tuple[int, float]], folder: Path, title: str) -> None:
+    with (folder / CURVE_FILE).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["agent_steps", "episode_return"])
+        writer.writerows(curve)
+    steps, returns = zip(*curve, strict=True)
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(steps, returns, linewidth=1.5)
+    axes.set(title=title, xlabel="agent steps", ylabel="mean episode return")
+    axes.grid(alpha=0.3)
+    figure.savefig(folder / PLOT_FILE, dpi=120, metadata={"Software": None})
