@@ -58,7 +58,7 @@ class AtariSettings:
     fire_reset: bool = True
     """Press FIRE for one frame at a reset, in games that have the action."""
     fire_after_life_loss: bool = True
-    """Press FIRE after a lost life as well, in games that wait for it, so that play goes on."""
+    """Press FIRE for the step after a lost life as well, since some games wait for it."""
     repeat_action_probability: float = 0.0
     """Probability that a frame repeats the action of the frame before (sticky actions)."""
     full_action_space: bool = False

@@ -24,7 +24,6 @@ Actions = NDArray[np.integer[Any]]
 Flags = NDArray[np.bool_]
 Counts = NDArray[np.int32]
 
-_NOOP = 0
 _NUM_SEEDS = 2**31  # ale-py's seeds are 32-bit and signed; a negative one means "no seed"
 # ale-py ships them, but their cartridges have no game for one player.
 _MULTIPLAYER_ONLY = frozenset({"combat", "joust", "maze_craze", "warlords"})
@@ -164,24 +163,13 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
-        self._same_step = autoreset_mode is AutoresetMode.SAME_STEP
-        self._fire = (
-            self.action_meanings.index("FIRE")
-            if self.settings.fire_after_life_loss and "FIRE" in self.action_meanings
-            else None
-        )
+        self._episodes = _Episodes(num_envs, self.settings, self.action_meanings, autoreset_mode)
         self._was_reset = False
-        self._lives = np.zeros(num_envs, np.int32)
-        self._first_frame = np.zeros(num_envs, np.int32)  # episode_frame_number after the reset
-        self._episode_return = np.zeros(num_envs, np.int64)
-        self._agent_steps = np.zeros(num_envs, np.int64)
-        self._game_ended = np.zeros(num_envs, np.bool_)  # with NEXT_STEP: resets at this step
-        self._life_lost = np.zeros(num_envs, np.bool_)  # at the last step
 
     @property
     def lives(self) -> Counts:
         """Lives left in every game; 0 in games without lives."""
-        return self._lives.copy()
+        return self._episodes.lives.copy()
 
     def get_action_meanings(self) -> list[str]:
         """Return the name of each action, as ale-py's single environment does."""
@@ -204,26 +192,54 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
 
         Returns:
             Observations and info of all environments, also of those that were not reset.
+
+        Raises:
+            ValueError: If a seed is negative, or their number is not that of the environments.
         """
+        self._require_open()
         mask = self._reset_mask(options)
         indices = np.flatnonzero(mask)
-        if seed is None and not self._was_reset:
-            seeds: NDArray[np.int32] | None = self.np_random.integers(
-                _NUM_SEEDS, size=len(indices), dtype=np.int32
-            )
-        else:
+        if seed is not None:
             seeds = _fold_seeds(seed, len(indices))
+        elif not self._was_reset:
+            seeds = self.np_random.integers(_NUM_SEEDS, size=len(indices), dtype=np.int32)
+        else:
+            seeds = None
         if isinstance(seed, int):
             super().reset(seed=seed)
         obs, info = self._backend.reset(indices, seeds)
         self._was_reset = True
-        self._lives = info["lives"]
-        self._first_frame[mask] = info["episode_frame_number"][mask]
-        for statistic in (self._episode_return, self._agent_steps):
-            statistic[mask] = 0
-        self._game_ended[mask] = False
-        self._life_lost = self._life_lost & ~mask
+        self._episodes.begin(mask, info)
         return obs, dict(info)
+
+    def step(
+        self, actions: ArrayLike
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32], Flags, Flags, dict[str, Any]]:
+        """Play one action in every game.
+
+        Args:
+            actions: Whole numbers of shape ``(num_envs,)`` in ``[0, single_action_space.n)``.
+
+        Returns:
+            Observations, rewards, ``terminated``, ``truncated`` and info, as the class says.
+
+        Raises:
+            ValueError: If there are not ``num_envs`` actions, or one is out of range.
+            gymnasium.error.ResetNeeded: Before the first reset.
+        """
+        self._require_open()
+        actions = self._episodes.act(self._checked(actions))
+        step = self._backend.step(actions)
+        rewards, terminated, info = self._episodes.observe(step)
+        return step.obs, rewards, terminated, step.truncated, info
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Let go of the games."""
+        del self._backend
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise gymnasium.error.ClosedEnvironmentError("the games are closed; make new ones")
 
     def _reset_mask(self, options: dict[str, Any] | None) -> Flags:
         unknown = set(options or {}) - {"reset_mask"}
@@ -239,67 +255,10 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
         if not mask.any():
             raise ValueError("reset_mask must be true for at least one environment")
         if not self._was_reset:
-            raise ValueError("the first reset must be of all environments, got a reset_mask")
+            raise gymnasium.error.ResetNeeded("the first reset must be one of all environments")
         return mask
 
-    def step(
-        self, actions: ArrayLike
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32], Flags, Flags, dict[str, Any]]:
-        """Play one action in every game.
-
-        Args:
-            actions: Whole numbers of shape ``(num_envs,)`` in ``[0, single_action_space.n)``.
-
-        Returns:
-            Observations, rewards, ``terminated``, ``truncated`` and info, as the class says.
-
-        Raises:
-            ValueError: If an action is out of range.
-        """
-        actions = self._checked(actions)
-        resetting = self._game_ended  # all false with SAME_STEP
-        life_reset = self._life_lost & (not self._same_step)
-        if self._life_lost.any():
-            if not self._same_step and self.settings.life_loss == "terminate":
-                actions = np.where(self._life_lost, _NOOP, actions)
-            if self._fire is not None:
-                actions = np.where(self._life_lost, self._fire, actions)
-
-        step = self._backend.step(actions)
-
-        played = ~resetting
-        ended = step.terminated | step.truncated
-        lives = step.info["lives"]
-        life_lost = (lives < self._lives) & (lives > 0) & played & ~ended
-        self._lives = lives
-        self._life_lost = life_lost
-        self._episode_return += step.rewards
-        self._agent_steps += played
-        clipped = np.sign(step.rewards) if self.settings.clip_reward else step.rewards
-        rewards = clipped.astype(np.float32)
-        terminated = step.terminated
-        if self.settings.life_loss == "terminate":
-            terminated = terminated | life_lost
-            rewards[life_reset] = 0
-        info: dict[str, Any] = dict(step.info)
-        if ended.any():
-            self._add_game(info, ended, step)
-        if self._same_step:
-            over = ended | life_lost if self.settings.life_loss == "terminate" else ended
-            if over.any():
-                self._add_final(info, over, ended, step)
-            resetting = ended
-        else:
-            self._game_ended = ended
-        if resetting.any():
-            self._first_frame[resetting] = step.info["episode_frame_number"][resetting]
-            self._episode_return[resetting] = 0
-            self._agent_steps[resetting] = 0
-        return step.obs, rewards, terminated, step.truncated, info
-
     def _checked(self, actions: ArrayLike) -> Actions:
-        if self.closed:
-            raise ValueError("the environment is closed; make a new one")
         if not self._was_reset:
             raise gymnasium.error.ResetNeeded("call reset before the first step")
         actions = np.asarray(actions)
@@ -312,30 +271,6 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
             wrong = actions[(actions < 0) | (actions >= num_actions)][0]
             raise ValueError(f"actions of {self.game} are 0 to {num_actions - 1}, got {wrong}")
         return actions
-
-    def _add_game(self, info: dict[str, Any], ended: Flags, step: "_Step") -> None:
-        last = step.info if step.final_info is None else step.final_info
-        frames = last["episode_frame_number"] - self._first_frame
-        info["game"] = {
-            "episode_return": np.where(ended, self._episode_return, 0),
-            "agent_steps": np.where(ended, self._agent_steps, 0),
-            "frames": np.where(ended, frames, 0),
-        }
-        info["_game"] = ended
-
-    def _add_final(self, info: dict[str, Any], over: Flags, ended: Flags, step: "_Step") -> None:
-        final_obs = np.full(self.num_envs, None, object)
-        for i in np.flatnonzero(over):
-            final_obs[i] = (
-                step.final_obs[i] if step.final_obs is not None and ended[i] else step.obs[i]
-            )
-        final_info = dict(step.info) if step.final_info is None else step.final_info
-        info["final_obs"], info["_final_obs"] = final_obs, over
-        info["final_info"], info["_final_info"] = final_info, over
-
-    def close_extras(self, **kwargs: Any) -> None:
-        """Let go of the games."""
-        del self._backend
 
 
 class _Step(NamedTuple):
@@ -361,6 +296,111 @@ class _Backend(Protocol):
     ) -> tuple[NDArray[np.uint8], dict[str, Counts]]: ...
 
     def step(self, actions: Actions) -> _Step: ...
+
+
+class _Episodes:
+    """The rules of an episode: statistics, clipping, and what follows from a lost life."""
+
+    def __init__(
+        self,
+        num_envs: int,
+        settings: AtariSettings,
+        action_meanings: Sequence[str],
+        autoreset_mode: AutoresetMode,
+    ) -> None:
+        self._clip_reward = settings.clip_reward
+        self._terminate = settings.life_loss == "terminate"
+        self._same_step = autoreset_mode is AutoresetMode.SAME_STEP
+        # What is played in the step after a lost life; None leaves the action to the agent.
+        self._after_life_loss: int | None = None
+        if settings.fire_after_life_loss and "FIRE" in action_meanings:
+            self._after_life_loss = action_meanings.index("FIRE")
+        elif self._terminate and not self._same_step:
+            self._after_life_loss = (
+                action_meanings.index("NOOP") if "NOOP" in action_meanings else 0
+            )
+        self.lives = np.zeros(num_envs, np.int32)
+        self._life_lost = np.zeros(num_envs, np.bool_)  # in the last step
+        self._resetting = np.zeros(num_envs, np.bool_)  # in the next step, with NEXT_STEP
+        self._first_frame = np.zeros(num_envs, np.int32)  # of the game, after its reset
+        self._episode_return = np.zeros(num_envs, np.int64)
+        self._agent_steps = np.zeros(num_envs, np.int64)
+
+    def begin(self, mask: Flags, info: dict[str, Counts]) -> None:
+        """Take note of games that were reset from outside."""
+        self.lives = info["lives"].copy()
+        self._life_lost &= ~mask
+        self._resetting &= ~mask
+        self._begin(mask, info)
+
+    def act(self, actions: Actions) -> Actions:
+        """Return the actions that are played if the agents choose ``actions``."""
+        if self._after_life_loss is None or not self._life_lost.any():
+            return actions
+        return np.where(self._life_lost, self._after_life_loss, actions)
+
+    def observe(self, step: _Step) -> tuple[NDArray[np.float32], Flags, dict[str, Any]]:
+        """Return rewards, ``terminated`` and info of a step."""
+        life_was_lost, was_reset = self._life_lost, self._resetting
+        game_ended = step.terminated | step.truncated
+        lives = step.info["lives"]
+        self._life_lost = (lives < self.lives) & (lives > 0) & ~(game_ended | was_reset)
+        self.lives = lives.copy()
+        self._episode_return += step.rewards
+        self._agent_steps += ~was_reset
+
+        rewards = step.rewards.astype(np.float32)
+        if self._clip_reward:
+            np.sign(rewards, out=rewards)
+        terminated = step.terminated
+        if self._terminate:
+            terminated = terminated | self._life_lost
+            if not self._same_step:  # the step between two lives is the reset of an episode
+                rewards[life_was_lost] = 0
+
+        info: dict[str, Any] = dict(step.info)
+        if game_ended.any():
+            self._report_games(info, game_ended, step)
+        if self._same_step:
+            episode_ended = terminated | step.truncated
+            if episode_ended.any():
+                _report_last_step(info, episode_ended, game_ended, step)
+            was_reset = game_ended
+        else:
+            self._resetting = game_ended
+        if was_reset.any():
+            self._begin(was_reset, step.info)
+        return rewards, terminated, info
+
+    def _begin(self, mask: Flags, info: dict[str, Counts]) -> None:
+        self._first_frame[mask] = info["episode_frame_number"][mask]
+        self._episode_return[mask] = 0
+        self._agent_steps[mask] = 0
+
+    def _report_games(self, info: dict[str, Any], ended: Flags, step: _Step) -> None:
+        last = step.info if step.final_info is None else step.final_info
+        frames = last["episode_frame_number"] - self._first_frame
+        info["game"] = {
+            "episode_return": np.where(ended, self._episode_return, 0),
+            "agent_steps": np.where(ended, self._agent_steps, 0),
+            "frames": np.where(ended, frames, 0),
+        }
+        info["_game"] = ended.copy()
+
+
+def _report_last_step(
+    info: dict[str, Any], episode_ended: Flags, game_ended: Flags, step: _Step
+) -> None:
+    final_obs = np.full(len(episode_ended), None, object)
+    for i in np.flatnonzero(episode_ended):
+        # A game that goes on after a lost life was not reset: its last observation is the first.
+        final_obs[i] = (
+            step.obs[i] if step.final_obs is None or not game_ended[i] else step.final_obs[i]
+        )
+    final_info = step.info if step.final_info is None else step.final_info
+    info["final_obs"], info["_final_obs"] = final_obs, episode_ended
+    info["final_info"] = {key: value.copy() for key, value in final_info.items()}
+    info["_final_info"] = episode_ended.copy()
 
 
 class _AleBackend:
@@ -447,10 +487,8 @@ class _AleBackend:
 
 
 def _fold_seeds(
-    seed: int | Sequence[int] | NDArray[np.integer[Any]] | None, count: int
-) -> NDArray[np.int32] | None:
-    if seed is None:
-        return None
+    seed: int | Sequence[int] | NDArray[np.integer[Any]], count: int
+) -> NDArray[np.int32]:
     if isinstance(seed, int | np.integer):
         seeds = [int(seed) + i for i in range(count)]
     else:
