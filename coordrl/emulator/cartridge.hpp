@@ -1,0 +1,235 @@
+// Cartridges: up to 16 KiB of ROM behind the 4 KiB window $1000-$1FFF of the console, and what
+// their makers put beside it.
+//
+// A cartridge sees every access of the CPU and no read/write line, so that bank switching is done by
+// touching "hot spots", addresses whose mere access selects a bank. The access itself already
+// reads from the new bank.
+//
+//     u8 byte = read_cartridge<Bank::kF8>(cartridge, machine, address, cycle);
+//     write_cartridge<Bank::kF8>(cartridge, machine, address, value, cycle);
+//
+// Sources: K. Horton, "Cart Information" (size and banking of each scheme); US patent 4,644,495
+// (DPC).
+#pragma once
+
+#include "types.hpp"
+
+namespace coordrl {
+
+/// Bank-switching schemes by the names that they go by among collectors.
+enum class Bank : u8 { k2K, k4K, kF8, kF6, kF8SC, kF6SC, kE0, kFE, kDPC };
+
+/// What does not change while a game runs; shared by all consoles of a game.
+struct Machine {
+  const u8* rom;
+  i32 rom_size;        // bytes: 2048, 4096, 8192 or 16384 as the bank scheme says; DPC >= 10240
+  Bank bank;
+  bool pal;
+  i32 first_line;      // scanline of the picture's first row
+  i32 height;          // rows of the picture
+  bool hmove_blanks;   // an early HMOVE blackens the left border
+  bool swap_ports;     // player A's stick is in the right port
+  bool swap_paddles;   // player A's paddle is the second of its pair
+  bool left_paddles;   // controllers: a pair of paddles rather than a stick
+  bool right_paddles;
+  const u32* system_random;  // outputs of mt19937(4753849), indexed by Console.draws
+  i32 system_random_size;
+};
+
+/// Display Processor Chip of Pitfall II: 2 KiB of picture data behind eight address counters, three
+/// of which can count by themselves and sound.
+struct Dpc {
+  u8 top[8], bottom[8];  // a counter's flag rises at top and falls at bottom
+  u16 counter[8];        // 11 bits
+  u8 flag[8];            // 0x00 or 0xFF
+  bool music[3];         // counters 5 to 7 are driven by the oscillator
+  u8 random;             // shift register
+  i32 music_cycle;       // frame cycle up to which the music counters have counted
+  f64 music_fraction;    // and the oscillator ticks left over
+};
+
+/// The part of a cartridge that changes.
+struct Cartridge {
+  u8 bank;
+  u8 slice[4];   // E0: 1 KiB banks at $1000, $1400, $1800 and $1C00
+  u8 ram[128];   // SC
+  Dpc dpc;
+};
+
+COORDRL_HD constexpr bool has_ram(Bank bank) { return bank == Bank::kF8SC || bank == Bank::kF6SC; }
+
+/// Where 4 KiB banks begin that a hot spot selects; others have nothing to switch there.
+COORDRL_HD constexpr i32 first_hot_spot(Bank bank) {
+  return bank == Bank::kF6 || bank == Bank::kF6SC                            ? 0xFF6
+         : bank == Bank::kF8 || bank == Bank::kF8SC || bank == Bank::kDPC ? 0xFF8
+         : bank == Bank::kE0                                                ? 0xFE0
+                                                                            : 0x1000;
+}
+COORDRL_HD constexpr i32 last_hot_spot(Bank bank) { return bank == Bank::kE0 ? 0xFF7 : 0xFF9; }
+
+/// The first addresses of the window are not ROM: RAM of SC, registers of the DPC.
+COORDRL_HD constexpr i32 first_rom_address(Bank bank) {
+  return has_ram(bank) ? 0x100 : bank == Bank::kDPC ? 0x80 : 0;
+}
+
+/// Addresses below `end_of_plain_rom` and from `first_rom_address` on have no side effects.
+COORDRL_HD constexpr i32 end_of_plain_rom(Bank bank) {
+  return bank == Bank::kDPC ? 0xFC0 : first_hot_spot(bank);
+}
+
+/// The ROM byte at an address, in the banks that are selected now.
+template <Bank kBank>
+COORDRL_HD COORDRL_INLINE u32 rom_offset(const Cartridge& cartridge, u16 address) {
+  if (kBank == Bank::k2K) return address & 0x7FF;
+  if (kBank == Bank::kFE) return (address & 0xFFF) + (address & 0x2000 ? 0 : 0x1000);
+  if (kBank == Bank::kE0) {
+    return u32(cartridge.slice[address >> 10 & 3]) << 10 | (address & 0x3FF);
+  }
+  return u32(cartridge.bank) << 12 | (address & 0xFFF);
+}
+
+/// What RES does: bank switching returns to its first state; SC fills its RAM from the system's
+/// random numbers, of which it uses 128.
+COORDRL_HD inline void reset(Cartridge& cartridge, const Machine& machine, u32& draws) {
+  const Bank bank = machine.bank;
+  cartridge.bank = bank == Bank::kF8 || bank == Bank::kF8SC || bank == Bank::kDPC ? 1 : 0;
+  cartridge.slice[0] = 4;
+  cartridge.slice[1] = 5;
+  cartridge.slice[2] = 6;
+  cartridge.slice[3] = 7;
+  if (has_ram(bank)) {
+    for (u8& byte : cartridge.ram) byte = u8(machine.system_random[draws++]);
+  }
+  cartridge.dpc.music_cycle = 0;
+  cartridge.dpc.music_fraction = 0;
+}
+
+/// Selects the bank of a hot spot, if the address is one.
+template <Bank kBank>
+COORDRL_HD COORDRL_INLINE void touch_hot_spot(Cartridge& cartridge, u16 address) {
+  const i32 place = address & 0xFFF;
+  if (place < first_hot_spot(kBank) || place > last_hot_spot(kBank)) return;
+  if (kBank == Bank::kE0) {
+    cartridge.slice[(place - 0xFE0) >> 3] = place & 7;
+  } else {
+    cartridge.bank = u8(place - first_hot_spot(kBank));
+  }
+}
+
+// DPC. ---------------------------------------------------------------------------------------------
+
+/// One step of the shift register: the new bit says whether bits 7, 5, 4 and 3 have even parity.
+COORDRL_HD inline void step_random(Dpc& dpc) {
+  const u8 r = dpc.random;
+  const u8 parity = (r >> 7 ^ r >> 5 ^ r >> 4 ^ r >> 3) & 1;
+  dpc.random = u8(r << 1 | (parity ^ 1));
+}
+
+/// Lets the music counters run for the oscillator ticks since the last time.
+COORDRL_HD inline void step_music(Dpc& dpc, i32 frame_cycle) {
+  const i32 passed = i32(u32(frame_cycle) - u32(dpc.music_cycle));
+  dpc.music_cycle = frame_cycle;
+  const f64 clocks = 15750.0 * passed / 1193191.66666667 + dpc.music_fraction;
+  const i32 ticks = i32(clocks);
+  dpc.music_fraction = clocks - ticks;
+  if (ticks <= 0) return;
+  for (i32 i = 5; i < 8; ++i) {
+    if (!dpc.music[i - 5]) continue;
+    const i32 period = dpc.top[i] + 1;
+    i32 low = dpc.counter[i] & 0xFF;
+    low = dpc.top[i] == 0 ? 0 : low - ticks % period;
+    if (low < 0) low += period;
+    if (low <= dpc.bottom[i]) {
+      dpc.flag[i] = 0x00;
+    } else if (low <= dpc.top[i]) {
+      dpc.flag[i] = 0xFF;
+    }
+    dpc.counter[i] = u16((dpc.counter[i] & 0x700) | (low & 0xFF));
+  }
+}
+
+/// Amplitude of the three square waves together.
+COORDRL_HD inline u8 music(Dpc& dpc, i32 frame_cycle) {
+  constexpr u32 kAmplitudes = 0xFBA69540;  // 0, 4, 5, 9, 6, 10, 11, 15, lowest nibble first
+  step_music(dpc, frame_cycle);
+  u32 voices = 0;
+  for (u32 i = 0; i < 3; ++i) {
+    if (dpc.music[i] && dpc.flag[5 + i]) voices |= 1u << i;
+  }
+  return u8(kAmplitudes >> (4 * voices) & 15);
+}
+
+COORDRL_HD COORDRL_NOINLINE inline u8 read_dpc(Dpc& dpc, const u8* picture, u16 address,
+                                               i32 frame_cycle) {
+  const u32 index = address & 7;
+  if ((dpc.counter[index] & 0xFF) == dpc.top[index]) {
+    dpc.flag[index] = 0xFF;
+  } else if ((dpc.counter[index] & 0xFF) == dpc.bottom[index]) {
+    dpc.flag[index] = 0x00;
+  }
+  const u8 data = picture[2047 - dpc.counter[index]];
+  u8 value = 0;
+  switch (address >> 3 & 7) {
+    case 0: value = index < 4 ? dpc.random : music(dpc, frame_cycle); break;
+    case 1: value = data; break;
+    case 2: value = data & dpc.flag[index]; break;
+    case 7: value = dpc.flag[index]; break;
+    default: break;
+  }
+  if (index < 5 || !dpc.music[index - 5]) {
+    dpc.counter[index] = (dpc.counter[index] - 1) & 0x7FF;
+  }
+  return value;
+}
+
+COORDRL_HD COORDRL_NOINLINE inline void write_dpc(Dpc& dpc, u16 address, u8 value) {
+  const u32 index = address & 7;
+  const bool music = index >= 5 && dpc.music[index - 5];
+  switch (address >> 3 & 7) {
+    case 0:
+      dpc.top[index] = value;
+      dpc.flag[index] = 0x00;
+      break;
+    case 1: dpc.bottom[index] = value; break;
+    case 2:
+      // A counter that plays starts from its top, whatever is written.
+      dpc.counter[index] = u16((dpc.counter[index] & 0x700) | (music ? dpc.top[index] : value));
+      break;
+    case 3:
+      dpc.counter[index] = u16((value & 0x07) << 8 | (dpc.counter[index] & 0xFF));
+      if (index >= 5) dpc.music[index - 5] = value & 0x10;
+      break;
+    case 6: dpc.random = 1; break;
+    default: break;
+  }
+}
+
+// Accesses with address line 12 high. --------------------------------------------------------------
+
+template <Bank kBank>
+COORDRL_HD inline u8 read_cartridge(Cartridge& cartridge, const Machine& machine, u16 address,
+                                    i32 frame_cycle) {
+  const i32 place = address & 0xFFF;
+  if (kBank == Bank::kDPC && (place < 0x80 || place >= 0xFC0)) {
+    step_random(cartridge.dpc);
+    if (place < 0x40) {
+      return read_dpc(cartridge.dpc, machine.rom + 0x2000, address, frame_cycle);
+    }
+  }
+  if (has_ram(kBank) && place >= 0x80 && place < 0x100) return cartridge.ram[place & 0x7F];
+  touch_hot_spot<kBank>(cartridge, address);
+  return machine.rom[rom_offset<kBank>(cartridge, address)];
+}
+
+template <Bank kBank>
+COORDRL_HD inline void write_cartridge(Cartridge& cartridge, u16 address, u8 value) {
+  const i32 place = address & 0xFFF;
+  if (kBank == Bank::kDPC && (place < 0x80 || place >= 0xFC0)) {
+    step_random(cartridge.dpc);
+    if (place >= 0x40 && place < 0x80) write_dpc(cartridge.dpc, address, value);
+  }
+  if (has_ram(kBank) && place < 0x80) cartridge.ram[place] = value;
+  touch_hot_spot<kBank>(cartridge, address);
+}
+
+}  // namespace coordrl

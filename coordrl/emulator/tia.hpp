@@ -1,0 +1,904 @@
+// Atari TIA (CO10444): the picture, collisions, and the paddles' and fire buttons' inputs.
+//
+// The chip has no frame buffer. A line of 228 color clocks, 3 to a CPU cycle, is 68 clocks of
+// horizontal blank and 160 pixels; the program changes registers while the line is on its way, and
+// the change shows from that pixel on. Here nothing is drawn until it has to be: an object that
+// keeps its look for a whole line is one mask of 160 bits, and only a change in the visible part of
+// a line splits it.
+//
+//     Beam beam = sweep(tia, window, frame);         // frame: nullptr to draw nothing
+//     write_tia(beam, address, value, cycle);        // true when this ends the frame
+//     read_collisions(beam, address, cycle);
+//     rest(beam);                                    // draw what is due and put the beam down
+//
+// `cycle` counts CPU cycles since the start of the scanline in which the frame began, so that
+// cycle / 76 is the scanline and cycle % 76 the place on it.
+//
+// Names of registers: Stella Programmer's Guide (S. Wright, 1979). The timing is that of the
+// oracle (ale-py 0.12.1), which models the chip by a delay for each register and a few rules; where
+// it differs from the chip, the oracle is right here.
+#pragma once
+
+#include "types.hpp"
+
+namespace coordrl {
+
+constexpr i32 kLineCycles = 76;
+constexpr i32 kLineClocks = 228;
+constexpr i32 kBlankClocks = 68;
+constexpr i32 kWidth = 160;
+
+/// What can be seen on a line, in the order of the register file. The playfield has no position.
+enum Object : u8 { kP0, kP1, kM0, kM1, kBall, kPlayfield, kNumObjects };
+
+/// Registers of the TIA, where the objects are, and where the beam was left.
+struct Tia {
+  u8 vsync, vblank;
+  u8 ctrlpf;
+  u8 nusiz[2];
+  u8 color[4];     // COLUP0, COLUP1, COLUPF, COLUBK
+  u8 refp[2];      // bit 3: mirrored
+  u8 grp[2];       // as last written ...
+  u8 old_grp[2];   // ... and as it was when the other player's was written
+  u8 enam[2];      // bit 1: enabled
+  u8 enabl, old_enabl;
+  u8 hm[5];        // upper nibble of HMP0, HMP1, HMM0, HMM1, HMBL
+  u8 vdel[3];      // VDELP0, VDELP1, VDELBL, bit 0: show the old graphics
+  u8 resmp[2];     // bit 1: missile hidden in its player
+  u8 position[5];  // leftmost pixel, 0..159
+  u32 playfield;   // 20 bits: bit 0 is the leftmost block of four pixels
+
+  bool reflected;             // the right half is mirrored: CTRLPF bit 0, once it is in force
+  bool first_copy_hidden[2];  // RESP0, RESP1 came on this line: the copy at the position waits
+  bool hmove_blank;           // the next 8 pixels at the left border will be black
+  bool star_field;            // missile 0 moves by itself, see `step_star_field`
+  u8 star_step;
+  u8 star_look;               // 0 as the registers say, 1 wide, 2 hidden
+  u32 hmove_clock;            // color clock of the last HMOVE, from the start of the frame
+
+  u16 collisions;  // bit 2r + 1 and 2r are bits 7 and 6 of the r-th collision register
+
+  bool dump;           // VBLANK bit 7: the paddles' capacitors are grounded
+  i32 dump_release;    // frame cycle at which that ended
+  i32 vsync_finish;    // color clock, from the start of the frame, at which VSYNC may end it
+
+  i32 start_cycle;     // place on its scanline where the frame started
+  i32 drawn;           // color clock up to which the frame is drawn
+  i32 first_clock;     // color clock of the first line of the picture
+  u16 last_lines;      // scanlines of the last complete frame
+  bool partial;        // the frame goes on in the next call
+  bool grayed;         // the partial frame was shown in gray
+  bool incomplete;     // the frame ended before the picture was full
+};
+
+/// The part of the frame that is looked at, and how the television takes it.
+struct Window {
+  i32 first_line, height;
+  bool pal;
+  bool hmove_blanks;
+};
+
+/// 160 pixels as bits; bit x % 64 of word x / 64 is pixel x.
+struct Line {
+  u64 word[3];
+};
+
+COORDRL_HD COORDRL_INLINE u64 ones(i32 count) {
+  return count <= 0 ? 0 : count >= 64 ? ~u64{0} : (u64{1} << count) - 1;
+}
+
+/// The pixels first <= x < last.
+COORDRL_HD COORDRL_INLINE Line span(i32 first, i32 last) {
+  return {ones(last) & ~ones(first), ones(last - 64) & ~ones(first - 64),
+          ones(last - 128) & ~ones(first - 128)};
+}
+
+COORDRL_HD COORDRL_INLINE bool any(const Line& a) { return (a.word[0] | a.word[1] | a.word[2]) != 0; }
+
+COORDRL_HD COORDRL_INLINE Line operator&(const Line& a, const Line& b) {
+  return {a.word[0] & b.word[0], a.word[1] & b.word[1], a.word[2] & b.word[2]};
+}
+COORDRL_HD COORDRL_INLINE Line operator|(const Line& a, const Line& b) {
+  return {a.word[0] | b.word[0], a.word[1] | b.word[1], a.word[2] | b.word[2]};
+}
+COORDRL_HD COORDRL_INLINE Line operator~(const Line& a) {
+  return {~a.word[0], ~a.word[1], ~a.word[2]};
+}
+
+/// The line around a pattern of up to 128 bits that starts at `position` and leaves on the right to
+/// come in on the left. Patterns are at most 72 pixels wide.
+COORDRL_HD COORDRL_INLINE Line rotated(u64 low, u64 high, i32 position) {
+  const i32 shift = position & 63;
+  const u64 carried = shift == 0 ? 0 : low >> (64 - shift);
+  const u64 a = low << shift;
+  const u64 b = high << shift | carried;
+  const u64 c = shift == 0 ? 0 : high >> (64 - shift);
+  constexpr u64 kLast = 0xFFFFFFFF;  // pixels 128..159 of word 2; the rest wraps around
+  if (position < 64) return {a | c >> 32, b, c & kLast};
+  if (position < 128) return {b >> 32 | c << 32, a | c >> 32, b & kLast};
+  return {a >> 32 | b << 32, b >> 32 | c << 32, a & kLast};
+}
+
+COORDRL_HD COORDRL_INLINE u8 reversed(u8 byte) {
+  return u8(((byte * 0x80200802ULL) & 0x0884422110ULL) * 0x0101010101ULL >> 32);
+}
+
+/// Each of the low 16 bits four times.
+COORDRL_HD COORDRL_INLINE u64 quadrupled(u64 bits) {
+  bits = (bits | bits << 24) & 0x000000FF000000FF;
+  bits = (bits | bits << 12) & 0x000F000F000F000F;
+  bits = (bits | bits << 6) & 0x0303030303030303;
+  bits = (bits | bits << 3) & 0x1111111111111111;
+  return bits * 15;
+}
+
+/// Each of 8 bits twice.
+COORDRL_HD COORDRL_INLINE u64 doubled(u64 bits) {
+  bits = (bits | bits << 4) & 0x0F0F;
+  bits = (bits | bits << 2) & 0x3333;
+  bits = (bits | bits << 1) & 0x5555;
+  return bits * 3;
+}
+
+// NUSIZ, bits 0 to 2: how often and how wide. ------------------------------------------------------
+
+/// Whether a number of copies has one that starts `offset` (16, 32 or 64) pixels behind the first.
+COORDRL_HD COORDRL_INLINE bool has_copy(u8 nusiz, i32 offset) {
+  constexpr u8 kAt16 = 1 << 1 | 1 << 3;
+  constexpr u8 kAt32 = 1 << 2 | 1 << 3 | 1 << 6;
+  constexpr u8 kAt64 = 1 << 4 | 1 << 6;
+  const u8 modes = offset == 16 ? kAt16 : offset == 32 ? kAt32 : kAt64;
+  return modes >> (nusiz & 7) & 1;
+}
+
+constexpr u8 kDouble = 5;
+constexpr u8 kQuad = 7;
+
+/// A pattern of up to 8 pixels at each of its copies.
+COORDRL_HD COORDRL_INLINE Line copies(u64 pattern, u8 nusiz, bool first, i32 position) {
+  u64 low = first ? pattern : 0;
+  if (has_copy(nusiz, 16)) low |= pattern << 16;
+  if (has_copy(nusiz, 32)) low |= pattern << 32;
+  return rotated(low, has_copy(nusiz, 64) ? pattern : 0, position);
+}
+
+/// The player's graphics now: VDELP chooses old or new.
+COORDRL_HD COORDRL_INLINE u8 graphics(const Tia& tia, i32 player) {
+  return tia.vdel[player] & 1 ? tia.old_grp[player] : tia.grp[player];
+}
+
+COORDRL_HD inline Line player_mask(const Tia& tia, i32 player) {
+  const u8 byte = graphics(tia, player);
+  if (byte == 0) return {};
+  // Bit 7 is the leftmost pixel, so that the byte as it is shows mirrored here.
+  const u64 pattern = tia.refp[player] & 8 ? byte : reversed(byte);
+  const u8 nusiz = tia.nusiz[player];
+  const i32 position = tia.position[player];
+  const bool first = !tia.first_copy_hidden[player];
+  // The wide ones start a pixel late.
+  if ((nusiz & 7) == kDouble) return rotated(first ? doubled(pattern) << 1 : 0, 0, position);
+  if ((nusiz & 7) == kQuad) return rotated(first ? quadrupled(pattern) << 1 : 0, 0, position);
+  return copies(pattern, nusiz, first, position);
+}
+
+COORDRL_HD COORDRL_INLINE bool missile_enabled(const Tia& tia, i32 player) {
+  return (tia.enam[player] & 2) && !(tia.resmp[player] & 2);
+}
+
+COORDRL_HD inline Line missile_mask(const Tia& tia, i32 player) {
+  if (!missile_enabled(tia, player)) return {};
+  const u8 nusiz = tia.nusiz[player];
+  i32 size = nusiz >> 4 & 3;
+  if (player == 0 && tia.star_look == 1) size |= 1;
+  if (player == 0 && tia.star_look == 2) return {};
+  return copies(ones(1 << size), nusiz, true, tia.position[kM0 + player]);
+}
+
+COORDRL_HD COORDRL_INLINE bool ball_enabled(const Tia& tia) {
+  return (tia.vdel[2] & 1 ? tia.old_enabl : tia.enabl) & 2;
+}
+
+COORDRL_HD inline Line ball_mask(const Tia& tia) {
+  if (!ball_enabled(tia)) return {};
+  return rotated(ones(1 << (tia.ctrlpf >> 4 & 3)), 0, tia.position[kBall]);
+}
+
+COORDRL_HD inline Line playfield_mask(const Tia& tia) {
+  if (tia.playfield == 0) return {};
+  u32 right = tia.playfield;
+  if (tia.reflected) {
+    right = u32(reversed(u8(right))) << 12 | u32(reversed(u8(right >> 8))) << 4 |
+            reversed(u8(right >> 16 << 4));
+  }
+  const u64 right_low = quadrupled(right & 0xFFFF);
+  const u64 right_high = quadrupled(right >> 16);
+  return {quadrupled(tia.playfield & 0xFFFF),
+          quadrupled(tia.playfield >> 16) | right_low << 16, right_low >> 48 | right_high << 16};
+}
+
+COORDRL_HD inline Line mask_of(const Tia& tia, i32 object) {
+  switch (object) {
+    case kP0:
+    case kP1: return player_mask(tia, object - kP0);
+    case kM0:
+    case kM1: return missile_mask(tia, object - kM0);
+    case kBall: return ball_mask(tia);
+    default: return playfield_mask(tia);
+  }
+}
+
+/// Whether the object's registers let it show at all; its mask may still be empty.
+COORDRL_HD COORDRL_INLINE bool enabled(const Tia& tia, i32 object) {
+  switch (object) {
+    case kP0:
+    case kP1: return graphics(tia, object - kP0) != 0;
+    case kM0:
+    case kM1: return missile_enabled(tia, object - kM0);
+    case kBall: return ball_enabled(tia);
+    default: return tia.playfield != 0;
+  }
+}
+
+// CTRLPF: how the objects cover each other. --------------------------------------------------------
+
+constexpr u8 kReflect = 1;
+constexpr u8 kScore = 2;
+constexpr u8 kPriority = 4;
+
+/// With score *and* priority the playfield has the color of the players while nothing else is
+/// enabled, and its own color otherwise.
+COORDRL_HD inline bool playfield_alone(const Tia& tia) {
+  for (i32 object = kP0; object < kPlayfield; ++object) {
+    if (enabled(tia, object)) return false;
+  }
+  return true;
+}
+
+// The beam. ----------------------------------------------------------------------------------------
+
+constexpr i32 kNever = 0x40000000;  // a color clock that no frame reaches
+
+/// The line being drawn. Lives for one call of `run_frame`; between calls `Tia` says it all.
+struct Beam {
+  Tia& tia;
+  const Window& window;
+  u8* frame;       // window.height rows of 160 color indices; nullptr: draw nothing
+
+  i32 now = 0;         // color clock that the chip has reached; what is drawn may lag behind
+  i32 line = 0;        // color clock where the line begins; kNever outside the window
+  i32 line_end = 0;    // a later clock makes the beam leave the line
+  i32 stop = 0;        // color clock where the window ends
+  i32 last_access = 0; // color clock of the last read, or write that changed nothing
+  i32 limit = 0;       // cycle at which a write to the TIA ends the frame for want of VSYNC
+  bool started = false;  // the beam has reached the window
+  bool last_line = false;
+
+  // An object's picture on this line: what it was up to the pixel `since`, and what it is from
+  // there on. `touched` has a bit for each object that changed in the visible part of the line.
+  Line past[kNumObjects] = {};
+  Line present[kNumObjects] = {};
+  i32 since[kNumObjects] = {};
+  u8 touched = 0;
+  u8 stale = 0;        // present[] is older than the registers
+  bool blank_touched = false;
+  Line blank = {};      // pixels under VBLANK so far
+  i32 blank_since = 0;
+
+  i32 painted = 0;     // pixels of this line in the frame
+  i32 collided = 0;    // pixels of this line whose collisions are latched, or were cleared
+  bool hmove_here = false; // the left border of this line is black
+  bool hmove_late = false; // ... and of the next one too
+};
+
+/// The pixel at which a change made now shows; at most 160, below 1 for the whole line.
+COORDRL_HD COORDRL_INLINE i32 pixel(const Beam& beam) {
+  const i32 x = beam.now - beam.line - kBlankClocks;
+  return x < kWidth ? x : kWidth;
+}
+
+COORDRL_HD COORDRL_INLINE const Line& present_mask(Beam& beam, i32 object) {
+  if (beam.stale >> object & 1) {
+    beam.present[object] = mask_of(beam.tia, object);
+    beam.stale &= u8(~(1 << object));
+  }
+  return beam.present[object];
+}
+
+/// Announces that an object's look changes at this moment; call before the registers change.
+COORDRL_HD COORDRL_INLINE void touch(Beam& beam, i32 object) {
+  const i32 x = pixel(beam);
+  if (x > 0) {
+    const u8 bit = u8(1 << object);
+    const bool before = beam.touched & bit;
+    const i32 since = before ? beam.since[object] : 0;
+    const Line part = present_mask(beam, object) & span(since, x);
+    beam.past[object] = before ? beam.past[object] | part : part;
+    beam.since[object] = x;
+    beam.touched |= bit;
+  }
+  beam.stale |= u8(1 << object);
+}
+
+/// An object's picture on this line if nothing more changes.
+COORDRL_HD COORDRL_INLINE Line picture(Beam& beam, i32 object) {
+  const Line& mask = present_mask(beam, object);
+  if (!(beam.touched >> object & 1)) return mask;
+  return beam.past[object] | (mask & span(beam.since[object], kWidth));
+}
+
+/// The pixels of this line that VBLANK keeps dark.
+COORDRL_HD COORDRL_INLINE Line blanked(const Beam& beam) {
+  Line dark = beam.blank_touched ? beam.blank : Line{};
+  if (beam.tia.vblank & 2) dark = dark | span(beam.blank_touched ? beam.blank_since : 0, kWidth);
+  return dark;
+}
+
+/// Eight pixels as eight bytes: 0xFF where the bit is set.
+COORDRL_HD COORDRL_INLINE u64 byte_mask(u64 bits) {
+  const u64 spread = (bits * 0x0101010101010101ULL) & 0x8040201008040201ULL;
+  return ((spread + 0x7F7F7F7F7F7F7F7FULL) >> 7 & 0x0101010101010101ULL) * 0xFF;
+}
+
+COORDRL_HD COORDRL_INLINE u64 eight(u8 color) { return color * 0x0101010101010101ULL; }
+
+COORDRL_HD inline void paint(u8* row, const Line& mask, u8 color) {
+  const u64 colors = eight(color);
+  for (i32 w = 0; w < 3; ++w) {
+    u64 word = mask.word[w];
+    for (u8* pixels = row + 64 * w; word != 0; word >>= 8, pixels += 8) {
+      if (!(word & 0xFF)) continue;
+      const u64 covered = byte_mask(word & 0xFF);
+      store8(pixels, (load8(pixels) & ~covered) | (colors & covered));
+    }
+  }
+}
+
+/// Paints the pixels painted <= x < last of the line, farthest layer first.
+COORDRL_HD COORDRL_NOINLINE inline void paint_line(Beam& beam, i32 last) {
+  const Tia& tia = beam.tia;
+  const i32 row_index = (beam.line - tia.first_clock) / kLineClocks;
+  const i32 first = beam.painted;
+  beam.painted = last;
+  if (row_index >= beam.window.height || first >= last) return;
+  u8* row = beam.frame + row_index * kWidth;
+  const Line here = span(first, last);
+  const u8 fore = tia.color[2];
+  const u8 priority = tia.ctrlpf & (kScore | kPriority);
+
+  paint(row, here, tia.color[3]);
+  const Line playfield = picture(beam, kPlayfield) & here;
+  const Line ball = picture(beam, kBall) & here;
+  const Line p0 = (picture(beam, kP0) | picture(beam, kM0)) & here;
+  const Line p1 = (picture(beam, kP1) | picture(beam, kM1)) & here;
+  if (priority & kPriority) {
+    paint(row, p1, tia.color[1]);
+    paint(row, p0, tia.color[0]);
+    paint(row, ball, fore);
+    if (!(priority & kScore) || !playfield_alone(tia)) {
+      paint(row, playfield, fore);
+    } else {
+      paint(row, playfield & span(0, 80), tia.color[0]);
+      paint(row, playfield & span(80, 160), tia.color[1]);
+    }
+  } else if (priority & kScore) {
+    paint(row, ball, fore);
+    paint(row, playfield & span(80, 160), tia.color[1]);
+    paint(row, p1, tia.color[1]);
+    paint(row, playfield & span(0, 80), tia.color[0]);
+    paint(row, p0, tia.color[0]);
+  } else {
+    paint(row, ball | playfield, fore);
+    paint(row, p1, tia.color[1]);
+    paint(row, p0, tia.color[0]);
+  }
+  paint(row, blanked(beam) & here, 0);
+  if (beam.hmove_here && first < 8) paint(row, span(first, 8), 0);
+}
+
+/// Latches the collisions of the pixels collided <= x < last of the line.
+COORDRL_HD COORDRL_NOINLINE inline void latch_collisions(Beam& beam, i32 last) {
+  Tia& tia = beam.tia;
+  const i32 first = beam.collided;
+  beam.collided = last;
+  if (first >= last) return;
+  Line seen[kNumObjects];
+  const Line lit = span(first, last) & ~blanked(beam);
+  u32 present = 0;
+  for (i32 object = 0; object < kNumObjects; ++object) {
+    seen[object] = picture(beam, object) & lit;
+    if (any(seen[object])) present |= 1u << object;
+  }
+  if ((present & (present - 1)) == 0) return;  // it takes two
+
+  // In the order of the read registers, the pair of bit 6 before that of bit 7.
+  constexpr u8 kPairs[16][2] = {
+      {kM0, kP0}, {kM0, kP1}, {kM1, kP1}, {kM1, kP0}, {kP0, kBall}, {kP0, kPlayfield},
+      {kP1, kBall}, {kP1, kPlayfield}, {kM0, kBall}, {kM0, kPlayfield}, {kM1, kBall},
+      {kM1, kPlayfield}, {kBall, kBall}, {kBall, kPlayfield}, {kM0, kM1}, {kP0, kP1}};
+  for (i32 pair = 0; pair < 16; ++pair) {
+    if (pair == 12 || tia.collisions >> pair & 1) continue;
+    const i32 a = kPairs[pair][0], b = kPairs[pair][1];
+    if (any(seen[a] & seen[b])) tia.collisions |= u16(1 << pair);
+  }
+}
+
+/// Makes objects, collisions and picture final for the pixels below `last`.
+COORDRL_HD COORDRL_INLINE void settle(Beam& beam, i32 last) {
+  if (last <= 0) return;
+  latch_collisions(beam, last);
+  if (beam.frame != nullptr) paint_line(beam, last);
+}
+
+/// "Cosmic Ark" star field: a late change of HMM0 during HMOVE leaves missile 0 moving, by amounts
+/// that repeat every four lines.
+COORDRL_HD inline void step_star_field(Beam& beam) {
+  constexpr u32 kMotions = 0x11002112;  // 18, 33, 0, 17 pixels to the left, lowest byte first
+  Tia& tia = beam.tia;
+  touch(beam, kM0);
+  tia.star_step = (tia.star_step + 1) & 3;
+  const i32 motion = i32(kMotions >> (8 * tia.star_step) & 0xFF);
+  const i32 position = tia.position[kM0] - motion;
+  tia.position[kM0] = u8(position < 0 ? position + kWidth : position);
+  tia.star_look = tia.star_step == 1 || tia.star_step == 2 ? tia.star_step : 0;
+}
+
+COORDRL_HD inline void begin_line(Beam& beam, i32 line) {
+  beam.line = line;
+  beam.last_line = line + kLineClocks >= beam.stop;
+  // The last line is left when its end is reached, the others when it is passed.
+  beam.line_end = beam.last_line ? beam.stop - 1 : line + kLineClocks;
+  beam.touched = 0;
+  beam.blank_touched = false;
+  beam.painted = 0;
+  beam.collided = 0;
+  beam.hmove_here = beam.tia.hmove_blank;
+  beam.hmove_late = false;
+}
+
+/// What the chip does when the beam passes the end of a line.
+COORDRL_HD inline void end_line(Beam& beam) {
+  Tia& tia = beam.tia;
+  settle(beam, kWidth);
+  tia.hmove_blank = beam.hmove_late || (tia.hmove_blank && !beam.hmove_here);
+  if (beam.last_line) {
+    beam.line = kNever;
+    beam.line_end = kNever;
+    return;
+  }
+  begin_line(beam, beam.line + kLineClocks);
+  if (tia.reflected != bool(tia.ctrlpf & kReflect)) {
+    tia.reflected = tia.ctrlpf & kReflect;
+    beam.stale |= 1 << kPlayfield;
+  }
+  for (i32 player = 0; player < 2; ++player) {
+    if (tia.first_copy_hidden[player]) {
+      tia.first_copy_hidden[player] = false;
+      beam.stale |= u8(1 << (kP0 + player));
+    }
+  }
+  if (tia.star_field) step_star_field(beam);
+}
+
+/// Leaves every line that ends before `clock`.
+COORDRL_HD COORDRL_NOINLINE inline void advance_lines(Beam& beam, i32 clock) {
+  if (!beam.started) {
+    beam.started = true;
+    begin_line(beam, beam.tia.first_clock);
+  }
+  while (clock > beam.line_end) end_line(beam);
+}
+
+COORDRL_HD COORDRL_INLINE void advance(Beam& beam, i32 clock) {
+  if (clock <= beam.now) return;
+  if (clock > beam.line_end) advance_lines(beam, clock);
+  beam.now = clock;
+}
+
+/// Puts the beam where the last call left it, or at the start of a frame.
+COORDRL_HD inline Beam sweep(Tia& tia, const Window& window, u8* frame) {
+  Beam beam{tia, window, frame};
+  beam.stop = (window.first_line + window.height) * kLineClocks;
+  beam.limit = (window.pal ? 343 : 291) * kLineCycles;
+  beam.now = tia.drawn;
+  beam.last_access = tia.drawn;
+  beam.stale = (1 << kNumObjects) - 1;
+  if (tia.drawn <= tia.first_clock) {
+    beam.line = kNever;
+    beam.line_end = window.first_line * kLineClocks - 1;
+  } else if (tia.drawn >= beam.stop) {
+    beam.started = true;
+    beam.line = kNever;
+    beam.line_end = kNever;
+  } else {
+    // At a line's very end the beam has not passed it.
+    const i32 into_line = (tia.drawn - tia.first_clock - 1) % kLineClocks + 1;
+    beam.started = true;
+    begin_line(beam, tia.drawn - into_line);
+    beam.painted = pixel(beam);
+    beam.collided = pixel(beam);
+    beam.hmove_here = tia.hmove_blank && into_line < kBlankClocks + 8;
+  }
+  return beam;
+}
+
+/// Draws up to the last access and hands the beam's place back.
+COORDRL_HD inline void rest(Beam& beam) {
+  Tia& tia = beam.tia;
+  advance(beam, beam.last_access);
+  if (beam.line != kNever) {
+    settle(beam, pixel(beam));
+    if (beam.hmove_here && beam.now >= beam.line + kBlankClocks + 8) {
+      tia.hmove_blank = beam.hmove_late;
+    }
+  }
+  tia.drawn = beam.now < beam.stop ? beam.now : beam.stop;
+  if (!beam.started) tia.drawn = tia.first_clock;
+  tia.incomplete = tia.drawn < beam.stop;
+}
+
+// Registers that are written. ----------------------------------------------------------------------
+
+enum WriteRegister : u8 {
+  kVsync = 0x00, kVblank, kWsync, kRsync, kNusiz0, kNusiz1, kColup0, kColup1, kColupf, kColubk,
+  kCtrlpf, kRefp0, kRefp1, kPf0, kPf1, kPf2, kResp0, kResp1, kResm0, kResm1, kResbl,
+  kGrp0 = 0x1B, kGrp1, kEnam0, kEnam1, kEnabl, kHmp0, kHmp1, kHmm0, kHmm1, kHmbl,
+  kVdelp0, kVdelp1, kVdelbl, kResmp0, kResmp1, kHmove, kHmclr, kCxclr,
+};
+
+/// Color clocks from a write to its effect.
+COORDRL_HD COORDRL_INLINE i32 write_delay(u8 reg, i32 cycle) {
+  switch (reg) {
+    case kVblank:
+    case kRefp0:
+    case kRefp1:
+    case kGrp0:
+    case kGrp1: return 1;
+    case kNusiz0:
+    case kNusiz1:
+    case kResm0:
+    case kResm1: return 8;
+    case kPf0:
+    case kPf1:
+    case kPf2: return 0x3254 >> (4 * (cycle & 3)) & 15;  // 4, 5, 2, 3: the chip samples in fours
+    default: return 0;
+  }
+}
+
+/// Announces a change of a color or a priority.
+COORDRL_HD COORDRL_INLINE void touch_colors(Beam& beam) {
+  if (beam.frame == nullptr) return;
+  const i32 x = pixel(beam);
+  if (x > beam.painted) paint_line(beam, x);
+}
+
+/// Announces that an object's registers change; `alone` may change with them.
+COORDRL_HD COORDRL_INLINE void touch_enable(Beam& beam, i32 object) {
+  constexpr u8 kBoth = kScore | kPriority;
+  if (unlikely((beam.tia.ctrlpf & kBoth) == kBoth)) touch_colors(beam);
+  touch(beam, object);
+}
+
+COORDRL_HD COORDRL_INLINE void write_playfield(Beam& beam, u32 bits, u32 mask) {
+  const u32 playfield = (beam.tia.playfield & ~mask) | bits;
+  if (playfield == beam.tia.playfield) return;
+  touch_enable(beam, kPlayfield);
+  beam.tia.playfield = playfield;
+}
+
+COORDRL_HD COORDRL_INLINE void write_color(Beam& beam, i32 index, u8 value) {
+  Tia& tia = beam.tia;
+  // A PAL picture whose frame had an odd number of lines loses its color.
+  const u8 color = u8((value & 0xFE) | (beam.window.pal && (tia.last_lines & 1)));
+  if (color == tia.color[index]) return;
+  touch_colors(beam);
+  tia.color[index] = color;
+}
+
+COORDRL_HD inline void write_ctrlpf(Beam& beam, u8 value, i32 line_clock) {
+  Tia& tia = beam.tia;
+  touch_colors(beam);
+  touch(beam, kBall);
+  if (line_clock < 147 && tia.reflected != bool(value & kReflect)) {
+    touch(beam, kPlayfield);
+    tia.reflected = value & kReflect;
+  }
+  tia.ctrlpf = value;
+}
+
+/// GRP0 or GRP1. Writing one player's graphics makes the other's shadow catch up.
+COORDRL_HD COORDRL_INLINE void write_graphics(Beam& beam, i32 player, u8 value) {
+  Tia& tia = beam.tia;
+  const i32 other = 1 - player;
+  if (tia.grp[player] != value) {
+    if (!(tia.vdel[player] & 1)) touch_enable(beam, kP0 + player);
+    tia.grp[player] = value;
+  }
+  if (tia.old_grp[other] != tia.grp[other]) {
+    if (tia.vdel[other] & 1) touch_enable(beam, kP0 + other);
+    tia.old_grp[other] = tia.grp[other];
+  }
+  if (player == 1 && tia.old_enabl != tia.enabl) {
+    if (tia.vdel[2] & 1) touch_enable(beam, kBall);
+    tia.old_enabl = tia.enabl;
+  }
+}
+
+/// RESP0 or RESP1: the player's position becomes the beam's, five pixels late.
+///
+/// A copy that is being drawn is drawn to its end. Unless the new position falls on the four pixels
+/// before a copy appears, the first copy is not seen before the next line.
+COORDRL_HD COORDRL_NOINLINE inline void reset_player(Beam& beam, i32 player, i32 clock,
+                                                     i32 line_clock) {
+  Tia& tia = beam.tia;
+  const u8 nusiz = tia.nusiz[player];
+  const u8 mode = nusiz & 7;
+  const i32 width = mode == kDouble ? 16 : mode == kQuad ? 32 : 8;
+  const i32 position =
+      line_clock < kBlankClocks ? 3 : (line_clock - kBlankClocks + 5) % kWidth;
+  i32 distance = position - tia.position[player];
+  if (distance < 0) distance += kWidth;
+
+  bool delayed = false, displayed = false;
+  for (i32 offset = 0; offset <= 64; offset = offset == 0 ? 16 : 2 * offset) {
+    if (offset != 0 && !has_copy(nusiz, offset)) continue;
+    const i32 into_copy = distance - offset;
+    delayed |= into_copy >= 0 && into_copy < 4;
+    displayed |= into_copy >= 4 && into_copy < 4 + width;
+  }
+  if (displayed) advance(beam, clock + 11);
+  touch(beam, kP0 + player);
+  tia.position[player] = u8(position);
+  tia.first_copy_hidden[player] = !delayed;
+}
+
+/// RESM0, RESM1 or RESBL: the position becomes the beam's, four pixels late.
+///
+/// Within 60 clocks of an HMOVE the motion is still going on. The oracle knows the few cases that
+/// games rely on.
+COORDRL_HD COORDRL_NOINLINE inline void reset_position(Beam& beam, i32 object, i32 clock,
+                                                       i32 line_clock) {
+  Tia& tia = beam.tia;
+  i32 position = line_clock < kBlankClocks ? 2 : (line_clock - kBlankClocks + 4) % kWidth;
+  const u32 moving = u32(clock) - tia.hmove_clock;
+  if (object == kM0) {
+    if (moving == 60 && line_clock == 69) position = 8;
+  } else if (object == kM1) {
+    if (moving == 9 && line_clock == 18) position = 3;
+  } else {
+    if (moving == 54 && (line_clock == 60 || line_clock == 69)) position = 10;
+    if (moving == 9 && line_clock == 18) position = 3;
+    if (moving == 21 && line_clock == 30) position = 6;
+    if (moving == 18 && line_clock == 27) position = 5;
+  }
+  touch(beam, object);
+  tia.position[object] = u8(position);
+  if (object == kM0) tia.star_look = 0;
+}
+
+/// RESMP0 or RESMP1: hides the missile; when it comes back it is at its player's middle.
+COORDRL_HD inline void write_resmp(Beam& beam, i32 player, u8 value) {
+  Tia& tia = beam.tia;
+  const i32 missile = kM0 + player;
+  touch_enable(beam, missile);
+  if ((tia.resmp[player] & 2) && !(value & 2)) {
+    const u8 mode = tia.nusiz[player] & 7;
+    const i32 middle = mode == kDouble ? 8 : mode == kQuad ? 16 : 4;
+    tia.position[missile] = u8((tia.position[player] + middle) % kWidth);
+    if (missile == kM0) tia.star_look = 0;
+  }
+  tia.resmp[player] = value;
+}
+
+/// Pixels by which HMOVE at a CPU cycle of the line moves an object whose HM nibble is `nibble`.
+///
+/// The chip moves an object left by stuffing extra clocks into its counter, one every four color
+/// clocks, while horizontal blank holds the counter. An HMOVE that comes too late for all of them
+/// has a part of its effect, and one shortly before the end of the line takes away too much.
+COORDRL_HD inline i32 hmove_motion(i32 line_cycle, u8 nibble) {
+  const i32 full = nibble < 8 ? -i32(nibble) : 16 - nibble;
+  if (line_cycle <= 3 || line_cycle == 75) return full;
+  if (line_cycle <= 20) {
+    constexpr i8 kLeast[17] = {-6, -5, -5, -4, -3, -2, -2, -1, 0, 1, 1, 2, 3, 4, 4, 5, 6};
+    const i32 least = kLeast[line_cycle - 4];
+    return full > least ? full : least;
+  }
+  if (line_cycle <= 54) return 0;
+  constexpr i8 kShift[20] = {6,  5,  4,  4,  3,  2,  1,  1,  0,  -1,
+                             -2, -2, -3, -4, -5, -5, -6, -7, -8, -8};
+  const i32 late = full + kShift[line_cycle - 55];
+  return late < 0 ? late : 0;
+}
+
+COORDRL_HD COORDRL_NOINLINE inline void write_hmove(Beam& beam, i32 clock, i32 line_cycle) {
+  Tia& tia = beam.tia;
+  tia.hmove_clock = u32(clock);
+  if (beam.window.hmove_blanks && (line_cycle <= 20 || line_cycle == 75)) {
+    tia.hmove_blank = true;
+    if (beam.line != kNever) {
+      const bool here = beam.now < beam.line + kBlankClocks + 8;
+      (here ? beam.hmove_here : beam.hmove_late) = true;
+    }
+  }
+  for (i32 object = kP0; object <= kBall; ++object) {
+    const i32 motion = hmove_motion(line_cycle, tia.hm[object]);
+    const bool unhide = object <= kP1 && tia.first_copy_hidden[object];
+    const bool unstar = object == kM0 && tia.star_look != 0;
+    if (motion == 0 && !unhide && !unstar) continue;
+    touch(beam, object);
+    i32 position = tia.position[object] + motion;
+    if (position < 0) position += kWidth;
+    if (position >= kWidth) position -= kWidth;
+    tia.position[object] = u8(position);
+    if (unhide) tia.first_copy_hidden[object] = false;
+  }
+  tia.star_field = false;
+  tia.star_look = 0;
+}
+
+/// Writes a register. `start_clock` is the color clock at which the frame began.
+///
+/// Returns true when the frame is over: the end of VSYNC, or no VSYNC for too many lines.
+COORDRL_HD COORDRL_NOINLINE inline bool write_tia(Beam& beam, u8 reg, u8 value, i32 cycle) {
+  Tia& tia = beam.tia;
+  const i32 clock = 3 * cycle;
+  advance(beam, clock + write_delay(reg, cycle));
+  bool over = cycle >= beam.limit;
+  const i32 line_cycle = cycle % kLineCycles;
+  const i32 line_clock = 3 * line_cycle;
+  switch (reg) {
+    case kVsync: {
+      // Time since the start of the frame, because the far future is a number of it.
+      const i32 frame_clock = clock - 3 * tia.start_cycle;
+      tia.vsync = value;
+      if (value & 2) {
+        tia.vsync_finish = i32(u32(frame_clock) + kLineClocks);
+      } else if (frame_clock >= tia.vsync_finish) {
+        tia.vsync_finish = 0x7FFFFFFF;
+        over = true;
+      }
+      break;
+    }
+    case kVblank: {
+      const i32 x = pixel(beam);
+      if (((tia.vblank ^ value) & 2) && x > 0) {
+        beam.blank = blanked(beam) & span(0, x);
+        beam.blank_since = x;
+        beam.blank_touched = true;
+      }
+      if (!(tia.vblank & 0x80) && (value & 0x80)) tia.dump = true;
+      if ((tia.vblank & 0x80) && !(value & 0x80)) {
+        tia.dump = false;
+        tia.dump_release = cycle - tia.start_cycle;
+      }
+      tia.vblank = value;
+      break;
+    }
+    case kNusiz0:
+    case kNusiz1: {
+      const i32 player = reg - kNusiz0;
+      touch(beam, kP0 + player);
+      touch(beam, kM0 + player);
+      tia.nusiz[player] = value;
+      tia.first_copy_hidden[player] = false;
+      if (player == 0) tia.star_look = 0;
+      break;
+    }
+    case kColup0:
+    case kColup1:
+    case kColupf:
+    case kColubk: write_color(beam, reg - kColup0, value); break;
+    case kCtrlpf: write_ctrlpf(beam, value, line_clock); break;
+    case kRefp0:
+    case kRefp1:
+      if ((tia.refp[reg - kRefp0] ^ value) & 8) {
+        touch(beam, kP0 + reg - kRefp0);
+        tia.refp[reg - kRefp0] = value;
+      }
+      break;
+    case kPf0: write_playfield(beam, value >> 4, 0x0000F); break;
+    case kPf1: write_playfield(beam, u32(reversed(value)) << 4, 0x00FF0); break;
+    case kPf2: write_playfield(beam, u32(value) << 12, 0xFF000); break;
+    case kResp0:
+    case kResp1: reset_player(beam, reg - kResp0, clock, line_clock); break;
+    case kResm0:
+    case kResm1:
+    case kResbl: reset_position(beam, kM0 + reg - kResm0, clock, line_clock); break;
+    case kGrp0:
+    case kGrp1: write_graphics(beam, reg - kGrp0, value); break;
+    case kEnam0:
+    case kEnam1:
+      if ((tia.enam[reg - kEnam0] ^ value) & 2) {
+        touch_enable(beam, kM0 + reg - kEnam0);
+        tia.enam[reg - kEnam0] = value;
+      }
+      break;
+    case kEnabl:
+      if ((tia.enabl ^ value) & 2) {
+        if (!(tia.vdel[2] & 1)) touch_enable(beam, kBall);
+        tia.enabl = value;
+      }
+      break;
+    case kHmm0:
+      if (u32(clock) - tia.hmove_clock == 63 && tia.hm[kM0] == 7 && value >> 4 == 6) {
+        tia.star_field = true;
+        tia.star_step = 0;
+      }
+      tia.hm[kM0] = value >> 4;
+      break;
+    case kHmp0:
+    case kHmp1:
+    case kHmm1:
+    case kHmbl: tia.hm[reg - kHmp0] = value >> 4; break;
+    case kVdelp0:
+    case kVdelp1:
+    case kVdelbl: {
+      const i32 index = reg - kVdelp0;
+      if ((tia.vdel[index] ^ value) & 1) {
+        touch_enable(beam, index == 2 ? i32(kBall) : index);
+        tia.vdel[index] = value;
+      }
+      break;
+    }
+    case kResmp0:
+    case kResmp1: write_resmp(beam, reg - kResmp0, value); break;
+    case kHmove: write_hmove(beam, clock, line_cycle); break;
+    case kHmclr:
+      for (u8& nibble : tia.hm) nibble = 0;
+      break;
+    case kCxclr: {
+      tia.collisions = 0;
+      const i32 x = pixel(beam);
+      if (x > 0) beam.collided = x;
+      break;
+    }
+    default: break;  // WSYNC is the CPU's affair; RSYNC and sound show nowhere
+  }
+  return over;
+}
+
+/// Bits 7 and 6 of CXM0P, CXM1P, CXP0FB, CXP1FB, CXM0FB, CXM1FB, CXBLPF or CXPPMM.
+COORDRL_HD COORDRL_NOINLINE inline u8 read_collisions(Beam& beam, u8 reg, i32 cycle) {
+  advance(beam, 3 * cycle);
+  const i32 x = pixel(beam);
+  if (x > 0) latch_collisions(beam, x);
+  return u8((beam.tia.collisions >> (2 * (reg & 7)) & 3) << 6);
+}
+
+// Reset and frames. --------------------------------------------------------------------------------
+
+/// What a system reset leaves: everything 0 but the question whether a frame is under way.
+COORDRL_HD inline void reset(Tia& tia) {
+  const bool partial = tia.partial, grayed = tia.grayed;
+  tia = Tia{};
+  tia.partial = partial;
+  tia.grayed = grayed;
+  tia.vsync_finish = 0x7FFFFFFF;
+}
+
+/// Begins a frame at the end of the last one; `cycles` is how far it went.
+COORDRL_HD inline void begin_frame(Tia& tia, const Window& window, i32 cycle) {
+  const i32 passed = cycle - tia.start_cycle;
+  tia.start_cycle = cycle % kLineCycles;
+  tia.vsync_finish = i32(u32(tia.vsync_finish) - u32(3 * passed));
+  tia.dump_release = i32(u32(tia.dump_release) - u32(passed));
+  tia.hmove_clock -= u32(3 * (cycle - tia.start_cycle));
+  tia.first_clock = window.first_line * kLineClocks;
+  tia.drawn = tia.first_clock;
+  tia.grayed = false;
+  if (window.pal) {
+    for (u8& color : tia.color) color = u8((color & 0xFE) | (tia.last_lines & 1));
+  }
+}
+
+/// Shows a frame without end in gray: rows from the beam's line down, once.
+COORDRL_HD inline void gray_rest(Tia& tia, const Window& window, i32 cycle, u8* frame) {
+  if (tia.grayed) return;
+  tia.grayed = true;
+  if (frame == nullptr) return;
+  const i32 below = cycle / kLineCycles - window.first_line;
+  for (i32 i = (below > 0 ? below : 0) * kWidth; i < window.height * kWidth; ++i) {
+    frame[i] = (frame[i] & 15) >> 1;
+  }
+}
+
+}  // namespace coordrl

@@ -1,0 +1,67 @@
+// The words the machine is written in: integers of known width, and where a function may run.
+//
+// The headers of this folder are compiled twice: by the C++ compiler into the Python extension
+// (bindings.cpp) and by NVRTC into the CUDA kernels (kernels.cu). NVRTC finds no standard headers,
+// so nothing is included here and the integer types are named anew.
+#pragma once
+
+#ifdef __CUDACC__
+#define COORDRL_HD __host__ __device__
+#define COORDRL_INLINE __forceinline__
+#define COORDRL_NOINLINE __noinline__
+#else
+#define COORDRL_HD
+#define COORDRL_INLINE inline __attribute__((always_inline))
+#define COORDRL_NOINLINE __attribute__((noinline))
+#endif
+
+namespace coordrl {
+
+using u8 = unsigned char;
+using u16 = unsigned short;
+using u32 = unsigned int;
+using u64 = unsigned long long;
+using i8 = signed char;
+using i16 = short;
+using i32 = int;
+using i64 = long long;
+using f32 = float;
+using f64 = double;
+
+static_assert(sizeof(u16) == 2 && sizeof(u32) == 4 && sizeof(u64) == 8, "integers as named");
+static_assert(sizeof(f32) == 4 && sizeof(f64) == 8, "IEEE 754 single and double");
+
+/// Tells the compiler which way a branch nearly always goes.
+COORDRL_HD COORDRL_INLINE bool likely(bool condition) {
+#ifdef __CUDA_ARCH__
+  return condition;
+#else
+  return __builtin_expect(condition, true);
+#endif
+}
+
+COORDRL_HD COORDRL_INLINE bool unlikely(bool condition) { return !likely(!condition); }
+
+/// Eight bytes at any address as one word, the first byte lowest.
+COORDRL_HD COORDRL_INLINE u64 load8(const u8* bytes) {
+#ifdef __CUDA_ARCH__
+  u64 word = 0;
+  for (i32 i = 0; i < 8; ++i) word |= u64(bytes[i]) << (8 * i);
+  return word;
+#else
+  u64 word;
+  __builtin_memcpy(&word, bytes, 8);
+  return word;
+#endif
+}
+
+/// Writes a word as eight bytes, lowest first.
+COORDRL_HD COORDRL_INLINE void store8(u8* bytes, u64 word) {
+#ifdef __CUDA_ARCH__
+  for (i32 i = 0; i < 8; ++i) bytes[i] = u8(word >> (8 * i));
+#else
+  __builtin_memcpy(bytes, &word, 8);
+#endif
+}
+
+}  // namespace coordrl
