@@ -442,7 +442,7 @@ class Progress:
         parts = [f"{self.done:,}/{self.total:,} {self.unit}"]
         if self.rate > 0:
             left = max(self.total - self.done, 0) / self.rate
-            parts += [f"{self.rate:,.0f}/s", f"{_duration(left)} left"]
+            parts += [f"{self.rate:,.{0 if self.rate >= 10 else 2}f}/s", f"{_duration(left)} left"]
         if note:
             parts.append(note)
         if curve:

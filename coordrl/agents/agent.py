@@ -6,6 +6,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
@@ -50,7 +51,9 @@ class Agent:
         )
 
     @torch.no_grad()
-    def act(self, obs: np.ndarray, *, deterministic: bool, random: torch.Generator) -> np.ndarray:
+    def act(
+        self, obs: NDArray[np.uint8], *, deterministic: bool, random: torch.Generator
+    ) -> NDArray[np.int64]:
         """Choose an action for each observation.
 
         Unlike ``predict``, nothing is drawn from the global random stream, and a DQN agent decides
@@ -73,7 +76,7 @@ class Agent:
         actions = scores.argmax(dim=1)
         if not deterministic:
             actions = self._draw(scores, actions, random)
-        chosen: np.ndarray = actions.cpu().numpy()
+        chosen: NDArray[np.int64] = actions.cpu().numpy()
         return chosen
 
     def _draw(

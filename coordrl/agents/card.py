@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from coordrl.agents.network import NetworkSpec
-from coordrl.agents.results import EvaluationResult
+from coordrl.agents.results import EvaluationResult, dump_json
 from coordrl.backbone import Coords
 from coordrl.config import AtariSettings, Protocol, parse_value
 
@@ -88,10 +88,7 @@ class AgentCard:
             **fields,
             "evaluations": evaluations,
         }
-        text = json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False)
-        # A list of numbers on one line: a hundred returns are not a hundred lines.
-        numbers = re.compile(r"\[\s+(-?\d[^\[\]{}\"]*?)\s+\]")
-        return numbers.sub(lambda match: f"[{' '.join(match[1].split())}]", text) + "\n"
+        return dump_json(table)
 
     @classmethod
     def from_json(cls, text: str) -> "AgentCard":

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from coordrl.agents.agent import Agent
@@ -72,11 +73,11 @@ def evaluate(
     agent = agent if isinstance(agent, Agent) else Agent.of(agent)
     match = game_for(agent, game=game, protocol=protocol, settings=settings)
     num_envs = min(num_envs, episodes)
-    with _AtPlay(agent, match, num_envs, deterministic=deterministic, seed=seed) as play:
+    with Play(agent, match, num_envs, deterministic=deterministic, seed=seed) as play:
         played: list[Episode] = []
         remaining = np.array([(episodes + i) // num_envs for i in range(num_envs)])
         while remaining.any():
-            for i, episode in play.step():
+            for i, episode in play.step(play.choose()):
                 if remaining[i]:
                     remaining[i] -= 1
                     played.append(episode)
@@ -179,8 +180,13 @@ def _num_actions(space: spaces.Space[Any]) -> int | None:
     return int(space.n) if isinstance(space, spaces.Discrete) else None
 
 
-class _AtPlay:
-    """An agent in its environments, until the block is left."""
+class Play:
+    """An agent in its environments, on its own random streams, until the block is left.
+
+    Attributes:
+        envs: The environments.
+        env_seeds: The seed of each.
+    """
 
     def __init__(
         self, agent: Agent, match: Match, num_envs: int, *, deterministic: bool, seed: int
@@ -188,30 +194,33 @@ class _AtPlay:
         self._agent = agent
         self._deterministic = deterministic
         self._was_training = agent.policy.training
-        self._envs = AtariVectorEnv(match.game, num_envs, match.settings)
+        env_stream, policy_stream = np.random.SeedSequence(seed).spawn(2)
+        self.env_seeds = env_stream.generate_state(num_envs)
+        policy_seed = int(policy_stream.generate_state(1)[0])
+        self._random = torch.Generator(agent.policy.device).manual_seed(policy_seed)
+        self.envs = AtariVectorEnv(match.game, num_envs, match.settings)
         try:
-            _require_fit(agent, self._envs)
-            env_stream, policy_stream = np.random.SeedSequence(seed).spawn(2)
-            env_seeds = env_stream.generate_state(num_envs)
-            policy_seed = int(policy_stream.generate_state(1)[0])
-            self._random = torch.Generator(agent.policy.device).manual_seed(policy_seed)
-            self._obs, _ = self._envs.reset(seed=env_seeds)
+            _require_fit(agent, self.envs)
+            self._obs, _ = self.envs.reset(seed=self.env_seeds)
         except BaseException:
-            self._envs.close()
+            self.envs.close()
             raise
 
-    def __enter__(self) -> "_AtPlay":
+    def __enter__(self) -> "Play":
         self._agent.policy.set_training_mode(False)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._agent.policy.set_training_mode(self._was_training)
-        self._envs.close()
+        self.envs.close()
 
-    def step(self) -> list[tuple[int, Episode]]:
-        """Play one action everywhere; return the games that ended, with their environments."""
-        actions = self._agent.act(self._obs, deterministic=self._deterministic, random=self._random)
-        self._obs, _, _, truncated, info = self._envs.step(actions)
+    def choose(self) -> NDArray[np.int64]:
+        """Return the agent's actions for the present observations."""
+        return self._agent.act(self._obs, deterministic=self._deterministic, random=self._random)
+
+    def step(self, actions: NDArray[np.int64]) -> list[tuple[int, Episode]]:
+        """Play the actions; return the games that ended, each with its environment's index."""
+        self._obs, _, _, truncated, info = self.envs.step(actions)
         if "game" not in info:
             return []
         games = info["game"]

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.resources
 import json
+import re
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -178,6 +179,23 @@ def human_normalized_score(game: str, episode_return: float) -> float | None:
     if scores is None:
         return None
     return (episode_return - scores.random) / (scores.human - scores.random)
+
+
+def dump_json(table: Mapping[str, Any]) -> str:
+    """Write JSON for people and programs: indented, with lists of numbers on one line.
+
+    Raises:
+        ValueError: If a number is not finite.
+
+    Example:
+        >>> print(dump_json({"returns": [20.0, 21.0]}), end="")
+        {
+          "returns": [20.0, 21.0]
+        }
+    """
+    text = json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False)
+    numbers = re.compile(r"\[\s+([-\d][-+.,\s\de]*?)\s+\]")
+    return numbers.sub(lambda match: f"[{' '.join(match[1].split())}]", text) + "\n"
 
 
 @functools.cache

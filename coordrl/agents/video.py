@@ -1,0 +1,179 @@
+"""Films of an agent at play, as a television of the time would have shown it."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from coordrl.agents.agent import Agent
+from coordrl.agents.card import AgentError
+from coordrl.agents.evaluation import Episode, Match, Play, game_for
+from coordrl.config import AtariSettings, Protocol
+from coordrl.envs import AtariVectorEnv
+
+FRAMES_PER_SECOND = 60
+_LINES, _COLUMNS = 210, 160
+# An NTSC pixel of the console is 12/7 times as wide as high; 5/3 is near, with whole pixels.
+_ENLARGE = f"scale={5 * _COLUMNS}:{3 * _LINES}:flags=neighbor"
+
+_ENCODERS: dict[str, dict[str, Any]] = {
+    ".mp4": {"codec": "libx264", "output_params": ["-vf", _ENLARGE, "-crf", "18"]},
+    # Viewers show a frame of a gif for 1/50 s at the least. Every frame has its own palette, which
+    # is exact, since the console has 128 colors.
+    ".gif": {
+        "codec": "gif",
+        "pix_fmt_out": "pal8",
+        "output_params": [
+            "-filter_complex",
+            f"fps=50,{_ENLARGE},split[a][b];[a]palettegen=stats_mode=single[p];"
+            "[b][p]paletteuse=new=1:dither=none",
+        ],
+    },
+}
+
+
+def record_video(
+    agent: Agent | BaseAlgorithm,
+    path: Path | str,
+    *,
+    game: str | None = None,
+    protocol: Protocol | None = None,
+    settings: AtariSettings | None = None,
+    deterministic: bool = False,
+    seed: int = 0,
+    max_frames: int = 18_000,
+    on_frame: Callable[[int], None] | None = None,
+) -> Episode | None:
+    """Film a game from its first agent step to its end, every frame of the console.
+
+    The film has 60 frames a second (a gif 50, with every sixth frame left out), 800 x 630 pixels
+    with those of the console five wide and three high.
+
+    The agent sees a few small gray pictures a second. So a second console, started from the same
+    seed and given the same inputs, plays beside its own, and is filmed.
+
+    Args:
+        agent: Who plays; this and the next five arguments are those of
+            :func:`~coordrl.agents.evaluate`. With the same ones, a deterministic agent plays the
+            first game of that evaluation's first environment.
+        path: File to write, ending in ``.mp4`` or ``.gif``; an old one is replaced at the end.
+        game: See ``agent``.
+        protocol: See ``agent``.
+        settings: See ``agent``.
+        deterministic: See ``agent``.
+        seed: See ``agent``.
+        max_frames: Frames after which the film ends if the game does not: 5 minutes.
+        on_frame: Called with the number of frames so far, after each agent step.
+
+    Returns:
+        The game, or None if the film ended before it.
+
+    Raises:
+        AgentError: If the agent doesn't fit the game, or the file cannot be written.
+    """
+    path = Path(path)
+    agent = agent if isinstance(agent, Agent) else Agent.of(agent)
+    match = game_for(agent, game=game, protocol=protocol, settings=settings)
+    with (
+        Play(agent, match, 1, deterministic=deterministic, seed=seed) as play,
+        _Camera(match, play.env_seeds) as camera,
+        _film(path) as show,
+    ):
+        frames = 0
+        while frames < max_frames:
+            actions = play.choose()
+            ended = play.step(actions)
+            for frame in camera.step(actions):
+                show(frame)
+                frames += 1
+            if on_frame is not None:
+                on_frame(frames)
+            if ended:
+                _, episode = ended[0]
+                if camera.episode_return != episode.episode_return:
+                    raise RuntimeError(
+                        f"the film shows a game of {camera.episode_return} points,"
+                        f" the agent's had {episode.episode_return}"
+                    )
+                return episode
+    return None
+
+
+class _Camera:
+    """A second console that plays the same game frame by frame, in color."""
+
+    def __init__(self, match: Match, seeds: NDArray[np.integer[Any]]) -> None:
+        self._frame_skip = match.settings.frame_skip
+        self._fires = match.settings.fire_after_life_loss
+        self._envs = AtariVectorEnv(
+            match.game,
+            1,
+            replace(
+                match.settings,
+                observation="rgb",
+                frame_skip=1,
+                stack_size=1,
+                screen_size=(_LINES, _COLUMNS),
+                max_pool=False,
+                fire_after_life_loss=False,
+            ),
+        )
+        self._envs.reset(seed=seeds)
+        self._presses_fire = False
+        self.episode_return: float | None = None
+
+    def __enter__(self) -> "_Camera":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._envs.close()
+
+    def step(self, actions: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+        """Yield the frames ``(210, 160, 3)`` of one agent step."""
+        if self._presses_fire:
+            actions = np.array([self._envs.action_meanings.index("FIRE")])
+        lives = self._envs.lives
+        for _ in range(self._frame_skip):
+            obs, _, _, _, info = self._envs.step(actions)
+            if "game" in info:
+                self.episode_return = float(info["game"]["episode_return"][0])
+                yield info["final_obs"][0][0]
+                return
+            yield obs[0, 0]
+        # AtariVectorEnv presses FIRE for an agent in the step after a lost life.
+        lost = 0 < self._envs.lives[0] < lives[0]
+        self._presses_fire = lost and self._fires and "FIRE" in self._envs.action_meanings
+
+
+@contextlib.contextmanager
+def _film(path: Path) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
+    """Yield a function that adds a frame to the film, which replaces ``path`` at the end."""
+    if path.suffix not in _ENCODERS:
+        raise AgentError(f"a film ends in {' or '.join(_ENCODERS)}, got {path.name}")
+    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    encoder = imageio_ffmpeg.write_frames(
+        str(partial),
+        (_COLUMNS, _LINES),
+        fps=FRAMES_PER_SECOND,
+        quality=None,
+        macro_block_size=1,
+        **_ENCODERS[path.suffix],
+    )
+    try:
+        encoder.send(None)
+        yield lambda frame: encoder.send(np.ascontiguousarray(frame))
+        encoder.close()
+        partial.replace(path)
+    except OSError as error:
+        reason = (error.strerror or str(error)).strip().split("\n")[0]
+        raise AgentError(f"cannot write {path}: {reason}") from error
+    finally:
+        encoder.close()
+        partial.unlink(missing_ok=True)

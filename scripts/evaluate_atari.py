@@ -1,0 +1,158 @@
+"""Say how well an agent plays: whole games, the game's own points, with an interval.
+
+python scripts/evaluate_atari.py agents/Pong-ppo-all-s0 --episodes 30
+python scripts/evaluate_atari.py downloaded.zip --env Breakout --trust-pickle --video game.mp4
+"""
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from coordrl.agents import (
+    Agent,
+    AgentError,
+    Episode,
+    EvaluationResult,
+    dump_json,
+    evaluate,
+    load_agent,
+    record_video,
+)
+from coordrl.config import Protocol
+from coordrl.runs import Progress, RunError, atomic_file
+
+MAX_FILM_FRAMES = 18_000  # five minutes
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Evaluate an agent over whole games, and report the game's own points."""
+
+    agent: tyro.conf.Positional[Path]
+    """Folder of a saved agent, or a zip of A2C, PPO or DQN of Stable-Baselines3."""
+    env: str | None = None
+    """Game; only needed for a zip."""
+    episodes: int = 100
+    """Games for each policy."""
+    policy: Literal["both", "stochastic", "deterministic"] = "both"
+    """Draw actions from the policy, take the likeliest one, or report both."""
+    protocol: Protocol | None = None
+    """Rules: SB3's and the zoo's, or Machado et al. (2018); those of the training by default."""
+    seed: int = 0
+    """Seed of the evaluation."""
+    num_envs: int = 8
+    """Games played at the same time."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs; auto takes the GPU if there is one."""
+    video: Path | None = None
+    """Film a game (.mp4 or .gif)."""
+    json: Path | None = None
+    """Write everything that was measured as JSON."""
+    trust_pickle: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Open a zip, which runs the code that is pickled in it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = tyro.cli(Arguments, args=argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        for output in (arguments.json, arguments.video):
+            if output is not None and not output.parent.is_dir():
+                raise AgentError(f"cannot write {output}: there is no folder {output.parent}")
+        agent = load_agent(
+            arguments.agent, device=arguments.device, trust_pickle=arguments.trust_pickle
+        )
+        if arguments.video is not None:
+            film(agent, arguments, arguments.video)
+        results = play(agent, arguments)
+        print_table(results, str(arguments.agent))
+        if arguments.json is not None:
+            table = {
+                "agent": str(arguments.agent),
+                "results": [result.to_json() for result in results],
+            }
+            with atomic_file(arguments.json) as file:
+                file.write(dump_json(table).encode())
+    except KeyboardInterrupt:
+        print("stopped before the end; nothing was reported", file=sys.stderr)
+        return 130
+    except (AgentError, RunError, ValueError) as error:
+        print(f"evaluate_atari.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def play(agent: Agent, arguments: Arguments) -> list[EvaluationResult]:
+    policies = ["stochastic", "deterministic"] if arguments.policy == "both" else [arguments.policy]
+    returns: list[float] = []
+    with Progress("evaluating", arguments.episodes * len(policies), "episodes") as progress:
+
+        def count(episode: Episode) -> None:
+            returns.append(episode.episode_return)
+            progress.update(len(returns), f"last return {episode.episode_return:g}")
+
+        return [
+            evaluate(
+                agent,
+                game=arguments.env,
+                protocol=arguments.protocol,
+                episodes=arguments.episodes,
+                deterministic=policy == "deterministic",
+                seed=arguments.seed,
+                num_envs=arguments.num_envs,
+                on_episode=count,
+            )
+            for policy in policies
+        ]
+
+
+def film(agent: Agent, arguments: Arguments, path: Path) -> None:
+    with Progress("filming", MAX_FILM_FRAMES, "frames at most") as progress:
+        episode = record_video(
+            agent,
+            path,
+            game=arguments.env,
+            protocol=arguments.protocol,
+            deterministic=arguments.policy == "deterministic",
+            seed=arguments.seed,
+            max_frames=MAX_FILM_FRAMES,
+            on_frame=progress.update,
+        )
+    what = "the beginning of a game" if episode is None else f"{episode.episode_return:g} points"
+    print(f"{path}: {what}")
+
+
+def print_table(results: Sequence[EvaluationResult], title: str) -> None:
+    first = results[0]
+    table = Table(title=f"{title}: {first.game}, {first.protocol} protocol, seed {first.seed}")
+    table.add_column("unclipped return")
+    for result in results:
+        table.add_column("deterministic" if result.deterministic else "stochastic", justify="right")
+    rows: dict[str, Callable[[EvaluationResult], str]] = {
+        "mean": lambda result: f"{result.mean:,.2f}",
+        "95 % interval of the mean": lambda result: "{:,.2f} .. {:,.2f}".format(*result.interval),
+        "median": lambda result: f"{result.median:,g}",
+        "lowest .. highest": lambda result: (
+            f"{min(result.episode_returns):,g} .. {max(result.episode_returns):,g}"
+        ),
+        "human-normalized mean": lambda result: (
+            "-" if result.human_normalized is None else f"{result.human_normalized:.2f}"
+        ),
+        "episodes": lambda result: f"{result.episodes}",
+        "of these cut off at the limit": lambda result: f"{result.truncated}",
+        "mean length, frames": lambda result: f"{result.mean_frames:,.0f}",
+    }
+    for name, cell in rows.items():
+        table.add_row(name, *(cell(result) for result in results))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
