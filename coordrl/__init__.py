@@ -6,12 +6,28 @@ floors below their own only (``tests/test_floors.py``):
 - 0: ``layers``, ``config``, ``runs``
 - 1: ``convert``, ``backbone``, ``emulator``
 - 2: ``extractors``, ``envs``, ``coordinates``, ``generative``, ``detection``
-- 3: ``sb3_envs``, ``device_algorithms``
+- 3: ``sb3_envs``, ``algorithms``, ``device_algorithms``
 - 4: ``agents``
 - 5: ``training``
 - 6: ``study``, ``report``
 """
 
-from coordrl.layers import CoordConv2d, CoordConvTranspose2d, coordinate_grid
+from coordrl.layers import (
+    CoordConv1d,
+    CoordConv2d,
+    CoordConv3d,
+    CoordConvTranspose1d,
+    CoordConvTranspose2d,
+    CoordConvTranspose3d,
+    coordinate_grid,
+)
 
-__all__ = ["CoordConv2d", "CoordConvTranspose2d", "coordinate_grid"]
+__all__ = [
+    "CoordConv1d",
+    "CoordConv2d",
+    "CoordConv3d",
+    "CoordConvTranspose1d",
+    "CoordConvTranspose2d",
+    "CoordConvTranspose3d",
+    "coordinate_grid",
+]

@@ -308,14 +308,16 @@ def accepted_keywords(
         >>> accepted_keywords(paint, without={"canvas"})
         {'width': <class 'int'>, 'color': <class 'str'>}
     """
-    target = function.__init__ if inspect.isclass(function) else function
-    annotations = typing.get_type_hints(target)
-    return {
-        name: annotations.get(name, object)
-        for name, parameter in inspect.signature(function).parameters.items()
+    parameters = [
+        parameter
+        for parameter in inspect.signature(function).parameters.values()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and name not in without
-    }
+        and parameter.name not in without
+    ]
+    target: Any = function.__init__ if inspect.isclass(function) else function
+    # Only of the parameters asked for: those left out may refer to names that are not imported.
+    named = {p.name: object if p.annotation is p.empty else p.annotation for p in parameters}
+    return typing.get_type_hints(types.SimpleNamespace(__annotations__=named), target.__globals__)
 
 
 def load_settings(

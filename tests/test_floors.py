@@ -15,7 +15,7 @@ FLOORS = [
     {"layers", "config", "runs"},
     {"convert", "backbone", "emulator"},
     {"extractors", "envs", "coordinates", "generative", "detection"},
-    {"sb3_envs", "device_algorithms"},
+    {"sb3_envs", "algorithms", "device_algorithms"},
     {"agents"},
     {"training"},
     {"study", "report"},
@@ -23,7 +23,7 @@ FLOORS = [
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 TORCH_ALONE = {"layers", "convert", "backbone"}
-SB3 = {"extractors", "sb3_envs", "device_algorithms", "agents", "training"}
+SB3 = {"extractors", "sb3_envs", "algorithms", "device_algorithms", "agents", "training"}
 GYMNASIUM = {"envs", "sb3_envs"}
 # Spaces are part of what SB3 hands to its extractors, buffers and policies.
 GYMNASIUM_SPACES = GYMNASIUM | SB3
