@@ -328,6 +328,7 @@ def load_settings(
     base: Settings | None = None,
     keywords: Mapping[str, Mapping[str, Any]] | None = None,
     game: str | None = None,
+    canonical_game: Callable[[str], str] = str.casefold,
 ) -> Settings:
     """Read settings: defaults, then the file, then its table for the game, then ``overrides``.
 
@@ -342,8 +343,10 @@ def load_settings(
         overrides: Settings that win over the file, the last over the first.
         base: Settings that stand where nothing is given; ``cls()`` if None.
         keywords: For each table of free keywords, what :func:`accepted_keywords` returns.
-        game: Also read the file's table ``[games.<game>]``, whose name is compared without regard
-            to case and underscores. The tables of other games are checked and left.
+        game: Also read the file's table ``[games.<game>]``. The tables of other games are checked
+            and left.
+        canonical_game: Gives the name by which games are compared, or raises a ValueError for one
+            that is unknown.
 
     Raises:
         SettingsError: If the file cannot be read, or a key or value does not fit; the message
@@ -358,7 +361,7 @@ def load_settings(
     """
     schema = _schema(cls, keywords or {})
     settings = cls() if base is None else base
-    for table, source in _layers(path, overrides, schema, game):
+    for table, source in _layers(path, overrides, schema, game, canonical_game):
         values = _read_table(table, schema, source)
         try:
             settings = _with(settings, values)
@@ -381,7 +384,11 @@ def dump_settings(settings: Any) -> str:
 
 
 def _layers(
-    path: Path | None, overrides: Sequence[Override], schema: Mapping[str, Any], game: str | None
+    path: Path | None,
+    overrides: Sequence[Override],
+    schema: Mapping[str, Any],
+    game: str | None,
+    canonical_game: Callable[[str], str],
 ) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield tables of settings with the name of their source, the weakest first."""
     if path is not None:
@@ -394,7 +401,11 @@ def _layers(
             source = f"{path}, [games.{name}]"
             if not isinstance(table, dict):
                 raise SettingsError(f"{source}: must be a table, got {table!r}")
-            if game is not None and _fold(name) == _fold(game):
+            try:
+                is_this_game = game is not None and canonical_game(name) == canonical_game(game)
+            except ValueError as error:
+                raise SettingsError(f"{source}: {error}") from error
+            if is_this_game:
                 yield table, source
             else:
                 _read_table(table, schema, source)
@@ -406,10 +417,6 @@ def _layers(
             inner = inner.setdefault(parent, {})
         inner[leaf] = override.value
         yield table, override.source
-
-
-def _fold(game: str) -> str:
-    return game.replace("_", "").replace("-", "").casefold()
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -519,6 +526,8 @@ def _parse_member(value: Any, annotation: Any) -> Any:  # noqa: C901 - one branc
         return _parse_dataclass(value, Schedule)
     if dataclasses.is_dataclass(annotation) and isinstance(value, dict | annotation):
         return _parse_dataclass(value, annotation)
+    if origin is Mapping and isinstance(value, dict):
+        return value
     if origin in (tuple, list, Sequence) and isinstance(value, list | tuple):
         if origin is not tuple or arguments[1:] == (...,):
             return tuple(parse_value(item, arguments[0]) for item in value)

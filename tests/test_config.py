@@ -55,11 +55,24 @@ def brush(
 KEYWORDS = {"free": accepted_keywords(brush, without={"canvas"})}
 
 
+def canonical(game: str) -> str:
+    """Return the name of a game without underscores, of the three that are known."""
+    folded = game.replace("_", "").casefold()
+    if folded not in ("mspacman", "pong", "breakout"):
+        raise ValueError(f"there is no game {game!r}")
+    return folded
+
+
 def read(tmp_path: Path, text: str, *overrides: str, game: str | None = None) -> Picture:
     path = tmp_path / "picture.toml"
     path.write_text(text)
     return load_settings(
-        Picture, path, [parse_override(o) for o in overrides], keywords=KEYWORDS, game=game
+        Picture,
+        path,
+        [parse_override(o) for o in overrides],
+        keywords=KEYWORDS,
+        game=game,
+        canonical_game=canonical,
     )
 
 
@@ -150,6 +163,11 @@ def test_error_names_file_key_and_what_fits(tmp_path: Path, text: str, message: 
 def test_a_mistake_in_the_table_of_another_game_is_found_as_well(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"\[games.Pong\]: unknown key 'titel'.* 'title'"):
         read(tmp_path, "[games.Pong]\ntitel = 'x'", game="Breakout")
+
+
+def test_a_table_of_an_unknown_game_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"\[games.Pnog\]: there is no game 'Pnog'"):
+        read(tmp_path, "[games.Pnog]\ntitle = 'x'", game="Pong")
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
