@@ -130,6 +130,9 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
         >>> envs.close()
     """
 
+    single_observation_space: Box
+    single_action_space: Discrete
+
     def __init__(
         self,
         game: str,
@@ -142,6 +145,8 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
     ) -> None:
         self.game = canonical_game(game)
         self.settings = AtariSettings() if settings is None else settings
+        if not isinstance(self.settings, AtariSettings):
+            raise TypeError(f"settings must be AtariSettings, got {settings!r}")
         self.num_envs = _at_least(1, "num_envs", num_envs)
         if autoreset_mode not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
             raise ValueError(
@@ -491,8 +496,10 @@ def _fold_seeds(
 ) -> NDArray[np.int32]:
     if isinstance(seed, int | np.integer):
         seeds = [int(seed) + i for i in range(count)]
-    else:
+    elif isinstance(seed, Sequence | np.ndarray) and np.asarray(seed).dtype.kind in "iu":
         seeds = [int(s) for s in seed]
+    else:
+        raise TypeError(f"seed must be a whole number or a sequence of them, got {seed!r}")
     if len(seeds) != count:
         raise ValueError(f"reset of {count} environments needs {count} seeds, got {len(seeds)}")
     if min(seeds) < 0:

@@ -102,18 +102,18 @@ class VectorEnvAdapter(VecEnv):
             if self._counts_games:
                 if games is None or game_ended is None or not game_ended[i]:
                     continue
-                episode_return = float(games["episode_return"][i])
-                length = int(games["agent_steps"][i])
-                infos[i]["frames"] = int(games["frames"][i])
+                infos[i]["episode"] = {
+                    "r": float(games["episode_return"][i]),
+                    "l": int(games["agent_steps"][i]),
+                    "frames": int(games["frames"][i]),
+                }
             else:
-                episode_return = float(self._episode_return[i])
-                length = int(self._episode_length[i])
+                infos[i]["episode"] = {
+                    "r": float(self._episode_return[i]),
+                    "l": int(self._episode_length[i]),
+                }
                 self._episode_return[i] = self._episode_length[i] = 0
-            infos[i]["episode"] = {
-                "r": episode_return,
-                "l": length,
-                "t": round(now - self._started_at[i], 6),
-            }
+            infos[i]["episode"]["t"] = round(float(now - self._started_at[i]), 6)
             self._started_at[i] = now
 
     def close(self) -> None:

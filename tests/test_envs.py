@@ -1,0 +1,622 @@
+"""AtariVectorEnv against ale-py's own vector environment, its rules step by step, bad input."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import ale_py
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
+from numpy.testing import assert_array_equal
+from numpy.typing import NDArray
+
+from coordrl import envs as envs_module
+from coordrl.config import AtariSettings, settings_for
+from coordrl.envs import AtariVectorEnv, canonical_game, games, gymnasium_name
+
+SAME_STEP, NEXT_STEP = AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP
+MODES = pytest.mark.parametrize("mode", [SAME_STEP, NEXT_STEP], ids=["same step", "next step"])
+# The game as it is, without anything that the environment does for the agent.
+PLAIN = AtariSettings(
+    noop_max=0,
+    fire_reset=False,
+    fire_after_life_loss=False,
+    clip_reward=False,
+    life_loss="ignore",
+)
+
+
+@contextmanager
+def playing(*args: Any, **kwargs: Any) -> Iterator[AtariVectorEnv]:
+    envs = AtariVectorEnv(*args, **kwargs)
+    yield envs
+    envs.close()
+
+
+def random_actions(envs: VectorEnv[Any, Any, Any], steps: int) -> NDArray[np.int64]:
+    num_actions = envs.single_action_space.n  # type: ignore[attr-defined]
+    return np.random.default_rng(0).integers(num_actions, size=(steps, envs.num_envs))
+
+
+def ale_reference(game: str, num_envs: int, settings: AtariSettings, **kwargs: Any) -> Any:
+    """ale-py's vector environment with the same settings and rewards as they are."""
+    return ale_py.AtariVectorEnv(
+        game,
+        num_envs,
+        frameskip=settings.frame_skip,
+        stack_num=settings.stack_size,
+        img_height=settings.screen_size[0],
+        img_width=settings.screen_size[1],
+        grayscale=settings.observation == "gray",
+        maxpool=settings.max_pool,
+        noop_max=settings.noop_max,
+        use_fire_reset=settings.fire_reset,
+        repeat_action_probability=settings.repeat_action_probability,
+        full_action_space=settings.full_action_space,
+        max_num_frames_per_episode=settings.max_frames_per_episode,
+        reward_clipping=False,
+        **kwargs,
+    )
+
+
+# --- names -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "canonical"),
+    [
+        ("pong", "pong"),
+        ("Pong", "pong"),
+        (" PONG ", "pong"),
+        ("MsPacman", "ms_pacman"),
+        ("ms_pacman", "ms_pacman"),
+        ("Ms. Pacman", "ms_pacman"),
+        ("ALE/Pong-v5", "pong"),
+        ("coordrl/SpaceInvaders-v0", "space_invaders"),
+        ("PongNoFrameskip-v4", "pong"),
+        ("Pong-ramNoFrameskip-v4", "pong"),
+        ("MsPacmanDeterministic-v0", "ms_pacman"),
+        ("Pitfall2", "pitfall2"),
+        ("TicTacToe3D", "tic_tac_toe_3d"),
+        ("ALE/TicTacToe3D-v5", "tic_tac_toe_3d"),
+    ],
+)
+def test_a_game_is_known_by_the_names_people_write(written: str, canonical: str) -> None:
+    assert canonical_game(written) == canonical
+
+
+def test_every_game_is_known_by_the_name_ale_py_registers_it_under() -> None:
+    gymnasium.register_envs(ale_py)
+    registered = {id for id in gymnasium.registry if id.startswith("ALE/")}
+    assert {f"ALE/{gymnasium_name(game)}-v5" for game in games()} == registered
+    assert {canonical_game(id) for id in registered} == set(games())
+
+
+@pytest.mark.parametrize(
+    ("written", "suggestion"),
+    [
+        ("Pongg", "did you mean Pong"),
+        ("Brekout", "did you mean Breakout"),
+        ("space invader", "did you mean SpaceInvaders"),
+        ("xyzzy", r"coordrl.envs.games\(\) lists all games"),
+        ("", r"coordrl.envs.games\(\) lists all games"),
+        ("warlords", "there is no Atari game 'warlords'"),
+    ],
+)
+def test_an_unknown_game_is_answered_with_near_ones(written: str, suggestion: str) -> None:
+    with pytest.raises(ValueError, match=suggestion):
+        canonical_game(written)
+
+
+# --- lock-step with ale-py -------------------------------------------------------------------
+
+
+@MODES
+@pytest.mark.parametrize(
+    ("game", "settings"),
+    [
+        ("breakout", AtariSettings(life_loss="ignore", fire_after_life_loss=False)),
+        ("breakout", AtariSettings(life_loss="reset", fire_after_life_loss=False)),
+        ("pong", AtariSettings(frame_skip=3, screen_size=(60, 72), max_frames_per_episode=200)),
+        ("space_invaders", replace(PLAIN, repeat_action_probability=0.25, observation="rgb")),
+        ("freeway", replace(PLAIN, full_action_space=True, max_pool=False, stack_size=2)),
+    ],
+    ids=["ignore", "reset", "truncated", "sticky rgb", "full actions"],
+)
+def test_plays_what_ale_py_plays(game: str, settings: AtariSettings, mode: AutoresetMode) -> None:
+    reference = ale_reference(
+        game,
+        2,
+        settings,
+        episodic_life=settings.life_loss == "reset",
+        autoreset_mode=mode,
+    )
+    with playing(game, 2, settings, autoreset_mode=mode) as envs:
+        obs, info = envs.reset(seed=7)
+        expected_obs, expected_info = reference.reset(seed=7)
+        assert_array_equal(obs, expected_obs)
+        for actions in random_actions(envs, 150):
+            obs, rewards, terminated, truncated, info = envs.step(actions)
+            expected_obs, expected_rewards, *flags, expected_info = reference.step(actions)
+            if settings.clip_reward:
+                expected_rewards = np.sign(expected_rewards)
+
+            assert_array_equal(obs, expected_obs)
+            assert_array_equal(rewards, expected_rewards)
+            assert_array_equal([terminated, truncated], flags)
+            for key in ("lives", "frame_number", "episode_frame_number"):
+                assert_array_equal(info[key], expected_info[key])
+            assert ("final_obs" in info) == ("final_obs" in expected_info)
+            for i in np.flatnonzero(terminated | truncated) if mode is SAME_STEP else ():
+                assert_array_equal(info["final_obs"][i], expected_info["final_obs"][i])
+    reference.close()
+
+
+def test_terminates_at_a_lost_life_as_ale_py_does_and_shows_the_last_picture() -> None:
+    settings = AtariSettings(fire_after_life_loss=False)
+    reference = ale_reference(
+        "breakout", 2, settings, life_loss_info=True, autoreset_mode=SAME_STEP
+    )
+    lost_lives = 0
+    with playing("breakout", 2, settings) as envs:
+        envs.reset(seed=1)
+        reference.reset(seed=1)
+        for actions in random_actions(envs, 250):
+            obs, _, terminated, truncated, info = envs.step(actions)
+            expected_obs, _, *flags, _ = reference.step(actions)
+
+            assert_array_equal(obs, expected_obs)
+            assert_array_equal([terminated, truncated], flags)
+            game_over = info.get("_game", np.zeros(2, bool))
+            for i in np.flatnonzero(terminated & ~game_over):
+                lost_lives += 1
+                assert_array_equal(info["final_obs"][i], obs[i])
+    assert lost_lives > 4
+    reference.close()
+
+
+@MODES
+def test_a_game_ends_with_its_return_and_its_length(mode: AutoresetMode) -> None:
+    settings = AtariSettings(max_frames_per_episode=602, clip_reward=False)
+    steps, points, resetting = np.zeros(2, int), np.zeros(2), np.zeros(2, bool)
+    ends = []
+    with playing("breakout", 2, settings, autoreset_mode=mode) as envs:
+        envs.reset(seed=2)
+        for actions in random_actions(envs, 500):
+            _, rewards, _, truncated, info = envs.step(actions)
+            points += rewards
+            steps += ~resetting
+            game_over = info.get("_game", np.zeros(2, bool))
+            for i in np.flatnonzero(game_over):
+                game = {key: value[i] for key, value in info["game"].items()}
+                ends.append(truncated[i])
+                assert game["agent_steps"] == steps[i]
+                assert (game["frames"] == 602) == truncated[i]
+                assert 4 * steps[i] - 4 < game["frames"] <= 4 * steps[i]
+                if mode is SAME_STEP:
+                    assert game["episode_return"] == points[i]
+                    frames = info["final_info"]["episode_frame_number"][i]
+                    assert game["frames"] <= frames <= game["frames"] + 30  # those of the reset
+                else:  # points won in the step between two lives count, but are not rewarded
+                    assert game["episode_return"] >= points[i]
+            steps[game_over] = points[game_over] = 0
+            resetting = game_over & (mode is NEXT_STEP)
+    assert set(ends) == {True, False}
+
+
+def test_the_game_goes_on_after_a_lost_life_only_if_fire_is_pressed() -> None:
+    for fire in (False, True):
+        settings = AtariSettings(fire_after_life_loss=fire, life_loss="ignore")
+        with playing("breakout", 1, settings) as envs:
+            envs.reset(seed=0)
+            lives = [envs.step([0])[4]["lives"][0] for _ in range(100)]
+        assert lives[0] == 5
+        assert (lives[-1] < 4) == fire
+
+
+# --- rules, step by step ---------------------------------------------------------------------
+
+
+class Script:
+    """A backend that plays two games from a table; the picture is the number of the step.
+
+    The first game loses a life at step 2 and is over at step 5; the second one is truncated at
+    step 4. Every step of two frames is worth 3 points in the first game and -2 in the second.
+    """
+
+    action_meanings = ("NOOP", "FIRE", "RIGHT")
+    obs_shape = (1,)
+    lives = ((3, 0), (3, 0), (2, 0), (2, 0), (2, 0), (0, 0), (3, 0), (3, 0))
+
+    def __init__(self, game: str, num_envs: int, *_: Any) -> None:
+        self.played: list[list[int]] = []
+        self.same_step = _[1] is SAME_STEP
+
+    def reset(self, indices: Any, seeds: Any) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        self.now = 0
+        return np.zeros((2, 1), np.uint8), self._info()
+
+    def _info(self) -> dict[str, Any]:
+        over = [self.now >= 5, self.now >= 4] if self.same_step else [self.now >= 6, self.now >= 5]
+        started = np.where(over, [5, 4], 0)
+        frame = 10 + 2 * np.array([self.now] * 2, np.int32)
+        lives = np.array(self.lives[self.now], np.int32)
+        if self.same_step and self.now == 5:
+            lives[0] = 3
+        return {
+            "lives": lives,
+            "frame_number": frame,
+            "episode_frame_number": (frame - 2 * started).astype(np.int32),
+        }
+
+    def step(self, actions: NDArray[Any]) -> Any:
+        self.played.append(actions.tolist())
+        self.now += 1
+        terminated = np.array([self.now == 5, False])
+        truncated = np.array([False, self.now == 4])
+        rewards = np.array([3, -2], np.int32)
+        info = self._info()
+        final_obs = final_info = None
+        obs = np.full((2, 1), self.now, np.uint8)
+        if self.same_step and (terminated | truncated).any():
+            final_obs = obs.copy()
+            obs = np.where((terminated | truncated)[:, None], 0, obs).astype(np.uint8)
+            final_info = info | {"episode_frame_number": info["frame_number"]}
+        if not self.same_step:
+            rewards[[self.now == 6, self.now == 5]] = 0
+        return envs_module._Step(obs, rewards, terminated, truncated, info, final_obs, final_info)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(envs_module, "_AleBackend", Script)
+
+    def make(**kwargs: Any) -> tuple[AtariVectorEnv, Script]:
+        envs = AtariVectorEnv("pong", 2, **kwargs)
+        envs.reset()
+        return envs, envs._backend  # type: ignore[return-value]
+
+    return make
+
+
+def test_same_step_step_by_step(scripted: Any) -> None:
+    envs, backend = scripted()
+    steps = [envs.step([2, 2]) for _ in range(6)]
+    obs, rewards, terminated, truncated, infos = zip(*steps, strict=True)
+
+    assert np.stack(obs)[:, :, 0].T.tolist() == [[1, 2, 3, 4, 0, 6], [1, 2, 3, 0, 5, 6]]
+    assert np.stack(rewards).T.tolist() == [[1] * 6, [-1] * 6]
+    assert np.stack(terminated).T.tolist() == [[0, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0]]
+    assert np.stack(truncated).T.tolist() == [[0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0]]
+    # FIRE is pressed in the step after the lost life, and only there.
+    assert backend.played == [[2, 2], [2, 2], [1, 2], [2, 2], [2, 2], [2, 2]]
+    assert [sorted(info.keys() & {"final_obs", "game"}) for info in infos] == [
+        [],
+        ["final_obs"],
+        [],
+        ["final_obs", "game"],
+        ["final_obs", "game"],
+        [],
+    ]
+    assert [infos[1]["final_obs"][0].tolist(), infos[1]["final_obs"][1]] == [[2], None]
+    assert [infos[3]["final_obs"][0], infos[3]["final_obs"][1].tolist()] == [None, [4]]
+    assert [infos[4]["final_obs"][0].tolist(), infos[4]["final_obs"][1]] == [[5], None]
+    assert infos[3]["_game"].tolist() == infos[3]["_final_obs"].tolist() == [False, True]
+    assert {key: value[1] for key, value in infos[3]["game"].items()} == {
+        "episode_return": -8,
+        "agent_steps": 4,
+        "frames": 8,
+    }
+    assert {key: value[0] for key, value in infos[4]["game"].items()} == {
+        "episode_return": 15,
+        "agent_steps": 5,
+        "frames": 10,
+    }
+
+
+def test_next_step_step_by_step(scripted: Any) -> None:
+    envs, backend = scripted(autoreset_mode=NEXT_STEP)
+    steps = [envs.step([2, 2]) for _ in range(7)]
+    _, rewards, terminated, truncated, infos = zip(*steps, strict=True)
+
+    # The step between two lives is played by the environment, so it is not rewarded.
+    assert np.stack(rewards).T.tolist() == [[1, 1, 0, 1, 1, 0, 1], [-1, -1, -1, -1, 0, -1, -1]]
+    assert np.stack(terminated).T.tolist() == [[0, 1, 0, 0, 1, 0, 0], [0] * 7]
+    assert np.stack(truncated).T.tolist() == [[0] * 7, [0, 0, 0, 1, 0, 0, 0]]
+    assert [action for action, _ in backend.played] == [2, 2, 1, 2, 2, 2, 2]
+    assert not any("final_obs" in info for info in infos)
+    assert {key: value[0] for key, value in infos[4]["game"].items()} == {
+        "episode_return": 15,
+        "agent_steps": 5,
+        "frames": 10,
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "mode", "played"),
+    [
+        (AtariSettings(fire_after_life_loss=False), SAME_STEP, 2),
+        (AtariSettings(fire_after_life_loss=False), NEXT_STEP, 0),
+        (AtariSettings(fire_after_life_loss=True, life_loss="ignore"), NEXT_STEP, 1),
+        (AtariSettings(fire_after_life_loss=False, life_loss="ignore"), NEXT_STEP, 2),
+    ],
+    ids=["agent", "noop", "fire", "agent, ignored"],
+)
+def test_the_step_after_a_lost_life(
+    scripted: Any, settings: AtariSettings, mode: AutoresetMode, played: int
+) -> None:
+    envs, backend = scripted(settings=settings, autoreset_mode=mode)
+    for _ in range(3):
+        envs.step([2, 2])
+    assert backend.played[2] == [played, 2]
+
+
+def test_ignored_lives_end_no_episode_and_unclipped_rewards_are_the_games_points(
+    scripted: Any,
+) -> None:
+    envs, _ = scripted(settings=AtariSettings(life_loss="ignore", clip_reward=False))
+    _, _, (rewards, terminated) = (envs.step([2, 2])[1:3] for _ in range(3))
+    assert rewards.tolist() == [3, -2]
+    assert rewards.dtype == np.float32
+    assert not terminated.any()
+
+
+# --- resets, seeds, ownership ----------------------------------------------------------------
+
+
+def test_seeds_decide_the_game_and_are_folded_to_31_bits() -> None:
+    def idle_frames(seed: Any) -> list[int]:
+        frames: list[int] = envs.reset(seed=seed)[1]["episode_frame_number"].tolist()
+        return frames
+
+    with playing("pong", 2) as envs:
+        frames = idle_frames(5)
+        assert frames[0] != frames[1]
+        assert idle_frames(2**31 + 5) == frames
+        assert idle_frames([2**32 + 6, 5]) == frames[::-1]
+        assert idle_frames(np.array([6, 5], np.uint64)) == frames[::-1]
+
+
+def test_environments_without_a_seed_are_seeded_apart() -> None:
+    with playing("pong", 4) as envs, playing("pong", 4) as others:
+        frames = [e.reset()[1]["episode_frame_number"].tolist() for e in (envs, others)]
+    assert len(set(frames[0])) > 1
+    assert frames[0] != frames[1]
+
+
+@MODES
+def test_a_partial_reset_begins_new_games_and_leaves_the_others(mode: AutoresetMode) -> None:
+    settings = AtariSettings(max_frames_per_episode=40)
+    mask = np.array([True, False, True])
+    with playing("breakout", 3, settings, autoreset_mode=mode) as envs:
+        envs.reset(seed=3)
+        for _ in range(4):
+            before = envs.step([1, 2, 3])[0]
+        first, _ = envs.reset(options={"reset_mask": mask})
+
+        assert_array_equal(first[1], before[1])
+        assert (first[mask, :3] == 0).all()  # a stack with one picture in it
+        # The others are truncated after 10 steps, those that were reset 4 steps later.
+        truncated = np.stack([envs.step([0, 0, 0])[3] for _ in range(10)])
+    assert truncated.argmax(axis=0).tolist() == [9, 5, 9]
+
+
+def test_a_partial_reset_of_an_ended_game_with_next_step_is_its_reset() -> None:
+    settings = AtariSettings(max_frames_per_episode=8)
+    with playing("pong", 2, settings, autoreset_mode=NEXT_STEP) as envs:
+        envs.reset(seed=3)
+        envs.step([0, 0])
+        assert envs.step([0, 0])[3].all()
+        envs.reset(options={"reset_mask": np.array([True, False])})
+        *_, info = envs.step([0, 0])
+        first = info["episode_frame_number"].copy()
+        _, _, _, truncated, info = envs.step([0, 0])
+    assert truncated.tolist() == [True, False]
+    assert (info["game"]["agent_steps"].tolist(), first[0]) == ([2, 0], first[0])
+
+
+def test_what_step_returns_is_the_callers() -> None:
+    def play(*, scribble: bool) -> list[Any]:
+        kept = []
+        with playing("breakout", 2, AtariSettings(max_frames_per_episode=120)) as envs:
+            envs.reset(seed=0)
+            for actions in random_actions(envs, 80):
+                obs, rewards, terminated, truncated, info = envs.step(actions)
+                arrays = [obs, rewards, terminated, truncated, info["lives"]]
+                if "game" in info:
+                    arrays += [info["_game"], *info["game"].values(), info["_final_obs"]]
+                kept.append([array.copy() for array in arrays] if scribble else arrays)
+                for array in arrays if scribble else ():
+                    array[...] = 1
+        return kept
+
+    for ours, scribbled_on in zip(play(scribble=False), play(scribble=True), strict=True):
+        for array, other in zip(ours, scribbled_on, strict=True):
+            assert_array_equal(array, other)
+
+
+# --- Gymnasium -------------------------------------------------------------------------------
+
+
+def test_make_vec_knows_every_game() -> None:
+    for game in games():
+        assert f"coordrl/{gymnasium_name(game)}-v0" in gymnasium.registry
+    envs = gymnasium.make_vec("coordrl/Pong-v0", num_envs=8, settings=AtariSettings(stack_size=2))
+    assert isinstance(envs, AtariVectorEnv)
+    assert envs.spec is not None
+    assert (envs.num_envs, envs.single_observation_space.shape) == (8, (2, 84, 84))
+    envs.close()
+
+
+@MODES
+def test_spaces_contain_what_is_returned(mode: AutoresetMode) -> None:
+    with playing("breakout", 3, autoreset_mode=mode) as envs:
+        assert envs.metadata == {"autoreset_mode": mode}
+        assert VectorEnv.metadata is not envs.metadata
+        assert envs.observation_space.shape == (3, 4, 84, 84)
+        obs, info = envs.reset(seed=0)
+        assert obs in envs.observation_space
+        envs.action_space.seed(0)
+        for _ in range(100):
+            obs, rewards, terminated, truncated, info = envs.step(envs.action_space.sample())
+            assert obs in envs.observation_space
+            for array in (rewards, terminated, truncated, *info.values()):
+                assert len(array) == 3 or isinstance(array, dict)
+            assert terminated.dtype == truncated.dtype == np.bool_
+
+
+@MODES
+def test_gymnasiums_wrappers_fit(mode: AutoresetMode) -> None:
+    settings = AtariSettings(life_loss="ignore", clip_reward=False, max_frames_per_episode=400)
+    envs = AtariVectorEnv("breakout", 2, settings, autoreset_mode=mode)
+    wrapped = DictInfoToList(RecordEpisodeStatistics(envs))
+    wrapped.reset(seed=0)
+    ended = 0
+    for actions in random_actions(envs, 300):
+        infos: Any = wrapped.step(actions)[4]
+        for info in infos:
+            if "game" in info:
+                ended += 1
+                assert info["episode"]["r"] == info["game"]["episode_return"]
+                assert info["episode"]["l"] == info["game"]["agent_steps"]
+    assert ended > 3
+    wrapped.close()
+
+
+# --- protocols -------------------------------------------------------------------------------
+
+
+def test_protocols_differ_between_training_and_evaluation_in_lives_and_clipping() -> None:
+    assert settings_for("classic", training=True) == AtariSettings()
+    for protocol in ("classic", "machado"):
+        training = settings_for(protocol, training=True)
+        judged = replace(training, life_loss="ignore", clip_reward=False)
+        assert settings_for(protocol, training=False) == judged
+
+
+def test_machado_is_sticky_with_all_actions_and_nothing_done_for_the_agent() -> None:
+    settings = settings_for("machado", training=True)
+    with playing("breakout", 1, settings) as envs:
+        assert envs.single_action_space.n == 18
+        _, info = envs.reset(seed=0)
+        assert info["episode_frame_number"].tolist() == [0]
+    assert settings.repeat_action_probability == 0.25
+    assert settings.life_loss == "ignore"
+    assert settings.max_frames_per_episode == 5 * 60 * 60
+
+
+def test_an_unknown_protocol_is_named() -> None:
+    with pytest.raises(ValueError, match="one of classic, machado, got 'nature'"):
+        settings_for("nature", training=True)  # type: ignore[arg-type]
+
+
+# --- bad input -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"game": "Pomg"}, ValueError, "there is no Atari game 'Pomg'; did you mean Pong"),
+        ({"game": 5}, TypeError, "the name of a game must be a text, got 5"),
+        ({"num_envs": 0}, ValueError, "num_envs must be at least 1, got 0"),
+        ({"num_envs": -3}, ValueError, "num_envs must be at least 1, got -3"),
+        ({"num_envs": 2.0}, TypeError, "num_envs must be a whole number, got 2.0"),
+        ({"num_threads": -1}, ValueError, "num_threads must be at least 0, got -1"),
+        ({"emulator": "stella"}, ValueError, "emulator must be .*, got 'stella'"),
+        (
+            {"autoreset_mode": AutoresetMode.DISABLED},
+            ValueError,
+            "autoreset_mode must be SAME_STEP or NEXT_STEP, got .*DISABLED",
+        ),
+        ({"settings": {"stack_size": 4}}, TypeError, "settings must be AtariSettings, got {"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, Any], error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        AtariVectorEnv(**{"game": "pong", "num_envs": 1, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mode": 4}, "emulator='ale' has no mode=4"),
+        ({"difficulty": 1, "mode": 0}, "emulator='ale' has no mode=0, difficulty=1"),
+        ({"observation": "ram"}, "emulator='ale' has no observation='ram'"),
+    ],
+)
+def test_what_ale_py_lacks_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AtariVectorEnv("breakout", 1, replace(PLAIN, **changes), emulator="ale")
+
+
+@pytest.fixture(scope="module")
+def breakout() -> Iterator[AtariVectorEnv]:
+    with playing("breakout", 2) as envs:
+        envs.reset(seed=0)
+        yield envs
+
+
+@pytest.mark.parametrize(
+    ("actions", "error", "message"),
+    [
+        ([0, 4], ValueError, "actions of breakout are 0 to 3, got 4"),
+        ([-1, 0], ValueError, "actions of breakout are 0 to 3, got -1"),
+        ([0], ValueError, r"actions must have shape \(2,\), got \(1,\)"),
+        ([[0, 0]], ValueError, r"actions must have shape \(2,\), got \(1, 2\)"),
+        ([0.0, 1.0], TypeError, "actions must be whole numbers, got dtype float64"),
+        ([True, False], TypeError, "actions must be whole numbers, got dtype bool"),
+    ],
+)
+def test_bad_actions_are_named_and_leave_the_games_as_they_are(
+    breakout: AtariVectorEnv, actions: Any, error: Any, message: str
+) -> None:
+    *_, info = breakout.step([0, 0])
+    with pytest.raises(error, match=message):
+        breakout.step(actions)
+    *_, after = breakout.step(np.array([1, 1], np.int32))
+    assert_array_equal(after["frame_number"], info["frame_number"] + 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"seed": -1}, ValueError, "seeds must not be negative, got -1"),
+        ({"seed": [1, 2, 3]}, ValueError, "reset of 2 environments needs 2 seeds, got 3"),
+        ({"seed": "7"}, TypeError, "seed must be a whole number or a sequence of them, got '7'"),
+        ({"seed": [0.5, 1]}, TypeError, "seed must be a whole number or a sequence of them"),
+        ({"options": {"mask": 1}}, ValueError, r"option 'reset_mask' only, got \['mask'\]"),
+        ({"options": {"reset_mask": [True]}}, TypeError, "must be a boolean array, got .True."),
+        (
+            {"options": {"reset_mask": np.ones(3, bool)}},
+            ValueError,
+            r"reset_mask must have shape \(2,\), got \(3,\)",
+        ),
+        (
+            {"options": {"reset_mask": np.zeros(2, bool)}},
+            ValueError,
+            "reset_mask must be true for at least one",
+        ),
+    ],
+)
+def test_bad_resets_are_named(
+    breakout: AtariVectorEnv, arguments: dict[str, Any], error: Any, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        breakout.reset(**arguments)
+
+
+def test_the_first_call_is_a_whole_reset_and_none_follows_close() -> None:
+    envs = AtariVectorEnv("pong", 2)
+    with pytest.raises(gymnasium.error.ResetNeeded, match="call reset before the first step"):
+        envs.step([0, 0])
+    with pytest.raises(gymnasium.error.ResetNeeded, match="must be one of all environments"):
+        envs.reset(options={"reset_mask": np.array([True, False])})
+    envs.close()
+    envs.close()
+    for call in (lambda: envs.reset(), lambda: envs.step([0, 0])):
+        with pytest.raises(gymnasium.error.ClosedEnvironmentError, match="the games are closed"):
+            call()

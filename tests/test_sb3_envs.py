@@ -1,0 +1,382 @@
+"""The adapter against SB3's own environments, SB3's Atari wrappers, and everything stock."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ale_py
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import batch_space
+from gymnasium.wrappers.vector import NormalizeReward
+from numpy.testing import assert_array_equal
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.atari_wrappers import AtariWrapper
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecMonitor,
+    VecNormalize,
+    is_vecenv_wrapped,
+)
+
+from coordrl.config import AtariSettings
+from coordrl.envs import AtariVectorEnv
+from coordrl.sb3_envs import VectorEnvAdapter, make_sb3_env
+
+SAME_STEP, NEXT_STEP = AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP
+
+
+class Counting(VectorEnv[Any, Any, Any]):
+    """Counts the steps of each episode; the i-th episode lasts 2 or 3 steps, by environment."""
+
+    def __init__(self, mode: AutoresetMode = SAME_STEP) -> None:
+        self.metadata = {"autoreset_mode": mode}
+        self.num_envs = 2
+        self.single_observation_space = Box(0, 255, (1,), np.uint8)
+        self.single_action_space = Discrete(2)
+        self.observation_space = batch_space(self.single_observation_space, 2)
+        self.action_space = batch_space(self.single_action_space, 2)
+        self.resets: list[Any] = []
+        self.speed = 1
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        self.resets.append((seed, options))
+        self.count = np.zeros((2, 1), np.uint8)
+        return self.count.copy(), {"level": np.array([7, 8]), "_level": np.array([False, True])}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        self.count = self.count + 1
+        over = self.count[:, 0] == [2, 3]
+        info: dict[str, Any] = {}
+        if over.any():
+            final_obs = np.full(2, None, object)
+            for i in np.flatnonzero(over):
+                final_obs[i] = self.count[i].copy()
+            info = {"final_obs": final_obs, "_final_obs": over}
+        self.count[over] = 0
+        rewards = 0.5 * np.asarray(actions, np.float64)
+        return self.count.copy(), rewards, over & [True, False], over & [False, True], info
+
+    def render(self) -> Any:
+        return tuple(np.full((2, 3, 3), i, np.uint8) for i in range(2))
+
+    def double(self, number: int) -> int:
+        return 2 * number
+
+
+def test_the_adapter_step_by_step() -> None:
+    envs = VectorEnvAdapter(Counting())
+    assert envs.reset().tolist() == [[0], [0]]  # type: ignore[union-attr]
+    obs, rewards, dones, infos = zip(*(envs.step(np.array([1, 0])) for _ in range(4)), strict=True)
+
+    assert np.stack(obs)[:, :, 0].T.tolist() == [[1, 0, 1, 0], [1, 2, 0, 1]]
+    assert np.stack(rewards).T.tolist() == [[0.5] * 4, [0] * 4]
+    assert np.stack(dones).T.tolist() == [[0, 1, 0, 1], [0, 0, 1, 0]]
+    assert infos[0] == [{}, {}]
+    [first, second] = infos[1]
+    assert second == {}
+    assert first["episode"].pop("t") >= 0
+    assert first == {
+        "terminal_observation": [2],
+        "TimeLimit.truncated": False,
+        "episode": {"r": 1.0, "l": 2},
+    }
+    [first, second] = infos[2]
+    assert first == {}
+    assert second["episode"].pop("t") >= 0
+    assert second == {
+        "terminal_observation": [3],
+        "TimeLimit.truncated": True,
+        "episode": {"r": 0.0, "l": 3},
+    }
+
+
+def test_seeds_options_and_reset_infos_are_used_once() -> None:
+    envs = VectorEnvAdapter(Counting())
+    counting: Any = envs.envs
+    envs.seed(11)
+    envs.set_options({"level": 2})
+    envs.reset()
+    assert envs.reset_infos == [{}, {"level": 8}]
+    envs.reset()
+    assert counting.resets == [(11, {"level": 2}), (None, None)]
+
+
+def test_attributes_and_methods_are_those_of_the_vector_environment() -> None:
+    envs = VectorEnvAdapter(NormalizeReward(Counting()))
+    assert envs.get_attr("speed") == [1, 1]
+    assert envs.get_attr("speed", indices=1) == [1]
+    envs.set_attr("speed", 3)
+    assert envs.get_attr("speed", indices=[0]) == [3]
+    assert envs.env_method("double", 4) == [8, 8]
+    assert envs.has_attr("speed")
+    assert not envs.has_attr("altitude")
+    with pytest.raises(AttributeError, match="'Counting' object has no attribute 'altitude'"):
+        envs.get_attr("altitude")
+    with pytest.raises(ValueError, match="cannot set speed for some environments only"):
+        envs.set_attr("speed", 3, indices=0)
+
+
+def test_images_are_tiled_as_sb3_does() -> None:
+    counting = Counting()
+    counting.render_mode = "rgb_array"
+    envs = VectorEnvAdapter(counting)
+    image = envs.render()
+    assert image is not None
+    assert image[:, 0, 0].tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("mode", [NEXT_STEP, AutoresetMode.DISABLED, None])
+def test_other_autoreset_modes_are_refused(mode: Any) -> None:
+    with pytest.raises(ValueError, match=r"reset in the same step; make them with .*got"):
+        VectorEnvAdapter(Counting(mode))
+
+
+def test_equals_dummy_vec_env_on_the_same_environments() -> None:
+    def make() -> gymnasium.Env[Any, Any]:
+        return gymnasium.make("CartPole-v1", max_episode_steps=15)
+
+    ours = VectorEnvAdapter(SyncVectorEnv([make] * 3, autoreset_mode=SAME_STEP))
+    theirs = DummyVecEnv([lambda: Monitor(make())] * 3)
+    for envs in (ours, theirs):
+        envs.seed(3)
+    assert_array_equal(ours.reset(), theirs.reset())
+    ends = {True: 0, False: 0}
+    for actions in np.random.default_rng(0).integers(2, size=(200, 3)):
+        obs, rewards, dones, infos = ours.step(actions)
+        expected_obs, expected_rewards, expected_dones, expected_infos = theirs.step(actions)
+
+        assert_array_equal(obs, expected_obs)
+        assert_array_equal(rewards, expected_rewards)
+        assert_array_equal(dones, expected_dones)
+        for info, expected in zip(infos, expected_infos, strict=True):
+            assert info.keys() ^ expected.keys() <= {"TimeLimit.truncated"}
+            if not info:
+                continue
+            assert_array_equal(info["terminal_observation"], expected["terminal_observation"])
+            assert info["TimeLimit.truncated"] == expected["TimeLimit.truncated"]
+            for key in ("r", "l"):
+                assert info["episode"][key] == expected["episode"][key]
+            ends[info["TimeLimit.truncated"]] += 1
+    assert min(ends.values()) > 3
+
+
+# --- SB3's Atari wrappers --------------------------------------------------------------------
+
+
+class Wrapped:
+    """A game in SB3's Atari wrappers, without their idle frames, which are random."""
+
+    def __init__(self, game: str) -> None:
+        gymnasium.register_envs(ale_py)
+        env = gymnasium.make(f"{game}NoFrameskip-v4")
+        self.env = Monitor(AtariWrapper(env, noop_max=0))
+        self.monitored = env
+        self.is_fired = "FIRE" in env.unwrapped.get_action_meanings()  # type: ignore[attr-defined]
+
+    def reset(self, **kwargs: Any) -> Any:
+        return self.env.reset(**kwargs)[0][:, :, 0]
+
+
+def picture_difference(ours: Any, theirs: Any) -> float:
+    return float(np.abs(ours.astype(int) - theirs.astype(int)).mean())
+
+
+@pytest.mark.parametrize(("game", "tolerance"), [("Breakout", 0), ("MsPacman", 0.2)])
+def test_equals_sb3s_atari_wrappers(game: str, tolerance: float) -> None:
+    """Rewards, ends and lives agree at every step, pictures up to the conversion to gray.
+
+    SB3 takes the maximum of two colored frames and converts it to gray; here, as in ale-py, the
+    frames are gray before the maximum is taken. The order matters where a pixel changes its color,
+    as ghosts do in Ms. Pac-Man: there the mean of a picture may differ by 0.2 of 255 levels.
+
+    SB3's wrappers play a few steps unseen at a reset: NOOP after a lost life, and FIRE and the
+    action after it in games that have FIRE. Here they are played in the open.
+    """
+    theirs = Wrapped(game)
+    settings = AtariSettings(noop_max=0, fire_reset=False, fire_after_life_loss=False)
+    ours = make_sb3_env(game, 1, settings, seed=5)
+
+    def play(*actions: int) -> Any:
+        return [ours.step(np.array([action])) for action in actions][-1]
+
+    our_obs: Any = ours.reset()
+    our_obs = (play(1, 2)[0] if theirs.is_fired else our_obs)[0, -1]
+    their_obs = theirs.reset(seed=5)
+    differences, ends, lives_lost = [], 0, 0
+    for action in np.random.default_rng(1).integers(1, ours.action_space.n, size=700):  # type: ignore[attr-defined]
+        differences.append(picture_difference(our_obs, their_obs))
+        their_step = theirs.env.step(action)
+        obs, rewards, dones, infos = play(action)
+
+        assert rewards[0] == their_step[1]
+        assert dones[0] == their_step[2] or their_step[3]
+        our_obs, their_obs = obs[0, -1], their_step[0][:, :, 0]
+        if not dones[0]:
+            continue
+        game_over = "episode" in infos[0]
+        lives_lost += not game_over
+        ends += game_over
+        their_obs = theirs.reset()
+        if not game_over:
+            our_obs = play(0)[0][0, -1]
+        if theirs.is_fired:
+            our_obs = play(1, 2)[0][0, -1]
+    assert ends > 0
+    assert lives_lost > 2
+    assert max(differences) <= tolerance
+
+
+# --- everything stock ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def breakout() -> Iterator[VectorEnvAdapter]:
+    envs = make_sb3_env("Breakout", 2, AtariSettings(max_frames_per_episode=600), seed=0)
+    yield envs
+    envs.close()
+
+
+def test_rewards_are_signs_lives_end_episodes_and_games_have_the_unclipped_return(
+    breakout: VectorEnvAdapter,
+) -> None:
+    reference = AtariVectorEnv(
+        "Breakout",
+        2,
+        AtariSettings(max_frames_per_episode=600, clip_reward=False),
+    )
+    breakout.reset()
+    reference.reset(seed=0)
+    score = np.zeros(2)
+    lives_lost, games = 0, 0
+    for actions in np.random.default_rng(0).integers(4, size=(300, 2)):
+        _, rewards, dones, infos = breakout.step(actions)
+        _, points, terminated, truncated, _ = reference.step(actions)
+        score += points
+
+        assert rewards.dtype == np.float32
+        assert_array_equal(rewards, np.sign(points))
+        assert_array_equal(dones, terminated | truncated)
+        for i, info in enumerate(infos):
+            assert bool(info) == dones[i]
+            if not info:
+                continue
+            assert info["terminal_observation"].shape == (4, 84, 84)
+            assert info["TimeLimit.truncated"] == (truncated[i] and not terminated[i])
+            if "episode" in info:
+                games += 1
+                assert info["episode"]["r"] == score[i]
+                assert info["episode"]["frames"] <= 600
+                assert info["episode"]["l"] == -(-info["episode"]["frames"] // 4)
+                score[i] = 0
+            else:
+                lives_lost += 1
+    assert games > 2
+    assert lives_lost > 5
+    reference.close()
+
+
+def test_sb3s_seeds_of_up_to_32_bits_are_taken() -> None:
+    envs = make_sb3_env("Pong", 1, seed=2**32 - 1)
+    first = envs.reset_infos
+    envs.reset()
+    first = envs.reset_infos
+    envs.seed(2**31 - 1)
+    envs.reset()
+    assert first == envs.reset_infos
+    np.random.seed(0)  # noqa: NPY002 - SB3 draws its seeds there
+    envs.seed()
+    envs.reset()
+    envs.close()
+
+
+def test_monitor_is_there_and_wrappers_of_vec_envs_are_told_apart(
+    breakout: VectorEnvAdapter,
+) -> None:
+    assert breakout.env_is_wrapped(Monitor) == [True, True]
+    assert breakout.env_is_wrapped(Monitor, indices=0) == [True]
+    assert breakout.env_is_wrapped(AtariWrapper) == [False, False]
+    assert not is_vecenv_wrapped(breakout, VecMonitor)
+    assert breakout.get_attr("game") == ["breakout", "breakout"]
+    assert breakout.env_method("get_action_meanings")[0] == ["NOOP", "FIRE", "RIGHT", "LEFT"]
+
+
+@pytest.fixture(scope="module")
+def policy() -> PPO:
+    torch.manual_seed(0)
+    envs = make_sb3_env("Breakout", 1)
+    return PPO("CnnPolicy", envs, n_steps=8, batch_size=8, n_epochs=1, seed=0)
+
+
+def test_evaluate_policy_reports_whole_games(policy: PPO) -> None:
+    settings = AtariSettings(max_frames_per_episode=800)
+    envs = make_sb3_env("Breakout", 2, settings, seed=1)
+    returns, lengths = evaluate_policy(
+        policy, envs, n_eval_episodes=3, deterministic=False, return_episode_rewards=True
+    )
+    assert len(returns) == 3  # type: ignore[arg-type]
+    assert all(100 < length <= 200 for length in lengths)  # type: ignore[union-attr]
+    envs.close()
+
+
+def test_eval_callback_trains_and_evaluates_without_a_warning(tmp_path: Path) -> None:
+    envs = make_sb3_env("Breakout", 2, seed=0)
+    judged = make_sb3_env(
+        "Breakout", 1, AtariSettings(life_loss="ignore", max_frames_per_episode=200), seed=1
+    )
+    model = PPO("CnnPolicy", envs, n_steps=16, batch_size=16, n_epochs=1, seed=0)
+    callback = EvalCallback(
+        judged, n_eval_episodes=1, eval_freq=16, log_path=str(tmp_path), verbose=0
+    )
+    model.learn(64, callback=callback)
+    evaluations = np.load(tmp_path / "evaluations.npz")
+    assert evaluations["ep_lengths"].tolist() == [[50], [50]]
+    for each in (envs, judged):
+        each.close()
+
+
+def test_dqn_stores_the_last_observation_of_an_episode() -> None:
+    envs = make_sb3_env("Breakout", 2, AtariSettings(max_frames_per_episode=40), seed=0)
+    model = DQN("CnnPolicy", envs, buffer_size=60, learning_starts=1000, seed=0)
+    model.learn(40)
+    buffer: Any = model.replay_buffer
+    assert buffer.timeouts[9].tolist() == [1, 1]
+    assert buffer.dones[9].tolist() == [1, 1]
+    last, first = buffer.next_observations[9], buffer.observations[10]
+    assert (last[:, 0] > 0).any()
+    assert (first[:, 0] == 0).all()  # of an empty stack
+    envs.close()
+
+
+def test_vec_normalize_fits(breakout: VectorEnvAdapter) -> None:
+    envs = VecNormalize(breakout, norm_obs=False)
+    assert envs.reset().shape == (2, 4, 84, 84)  # type: ignore[union-attr]
+    infos = [info for _ in range(150) for info in envs.step(np.array([1, 1]))[3]]
+    assert sum("terminal_observation" in info for info in infos) > 4
+    assert sum("episode" in info for info in infos) >= 2
+
+
+def test_vec_monitor_counts_lives_where_the_adapter_counts_games(
+    breakout: VectorEnvAdapter,
+) -> None:
+    with pytest.warns(UserWarning, match="already wrapped with a `Monitor`"):
+        envs = VecMonitor(breakout)
+    envs.reset()
+    points, lengths = np.zeros(2), np.zeros(2)
+    for actions in np.random.default_rng(0).integers(4, size=(120, 2)):
+        _, rewards, dones, infos = envs.step(actions)
+        points += rewards
+        lengths += 1
+        for i in np.flatnonzero(dones):
+            assert infos[i]["episode"]["r"] == points[i]
+            assert infos[i]["episode"]["l"] == lengths[i]
+            points[i] = lengths[i] = 0
