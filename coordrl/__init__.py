@@ -12,6 +12,22 @@ floors below their own only (``tests/test_floors.py``):
 - 6: ``study``, ``report``
 """
 
-from coordrl.layers import CoordConv2d, CoordConvTranspose2d, coordinate_grid
+from coordrl.layers import (
+    CoordConv1d,
+    CoordConv2d,
+    CoordConv3d,
+    CoordConvTranspose1d,
+    CoordConvTranspose2d,
+    CoordConvTranspose3d,
+    coordinate_grid,
+)
 
-__all__ = ["CoordConv2d", "CoordConvTranspose2d", "coordinate_grid"]
+__all__ = [
+    "CoordConv1d",
+    "CoordConv2d",
+    "CoordConv3d",
+    "CoordConvTranspose1d",
+    "CoordConvTranspose2d",
+    "CoordConvTranspose3d",
+    "coordinate_grid",
+]

@@ -14,12 +14,15 @@ those of the concatenation up to the order of summation; the parameters *are* th
 concatenation, so optimizers, initializers and checkpoints see a plain wide convolution.
 """
 
-from typing import Any, Literal, NamedTuple
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -77,50 +80,53 @@ def _axis(length: int, device: torch.device | str | None, dtype: torch.dtype) ->
     return torch.linspace(-1, 1, length, device=device, dtype=dtype)
 
 
-class _MapKey(NamedTuple):
-    """What a remembered coordinate map depends on, beside the weights."""
+class _Place(NamedTuple):
+    """Where a coordinate map lies: what it depends on beside the weights."""
 
     size: tuple[int, ...]
     output_padding: tuple[int, ...]
+    out_pixels: int
+    channels_last: bool
+    device: torch.device
 
 
 class _RememberedMaps(NamedTuple):
-    """Coordinate maps and the values of the weights that they were computed from."""
+    """Coordinate maps, and the values of the weights that they were computed from."""
 
     weight: Tensor
     bias: Tensor | None
-    maps: dict[_MapKey, Tensor]
+    maps: dict[_Place, Tensor]
 
 
 # A detection head sees one size per pyramid level; a stream of ever new sizes must not pile up.
-_MAX_SIZES = 16
+_MAX_PLACES = 8
+# Largest matrix, in numbers, by which a layer computes its map as a product; above, it convolves.
+_MAX_BASIS = 2**18
 
 
 class _CoordConv(_ConvNd):
-    """What the layers share: the two terms of the forward pass, and the memory of the second.
+    """What the layers share: the two terms of the forward pass, and what is kept of the second.
 
-    A subclass also inherits from the layer of ``torch.nn`` that it widens, constructs it with the
-    wide number of channels, and then calls :meth:`_set_coordinates`.
+    A layer inherits from the one of ``torch.nn`` that it widens as well, so that whoever looks
+    for convolutions finds it: initializers, quantizers, counters of operations.
     """
 
+    axes: ClassVar[int]
     with_r: bool
     num_coords: int
     _remembered: _RememberedMaps | None
-    _grids: dict[tuple[tuple[int, ...], torch.device, torch.dtype], Tensor]
+    _bases: dict[tuple[_Place, torch.dtype], Tensor]
 
     def _set_coordinates(self, in_channels: int, *, with_r: bool) -> None:
         self.in_channels = in_channels
         self.with_r = with_r
-        self.num_coords = len(self.kernel_size) + with_r
-        self._forget()
-
-    def _forget(self) -> None:
+        self.num_coords = self.axes + with_r
         self._remembered = None
-        self._grids = {}
+        self._bases = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave what can be computed again out of copies and pickles."""
-        return {**self.__dict__, "_remembered": None, "_grids": {}}
+        return {**self.__dict__, "_remembered": None, "_bases": {}}
 
     def extra_repr(self) -> str:
         """Describe the layer as ``torch.nn`` does, with its coordinates."""
@@ -128,37 +134,63 @@ class _CoordConv(_ConvNd):
         return f"{described}, with_r={self.with_r}"
 
     def _forward(self, x: Tensor, output_padding: tuple[int, ...] = ()) -> Tensor:
+        axes = self.axes
         weight, coord_weight = self._split_weight()
         y = self._convolve(x, weight, None, self.groups, output_padding)
-        coord_map = self._coordinate_map(x, coord_weight, _MapKey(self._size(x), output_padding))
-        if x.ndim == len(self.kernel_size) + 1:
-            coord_map = coord_map.squeeze(0)
-        # Backward of a convolution does not need its output, so adding in place is free of charge.
-        # Outside eager mode an ordinary sum is as fast, and means the same to every transform.
-        return y.add_(coord_map) if self._is_eager() else (y + coord_map).to(y.dtype)
+        channels_last = not y.is_contiguous() and y.movedim(-axes - 1, -1).is_contiguous()
+        out_pixels = y.shape[-axes:].numel()
+        place = _Place(tuple(x.shape[-axes:]), output_padding, out_pixels, channels_last, x.device)
 
-    def _size(self, x: Tensor) -> tuple[int, ...]:
-        return tuple(x.shape[-len(self.kernel_size) :])
+        # In a graph, and under the transforms of torch.func, plain operations serve best.
+        if not self._is_plain():
+            coord_map = self._convolve_grid(coord_weight, place)
+            return (y + coord_map.view(y.shape[-axes - 1 :])).to(y.dtype)
+        # Backward of a convolution does not read its output, so the sum may overwrite it.
+        bias = self.bias
+        needs_grad = coord_weight.requires_grad or (bias is not None and bias.requires_grad)
+        if not (needs_grad and torch.is_grad_enabled()):
+            coord_map = self._remember_map(coord_weight, place)
+            return y.add_(coord_map.view(y.shape[-axes - 1 :]))
+        coord_map = self._compute_map(coord_weight, place)
+        if x.ndim == axes + 1:
+            return y.add_(coord_map.squeeze(0))
+        summed: Tensor = _AddMap.apply(y, coord_map)  # type: ignore[no-untyped-call]
+        return summed
+
+    def _is_plain(self) -> bool:
+        """Tell whether the layer just runs: not compiled, transformed, or with another's weight."""
+        return (
+            type(self.weight) is nn.Parameter
+            and not torch.compiler.is_compiling()
+            and not torch._C._are_functorch_transforms_active()
+        )
+
+    def _per_axis(self, name: str, value: int | Sequence[int]) -> tuple[int, ...]:
+        values = tuple(value) if isinstance(value, Sequence) else (value,) * self.axes
+        if len(values) != self.axes:
+            raise ValueError(
+                f"{type(self).__name__} expects {name} as one number or {self.axes}, got {value}"
+            )
+        return values
 
     def _check_input(self, x: Tensor) -> None:
-        name, axes = type(self).__name__, "DHW"[-len(self.kernel_size) :]
-        channel_dim = x.ndim - len(axes) - 1
-        if channel_dim not in (0, 1) or x.shape[channel_dim] != self.in_channels:
-            expected = f"({self.in_channels}, {', '.join(axes)})"
+        axes = self.axes
+        if (
+            x.ndim - axes in (1, 2)
+            and x.shape[-axes - 1] == self.in_channels
+            and 0 not in x.shape[-axes:]
+            and x.is_floating_point()
+        ):
+            return
+        name, letters = type(self).__name__, ", ".join("DHW"[-axes:])
+        if x.ndim - axes not in (1, 2) or x.shape[-axes - 1] != self.in_channels:
             raise ValueError(
-                f"{name} expects an input of shape (N, {expected[1:]} or {expected},"
-                f" got {tuple(x.shape)}"
+                f"{name} expects an input of shape (N, {self.in_channels}, {letters}) or"
+                f" ({self.in_channels}, {letters}), got {tuple(x.shape)}"
             )
-        if 0 in self._size(x):
-            raise ValueError(
-                f"{name} expects at least one pixel on each axis, got {tuple(x.shape)}"
-            )
-        if not x.dtype.is_floating_point:
-            raise TypeError(f"{name} expects floating-point input, got {x.dtype}; use x.float()")
-
-    def _is_eager(self) -> bool:
-        """Tell whether this is plain execution: not compiled, exported, mapped or on fakes."""
-        return type(self.weight) is nn.Parameter and not torch.compiler.is_compiling()
+        if 0 in x.shape[-axes:]:
+            raise ValueError(f"{name} expects a pixel or more on each axis, got {tuple(x.shape)}")
+        raise TypeError(f"{name} expects floating-point input, got {x.dtype}; use x.float()")
 
     def _split_weight(self) -> tuple[Tensor, Tensor]:
         """Return the weight of the input, and that of the coordinates as of a layer of one group.
@@ -182,7 +214,7 @@ class _CoordConv(_ConvNd):
         groups: int,
         output_padding: tuple[int, ...],
     ) -> Tensor:
-        axes = len(self.kernel_size)
+        axes = self.axes
         stride, padding, dilation = self.stride, self.padding, self.dilation
         if self.transposed:
             assert not isinstance(padding, str)  # torch.nn has no such transposed convolution
@@ -194,19 +226,13 @@ class _CoordConv(_ConvNd):
         convolution = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
         return convolution(x, weight, bias, stride, padding, dilation, groups)
 
-    def _coordinate_map(self, x: Tensor, coord_weight: Tensor, key: _MapKey) -> Tensor:
-        """Return the convolved coordinates plus the bias, of batch 1."""
-        # Only on the CPU can the weights be compared without waiting for the device.
-        if not (self._is_eager() and x.device.type == self.weight.device.type == "cpu"):
-            return self._compute_map(x, coord_weight, key)
-        needs_grad = coord_weight.requires_grad or (
-            self.bias is not None and self.bias.requires_grad
-        )
-        if torch.is_grad_enabled() and needs_grad:
-            return self._compute_map(x, coord_weight, key)
-
-        # Values, not version counters: edits through `.data`, such as SB3's polyak_update of a
-        # target network, leave no trace in the version.
+    def _remember_map(self, coord_weight: Tensor, place: _Place) -> Tensor:
+        """Return the coordinate map of a moment that needs no gradient of its weights."""
+        if place.device.type != "cpu" or coord_weight.device.type != "cpu":
+            # Comparing the weights would wait for the device, longer than computing the map takes.
+            return self._compute_map(coord_weight, place)
+        # Values, not version counters: an edit through `.data`, such as SB3's polyak_update of a
+        # target network, leaves no trace in the version.
         remembered = self._remembered
         if remembered is None or not (
             _same(remembered.weight, coord_weight) and _same(remembered.bias, self.bias)
@@ -214,45 +240,75 @@ class _CoordConv(_ConvNd):
             bias = None if self.bias is None else self.bias.detach().clone()
             remembered = _RememberedMaps(coord_weight.detach().clone(), bias, {})
             self._remembered = remembered
-        coord_map = remembered.maps.get(key)
+        coord_map = remembered.maps.get(place)
         if coord_map is None:
             # A tensor made in inference mode could not take part in autograd later.
             with torch.inference_mode(False), torch.no_grad():
-                coord_map = self._compute_map(x, coord_weight, key)
-            if len(remembered.maps) >= _MAX_SIZES:
-                remembered.maps.clear()
-            remembered.maps[key] = coord_map
+                coord_map = self._compute_map(coord_weight, place)
+            _keep(remembered.maps, place, coord_map)
         return coord_map
 
-    def _compute_map(self, x: Tensor, coord_weight: Tensor, key: _MapKey) -> Tensor:
+    def _compute_map(self, coord_weight: Tensor, place: _Place) -> Tensor:
+        """Return the convolved coordinates plus the bias, of batch 1.
+
+        The map is linear in the weights, so it is their product with the *basis*, the maps of
+        each single weight, which never change. A product of matrices takes half the time of so
+        small a convolution, in both directions.
+        """
+        taps = math.prod(self.kernel_size)
+        if self.num_coords * taps * place.out_pixels > _MAX_BASIS:
+            return self._convolve_grid(coord_weight, place)
+        basis = self._basis(place, _map_dtype(coord_weight))
+        by_channel = coord_weight.transpose(0, 1) if self.transposed else coord_weight
+        weight = by_channel.flatten(1).to(basis.dtype)
+        bias = None if self.bias is None else self.bias.to(basis.dtype)
+        with _no_autocast(place.device):
+            if place.channels_last:
+                rows = _affine(bias, basis.flatten(1).t(), weight.t())
+                return rows.view(1, *basis.shape[1:], -1).movedim(-1, 1)
+            columns = _affine(None if bias is None else bias.unsqueeze(1), weight, basis.flatten(1))
+            return columns.view(1, -1, *basis.shape[1:])
+
+    def _convolve_grid(self, coord_weight: Tensor, place: _Place) -> Tensor:
         # 16 bits cannot tell apart the pixels of a wide image, so the map is never computed in
         # fewer than 32: neither in a layer of that type nor under autocast.
-        wide = torch.promote_types(coord_weight.dtype, torch.float32)
-        bias = None if self.bias is None else self.bias.to(wide)
-        grid = self._grid(key.size, x.device, wide)
-        weight = coord_weight.to(wide)
-        if not _autocasts(x.device.type):
-            return self._convolve(grid, weight, bias, 1, key.output_padding)
-        with torch.autocast(x.device.type, enabled=False):
-            return self._convolve(grid, weight, bias, 1, key.output_padding)
+        dtype = _map_dtype(coord_weight)
+        grid = coordinate_grid(*place.size, with_r=self.with_r, device=place.device, dtype=dtype)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        with _no_autocast(place.device):
+            return self._convolve(grid, coord_weight.to(dtype), bias, 1, place.output_padding)
 
-    def _grid(self, size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-        if not self._is_eager() or device.type != "cpu":
-            return coordinate_grid(*size, with_r=self.with_r, device=device, dtype=dtype)
-        key = (size, device, dtype)
-        grid = self._grids.get(key)
-        if grid is None:
-            with torch.inference_mode(False):
-                grid = coordinate_grid(*size, with_r=self.with_r, device=device, dtype=dtype)
-            if len(self._grids) >= _MAX_SIZES:
-                self._grids.clear()
-            self._grids[key] = grid
-        return grid
+    def _basis(self, place: _Place, dtype: torch.dtype) -> Tensor:
+        """Return the map of each coordinate weight alone, ``(weights, *map)``."""
+        key = place._replace(channels_last=False), dtype
+        basis = self._bases.get(key)
+        if basis is not None:
+            return basis
+        taps = math.prod(self.kernel_size)
+        with torch.inference_mode(False), torch.no_grad(), _no_autocast(place.device):
+            grid = coordinate_grid(
+                *place.size, with_r=self.with_r, device=place.device, dtype=dtype
+            )
+            one_each = torch.eye(taps, device=place.device, dtype=dtype)
+            one_each = one_each.view(taps, 1, *self.kernel_size)
+            if self.transposed:
+                one_each = one_each.transpose(0, 1)
+            one_each = one_each.repeat(self.num_coords, *[1] * (self.axes + 1))
+            basis = self._convolve(
+                grid, one_each, None, self.num_coords, place.output_padding
+            ).squeeze(0)
+        if place.device.type == "cuda":
+            if torch.cuda.is_current_stream_capturing():
+                return basis  # it holds no values before the graph is replayed
+            torch.cuda.current_stream(place.device).synchronize()  # any stream may read it
+        _keep(self._bases, key, basis)
+        return basis
 
 
-def _autocasts(device_type: str) -> bool:
-    available = torch.amp.autocast_mode.is_autocast_available(device_type)
-    return available and torch.is_autocast_enabled(device_type)
+def _keep(kept: dict[Any, Tensor], key: Any, value: Tensor) -> None:
+    if len(kept) >= _MAX_PLACES:
+        kept.clear()
+    kept[key] = value
 
 
 def _same(remembered: Tensor | None, current: Tensor | None) -> bool:
@@ -261,7 +317,171 @@ def _same(remembered: Tensor | None, current: Tensor | None) -> bool:
     return remembered.dtype == current.dtype and torch.equal(remembered, current)
 
 
-class CoordConv2d(_CoordConv, nn.Conv2d):
+def _affine(bias: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    return left @ right if bias is None else torch.addmm(bias, left, right)
+
+
+def _map_dtype(coord_weight: Tensor) -> torch.dtype:
+    return torch.promote_types(coord_weight.dtype, torch.float32)
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    available = torch.amp.autocast_mode.is_autocast_available(device.type)
+    if available and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+class _AddMap(torch.autograd.Function):
+    """The sum of a batch and a map of batch 1, in place, with a faster gradient of the map."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, coord_map: Tensor) -> Tensor:
+        ctx.mark_dirty(y)
+        ctx.map_dtype = coord_map.dtype
+        return y.add_(coord_map)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, _sum_over_batch(grad, ctx.map_dtype)
+
+    @staticmethod
+    def jvp(ctx: Any, y_tangent: Tensor, map_tangent: None) -> Tensor:
+        assert map_tangent is None  # a weight with a tangent is no parameter: see _is_plain
+        return y_tangent
+
+
+def _sum_over_batch(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the sum over dimension 0, kept as a dimension.
+
+    ``grad.sum(0)`` of a channels-last batch takes up to twice the time of the convolution itself
+    (torch 2.13, CPU). A matrix-vector product reads the batch as it lies in memory.
+    """
+    channels_last = not grad.is_contiguous()
+    rows = grad.movedim(1, -1) if channels_last else grad
+    if grad.device.type != "cpu" or not rows.is_contiguous():
+        return grad.sum(dim=0, keepdim=True, dtype=dtype)
+    flat = rows.flatten(1)
+    if flat.dtype == dtype:
+        total = torch.mv(flat.t(), flat.new_ones(len(flat)))
+    else:
+        total = flat.sum(dim=0, dtype=dtype)
+    total = total.view(1, *rows.shape[1:])
+    return total.movedim(-1, 1) if channels_last else total
+
+
+class _Convolution(_CoordConv):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: str | int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        with_r: bool = False,
+    ) -> None:
+        _ConvNd.__init__(
+            self,
+            in_channels + groups * (self.axes + with_r),
+            out_channels,
+            self._per_axis("kernel_size", kernel_size),
+            self._per_axis("stride", stride),
+            padding if isinstance(padding, str) else self._per_axis("padding", padding),
+            self._per_axis("dilation", dilation),
+            False,
+            (0,) * self.axes,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self._set_coordinates(in_channels, with_r=with_r)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``x`` and its coordinates."""
+        self._check_input(x)
+        return self._forward(x)
+
+
+class _TransposedConvolution(_CoordConv, _ConvTransposeNd):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        output_padding: int | Sequence[int] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | Sequence[int] = 1,
+        padding_mode: Literal["zeros"] = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        with_r: bool = False,
+    ) -> None:
+        _ConvTransposeNd.__init__(
+            self,
+            in_channels + groups * (self.axes + with_r),
+            out_channels,
+            self._per_axis("kernel_size", kernel_size),
+            self._per_axis("stride", stride),
+            self._per_axis("padding", padding),
+            self._per_axis("dilation", dilation),
+            True,
+            self._per_axis("output_padding", output_padding),
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self._set_coordinates(in_channels, with_r=with_r)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Convolve ``x`` and its coordinates.
+
+        ``output_size`` picks one of the sizes that the stride allows, as in ``torch.nn``.
+        """
+        self._check_input(x)
+        if output_size is None:
+            return self._forward(x, self.output_padding)
+        assert not isinstance(self.padding, str)  # torch.nn has no such transposed convolution
+        stride, padding, kernel_size = list(self.stride), list(self.padding), list(self.kernel_size)
+        output_padding = self._output_padding(
+            x, output_size, stride, padding, kernel_size, self.axes, list(self.dilation)
+        )
+        return self._forward(x, tuple(output_padding))
+
+
+class CoordConv1d(_Convolution, nn.Conv1d):
+    """1D convolution over the input and the coordinate of its samples.
+
+    See :class:`CoordConv2d` for the arguments. The coordinate channels are x and, with
+    ``with_r``, r = abs(x).
+
+    Shape:
+        - Input: ``(N, in_channels, W)`` or ``(in_channels, W)``, floating point.
+        - Output: as for :class:`torch.nn.Conv1d`.
+
+    Example:
+        >>> CoordConv1d(2, 8, kernel_size=5, padding="same")(torch.zeros(16, 2, 100)).shape
+        torch.Size([16, 8, 100])
+    """
+
+    axes = 1
+
+
+class CoordConv2d(_Convolution, nn.Conv2d):
     """2D convolution over the input and the coordinates of its pixels.
 
     Appends the channels of :func:`coordinate_grid` to the input and convolves the result:
@@ -313,44 +533,45 @@ class CoordConv2d(_CoordConv, nn.Conv2d):
         torch.Size([32, 6, 8, 8])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: str | int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        with_r: bool = False,
-    ) -> None:
-        super().__init__(
-            in_channels + groups * (2 + with_r),
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-        )
-        self._set_coordinates(in_channels, with_r=with_r)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve ``x`` and its coordinates."""
-        self._check_input(x)
-        return self._forward(x)
+    axes = 2
 
 
-class CoordConvTranspose2d(_CoordConv, nn.ConvTranspose2d):
+class CoordConv3d(_Convolution, nn.Conv3d):
+    """3D convolution over the input and the coordinates of its voxels.
+
+    See :class:`CoordConv2d` for the arguments. The coordinate channels are x, y, z and, with
+    ``with_r``, r.
+
+    Shape:
+        - Input: ``(N, in_channels, D, H, W)`` or ``(in_channels, D, H, W)``, floating point.
+        - Output: as for :class:`torch.nn.Conv3d`.
+
+    Example:
+        >>> CoordConv3d(1, 4, kernel_size=3, stride=2)(torch.zeros(2, 1, 9, 17, 17)).shape
+        torch.Size([2, 4, 4, 8, 8])
+    """
+
+    axes = 3
+
+
+class CoordConvTranspose1d(_TransposedConvolution, nn.ConvTranspose1d):
+    """1D transposed convolution over the input and the coordinate of its samples.
+
+    See :class:`CoordConvTranspose2d` for the arguments.
+
+    Shape:
+        - Input: ``(N, in_channels, W)`` or ``(in_channels, W)``, floating point.
+        - Output: as for :class:`torch.nn.ConvTranspose1d`.
+
+    Example:
+        >>> CoordConvTranspose1d(2, 8, kernel_size=4, stride=2)(torch.zeros(16, 2, 50)).shape
+        torch.Size([16, 8, 102])
+    """
+
+    axes = 1
+
+
+class CoordConvTranspose2d(_TransposedConvolution, nn.ConvTranspose2d):
     """2D transposed convolution over the input and the coordinates of its pixels.
 
     ``y = conv_transpose2d(cat([x, grid], dim=1), weight, bias)``, computed as
@@ -389,51 +610,21 @@ class CoordConvTranspose2d(_CoordConv, nn.ConvTranspose2d):
         torch.Size([16, 3, 32, 32])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
-        output_padding: int | tuple[int, int] = 0,
-        groups: int = 1,
-        bias: bool = True,
-        dilation: int | tuple[int, int] = 1,
-        padding_mode: Literal["zeros"] = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        with_r: bool = False,
-    ) -> None:
-        super().__init__(
-            in_channels + groups * (2 + with_r),
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            output_padding,
-            groups,
-            bias,
-            dilation,
-            padding_mode,
-            device,
-            dtype,
-        )
-        self._set_coordinates(in_channels, with_r=with_r)
+    axes = 2
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """Convolve ``x`` and its coordinates.
 
-        ``output_size`` picks one of the sizes that the stride allows, as in ``torch.nn``.
-        """
-        self._check_input(x)
-        return self._forward(x, self._output_padding_of(x, output_size))
+class CoordConvTranspose3d(_TransposedConvolution, nn.ConvTranspose3d):
+    """3D transposed convolution over the input and the coordinates of its voxels.
 
-    def _output_padding_of(self, x: Tensor, output_size: list[int] | None) -> tuple[int, ...]:
-        axes = len(self.kernel_size)
-        stride, padding = list(self.stride), [int(p) for p in self.padding]
-        kernel_size, dilation = list(self.kernel_size), list(self.dilation)
-        return tuple(
-            self._output_padding(x, output_size, stride, padding, kernel_size, axes, dilation)
-        )
+    See :class:`CoordConvTranspose2d` for the arguments.
+
+    Shape:
+        - Input: ``(N, in_channels, D, H, W)`` or ``(in_channels, D, H, W)``, floating point.
+        - Output: as for :class:`torch.nn.ConvTranspose3d`.
+
+    Example:
+        >>> CoordConvTranspose3d(4, 1, kernel_size=2, stride=2)(torch.zeros(2, 4, 4, 8, 8)).shape
+        torch.Size([2, 1, 8, 16, 16])
+    """
+
+    axes = 3

@@ -1,0 +1,614 @@
+"""CoordConv layers against their definition: concatenate the coordinates, then convolve."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrizations
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.testing import assert_close
+
+from coordrl.layers import (
+    CoordConv1d,
+    CoordConv2d,
+    CoordConv3d,
+    CoordConvTranspose1d,
+    CoordConvTranspose2d,
+    CoordConvTranspose3d,
+    coordinate_grid,
+)
+
+WITH_R = pytest.mark.parametrize("with_r", [False, True], ids=["xy", "xyr"])
+CONVOLUTIONS: list[tuple[type[nn.Module], type[nn.Module]]] = [
+    (CoordConv1d, nn.Conv1d),
+    (CoordConv2d, nn.Conv2d),
+    (CoordConv3d, nn.Conv3d),
+]
+TRANSPOSED: list[tuple[type[nn.Module], type[nn.Module]]] = [
+    (CoordConvTranspose1d, nn.ConvTranspose1d),
+    (CoordConvTranspose2d, nn.ConvTranspose2d),
+    (CoordConvTranspose3d, nn.ConvTranspose3d),
+]
+EVERY_LAYER = pytest.mark.parametrize(
+    ("ours", "textbook"),
+    CONVOLUTIONS + TRANSPOSED,
+    ids=[ours.__name__ for ours, _ in CONVOLUTIONS + TRANSPOSED],
+)
+
+
+class Textbook(nn.Module):
+    """CoordConv as it is defined: a wide layer of torch.nn over the concatenated channels."""
+
+    def __init__(
+        self,
+        convolution: type[nn.Module],
+        in_channels: int,
+        out_channels: int,
+        *,
+        axes: int,
+        with_r: bool,
+        groups: int = 1,
+        **arguments: Any,
+    ) -> None:
+        super().__init__()
+        wide = in_channels + groups * (axes + with_r)
+        self.convolution = convolution(wide, out_channels, groups=groups, **arguments)
+        self.with_r = with_r
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = coordinate_grid(*x.shape[2:], with_r=self.with_r, dtype=x.dtype)
+        grid = grid.expand(len(x), *grid.shape[1:])
+        parts = [torch.cat([part, grid], dim=1) for part in x.chunk(self.groups, dim=1)]
+        y: Tensor = self.convolution(torch.cat(parts, dim=1))
+        return y
+
+
+def assert_same_function(layer: nn.Module, textbook: nn.Module, x: Tensor) -> None:
+    """Compare values, gradients, and values while acting: at first computed, then remembered."""
+    expected, actual = textbook(x), layer(x)
+    assert_close(actual, expected)
+
+    weights = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad((actual * weights).sum(), [x, *layer.parameters()]),
+        torch.autograd.grad((expected * weights).sum(), [x, *textbook.parameters()]),
+        strict=True,
+    ):
+        assert_close(ours, theirs)
+
+    with torch.no_grad():
+        assert_close(layer(x), expected)
+        assert_close(layer(x), expected)
+
+
+def numbers(minimum: int, maximum: int, axes: int) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.tuples(*[st.integers(minimum, maximum)] * axes)
+
+
+@st.composite
+def convolution_arguments(draw: st.DrawFn, axes: int) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """Draw arguments that fit together, and the size of an input that fits them."""
+    kernel_size, dilation = draw(numbers(1, 4, axes)), draw(numbers(1, 2, axes))
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
+    mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+    size = draw(numbers(1, 7, axes))
+    padding: str | tuple[int, ...]
+    # torch warns that "same" copies the input when a side needs more padding than the other.
+    if draw(st.booleans()) and not any(r % 2 for r in reach):
+        padding, stride = "same", (1,) * axes
+        needed = [r // 2 for r in reach]
+    else:
+        padding, stride = draw(numbers(0, 2, axes)), draw(numbers(1, 3, axes))
+        needed = list(padding)
+        size = tuple(max(n, r + 1 - 2 * p) for n, r, p in zip(size, reach, padding, strict=True))
+    # Reflected padding needs more pixels than it adds, and wrapped padding as many.
+    if mode != "zeros":
+        size = tuple(max(n, p + 1) for n, p in zip(size, needed, strict=True))
+    arguments = {
+        "kernel_size": kernel_size,
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "padding_mode": mode,
+    }
+    return arguments, size
+
+
+@st.composite
+def transposed_arguments(draw: st.DrawFn, axes: int) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """Draw the same for transposed convolutions."""
+    stride, dilation = draw(numbers(1, 3, axes)), draw(numbers(1, 2, axes))
+    arguments = {
+        "kernel_size": draw(numbers(2, 4, axes)),
+        "stride": stride,
+        "padding": draw(numbers(0, 1, axes)),
+        "dilation": dilation,
+        "output_padding": tuple(
+            draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)
+        ),
+    }
+    return arguments, draw(numbers(2, 5, axes))
+
+
+@st.composite
+def pairs(draw: st.DrawFn, transposed: bool) -> tuple[nn.Module, nn.Module, Tensor]:
+    """Draw a layer, its textbook form with the same weights, and an input."""
+    axes = draw(st.integers(1, 3))
+    arguments, size = draw((transposed_arguments if transposed else convolution_arguments)(axes))
+    groups = draw(st.sampled_from([1, 2]))
+    in_channels, out_channels = (groups * draw(st.integers(1, 3)) for _ in range(2))
+    arguments |= {
+        "groups": groups,
+        "bias": draw(st.booleans()),
+        "with_r": draw(st.booleans()),
+        "dtype": torch.float64,
+    }
+    ours, textbooks = (TRANSPOSED if transposed else CONVOLUTIONS)[axes - 1]
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    layer = ours(in_channels, out_channels, **arguments)
+    textbook = Textbook(textbooks, in_channels, out_channels, axes=axes, **arguments)
+    textbook.convolution.load_state_dict(layer.state_dict())
+
+    x = torch.randn(draw(st.integers(1, 3)), in_channels, *size, dtype=torch.float64)
+    if draw(st.booleans()):
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    return layer, textbook, x.requires_grad_()
+
+
+@settings(max_examples=120, deadline=None)
+@given(pairs(transposed=False))
+def test_convolution_equals_its_definition(case: tuple[nn.Module, nn.Module, Tensor]) -> None:
+    assert_same_function(*case)
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs(transposed=True))
+def test_transposed_convolution_equals_its_definition(
+    case: tuple[nn.Module, nn.Module, Tensor],
+) -> None:
+    assert_same_function(*case)
+
+
+def paper_grid(size: int, *, with_r: bool) -> Tensor:
+    """The grid of AddCoords in uber-research/CoordConv, for a square image, written anew."""
+    ramp = torch.arange(size) / (size - 1) * 2 - 1
+    x, y = ramp.repeat(size, 1), ramp.repeat(size, 1).T
+    return torch.stack([x, y, (x**2 + y**2).sqrt()] if with_r else [x, y])[None]
+
+
+@WITH_R
+def test_grid_equals_the_papers_on_square_images(with_r: bool) -> None:
+    assert_close(coordinate_grid(5, 5, with_r=with_r), paper_grid(5, with_r=with_r))
+
+
+def test_grid_spans_minus_one_to_one_on_each_axis_of_a_non_square_image() -> None:
+    x, y = coordinate_grid(2, 3)[0]
+    assert x.tolist() == [[-1, 0, 1], [-1, 0, 1]]
+    assert y.tolist() == [[-1, -1, -1], [1, 1, 1]]
+
+
+def test_grid_of_a_volume_has_x_along_the_last_axis_and_z_along_the_first() -> None:
+    x, y, z, r = coordinate_grid(2, 3, 5, with_r=True)[0]
+    assert x[0, 0].tolist() == [-1, -0.5, 0, 0.5, 1]
+    assert y[0, :, 0].tolist() == [-1, 0, 1]
+    assert z[:, 0, 0].tolist() == [-1, 1]
+    assert_close(r, (x**2 + y**2 + z**2).sqrt())
+
+
+def test_grid_of_a_single_pixel_is_the_center() -> None:
+    assert coordinate_grid(1, 1, with_r=True).flatten().tolist() == [0, 0, 0]
+
+
+def test_half_precision_grid_is_rounded_once() -> None:
+    wide = coordinate_grid(3, 999, with_r=True)
+    assert torch.equal(
+        coordinate_grid(3, 999, with_r=True, dtype=torch.bfloat16), wide.to(torch.bfloat16)
+    )
+
+
+@pytest.mark.parametrize("size", [(), (0, 3), (3, -1), (1, 2, 3, 4)])
+def test_grid_names_the_sizes_it_got(size: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="needs 1 to 3 sizes of at least 1, got"):
+        coordinate_grid(*size)
+
+
+@EVERY_LAYER
+def test_starts_as_the_textbook_layer_starts(
+    ours: type[nn.Module], textbook: type[nn.Module]
+) -> None:
+    axes = int(ours.__name__[-2])
+    torch.manual_seed(5)
+    layer = ours(4, 6, 3, groups=2, with_r=True)
+    torch.manual_seed(5)
+    wide = textbook(4 + 2 * (axes + 1), 6, 3, groups=2)
+
+    assert layer.state_dict().keys() == wide.state_dict().keys()
+    for name, value in wide.state_dict().items():
+        assert torch.equal(layer.state_dict()[name], value)
+
+
+@EVERY_LAYER
+def test_takes_a_sample_without_a_batch(ours: type[nn.Module], textbook: type[nn.Module]) -> None:
+    layer = ours(2, 3, 2)
+    x = torch.randn(2, *[4] * int(ours.__name__[-2]))
+
+    assert isinstance(layer, textbook)
+    assert_close(layer(x), layer(x[None])[0])
+    with torch.no_grad():
+        assert_close(layer(x), layer(x[None])[0])
+
+
+def test_empty_batch_gives_an_empty_batch_and_no_gradient() -> None:
+    layer = CoordConv2d(2, 3, 3)
+
+    y = layer(torch.zeros(0, 2, 5, 6))
+    y.sum().backward()
+
+    assert y.shape == (0, 3, 3, 4)
+    assert layer.weight.grad is not None
+    assert not layer.weight.grad.any()
+
+
+def test_without_coordinate_weights_it_is_a_convolution() -> None:
+    layer, plain = CoordConv2d(3, 5, 3), nn.Conv2d(3, 5, 3)
+    with torch.no_grad():
+        layer.weight[:, :3] = plain.weight
+        layer.weight[:, 3:] = 0
+    layer.bias = plain.bias
+    x = torch.randn(2, 3, 7, 9)
+
+    assert_close(layer(x), plain(x))
+
+
+def test_tells_two_positions_of_the_same_patch_apart() -> None:
+    torch.manual_seed(0)
+    y = CoordConv2d(1, 1, 1)(torch.zeros(1, 1, 4, 4))
+    assert y.unique().numel() == 16
+
+
+@pytest.mark.parametrize("output_size", [[9, 13], [10, 13]])
+def test_transposed_output_size_picks_among_the_sizes_of_the_stride(output_size: list[int]) -> None:
+    layer = CoordConvTranspose2d(3, 4, 3, stride=2, padding=1)
+    wide = nn.ConvTranspose2d(5, 4, 3, stride=2, padding=1)
+    wide.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 3, 5, 7)
+    concatenated = torch.cat([x, coordinate_grid(5, 7).expand(2, -1, -1, -1)], dim=1)
+
+    assert_close(layer(x, output_size), wide(concatenated, output_size))
+
+
+# torch compiles decompositions for forward mode by its own deprecated means.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_gradients_of_every_order_and_mode() -> None:
+    layer = CoordConv2d(2, 4, 2, stride=2, padding=1, groups=2, dtype=torch.float64)
+    x = torch.randn(2, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+
+    def through_parameters(x: Tensor, *parameters: Tensor) -> Tensor:
+        y: Tensor = layer(x)  # gradcheck edits the parameters of the layer itself
+        return y
+
+    assert torch.autograd.gradcheck(through_parameters, (x, *layer.parameters()))
+    assert torch.autograd.gradgradcheck(through_parameters, (x, *layer.parameters()))
+    assert torch.autograd.gradcheck(layer, (x,), check_forward_ad=True)
+
+
+def test_transforms_of_torch_func_agree_with_autograd() -> None:
+    layer = CoordConv2d(2, 3, 2, padding=1, with_r=True)
+    x = torch.randn(4, 2, 3, 5)
+    parameters: dict[str, Tensor] = dict(layer.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        y: Tensor = torch.func.functional_call(layer, parameters, (x[None],))
+        return y.square().sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    layer(x).square().sum().backward()
+
+    for name, parameter in layer.named_parameters():
+        assert_close(per_sample[name].sum(dim=0), parameter.grad)
+    assert_close(torch.func.vmap(layer)(x), layer(x))
+
+
+def set_data(parameter: Tensor, value: Tensor) -> None:
+    parameter.data = value
+
+
+def step(optimizer: type[torch.optim.Optimizer], layer: CoordConv2d, **options: Any) -> None:
+    with torch.enable_grad():
+        layer(torch.ones(1, 2, 5, 6)).square().sum().backward()
+    optimizer(layer.parameters(), lr=0.1, **options).step()  # type: ignore[call-arg]
+
+
+def edit_in_place(layer: CoordConv2d) -> None:
+    with torch.no_grad():
+        layer.weight[:, -1] += 1
+
+
+CHANGES: dict[str, Callable[[CoordConv2d], Any]] = {
+    "sgd": lambda layer: step(torch.optim.SGD, layer),
+    "fused adam": lambda layer: step(torch.optim.Adam, layer, fused=True),
+    "in place": edit_in_place,
+    "data in place": lambda layer: layer.weight.data.mul_(2),
+    "data": lambda layer: set_data(layer.weight, layer.weight.data * 2),
+    "data, transposed": lambda layer: set_data(layer.weight, layer.weight.data.transpose(2, 3)),
+    "numpy": lambda layer: layer.weight.detach().numpy().__imul__(2),
+    "bias data": lambda layer: layer.bias.data.fill_(3),  # type: ignore[union-attr]
+    "no bias": lambda layer: setattr(layer, "bias", None),
+    "new parameter": lambda layer: setattr(layer, "weight", nn.Parameter(2 * layer.weight)),
+    "load": lambda layer: layer.load_state_dict(CoordConv2d(2, 3, 2).state_dict()),
+    "load, assigned": lambda layer: layer.load_state_dict(
+        CoordConv2d(2, 3, 2).state_dict(), assign=True
+    ),
+    "float64": lambda layer: layer.double(),
+    "bfloat16": lambda layer: layer.bfloat16(),
+    "reset": lambda layer: layer.reset_parameters(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("size", [(5, 6), (4, 7)], ids=["same size", "other size"])
+def test_a_remembered_map_is_never_stale(
+    change: Callable[[CoordConv2d], Any], size: tuple[int, int]
+) -> None:
+    layer = CoordConv2d(2, 3, 2)
+    x = torch.randn(2, 2, *size)
+    with torch.no_grad():
+        before = layer(torch.randn(2, 2, 5, 6)), layer(x)
+
+        change(layer)
+
+        x = x.to(layer.weight.dtype)
+        after = layer(x)
+        assert not torch.equal(after, before[1].to(after.dtype))
+        assert_close(after, copy.deepcopy(layer)(x), rtol=0, atol=0)
+
+
+def test_a_remembered_map_is_not_used_where_gradients_are_needed() -> None:
+    layer = CoordConv2d(2, 3, 2)
+    x = torch.randn(2, 2, 5, 6)
+    with torch.inference_mode():
+        layer(x)
+
+    layer(x).sum().backward()
+
+    assert layer.weight.grad is not None
+    expected = coordinate_grid(5, 6).unfold(2, 2, 1).unfold(3, 2, 1).sum(dim=(2, 3)) * len(x)
+    assert_close(layer.weight.grad[:, 2:], expected.expand(3, -1, -1, -1))
+
+
+def test_a_frozen_layer_passes_gradients_on() -> None:
+    layer = CoordConv2d(2, 3, 2).requires_grad_(False)
+    x = torch.randn(2, 2, 5, 6, requires_grad=True)
+    with torch.inference_mode():
+        layer(x)
+
+    layer(x).sum().backward()
+
+    (expected,) = torch.autograd.grad(nn.functional.conv2d(x, layer.weight[:, :2]).sum(), x)
+    assert_close(x.grad, expected)
+
+
+def test_remembered_maps_stay_out_of_copies_pickles_and_state() -> None:
+    layer = CoordConv2d(2, 3, 2)
+    sizes = len(pickle.dumps(layer)), layer.state_dict().keys()
+    with torch.no_grad():
+        expected = layer(torch.ones(1, 2, 99, 99))
+
+    assert (len(pickle.dumps(layer)), layer.state_dict().keys()) == sizes
+    for copied in (copy.deepcopy(layer), copy.copy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(copied(torch.ones(1, 2, 99, 99)), expected)
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    layer.load_state_dict(torch.load(file, weights_only=True))
+
+
+def test_remembered_maps_do_not_pile_up_over_sizes() -> None:
+    layer = CoordConv2d(1, 1, 1)
+    with torch.no_grad():
+        for width in range(1, 40):
+            layer(torch.zeros(1, 1, 3, width))
+
+    assert layer._remembered is not None
+    assert len(layer._remembered.maps) <= 8
+    assert len(layer._bases) <= 8
+
+
+def test_threads_may_share_a_layer() -> None:
+    layer = CoordConv2d(2, 3, 3, padding=1)
+    inputs = [torch.randn(1, 2, 5 + i % 11, 7 + i % 13) for i in range(200)]
+    with torch.no_grad():
+        expected = [copy.deepcopy(layer)(x) for x in inputs]
+
+    def act(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y: Tensor = layer(x)
+            return y
+
+    with ThreadPoolExecutor(8) as pool:
+        for actual, wanted in zip(pool.map(act, inputs), expected, strict=True):
+            assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize("needs_grad", [False, True], ids=["acting", "training"])
+def test_a_large_map_is_convolved_and_a_small_one_multiplied_alike(needs_grad: bool) -> None:
+    layer = CoordConv2d(1, 2, 3, padding=1)
+    wide = nn.Conv2d(3, 2, 3, padding=1)
+    wide.load_state_dict(layer.state_dict())
+    with torch.set_grad_enabled(needs_grad):
+        for size in ((120, 120), (121, 123)):  # on either side of 2^18 numbers
+            x = torch.randn(1, 1, *size)
+            assert_close(layer(x), wide(torch.cat([x, coordinate_grid(*size)], dim=1)))
+
+
+@pytest.mark.parametrize("needs_grad", [False, True], ids=["acting", "training"])
+def test_channels_last_is_kept(needs_grad: bool) -> None:
+    layer = CoordConv2d(3, 8, 3)
+    layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.randn(2, 3, 9, 7)
+    with torch.set_grad_enabled(needs_grad):
+        y = layer(x.contiguous(memory_format=torch.channels_last))
+
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        assert_close(y, layer(x))
+
+
+def root_mean_square(error: Tensor) -> float:
+    return error.square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "bfloat16 layer"])
+def test_bfloat16_tells_more_columns_apart_than_concatenation_does(autocast: bool) -> None:
+    torch.manual_seed(0)
+    layer = CoordConv2d(1, 16, 1)
+    textbook = Textbook(nn.Conv2d, 1, 16, axes=2, with_r=False, kernel_size=1)
+    textbook.convolution.load_state_dict(layer.state_dict())
+    x = torch.zeros(1, 1, 2, 1024)
+    exact = textbook.double()(x.double())
+
+    dtype = torch.float32 if autocast else torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.no_grad():
+        ours = layer.to(dtype)(x.to(dtype))
+        theirs = textbook.to(dtype)(x.to(dtype))
+
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    assert root_mean_square(ours - exact) < root_mean_square(theirs - exact)
+
+
+def test_autocast_trains_with_gradients_of_the_parameters_type() -> None:
+    layer = CoordConv2d(2, 3, 3)
+    layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.randn(8, 2, 9, 9).contiguous(memory_format=torch.channels_last)
+    layer(x).square().mean().backward()
+    expected = [parameter.grad for parameter in layer.parameters()]
+    layer.zero_grad()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = layer(x).square().mean()
+    loss.backward()
+
+    for parameter, wanted in zip(layer.parameters(), expected, strict=True):
+        assert_close(parameter.grad, wanted, rtol=0.05, atol=0.02)
+
+
+def test_compiles_into_one_graph() -> None:
+    layer = CoordConv2d(2, 3, 3, stride=2)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(4, 2, 9, 8)
+
+    y = compiled(x)
+    y.square().sum().backward()
+    gradient = layer.weight.grad
+    layer.zero_grad()
+    layer(x).square().sum().backward()
+
+    assert_close(y, layer(x))
+    assert_close(gradient, layer.weight.grad)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert_close(compiled(x), layer(x))
+
+
+@pytest.mark.slow
+@EVERY_LAYER
+def test_compiles_with_inductor(ours: type[nn.Module], textbook: type[nn.Module]) -> None:
+    layer = ours(2, 3, 3, stride=2, groups=1, with_r=True)
+    compiled = torch.compile(layer, fullgraph=True)
+    x = torch.randn(4, 2, *[9, 8, 7][: int(ours.__name__[-2])])
+
+    assert_close(compiled(x), layer(x))
+    with torch.no_grad():
+        assert_close(compiled(x), layer(x))
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_distributed_data_parallel_trains_it() -> None:
+    layer = CoordConv2d(2, 3, 3)
+    alone = copy.deepcopy(layer)
+    x = torch.randn(4, 2, 9, 8)
+
+    DistributedDataParallel(layer)(x).square().sum().backward()
+    alone(x).square().sum().backward()
+
+    assert_close(layer.weight.grad, alone.weight.grad)
+
+
+def test_batch_norm_folds_into_it() -> None:
+    layer, norm = CoordConv2d(2, 3, 3), nn.BatchNorm2d(3)
+    norm(torch.randn(99, 3, 4, 4) * 3 + 1)
+    norm.eval()
+    x = torch.randn(4, 2, 9, 8)
+
+    assert_close(fuse_conv_bn_eval(layer.eval(), norm)(x), norm(layer(x)))
+
+
+def test_weight_norm_normalizes_the_textbook_weight() -> None:
+    layer = parametrizations.weight_norm(CoordConv2d(2, 3, 3))
+    wide = nn.Conv2d(4, 3, 3)
+    wide.load_state_dict({"weight": layer.weight, "bias": layer.bias})
+    x = torch.randn(4, 2, 9, 8)
+
+    y = layer(x)
+    y.sum().backward()
+
+    assert_close(y, wide(torch.cat([x, coordinate_grid(9, 8).expand(4, -1, -1, -1)], dim=1)))
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
+def to_8_bits(values: Tensor) -> Tensor:
+    """Round as a tensor of type int8 with one scale would."""
+    scale = values.abs().max() / 127
+    return (values / scale).round() * scale
+
+
+def test_coordinates_do_not_widen_the_range_of_quantized_inputs() -> None:
+    torch.manual_seed(0)
+    layer = CoordConv2d(4, 16, 3)
+    x = torch.rand(8, 4, 20, 20) / 4
+    grid = coordinate_grid(20, 20).expand(8, -1, -1, -1)
+    with torch.no_grad():
+        exact = layer(x)
+        ours = layer(to_8_bits(x))
+        theirs = nn.functional.conv2d(
+            to_8_bits(torch.cat([x, grid], dim=1)), layer.weight, layer.bias
+        )
+
+    assert root_mean_square(ours - exact) < root_mean_square(theirs - exact) / 2
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 4, 7, 9), (4, 7, 9), (7, 9), (1, 2, 3, 7, 9)], ids=["4", "4", "flat", "5-D"]
+)
+def test_a_wrong_shape_is_named_beside_the_right_one(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"CoordConv2d expects .* \(N, 3, H, W\) or .*, got \("):
+        CoordConv2d(3, 5, 3)(torch.zeros(shape))
+
+
+def test_wrong_inputs_are_named() -> None:
+    with pytest.raises(ValueError, match=r"CoordConv2d expects a pixel or more on each axis, got"):
+        CoordConv2d(3, 5, 1)(torch.zeros(2, 3, 0, 9))
+    with pytest.raises(TypeError, match=r"floating-point input, got torch.uint8; use x.float\(\)"):
+        CoordConv2d(3, 5, 1)(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="expects stride as one number or 2, got"):
+        CoordConv2d(3, 5, 1, stride=(1, 2, 3))
+    with pytest.raises(ValueError, match="in_channels must be divisible by groups"):
+        CoordConv2d(3, 4, 1, groups=2)
