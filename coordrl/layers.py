@@ -346,9 +346,8 @@ class _AddMap(torch.autograd.Function):
         return grad, _sum_over_batch(grad, ctx.map_dtype)
 
     @staticmethod
-    def jvp(ctx: Any, y_tangent: Tensor, map_tangent: None) -> Tensor:
-        assert map_tangent is None  # a weight with a tangent is no parameter: see _is_plain
-        return y_tangent
+    def jvp(ctx: Any, y_tangent: Tensor, map_tangent: Tensor) -> Tensor:
+        return y_tangent.add_(map_tangent)
 
 
 def _sum_over_batch(grad: Tensor, dtype: torch.dtype) -> Tensor:
