@@ -1,0 +1,473 @@
+"""An Atari 2600 of our own: many consoles at once, exact to ale-py in every byte.
+
+:class:`Emulator` steps a batch of environments with the rules of ale-py's ``AtariVectorEnv``;
+:class:`Console` is a single console, frame by frame, as its ``ALEInterface``. Both need the
+compiled part of this package; :func:`available` tells whether it is there.
+
+The compiled part is a set of C++ headers that a GPU runs as well: ``m6507``, ``riot``, ``tia`` and
+``cartridge`` are the chips, ``console`` the board, ``environment`` the game as ale-py plays it,
+``agent_step`` the step of an agent, ``preprocess`` what it gets to see.
+"""
+
+import importlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from coordrl.config import AtariSettings
+from coordrl.emulator.games import ACTIONS, GAMES, Game, RomError, UnknownGameError, load_rom
+from coordrl.emulator.games import palette as television_palette
+
+__all__ = [
+    "ACTIONS",
+    "GAMES",
+    "Autoreset",
+    "Console",
+    "Emulator",
+    "Game",
+    "RomError",
+    "Step",
+    "UnknownGameError",
+    "available",
+    "load_rom",
+    "unavailable_reason",
+]
+
+Autoreset = Literal["same_step", "next_step", "disabled"]
+
+NUM_SEEDS = 2**31
+"""Seeds are 0 to 2^31 - 1: ale-py keeps them in signed 32-bit numbers."""
+
+MAX_FRAME_SKIP = 60
+MAX_NOOPS = 1000
+
+_native: ModuleType | None
+try:
+    _native = importlib.import_module("coordrl.emulator._native")
+    _import_error = ""
+except ImportError as error:
+    _native = None
+    _import_error = str(error)
+
+
+def available() -> bool:
+    """Return whether the emulator was compiled when the package was installed."""
+    return _native is not None
+
+
+def unavailable_reason() -> str:
+    """Return in one line why there is no emulator; empty if there is one."""
+    if _native is not None:
+        return ""
+    return (
+        "coordrl was installed without its compiled emulator, for want of a C++ compiler "
+        f"({_import_error}); ale-py plays the games instead"
+    )
+
+
+def _compiled() -> Any:
+    if _native is None:
+        raise RuntimeError(unavailable_reason())
+    return _native
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step or a reset returns: arrays with one row for each of N environments.
+
+    The arrays belong to the emulator. They stay as they are during the next call of ``step``,
+    ``reset`` or ``restore`` and are written to by the one after it, so that two steps in a row can
+    be compared without a copy; copy what must live longer.
+    """
+
+    obs: NDArray[np.uint8]
+    """Observations, of shape ``(N, *obs_shape)``; where a new episode has begun, its first."""
+    rewards: NDArray[np.int32]
+    """Points gained in this step, clipped to -1, 0 or 1 if the settings ask for it."""
+    unclipped_rewards: NDArray[np.int32]
+    terminated: NDArray[np.bool_]
+    """The game is over, or a life was lost and the settings count that as an end."""
+    truncated: NDArray[np.bool_]
+    """The episode has reached ``max_frames_per_episode`` and is not terminated."""
+    ended: NDArray[np.bool_]
+    """The episode is over and another one begins: in this step, in the next, or by ``reset``.
+
+    A lost life that terminates but does not reset the game is no end in this sense.
+    """
+    life_lost: NDArray[np.bool_]
+    """A life was lost in this step, and at least one is left."""
+    final_obs: NDArray[np.uint8]
+    """With ``autoreset="same_step"``, the last observation where ``ended`` is true.
+
+    The other rows are not written to.
+    """
+    lives: NDArray[np.int32]
+    """Lives left, 0 in games without; of the new episode where one has begun."""
+    frame_number: NDArray[np.int32]
+    """Frames since the game was loaded (seeded), without those of resets."""
+    episode_frame_number: NDArray[np.int32]
+    """Frames of the episode, some of its reset included, as ale-py counts them."""
+    episode_return: NDArray[np.int32]
+    """Sum of the episode's unclipped rewards so far; where ``ended`` is true, of all of it."""
+    episode_length: NDArray[np.int32]
+    """Steps of the episode so far; where ``ended`` is true, all of them."""
+
+
+class Emulator:
+    """``num_envs`` games of one kind that are stepped together, without the GIL.
+
+    Everything is as in ale-py 0.12.1's ``AtariVectorEnv`` with the same settings: which frames are
+    seen, when an episode ends, how long it begins with idle frames, what a seed means. Beyond that
+    there are modes and difficulties, the RAM as an observation, a lost life that ends an episode
+    while the game goes on, FIRE after a lost life, and states that can be saved and restored.
+
+    Args:
+        game: Name of the game, a key of ``GAMES``.
+        num_envs: Number of environments, at least 1.
+        settings: How the game is played and seen; ``AtariSettings()`` if None. The screen size
+            must not exceed the console's picture, and ``frame_skip`` not 60.
+        autoreset: Begin the next episode in the step that ends one (the observation is then the
+            new episode's), in the step after it (whose action is ignored), or not at all.
+        num_threads: Threads that share the work; 0 takes as many as the process may use. Results
+            do not depend on it.
+        rom_path: ROM image to play, or a folder with it; by default the one in ale-py.
+
+    Raises:
+        UnknownGameError: If there is no such game.
+        RomError: If the ROM image is missing or not the right one.
+        ValueError: If a number is out of range, or the game has no such mode or difficulty.
+        RuntimeError: If the emulator is not ``available()``.
+
+    Example:
+        >>> emulator = Emulator("pong", num_envs=2)
+        >>> emulator.reset(seed=7).obs.shape
+        (2, 4, 84, 84)
+        >>> step = emulator.step([2, 3])
+        >>> step.rewards, step.terminated
+        (array([0, 0], dtype=int32), array([False, False]))
+    """
+
+    def __init__(
+        self,
+        game: str,
+        num_envs: int,
+        settings: AtariSettings | None = None,
+        *,
+        autoreset: Autoreset = "same_step",
+        num_threads: int = 0,
+        rom_path: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.game = GAMES[game]
+        self.settings = AtariSettings() if settings is None else settings
+        self.num_envs = _in_range("num_envs", num_envs, 1, None)
+        self.autoreset = autoreset
+        self.actions = self.game.actions(full=self.settings.full_action_space)
+        self.obs_shape = _obs_shape(self.game, self.settings)
+        if autoreset not in _AUTORESETS:
+            raise ValueError(
+                f"autoreset must be one of {', '.join(_AUTORESETS)}, got {autoreset!r}"
+            )
+        threads = _in_range("num_threads", num_threads, 0, None)
+        if threads == 0:
+            threads = len(os.sched_getaffinity(0))
+        rom = load_rom(game, rom_path)
+        self._batch = _compiled().Batch(
+            _native_settings(self.game, self.settings, autoreset), rom, num_envs,
+            min(threads, num_envs),
+        )  # fmt: skip
+        self._codes = np.array(self.actions, np.int32)
+        self._steps = [_allocate(num_envs, self.obs_shape) for _ in range(2)]
+        self._outputs = [_compiled().Outputs(**_fields(step)) for step in self._steps]
+        self._latest = 0
+        self._was_reset = False
+
+    @property
+    def action_meanings(self) -> tuple[str, ...]:
+        """What each action does, such as ``"UPFIRE"``."""
+        return tuple(ACTIONS[action] for action in self.actions)
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int] | NDArray[np.integer[Any]] | None = None,
+        mask: NDArray[np.bool_] | None = None,
+    ) -> Step:
+        """Begin new episodes, in all environments or in some.
+
+        Args:
+            seed: An int seeds the i-th environment that is reset with ``seed + i``; a sequence has
+                one seed for each of them. A seed loads the game anew, so that everything after it
+                is determined. Without one, random numbers go on; environments that never had a
+                seed take one from the operating system.
+            mask: Booleans of shape ``(num_envs,)``: which environments to reset. The others are
+                left alone and report their last observation. The first reset must be of all.
+
+        Returns:
+            The step of all environments; rewards are 0 and no flag is set.
+
+        Raises:
+            ValueError: If a seed is out of range, or the number or shape of something is wrong.
+        """
+        chosen = np.ones(self.num_envs, np.bool_) if mask is None else self._checked_mask(mask)
+        seeds = np.full(self.num_envs, -1, np.int64)
+        if seed is not None:
+            seeds[chosen] = _checked_seeds(seed, int(chosen.sum()))
+        elif not self._was_reset:
+            seeds[:] = np.random.default_rng().integers(NUM_SEEDS, size=self.num_envs)
+        latest = 1 - self._latest
+        self._batch.reset(seeds, chosen, self._outputs[latest], self._outputs[1 - latest])
+        self._latest = latest
+        self._was_reset = True
+        return self._steps[latest]
+
+    def step(self, actions: ArrayLike) -> Step:
+        """Play one action in every environment.
+
+        Args:
+            actions: Whole numbers of shape ``(num_envs,)``, indices of ``self.actions``.
+
+        Raises:
+            ValueError: If an action is out of range or there was no reset.
+            TypeError: If the actions are not whole numbers.
+        """
+        if not self._was_reset:
+            raise ValueError("call reset before the first step")
+        chosen = np.asarray(actions)
+        if chosen.shape != (self.num_envs,):
+            raise ValueError(f"actions must have shape ({self.num_envs},), got {chosen.shape}")
+        if chosen.dtype.kind not in "iu":
+            raise TypeError(f"actions must be whole numbers, got dtype {chosen.dtype}")
+        if chosen.min() < 0 or chosen.max() >= len(self._codes):
+            wrong = chosen[(chosen < 0) | (chosen >= len(self._codes))][0]
+            raise ValueError(
+                f"actions of {self.game.name} are 0 to {len(self._codes) - 1}, got {wrong}"
+            )
+        latest = 1 - self._latest
+        self._batch.step(self._codes[chosen], self._outputs[latest], self._outputs[1 - latest])
+        self._latest = latest
+        return self._steps[latest]
+
+    @property
+    def ram(self) -> NDArray[np.uint8]:
+        """The 128 bytes of RAM of every console, ``(num_envs, 128)``, copied."""
+        ram = np.empty((self.num_envs, 128), np.uint8)
+        self._batch.read_ram(ram)
+        return ram
+
+    def screen(self, index: int) -> NDArray[np.uint8]:
+        """Return the last frame of an environment as it was on screen, ``(height, 160, 3)``.
+
+        It is drawn for this call, and is that frame alone, without the maximum over two.
+        """
+        if not self._was_reset:
+            raise ValueError("call reset before looking at the screen")
+        indices = np.empty((self.game.height, 160), np.uint8)
+        self._batch.read_screen(_in_range("index", index, 0, self.num_envs - 1), indices)
+        return _PALETTES[self.game.television][indices]
+
+    def _checked_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        mask = np.ascontiguousarray(mask)
+        if mask.dtype != np.bool_ or mask.shape != (self.num_envs,):
+            raise ValueError(
+                f"mask must be booleans of shape ({self.num_envs},), "
+                f"got {mask.dtype} of shape {mask.shape}"
+            )
+        if not self._was_reset and not mask.all():
+            raise ValueError("the first reset must be of all environments, got a mask")
+        return mask
+
+
+class Console:
+    """One console with one game, frame by frame: ale-py's ``ALEInterface`` without its options.
+
+    Args:
+        game: Name of the game, a key of ``GAMES``.
+        seed: Of the random numbers that repeat actions, 0 to 2^31 - 1.
+        repeat_action_probability: Probability that a frame repeats the action before it.
+        mode: Game mode, or the default one; in force from the next ``reset_game`` on.
+        difficulty: Difficulty switches, or both at B, ale-py's default.
+        rom_path: ROM image to play, or a folder with it; by default the one in ale-py.
+
+    Example:
+        >>> console = Console("breakout")
+        >>> console.reset_game()
+        >>> console.lives, console.act(1), console.screen.shape
+        (5, 0, (210, 160))
+    """
+
+    def __init__(
+        self,
+        game: str,
+        *,
+        seed: int = 0,
+        repeat_action_probability: float = 0.0,
+        mode: int | None = None,
+        difficulty: int | None = None,
+        rom_path: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.game = GAMES[game]
+        settings = AtariSettings(
+            repeat_action_probability=repeat_action_probability, mode=mode, difficulty=difficulty
+        )
+        native = _native_settings(self.game, settings, "disabled")
+        seed = _in_range("seed", seed, 0, NUM_SEEDS - 1)
+        self._player = _compiled().Player(native, load_rom(game, rom_path), seed)
+
+    def reset_game(self) -> None:
+        """Begin a game."""
+        self._player.begin()
+
+    def act(self, action: int) -> int:
+        """Play one frame of an action, a number in ``ACTIONS``, and return its reward."""
+        return int(self._player.act(_in_range("action", action, 0, len(ACTIONS) - 1)))
+
+    @property
+    def ram(self) -> NDArray[np.uint8]:
+        """The 128 bytes of RAM."""
+        ram = np.empty(128, np.uint8)
+        self._player.read_ram(ram)
+        return ram
+
+    @property
+    def screen(self) -> NDArray[np.uint8]:
+        """The color indices of the last frame, ``(height, 160)``."""
+        screen = np.empty((self.game.height, 160), np.uint8)
+        self._player.read_screen(screen)
+        return screen
+
+    @property
+    def lives(self) -> int:
+        """Lives left, 0 in games without."""
+        return int(self._player.lives)
+
+    @property
+    def game_over(self) -> bool:
+        """Whether the game has ended."""
+        return bool(self._player.terminal)
+
+    @property
+    def frame_number(self) -> int:
+        """Frames since the game was loaded, without those of resets."""
+        return int(self._player.frame_number)
+
+    @property
+    def episode_frame_number(self) -> int:
+        """Frames since the last reset, some of the reset's included, as ale-py counts them."""
+        return int(self._player.episode_frame_number)
+
+    @property
+    def registers(self) -> dict[str, int]:
+        """What is in the chips, by the names of their registers, to look for differences."""
+        return dict(self._player.state())
+
+
+_AUTORESETS = ("same_step", "next_step", "disabled")
+_OBSERVATIONS = ("gray", "rgb", "ram")
+_LIFE_LOSSES = ("ignore", "terminate", "reset")
+_FIRE = ACTIONS.index("FIRE")
+_GAME_NUMBERS = {name: number for number, name in enumerate(GAMES)}
+_PALETTES = {tv: np.array(television_palette(tv), np.uint8) for tv in ("NTSC", "PAL")}
+
+
+def _native_settings(game: Game, settings: AtariSettings, autoreset: Autoreset) -> Any:
+    """The settings as numbers, resolved for the game."""
+    native = _compiled().Settings()
+    native.game = _GAME_NUMBERS[game.name]
+    native.mode = _chosen("mode", settings.mode, game.modes, game.default_mode, game)
+    native.default_mode = game.default_mode
+    native.difficulty = _chosen(
+        "difficulty", settings.difficulty, game.difficulties, game.default_difficulty, game
+    )
+    native.observation = _OBSERVATIONS.index(settings.observation)
+    native.height, native.width = settings.screen_size
+    native.stack_size = settings.stack_size
+    native.frame_skip = _in_range("frame_skip", settings.frame_skip, 1, MAX_FRAME_SKIP)
+    native.max_pool = settings.max_pool
+    native.noop_max = _in_range("noop_max", settings.noop_max, 0, MAX_NOOPS)
+    has_fire = _FIRE in game.actions(full=settings.full_action_space)
+    native.fire_reset = settings.fire_reset and has_fire
+    native.fire_after_life_loss = settings.fire_after_life_loss and has_fire
+    native.clip_reward = settings.clip_reward
+    native.life_loss = _LIFE_LOSSES.index(settings.life_loss)
+    native.autoreset = _AUTORESETS.index(autoreset)
+    native.max_frames = settings.max_frames_per_episode
+    native.repeat_action_probability = settings.repeat_action_probability
+    return native
+
+
+def _chosen(name: str, value: int | None, offered: Sequence[int], default: int, game: Game) -> int:
+    if value is None:
+        return default
+    if value not in offered and value != default:
+        some = ", ".join(map(str, offered[:20])) + (", ..." if len(offered) > 20 else "")
+        raise ValueError(f"{game.name} has no {name} {value}; it has {some}")
+    return value
+
+
+def _obs_shape(game: Game, settings: AtariSettings) -> tuple[int, ...]:
+    if settings.observation == "ram":
+        return (settings.stack_size, 128)
+    height, width = settings.screen_size
+    if height > game.height or width > 160:
+        raise ValueError(
+            f"screen_size must not exceed the {game.height} x 160 pixels of {game.name}, "
+            f"got {height} x {width}"
+        )
+    color = (3,) if settings.observation == "rgb" else ()
+    return (settings.stack_size, height, width, *color)
+
+
+def _checked_seeds(
+    seed: int | Sequence[int] | NDArray[np.integer[Any]], count: int
+) -> NDArray[np.int64]:
+    if isinstance(seed, int | np.integer):
+        seeds = np.arange(int(seed), int(seed) + count, dtype=np.int64)
+    else:
+        seeds = np.asarray(seed, np.int64)
+    if seeds.shape != (count,):
+        raise ValueError(f"reset of {count} environments needs {count} seeds, got {seeds.shape}")
+    if count and not 0 <= int(seeds.min()) <= int(seeds.max()) < NUM_SEEDS:
+        raise ValueError(f"seeds must be in [0, 2^31), got {seeds.min()} to {seeds.max()}")
+    return seeds
+
+
+def _allocate(num_envs: int, obs_shape: tuple[int, ...]) -> Step:
+    def counts() -> NDArray[np.int32]:
+        return np.zeros(num_envs, np.int32)
+
+    def flags() -> NDArray[np.bool_]:
+        return np.zeros(num_envs, np.bool_)
+
+    return Step(
+        obs=np.zeros((num_envs, *obs_shape), np.uint8),
+        rewards=counts(),
+        unclipped_rewards=counts(),
+        terminated=flags(),
+        truncated=flags(),
+        ended=flags(),
+        life_lost=flags(),
+        final_obs=np.zeros((num_envs, *obs_shape), np.uint8),
+        lives=counts(),
+        frame_number=counts(),
+        episode_frame_number=counts(),
+        episode_return=counts(),
+        episode_length=counts(),
+    )
+
+
+def _fields(step: Step) -> dict[str, NDArray[Any]]:
+    return {field.name: getattr(step, field.name) for field in fields(step)}
+
+
+def _in_range(name: str, value: int, least: int, most: int | None) -> int:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < least or (most is not None and value > most):
+        limits = f"at least {least}" if most is None else f"between {least} and {most}"
+        raise ValueError(f"{name} must be {limits}, got {value}")
+    return int(value)

@@ -1,0 +1,293 @@
+// A player at the console: the game as ale-py plays it, frame by frame.
+//
+// ale-py gives a console to a player who holds a stick or a paddle, reads points, lives and the end
+// of the game out of the console's memory after every frame, and begins a game by a fixed
+// sequence of switches. All of that is here; what an agent makes of it, steps of several frames and
+// observations, is in agent_step.hpp.
+//
+//     Play play{};
+//     load(play, random, setup, canvas);             // the console comes out of the box
+//     reset_game<true>(play, random, setup, canvas); // from here on a game
+//     i32 reward = act<true>(play, random, setup, kLeft, canvas);
+#pragma once
+
+#include "console.hpp"
+#include "games.hpp"
+#include "mt19937.hpp"
+
+namespace coordrl {
+
+/// What does not change while a game is played; shared by all who play it.
+struct Setup {
+  Machine machine;
+  Game game;
+  GameFacts facts;
+  i32 mode;
+  i32 difficulty;                 // bit 0: left switch at A; bit 1: right switch
+  i32 scene_frames;               // frames from one scene of the history to the next, at most:
+                                  // two or more above a step's, up to kHistoryFrames
+  f64 repeat_action_probability;  // "sticky actions": a frame repeats the action before it
+};
+
+/// The pictures that a console draws into by turns, kWidth x height color indices each.
+struct Canvas {
+  u8* picture[2];
+};
+
+/// A machine, and the picture that it drew into last.
+struct Scene {
+  Console console;
+  u8 picture;
+};
+
+constexpr i32 kMaxFrameSkip = 60;  // a second
+constexpr i32 kHistoryFrames = kMaxFrameSkip + 4;  // between two scenes, at most
+
+/// How the console came to where it is: two scenes of the past, and the actions since.
+///
+/// Frames that nobody looks at are not drawn. When a picture of the past is needed after all, the
+/// frames since `scene[older]` are run once more, with drawing. That scene is always at least two
+/// frames older than the step in progress, because a frame that ends early shows in its lower part
+/// what was drawn two frames before.
+struct History {
+  Scene scene[2];
+  u8 older;        // the scene that `actions` begin at
+  i32 split;       // actions up to the newer scene
+  i32 frames;      // actions up to now
+  u8 actions[2 * kHistoryFrames];
+};
+
+/// A game in progress.
+struct Play : Scene {
+  Score score;
+  u8 last_action;            // what a repeated frame repeats
+  i32 frame_number;          // frames since the game was loaded
+  i32 episode_frame_number;  // frames of this game; a reset that presses SELECT counts, too
+  i32 whole_frames;          // frames in a row that filled the picture, up to this one
+  History history;
+};
+static_assert(__is_trivially_copyable(Play), "games move between devices as bytes");
+
+/// Forgets the older scene. What is now becomes the newer one.
+COORDRL_HD inline void turn_page(Play& play) {
+  History& history = play.history;
+  history.scene[history.older] = play;
+  history.older ^= 1;
+  const i32 kept = history.frames - history.split;
+  for (i32 i = 0; i < kept; ++i) history.actions[i] = history.actions[history.split + i];
+  history.split = history.frames = kept;
+}
+
+/// Forgets everything.
+COORDRL_HD inline void begin_history(Play& play) {
+  play.history.scene[0] = play.history.scene[1] = play;
+  play.history.split = play.history.frames = 0;
+}
+
+// Stick, paddle and switches. ----------------------------------------------------------------------
+
+constexpr u32 bit(Action action) { return 1u << action; }
+constexpr u32 kUpwards = bit(kUp) | bit(kUpRight) | bit(kUpLeft) | bit(kUpFire) |
+                         bit(kUpRightFire) | bit(kUpLeftFire);
+constexpr u32 kDownwards = bit(kDown) | bit(kDownRight) | bit(kDownLeft) | bit(kDownFire) |
+                           bit(kDownRightFire) | bit(kDownLeftFire);
+constexpr u32 kLeftwards = bit(kLeft) | bit(kUpLeft) | bit(kDownLeft) | bit(kLeftFire) |
+                           bit(kUpLeftFire) | bit(kDownLeftFire);
+constexpr u32 kRightwards = bit(kRight) | bit(kUpRight) | bit(kDownRight) | bit(kRightFire) |
+                            bit(kUpRightFire) | bit(kDownRightFire);
+constexpr u32 kFiring = bit(kFire) | bit(kUpFire) | bit(kRightFire) | bit(kLeftFire) |
+                        bit(kDownFire) | bit(kUpRightFire) | bit(kUpLeftFire) |
+                        bit(kDownRightFire) | bit(kDownLeftFire);
+
+constexpr i32 kPaddleStep = 23000;  // ohms that a paddle turns in a frame
+
+/// Moves the controls. A paddle turns from where it was, everything else springs back by itself.
+COORDRL_HD inline void apply(Inputs& inputs, const Setup& setup, u8 action) {
+  const GameFacts& facts = setup.facts;
+  const u32 chosen = 1u << action;
+  inputs.swcha = 0xFF;
+  inputs.fire = 0;
+  if (facts.left_paddles) {
+    i32& paddle = inputs.paddle[facts.swap_paddles ? 1 : 0];
+    if (chosen & kLeftwards) paddle += kPaddleStep;
+    if (chosen & kRightwards) paddle -= kPaddleStep;
+    if (paddle < facts.paddle_min) paddle = facts.paddle_min;
+    if (paddle > facts.paddle_max) paddle = facts.paddle_max;
+    if (chosen & kFiring) inputs.swcha = u8(~(facts.swap_paddles ? 0x40 : 0x80));
+  } else {
+    const u32 pressed = (chosen & kUpwards ? 1 : 0) | (chosen & kDownwards ? 2 : 0) |
+                        (chosen & kLeftwards ? 4 : 0) | (chosen & kRightwards ? 8 : 0);
+    inputs.swcha = u8(~(facts.swap_ports ? pressed : pressed << 4));
+    if (chosen & kFiring) inputs.fire = facts.swap_ports ? 2 : 1;
+  }
+  inputs.swchb = u8(0x3F | (setup.difficulty & 1) << 6 | (setup.difficulty >> 1 & 1) << 7);
+  if (action == kResetSwitch) inputs.swchb &= 0xFE;
+  if (action == kSelectSwitch) inputs.swchb &= 0xFD;
+}
+
+// Frames. ------------------------------------------------------------------------------------------
+
+/// Runs one frame of the console.
+template <bool kDraw>
+COORDRL_HD COORDRL_NOINLINE inline void show_frame(Scene& scene, const Setup& setup, u8 action,
+                                  const Canvas& canvas) {
+  apply(scene.console.inputs, setup, action);
+  if (!scene.console.tia.partial) scene.picture ^= 1;
+  run_frame<kDraw>(scene.console, setup.machine, kDraw ? canvas.picture[scene.picture] : nullptr);
+}
+
+/// True if the last frame drew every line of its picture, so that nothing older shows in it.
+COORDRL_HD inline bool is_whole(const Console& console) {
+  return !console.tia.incomplete && !console.tia.partial;
+}
+
+template <bool kDraw>
+COORDRL_HD inline void run_frame(Play& play, const Setup& setup, u8 action, const Canvas& canvas) {
+  History& history = play.history;
+  if (history.frames - history.split == setup.scene_frames) turn_page(play);
+  history.actions[history.frames++] = action;
+  show_frame<kDraw>(play, setup, action, canvas);
+  play.whole_frames = is_whole(play.console) ? play.whole_frames + 1 : 0;
+}
+
+COORDRL_HD inline Memory memory(const Play& play, const Setup& setup) {
+  return {{play.console.riot.ram}, {play.console.cartridge.ram}, setup.mode};
+}
+
+/// Reads points, lives and the end of the game out of the console's memory.
+COORDRL_HD inline void keep_score(Play& play, const Setup& setup) {
+  with_rules(setup.game, memory(play, setup), [&](const auto& rules) { rules.step(play.score); });
+}
+
+/// Plays one frame of an action and returns its reward. A game that is over stands still.
+///
+/// The random numbers are drawn as ale-py draws them, one for each of two players, also when no
+/// action is ever repeated.
+template <bool kDraw>
+COORDRL_HD COORDRL_NOINLINE inline i32 act(Play& play, Mt19937& random, const Setup& setup, u8 action,
+                          const Canvas& canvas) {
+  if (setup.repeat_action_probability > 0 || setup.facts.random_reset) {
+    const f64 chance = draw(random) / 4294967296.0;
+    if (chance >= setup.repeat_action_probability) play.last_action = action;
+    draw(random);
+  } else {
+    play.last_action = action;
+  }
+  if (play.score.terminal) return 0;
+  const bool illegal = setup.facts.illegal_actions >> play.last_action & 1;
+  run_frame<kDraw>(play, setup, illegal ? u8(kNoop) : play.last_action, canvas);
+  keep_score(play, setup);
+  ++play.frame_number;
+  ++play.episode_frame_number;
+  return play.score.reward;
+}
+
+// The beginning of a game. -------------------------------------------------------------------------
+
+/// The switches and first moves that begin a game, for the rules to press.
+template <bool kDraw>
+struct Opening {
+  Play& play;
+  Mt19937& generator;
+  const Setup& setup;
+  const Canvas& canvas;
+  i32 patience;  // frames after which a cartridge that never reaches its variation is left alone
+
+  COORDRL_HD COORDRL_NOINLINE void hold(u8 action, i32 frames) {
+    for (i32 i = 0; i < frames; ++i) {
+      run_frame<kDraw>(play, setup, action, canvas);
+      keep_score(play, setup);
+      --patience;
+    }
+  }
+
+  COORDRL_HD void press_reset() {
+    hold(kResetSwitch, 4);
+    play.last_action = kNoop;
+  }
+
+  /// SELECT for some frames, in which nobody keeps score, then one frame without.
+  COORDRL_HD COORDRL_NOINLINE void press_select(i32 frames) {
+    for (i32 i = 0; i < frames; ++i) {
+      run_frame<kDraw>(play, setup, kSelectSwitch, canvas);
+      --patience;
+    }
+    hold(kNoop, 1);
+    ++play.frame_number;
+    ++play.episode_frame_number;
+  }
+
+  COORDRL_HD void act(u8 action) {
+    coordrl::act<kDraw>(play, generator, setup, action, canvas);
+    --patience;
+  }
+
+  COORDRL_HD u32 random() { return draw(generator); }
+
+  COORDRL_HD bool may_go_on() const { return patience > 0; }
+};
+
+constexpr i32 kPatience = 100000;  // the longest reset of any game and mode takes a tenth of it
+
+/// Begins a game: the machine is switched off and on, its RAM stays.
+template <bool kDraw>
+COORDRL_HD inline void reset_game(Play& play, Mt19937& random, const Setup& setup,
+                                  const Canvas& canvas) {
+  Console& console = play.console;
+  play.episode_frame_number = 0;
+  if (setup.facts.left_paddles) {
+    const i32 middle = setup.facts.paddle_min + (setup.facts.paddle_max - setup.facts.paddle_min) / 2;
+    console.inputs.paddle[0] = console.inputs.paddle[1] = middle;
+  }
+  system_reset(console, setup.machine);
+  if (kDraw) {
+    for (i32 i = 0; i < kWidth * setup.machine.height; ++i) {
+      canvas.picture[0][i] = canvas.picture[1][i] = 0;
+    }
+  }
+  play.picture = 0;
+  play.whole_frames = 0;
+  begin_history(play);
+
+  Opening<kDraw> opening{play, random, setup, canvas, kPatience};
+  opening.hold(kNoop, 60);
+  opening.press_reset();
+  play.score.reward = play.score.terminal = 0;
+  with_rules(setup.game, memory(play, setup), [&](const auto& rules) {
+    rules.begin(play.score);
+    rules.start(opening);
+  });
+}
+
+/// Loads a game: switches the console on and begins a first game, in the default mode.
+///
+/// `setup` must be that of the game's default mode and difficulty 0; a mode is chosen afterwards
+/// and is there from the next game on.
+template <bool kDraw>
+COORDRL_HD inline void load(Play& play, Mt19937& random, const Setup& setup,
+                            const Canvas& canvas) {
+  play = Play{};
+  apply(play.console.inputs, setup, kNoop);
+  for (i32& paddle : play.console.inputs.paddle) paddle = 0;
+  power_on(play.console, setup.machine);
+  with_rules(setup.game, memory(play, setup), [&](const auto& rules) { rules.load(play.score); });
+  reset_game<kDraw>(play, random, setup, canvas);
+}
+
+/// Runs the frames since the older scene of the history again, up to `frames` of them, and draws
+/// those from `drawn` on. Returns the picture that the last one is in.
+COORDRL_HD inline u8 replay(const Play& play, const Setup& setup, i32 frames, i32 drawn,
+                            const Canvas& canvas) {
+  const History& history = play.history;
+  Scene scene = history.scene[history.older];
+  for (i32 i = 0; i < frames; ++i) {
+    if (i < drawn) {
+      show_frame<false>(scene, setup, history.actions[i], canvas);
+    } else {
+      show_frame<true>(scene, setup, history.actions[i], canvas);
+    }
+  }
+  return scene.picture;
+}
+
+}  // namespace coordrl

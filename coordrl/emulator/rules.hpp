@@ -1,0 +1,87 @@
+// The words that the rules of the games are written in.
+//
+// A cartridge knows nothing of rewards: points, lives and the end of a game are numbers in the
+// console's memory. games.json says for each game which bytes they are and how they change into
+// reward, lives and terminal; generate_games.py turns it into games.hpp, whose functions are
+// members of structs that derive from Memory, so that a rule reads here as it does there.
+#pragma once
+
+#include "cartridge.hpp"
+
+namespace coordrl {
+
+/// What the player does with stick and button during one frame, in ale-py's order (0 to 17), and
+/// the two switches of the console that a reset needs.
+enum Action : u8 {
+  kNoop, kFire, kUp, kRight, kLeft, kDown, kUpRight, kUpLeft, kDownRight, kDownLeft,
+  kUpFire, kRightFire, kLeftFire, kDownFire, kUpRightFire, kUpLeftFire, kDownRightFire,
+  kDownLeftFire,
+  kNumActions,
+  kResetSwitch = kNumActions,
+  kSelectSwitch,
+};
+
+/// What a rule reports after a frame, and what it carries over to the next one.
+struct Score {
+  i32 reward;    // points gained in this frame; negative where the game takes points away
+  i32 lives;     // lives left; 0 where the game has none
+  i32 terminal;  // 1 once the game is over
+  i32 kept[6];   // `prev` of games.json, in the order of its `state`
+};
+
+/// A row of bytes of the console, seen from the program's address.
+///
+/// The 128 bytes of RAM repeat through the address space: 0x80 and 0x180 are the same byte.
+struct Bytes {
+  const u8* bytes;  // 128 of them, owned by the console
+
+  COORDRL_HD i32 operator[](i32 address) const { return bytes[address & 127]; }
+};
+
+/// What the rules read: the RAM of console and cartridge, and the game variation that is played.
+struct Memory {
+  Bytes ram;
+  Bytes xram;  // RAM in the cartridge, for the one game (klax) that keeps its score there
+  i32 mode;
+
+  /// The low and the high nibble of a byte.
+  COORDRL_HD i32 lo(i32 address) const { return ram[address] & 15; }
+  COORDRL_HD i32 hi(i32 address) const { return ram[address] >> 4; }
+  /// A byte as two decimal digits. Digits are not checked: a nibble of 10 to 15 counts as such.
+  COORDRL_HD i32 bcd(i32 address) const { return 10 * hi(address) + lo(address); }
+  /// A nibble in which 10 is the code of a blank digit.
+  COORDRL_HD i32 lo0(i32 address) const { return lo(address) == 10 ? 0 : lo(address); }
+  COORDRL_HD i32 hi0(i32 address) const { return hi(address) == 10 ? 0 : hi(address); }
+
+  /// The low 8 bits as a number in [-128, 127].
+  COORDRL_HD static i32 s8(i32 value) { return static_cast<signed char>(value); }
+  COORDRL_HD static i32 min(i32 a, i32 b) { return a < b ? a : b; }
+  COORDRL_HD static i32 max(i32 a, i32 b) { return a > b ? a : b; }
+
+  /// term(first) + ... + term(last).
+  template <class Term>
+  COORDRL_HD static i32 sum(i32 first, i32 last, const Term& term) {
+    i32 total = 0;
+    for (i32 i = first; i <= last; ++i) total += term(i);
+    return total;
+  }
+};
+
+/// The console and the program on it, as far as an emulator must be told.
+struct GameFacts {
+  Bank bank;
+  bool pal;             // PAL television: 312 lines, its own colors; else NTSC
+  i32 first_line;       // scanline that the picture starts with
+  i32 height;           // lines of the picture
+  bool hmove_blanks;    // HMOVE blanks the first 8 pixels of a line, as it does on most consoles
+  bool swap_ports;      // the player sits at the right jack
+  bool swap_paddles;    // the player holds the second paddle of a jack
+  bool left_paddles;    // what is plugged in: paddles, else a joystick
+  bool right_paddles;
+  i32 paddle_min;       // resistance of a paddle at its ends, in ohms; 0 without paddles
+  i32 paddle_max;
+  u32 illegal_actions;  // bit a is set where action a counts as NOOP
+  bool random_reset;    // a reset draws from the generator that also repeats actions
+};
+
+}  // namespace coordrl
