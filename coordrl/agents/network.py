@@ -1,9 +1,10 @@
 """The network of an agent as plain data: enough to build it again, and nothing that runs."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,23 @@ Activation = Literal["Tanh", "ReLU"]
 _EXTRACTORS: dict[str, type[BaseFeaturesExtractor]] = {
     cls.__name__: cls for cls in (CoordConvExtractor, NatureCNN, FlattenExtractor)
 }
+
+_MAX_OBSERVATION = 1 << 24
+
+
+class TensorType(NamedTuple):
+    """What must agree for a tensor to take the values of another."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "TensorType":
+        """Return the type of a tensor, with or without values."""
+        return cls(tuple(tensor.shape), tensor.dtype)
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} of shape {self.shape}"
 
 
 @dataclass(frozen=True)
@@ -74,6 +92,12 @@ class NetworkSpec:
                 f" {self.observation_shape} and {self.num_actions}"
             )
 
+        if math.prod(self.observation_shape) > _MAX_OBSERVATION:
+            raise ValueError(
+                f"an observation has at most {_MAX_OBSERVATION:,} values,"
+                f" got {self.observation_shape}"
+            )
+
     @classmethod
     def of(cls, policy: BasePolicy) -> "NetworkSpec":
         """Describe a policy.
@@ -114,7 +138,7 @@ class NetworkSpec:
             "observation_shape": observations.shape,
             "num_actions": int(actions.n),
             "features_extractor": extractor.__name__,
-            "features_extractor_kwargs": _plain(policy.features_extractor_kwargs),
+            "features_extractor_kwargs": plain_values(policy.features_extractor_kwargs),
             "activation": policy.activation_fn.__name__,
             "normalize_images": policy.normalize_images,
         }
@@ -130,11 +154,27 @@ class NetworkSpec:
         return coords
 
     def build(self) -> BasePolicy:
-        """Build the policy, with weights that mean nothing yet, on the current default device.
+        """Build the policy on the current default device, with weights that mean nothing yet.
 
         Raises:
             ValueError: If the values do not fit each other.
         """
+        return self._build(ActorCriticPolicy, DQNPolicy)
+
+    def tensor_types(self) -> dict[str, TensorType]:
+        """Return what :func:`stored_state` of the built policy would hold, without building it.
+
+        Raises:
+            ValueError: If the values do not fit each other.
+        """
+        with torch.device("meta"):
+            policy = self._build(_ActorCriticWithoutMemory, _QNetworkWithoutMemory)
+        state, names = policy.state_dict(), state_names(policy)
+        return {name: TensorType.of(state[key]) for key, name in names.items()}
+
+    def _build(
+        self, actor_critic: type[ActorCriticPolicy], q_network: type[DQNPolicy]
+    ) -> BasePolicy:
         observations = spaces.Box(0, 255, self.observation_shape, np.uint8)
         actions = spaces.Discrete(self.num_actions)
         kwargs: dict[str, Any] = {
@@ -144,8 +184,8 @@ class NetworkSpec:
             "normalize_images": self.normalize_images,
         }
         if self.kind == "q-network":
-            return DQNPolicy(observations, actions, _no_learning, list(self.hidden), **kwargs)
-        return ActorCriticPolicy(
+            return q_network(observations, actions, _no_learning, list(self.hidden), **kwargs)
+        return actor_critic(
             observations,
             actions,
             _no_learning,
@@ -172,18 +212,32 @@ class NetworkSpec:
         return kwargs
 
 
+class _OnMeta:
+    """A policy moves its layers to its device, which is the CPU while it has none."""
+
+    device = torch.device("meta")
+
+
+class _ActorCriticWithoutMemory(_OnMeta, ActorCriticPolicy):
+    pass
+
+
+class _QNetworkWithoutMemory(_OnMeta, DQNPolicy):
+    pass
+
+
 def _no_learning(_: float) -> float:
     return 0.0
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
     """Return a value with dataclasses, tuples and mappings as dictionaries and lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
+        return plain_values(dataclasses.asdict(value))
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain_values(item) for item in value]
     return value
 
 
@@ -191,7 +245,8 @@ def state_names(policy: BasePolicy) -> dict[str, str]:
     """Map each key of the state dict to the key under which its tensor is stored once.
 
     A shared extractor stands three times in the state dict of an actor-critic policy, and DQN's
-    target network is stored as the online network that it is an older copy of.
+    target network is stored as the online network that it is an older copy of. The prefix that
+    ``torch.compile`` gives to a part is left out.
 
     Example:
         >>> spec = NetworkSpec("actor-critic", (4, 84, 84), 6, "NatureCNN", {})
@@ -209,24 +264,15 @@ def state_names(policy: BasePolicy) -> dict[str, str]:
         stored = f"{owners[module]}.{leaf}"
         if stored.startswith("q_net_target."):
             stored = "q_net." + stored.removeprefix("q_net_target.")
-        names[key] = stored
+        names[key] = stored.replace("_orig_mod.", "")
     return names
 
 
 def stored_state(policy: BasePolicy) -> dict[str, Tensor]:
     """Return each tensor of the policy once, contiguous on the CPU, by its stored name."""
-    names, state = state_names(policy), policy.state_dict()
-    kept = {
-        stored: state[key].detach().to("cpu", memory_format=torch.contiguous_format)
-        for key, stored in names.items()
-        if key == stored
-    }
-    return {name.replace("_orig_mod.", ""): tensor for name, tensor in kept.items()}
-
-
-ALGORITHM_KINDS: dict[str, Kind] = {
-    "A2C": "actor-critic",
-    "PPO": "actor-critic",
-    "DQN": "q-network",
-}
-assert set(ALGORITHM_KINDS.values()) == set(get_args(Kind))
+    state = policy.state_dict()
+    stored: dict[str, Tensor] = {}
+    for key, name in state_names(policy).items():
+        if name not in stored:
+            stored[name] = state[key].detach().to("cpu", memory_format=torch.contiguous_format)
+    return stored

@@ -22,8 +22,8 @@ import os
 import platform
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from torch import Tensor
 
 from coordrl.agents.agent import ALGORITHMS, Agent
 from coordrl.agents.card import AgentCard, AgentError, Algorithm
-from coordrl.agents.network import NetworkSpec, state_names, stored_state
+from coordrl.agents.network import NetworkSpec, TensorType, plain_values, state_names, stored_state
 from coordrl.agents.results import EvaluationResult
 from coordrl.config import TrainingSettings
 from coordrl.envs import canonical_game, gymnasium_name
@@ -110,7 +110,7 @@ def save_agent(
             network=network,
             parameters=sum(tensor.numel() for tensor in state.values()),
             weights_sha256=hashlib.sha256(weights).hexdigest(),
-            settings=asdict(settings),
+            settings=plain_values(settings),
             versions=_versions(),
             evaluations=tuple(evaluations),
         )
@@ -178,14 +178,18 @@ def zip_algorithm(path: Path) -> Algorithm:
         with zipfile.ZipFile(path) as archive:
             sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
             _check_entries(sizes)
-            data = json.loads(archive.read("data"))
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+            text = archive.read("data")
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, zlib.error) as error:
         raise AgentError(
             f"{path} is not a whole zip file: {_first_line(error)}; copy or download it again"
         ) from error
-    except (KeyError, ValueError, RecursionError) as error:
+    except ValueError as error:
+        raise AgentError(f"{path} is not a zip of Stable-Baselines3: {error}") from error
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise AgentError(
-            f"{path} is not a zip of Stable-Baselines3: {_first_line(error)}"
+            f"{path} is not a zip of Stable-Baselines3: its data is not JSON: {_first_line(error)}"
         ) from error
     keys = data.keys() if isinstance(data, dict) else set()
     policy_class = data["policy_class"] if "policy_class" in keys else {}
@@ -232,15 +236,14 @@ def _load_folder(folder: Path, device: torch.device) -> Agent:
 
 def _build(card: AgentCard, state: dict[str, Tensor], folder: Path) -> BasePolicy:
     try:
-        # Without memory at first: a card may ask for a network of any size.
-        with torch.device("meta"):
-            expected = _stored_shapes(card.network.build())
-        found = {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+        # Before any memory is given to it: a card may ask for a network of any size.
+        expected = card.network.tensor_types()
+        found = {name: TensorType.of(tensor) for name, tensor in state.items()}
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
                 raise ValueError(
-                    f"the network that the card describes has {name} {_shape(expected, name)},"
-                    f" {WEIGHTS_FILE} has {_shape(found, name)}"
+                    f"{name} is {expected.get(name, 'missing')} in the network that the card"
+                    f" describes, and {found.get(name, 'missing')} in {WEIGHTS_FILE}"
                 )
         if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
             raise ValueError("the weights hold values that are not finite")
@@ -253,22 +256,11 @@ def _build(card: AgentCard, state: dict[str, Tensor], folder: Path) -> BasePolic
         RuntimeError,
         AssertionError,
         ArithmeticError,
+        MemoryError,
     ) as error:
         raise AgentError(f"cannot build the agent in {folder}: {_first_line(error)}") from error
     policy.set_training_mode(False)
     return policy
-
-
-def _stored_shapes(policy: BasePolicy) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    state = policy.state_dict()
-    return {name: (state[key].shape, state[key].dtype) for key, name in state_names(policy).items()}
-
-
-def _shape(tensors: dict[str, tuple[torch.Size, torch.dtype]], name: str) -> str:
-    if name not in tensors:
-        return "nowhere"
-    shape, dtype = tensors[name]
-    return f"of shape {tuple(shape)} and type {str(dtype).removeprefix('torch.')}"
 
 
 def _read(path: Path, limit: int) -> bytes:

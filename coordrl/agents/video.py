@@ -24,7 +24,10 @@ _LINES, _COLUMNS = 210, 160
 _ENLARGE = f"scale={5 * _COLUMNS}:{3 * _LINES}:flags=neighbor"
 
 _ENCODERS: dict[str, dict[str, Any]] = {
-    ".mp4": {"codec": "libx264", "output_params": ["-vf", _ENLARGE, "-crf", "18"]},
+    ".mp4": {
+        "codec": "libx264",
+        "output_params": ["-vf", _ENLARGE, "-crf", "18", "-preset", "veryfast"],
+    },
     # Viewers show a frame of a gif for 1/50 s at the least. Every frame has its own palette, which
     # is exact, since the console has 128 colors.
     ".gif": {

@@ -1,0 +1,949 @@
+"""Saved agents: the two ways to open them agree, damage is told apart, evaluation is fair."""
+
+import base64
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import json
+import pickle
+import shutil
+import signal
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from stable_baselines3 import A2C, DQN, PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from coordrl.agents import (
+    Agent,
+    AgentCard,
+    AgentError,
+    Episode,
+    EvaluationResult,
+    describe,
+    evaluate,
+    evaluation,
+    evaluation_settings,
+    human_normalized_score,
+    load_agent,
+    record_video,
+    save_agent,
+    saving,
+)
+from coordrl.agents.results import bootstrap_interval
+from coordrl.config import AtariSettings, RunSettings, TrainingSettings
+from coordrl.envs import AtariVectorEnv
+from coordrl.extractors import CoordConvExtractor, policy_kwargs
+from coordrl.sb3_envs import VectorEnvAdapter
+
+# Small pictures, not square, and few decisions: a bad game of Breakout is over in 50 steps.
+ENV = AtariSettings(stack_size=2, screen_size=(40, 36), frame_skip=16)
+SETTINGS = TrainingSettings(run=RunSettings(game="breakout", seed=3), env=ENV)
+SMALL: dict[str, Any] = {"features_dim": 16, "specs": [[4, 8, 4], [8, 4, 2]]}
+
+
+@functools.cache
+def breakout(num_envs: int = 1) -> VectorEnvAdapter:
+    """Shared by the models: starting a console takes longer than their lessons."""
+    return VectorEnvAdapter(AtariVectorEnv("Breakout", num_envs, ENV, num_threads=1))
+
+
+ARMS: dict[str, Callable[[], BaseAlgorithm]] = {
+    "PPO": lambda: ppo(policy_kwargs(coords="all", with_r=True, **SMALL)),
+    "PPO, two extractors": lambda: ppo(
+        policy_kwargs(coords="first", share_features_extractor=False, **SMALL)
+    ),
+    "PPO, hidden layers": lambda: ppo(
+        policy_kwargs(**SMALL, net_arch={"pi": [5], "vf": [7, 6]}, activation_fn=torch.nn.ReLU)
+    ),
+    "A2C": lambda: A2C("CnnPolicy", breakout(), policy_kwargs=policy_kwargs(**SMALL), seed=0),
+    "DQN": lambda: DQN(
+        "CnnPolicy", breakout(), buffer_size=1, policy_kwargs=policy_kwargs(**SMALL), seed=0
+    ),
+    "NatureCNN": lambda: ppo({"features_extractor_kwargs": {"features_dim": 16}}),
+}
+EVERY_ARM = pytest.mark.parametrize("arm", ARMS)
+
+
+def ppo(kwargs: dict[str, Any]) -> PPO:
+    return PPO("CnnPolicy", breakout(), n_steps=4, batch_size=4, policy_kwargs=kwargs, seed=0)
+
+
+def observations(count: int = 5) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (count, 2, 40, 36), np.uint8)
+
+
+def scores(agent: Agent) -> torch.Tensor:
+    """Logits or action values, whose smallest change shows."""
+    obs = torch.as_tensor(observations())
+    with torch.no_grad():
+        if agent.algorithm == "DQN":
+            return agent.policy.q_net(obs)  # type: ignore[no-any-return, operator]
+        return agent.policy.get_distribution(obs).distribution.logits  # type: ignore[no-any-return, operator]
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, BaseAlgorithm]:
+    return {name: build() for name, build in ARMS.items()}
+
+
+@pytest.fixture(scope="module")
+def saved(models: dict[str, BaseAlgorithm], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("agents") / "saved"
+    save_agent(models["PPO"], folder, SETTINGS)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of a saved agent, to be damaged."""
+    return Path(shutil.copytree(saved, tmp_path / "agent"))
+
+
+class TestSaving:
+    @EVERY_ARM
+    def test_folder_zip_and_model_are_the_same_agent(
+        self, arm: str, models: dict[str, BaseAlgorithm], tmp_path: Path
+    ) -> None:
+        model = models[arm]
+
+        card = save_agent(model, tmp_path / "agent", SETTINGS)
+
+        expected = scores(Agent.of(model))
+        from_folder = load_agent(tmp_path / "agent")
+        from_zip = type(model).load(tmp_path / "agent" / "agent.zip", device="cpu")
+        assert torch.equal(scores(from_folder), expected)
+        assert torch.equal(scores(Agent.of(from_zip)), expected)
+        assert from_folder.card == card
+        greedy, _ = from_zip.predict(observations(), deterministic=True)
+        assert from_folder.policy.predict(observations(), deterministic=True)[0].tolist() == (
+            greedy.tolist()
+        )
+
+    @EVERY_ARM
+    def test_weights_are_stored_once_and_nothing_else_is(
+        self, arm: str, models: dict[str, BaseAlgorithm], tmp_path: Path
+    ) -> None:
+        model = models[arm]
+        network = model.q_net if isinstance(model, DQN) else model.policy
+        numbers = sum(p.numel() for p in network.parameters())  # counts what is shared once
+
+        card = save_agent(model, tmp_path / "agent", SETTINGS)
+
+        weights = safetensors.torch.load_file(tmp_path / "agent" / "weights.safetensors")
+        assert sum(tensor.numel() for tensor in weights.values()) == card.parameters == numbers
+        with zipfile.ZipFile(tmp_path / "agent" / "agent.zip") as archive:
+            assert archive.getinfo("policy.pth").file_size < 4 * numbers + 8_000
+            with archive.open("policy.optimizer.pth") as file:
+                assert torch.load(file, weights_only=True)["state"] == {}
+
+    def test_a_trained_model_leaves_its_run_behind(self, tmp_path: Path) -> None:
+        model = PPO(
+            *("CnnPolicy", breakout(num_envs=2)),
+            n_steps=4,
+            batch_size=8,
+            tensorboard_log=str(tmp_path / "logs"),
+            policy_kwargs=policy_kwargs(**SMALL),
+            verbose=0,
+        )
+        model.learn(8)
+
+        save_agent(model, tmp_path / "agent", SETTINGS)
+
+        plain = PPO.load(tmp_path / "agent" / "agent.zip", device="cpu")
+        assert plain.num_timesteps == 8
+        assert plain._last_obs is None
+        assert plain._last_episode_starts is None
+        assert plain.tensorboard_log is None
+        with zipfile.ZipFile(tmp_path / "agent" / "agent.zip") as archive:
+            assert str(tmp_path) not in archive.read("data").decode()
+
+    def test_what_is_saved_can_be_trained_further_in_plain_sb3(self, saved: Path) -> None:
+        model = PPO.load(saved / "agent.zip", device="cpu", env=breakout())
+        before = scores(Agent.of(model))
+
+        model.learn(4, reset_num_timesteps=False)
+
+        assert not torch.equal(scores(Agent.of(model)), before)
+
+    def test_what_only_the_gpu_can_go_on_with_stays_behind(self, tmp_path: Path) -> None:
+        optimizer = {"optimizer_kwargs": {"eps": 1e-5, "capturable": True}}
+        model = ppo({**policy_kwargs(**SMALL), **optimizer})
+
+        save_agent(model, tmp_path / "agent", SETTINGS)
+
+        plain = PPO.load(tmp_path / "agent" / "agent.zip", device="cpu", env=breakout())
+        assert plain.policy_kwargs["optimizer_kwargs"] == {"eps": 1e-5}
+        plain.learn(4)
+
+    def test_a_compiled_part_is_saved_under_its_own_name(self, tmp_path: Path) -> None:
+        model = ppo(policy_kwargs(**SMALL))
+        expected = scores(Agent.of(model))
+        whole = model.policy.features_extractor
+        model.policy.features_extractor = torch.compile(whole, backend="eager")  # type: ignore[assignment]
+        model.policy.pi_features_extractor = model.policy.features_extractor
+        model.policy.vf_features_extractor = model.policy.features_extractor
+
+        save_agent(model, tmp_path / "agent", SETTINGS)
+
+        plain = PPO.load(tmp_path / "agent" / "agent.zip", device="cpu")
+        assert torch.equal(scores(Agent.of(plain)), expected)
+        assert torch.equal(scores(load_agent(tmp_path / "agent")), expected)
+
+    def test_a_schedule_of_ones_own_is_saved_as_its_present_value(self, tmp_path: Path) -> None:
+        model = PPO(
+            *("CnnPolicy", breakout()),
+            learning_rate=lambda left: 0.5 * left,
+            n_steps=4,
+            batch_size=4,
+            policy_kwargs=policy_kwargs(**SMALL),
+        )
+        model._current_progress_remaining = 0.25
+
+        save_agent(model, tmp_path / "agent", SETTINGS)
+
+        assert PPO.load(tmp_path / "agent" / "agent.zip", device="cpu").learning_rate == 0.125
+
+    def test_the_card_tells_where_the_agent_comes_from(self, saved: Path) -> None:
+        card = load_agent(saved).card
+
+        assert card is not None
+        assert card.name == "Breakout-ppo-all-s3"
+        assert (card.game, card.algorithm, card.coords, card.seed) == ("Breakout", "PPO", "all", 3)
+        assert card.env == ENV
+        assert card.settings["env"]["screen_size"] == [40, 36]
+        assert card.network.observation_shape == (2, 40, 36)
+        assert card.versions["torch"] == torch.__version__
+
+    def test_the_learning_curve_is_a_table_and_a_picture(
+        self, models: dict[str, BaseAlgorithm], tmp_path: Path
+    ) -> None:
+        save_agent(models["PPO"], tmp_path / "agent", SETTINGS, curve=[(100, -21.0), (200, -20.5)])
+
+        table = (tmp_path / "agent" / "learning_curve.csv").read_text()
+        assert table == "agent_steps,episode_return\n100,-21.0\n200,-20.5\n"
+        picture = (tmp_path / "agent" / "learning_curve.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")
+
+    def test_saving_replaces_an_agent_and_nothing_else(
+        self, models: dict[str, BaseAlgorithm], folder: Path, tmp_path: Path
+    ) -> None:
+        (folder / "note.txt").write_text("old")
+
+        save_agent(models["A2C"], folder, SETTINGS)
+
+        assert load_agent(folder).algorithm == "A2C"
+        assert not (folder / "note.txt").exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["agent"]
+        precious = tmp_path / "precious"
+        precious.mkdir()
+        (precious / "thesis.txt").write_text("finished")
+        with pytest.raises(AgentError, match="exists and is no saved agent; choose another"):
+            save_agent(models["A2C"], precious, SETTINGS)
+        assert (precious / "thesis.txt").read_text() == "finished"
+
+    def test_a_full_disk_leaves_the_old_agent(
+        self,
+        models: dict[str, BaseAlgorithm],
+        folder: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def fail(self: Path, text: str, **_: Any) -> int:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_text", fail)
+        with pytest.raises(AgentError, match=r"cannot write .*: No space left on device"):
+            save_agent(models["A2C"], folder, SETTINGS)
+
+        assert load_agent(folder).algorithm == "PPO"
+        assert [path.name for path in tmp_path.iterdir()] == ["agent"]
+
+    def test_a_model_that_a_card_cannot_describe_is_refused(self, tmp_path: Path) -> None:
+        class OwnExtractor(CoordConvExtractor):
+            pass
+
+        own = {**policy_kwargs(**SMALL), "features_extractor_class": OwnExtractor}
+        with pytest.raises(AgentError, match=r"extractor of a saved agent is one of CoordConv"):
+            save_agent(ppo(own), tmp_path / "agent", SETTINGS)
+        with pytest.raises(AgentError, match="an agent is a model of A2C, PPO, DQN, got SAC"):
+            save_agent(SAC("MlpPolicy", "Pendulum-v1"), tmp_path / "agent", SETTINGS)
+        assert not (tmp_path / "agent").exists()
+
+
+def rewrite_card(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    card = json.loads((folder / "card.json").read_text())
+    change(card)
+    (folder / "card.json").write_text(json.dumps(card))
+
+
+def rewrite_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    """Change the weights as an attacker would, who brings the card's checksum along."""
+    path = folder / "weights.safetensors"
+    tensors = safetensors.torch.load(path.read_bytes())
+    change(tensors)
+    content = safetensors.torch.save(tensors)
+    path.write_bytes(content)
+    checksum = hashlib.sha256(content).hexdigest()
+    rewrite_card(folder, lambda card: card.update(weights_sha256=checksum))
+
+
+def set_checksum(folder: Path) -> None:
+    checksum = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    rewrite_card(folder, lambda card: card.update(weights_sha256=checksum))
+
+
+def cut_weights(folder: Path) -> None:
+    cut(folder / "weights.safetensors", 0.9)
+    set_checksum(folder)
+
+
+def scribble_on_weights(folder: Path) -> None:
+    (folder / "weights.safetensors").write_bytes(b"\xff" * 64)
+    set_checksum(folder)
+
+
+def cut(path: Path, keep: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content))])
+
+
+class TestLoading:
+    def test_a_folder_is_opened_without_unpickling(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def forbidden(*_: Any, **__: Any) -> Any:
+            raise AssertionError("unpickles")
+
+        (folder / "agent.zip").unlink()
+        for module in (pickle, cloudpickle):
+            monkeypatch.setattr(module, "loads", forbidden)
+            monkeypatch.setattr(module, "load", forbidden)
+        monkeypatch.setattr(torch, "load", forbidden)
+        monkeypatch.setattr(pickle, "Unpickler", forbidden)
+
+        assert load_agent(folder).algorithm == "PPO"
+
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (lambda f: cut(f / "card.json", 0.5), r"card.json: "),
+            (lambda f: (f / "card.json").write_bytes(b"\xff\xfe"), r"card.json: .*utf-8"),
+            (lambda f: (f / "card.json").write_text("[" * 100_000), "nested too deeply"),
+            (lambda f: (f / "card.json").write_text("[1]"), "lacks 'format_version'"),
+            (lambda f: (f / "card.json").write_bytes(b" " * (1 << 20) + b"{}"), "too many"),
+            (lambda f: (f / "card.json").unlink(), "not the folder of a saved agent"),
+            (lambda f: (f / "weights.safetensors").unlink(), "it has no weights.safetensors"),
+            (lambda f: cut(f / "weights.safetensors", 0.9), "SHA-256 is not the card's"),
+            (cut_weights, "no safetensors file"),
+            (scribble_on_weights, "no safetensors file"),
+            (lambda f: rewrite_card(f, lambda c: c.pop("seed")), "lacks 'seed'"),
+            (lambda f: rewrite_card(f, lambda c: c.update(run="x")), "unknown key 'run'"),
+            (lambda f: rewrite_card(f, lambda c: c.update(seed="1")), "seed must be a whole"),
+            (lambda f: rewrite_card(f, lambda c: c.update(format_version=2)), "upgrade coordrl"),
+            (lambda f: rewrite_card(f, lambda c: c.update(game="../../x")), "game must be a name"),
+            (lambda f: rewrite_card(f, lambda c: c.update(algorithm="os")), 'one of "A2C"'),
+            (lambda f: rewrite_card(f, lambda c: c.update(evaluations=3)), "must be a list"),
+            (
+                lambda f: rewrite_card(
+                    f, lambda c: c["network"].update(features_extractor="os.system")
+                ),
+                "features_extractor must be one of CoordConvExtractor",
+            ),
+            (
+                lambda f: rewrite_card(
+                    f, lambda c: c["network"]["features_extractor_kwargs"].update(device="cuda")
+                ),
+                "CoordConvExtractor has no argument 'device'",
+            ),
+            (
+                lambda f: rewrite_card(
+                    f, lambda c: c["network"]["features_extractor_kwargs"].update(specs="rm -rf")
+                ),
+                "cannot build the agent",
+            ),
+            (
+                lambda f: rewrite_card(f, lambda c: c["network"].update(kind="q-network")),
+                r"action_net.bias is missing in the network that the card describes, and float32",
+            ),
+            (
+                lambda f: rewrite_card(f, lambda c: c["network"].update(num_actions=5)),
+                r"action_net.bias is float32 of shape \(5,\) in .* of shape \(4,\) in weights",
+            ),
+            (
+                lambda f: rewrite_weights(f, lambda w: w.pop("value_net.bias")),
+                "value_net.bias .* missing in weights.safetensors",
+            ),
+            (
+                lambda f: rewrite_weights(
+                    f, lambda w: w.update({"value_net.bias": torch.zeros(1).double()})
+                ),
+                "value_net.bias is float32 .* float64",
+            ),
+            (
+                lambda f: rewrite_weights(
+                    f, lambda w: w.update({"value_net.bias": torch.tensor([torch.nan])})
+                ),
+                "not finite",
+            ),
+        ],
+    )
+    def test_damage_is_named_in_one_sentence(
+        self, folder: Path, damage: Callable[[Path], Any], message: str
+    ) -> None:
+        damage(folder)
+        with pytest.raises(AgentError, match=message) as caught:
+            load_agent(folder)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 600
+
+    @pytest.mark.parametrize("value", [10**9, 10**18, 10**30], ids=["1e9", "1e18", "1e30"])
+    def test_a_card_that_asks_for_a_huge_network_gets_no_memory(
+        self, folder: Path, value: int
+    ) -> None:
+        def enlarge(card: dict[str, Any]) -> None:
+            card["network"]["features_extractor_kwargs"]["features_dim"] = value
+            card["network"]["hidden"] = [value]
+
+        rewrite_card(folder, enlarge)
+        with pytest.raises(AgentError, match="cannot build the agent"):
+            load_agent(folder)
+
+    def test_a_card_that_asks_for_huge_pictures_gets_no_memory(self, folder: Path) -> None:
+        rewrite_card(
+            folder, lambda card: card["network"].update(observation_shape=[2, 10**6, 10**6])
+        )
+        with pytest.raises(AgentError, match="observation"):
+            load_agent(folder)
+
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        with pytest.raises(AgentError, match=r"there is no agent at .*nowhere; give a saved"):
+            load_agent(tmp_path / "nowhere")
+
+
+QR_DQN = b'{"exploration_fraction": 1, "policy_class": {"__module__": "sb3_contrib.qrdqn"}}'
+
+
+class Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def rewrite_zip(source: Path, target: Path, **entries: bytes | None) -> Path:
+    """Copy a zip with some entries replaced, or left out."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        content = {name: old.read(name) for name in old.namelist()} | entries
+        for name, data in content.items():
+            if data is not None:
+                new.writestr(name, data)
+    return target
+
+
+class TestZips:
+    @pytest.mark.parametrize("arm", ["PPO", "A2C", "DQN"])
+    def test_a_zip_of_plain_sb3_is_opened_if_trusted(
+        self, arm: str, models: dict[str, BaseAlgorithm], tmp_path: Path
+    ) -> None:
+        model = models[arm]
+        model.save(tmp_path / "model.zip")
+
+        agent = load_agent(tmp_path / "model.zip", trust_pickle=True)
+
+        assert (agent.algorithm, agent.card) == (arm, None)
+        assert torch.equal(scores(agent), scores(Agent.of(model)))
+
+    def test_a_bomb_goes_off_only_if_trusted(self, saved: Path, tmp_path: Path) -> None:
+        crater = tmp_path / "crater"
+        with zipfile.ZipFile(saved / "agent.zip") as archive:
+            data = json.loads(archive.read("data"))
+        charge = base64.b64encode(pickle.dumps(Bomb(crater))).decode()
+        data["verbose"] = {":type:": "int", ":serialized:": charge}
+        bomb = rewrite_zip(
+            saved / "agent.zip", tmp_path / "bomb.zip", data=json.dumps(data).encode()
+        )
+
+        with pytest.raises(AgentError, match=r"would run the Python code .*--trust-pickle"):
+            load_agent(bomb)
+        assert not crater.exists()
+
+        load_agent(bomb, trust_pickle=True)
+        assert crater.exists()
+
+    def test_a_bomb_among_the_weights_never_goes_off(self, saved: Path, tmp_path: Path) -> None:
+        crater = tmp_path / "crater"
+        content = {"policy.pth": pickle.dumps(Bomb(crater))}
+        bomb = rewrite_zip(saved / "agent.zip", tmp_path / "bomb.zip", **content)
+
+        with pytest.raises(AgentError, match=r"PPO.load cannot open"):
+            load_agent(bomb, trust_pickle=True)
+        assert not crater.exists()
+
+    @pytest.mark.parametrize(
+        ("entries", "message"),
+        [
+            ({"../../evil.pth": b""}, "outside of the archive"),
+            ({"/etc/evil.pth": b""}, "outside of the archive"),
+            ({"data": None}, "lacks 'data'"),
+            ({"policy.pth": None}, "lacks 'data' or 'policy.pth'"),
+            ({"data": b"\x80\x04"}, "not a zip of Stable-Baselines3"),
+            ({"data": b"[" * 100_000}, "not a zip of Stable-Baselines3"),
+            ({"data": b"[]"}, "not a model of A2C, PPO, DQN"),
+            (
+                {"data": QR_DQN},
+                "its policy comes from sb3_contrib.qrdqn",
+            ),
+        ],
+        ids=["..", "/", "no data", "no policy", "pickle", "deep", "list", "QR-DQN"],
+    )
+    @pytest.mark.parametrize("trust_pickle", [False, True], ids=["untrusted", "trusted"])
+    def test_what_is_no_zip_of_ours_is_not_opened(
+        self,
+        saved: Path,
+        tmp_path: Path,
+        entries: dict[str, bytes | None],
+        message: str,
+        trust_pickle: bool,
+    ) -> None:
+        path = rewrite_zip(saved / "agent.zip", tmp_path / "other.zip", **entries)
+        with pytest.raises(AgentError, match=message):
+            load_agent(path, trust_pickle=trust_pickle)
+
+    def test_a_zip_that_unpacks_to_too_much_is_not_unpacked(
+        self, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(saving, "_MAX_DATA_BYTES", 1 << 20)
+        path = tmp_path / "huge.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("policy.pth", b"")
+            archive.writestr("data", bytes((1 << 20) + 1))
+        assert path.stat().st_size < 10_000
+        with pytest.raises(AgentError, match=r"would unpack to 1,048,577 bytes"):
+            load_agent(path, trust_pickle=True)
+
+    @pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
+    def test_a_zip_that_was_cut_off(self, folder: Path, keep: float) -> None:
+        cut(folder / "agent.zip", keep)
+        with pytest.raises(AgentError, match=r"not a whole zip file: .*; copy or download"):
+            load_agent(folder / "agent.zip", trust_pickle=True)
+
+
+def scripted(returns: list[float], lengths: list[int]) -> type[AtariVectorEnv]:
+    """Breakout whose i-th environment plays games of one given return and length."""
+
+    class Scripted(AtariVectorEnv):
+        def step(self, actions: Any) -> Any:
+            obs, rewards, *_ = super().step(actions)
+            self.count = getattr(self, "count", 0) + 1
+            ended = np.array([self.count % length == 0 for length in lengths])
+            info = {"game": {"episode_return": returns, "agent_steps": lengths}, "_game": ended}
+            return obs, rewards, ended, np.zeros_like(ended), info
+
+    return Scripted
+
+
+@pytest.fixture(scope="module")
+def agent(saved: Path) -> Agent:
+    return load_agent(saved)
+
+
+class TestEvaluation:
+    def test_short_games_get_no_more_weight_than_long_ones(
+        self, agent: Agent, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(evaluation, "AtariVectorEnv", scripted([1.0, 10.0], [1, 9]))
+
+        result = evaluate(agent, episodes=4, num_envs=2)
+
+        assert result.episode_returns == (1.0, 1.0, 10.0, 10.0)
+        assert result.episode_lengths == (1, 1, 9, 9)
+
+    def test_equals_sb3_on_the_same_games(self, agent: Agent) -> None:
+        result = evaluate(agent, episodes=2, num_envs=1, deterministic=True, seed=5)
+
+        envs = VectorEnvAdapter(AtariVectorEnv("Breakout", 1, result.settings))
+        env_stream, _ = np.random.SeedSequence(5).spawn(2)
+        envs.seed(int(env_stream.generate_state(1)[0]))
+        returns, lengths = evaluate_policy(
+            agent.policy, envs, n_eval_episodes=2, return_episode_rewards=True
+        )
+        assert list(result.episode_returns) == returns
+        assert list(result.episode_lengths) == lengths
+
+    def test_same_seed_same_games(self, agent: Agent) -> None:
+        first, again, other = (
+            evaluate(agent, episodes=2, num_envs=2, seed=seed) for seed in (1, 1, 2)
+        )
+        assert first == again
+        assert first.episode_lengths != other.episode_lengths
+
+    def test_training_goes_on_as_if_nothing_had_happened(self) -> None:
+        def trained(*, evaluates: bool) -> torch.Tensor:
+            model = ppo(policy_kwargs(**SMALL))
+            model.learn(4)
+            if evaluates:
+                model.policy.set_training_mode(True)
+                evaluate(model, game="Breakout", settings=ENV, episodes=1)
+                assert model.policy.training
+            model.learn(8, reset_num_timesteps=False)
+            return scores(Agent.of(model))
+
+        assert torch.equal(trained(evaluates=True), trained(evaluates=False))
+
+    def test_ends_although_the_agent_never_serves(self) -> None:
+        """In Breakout nothing happens until FIRE is pressed, and this agent presses nothing."""
+        env = dataclasses.replace(ENV, fire_reset=False, fire_after_life_loss=False, frame_skip=60)
+        model = ppo(policy_kwargs(**SMALL))
+        with torch.no_grad():
+            for parameter in model.policy.parameters():
+                parameter.zero_()
+
+        result = evaluate(
+            model,
+            game="Breakout",
+            settings=env,
+            protocol="machado",
+            deterministic=True,
+            episodes=1,
+        )
+
+        assert result.truncated == 1
+        assert result.episode_returns == (0.0,)
+        assert 0 <= result.mean_frames - 18_000 < 60
+
+    def test_each_episode_is_reported(self, agent: Agent) -> None:
+        seen: list[Episode] = []
+        result = evaluate(agent, episodes=3, num_envs=2, on_episode=seen.append)
+        assert tuple(episode.episode_return for episode in seen) == result.episode_returns
+
+    def test_the_protocol_makes_the_rules_and_the_agent_keeps_its_eyes(self) -> None:
+        trained = dataclasses.replace(ENV, clip_reward=True, life_loss="reset", noop_max=7)
+        expected = dataclasses.replace(
+            ENV,
+            clip_reward=False,
+            life_loss="ignore",
+            noop_max=0,
+            repeat_action_probability=0.25,
+            max_frames_per_episode=18_000,
+        )
+        assert evaluation_settings("machado", trained) == expected
+
+    def test_a_zip_without_card_sees_what_its_observation_space_says(self) -> None:
+        envs = VectorEnvAdapter(AtariVectorEnv("Freeway", 1, AtariSettings(screen_size=(40, 36))))
+        model = PPO(
+            "CnnPolicy", envs, n_steps=4, batch_size=4, policy_kwargs=policy_kwargs(**SMALL)
+        )
+        match = evaluation.game_for(Agent.of(model), game="freeway", protocol="classic")
+        assert (match.game, match.settings.stack_size) == ("Freeway", 4)
+        assert match.settings.screen_size == (40, 36)
+        assert not match.settings.full_action_space
+
+    def test_a_wrong_game_is_refused(self, agent: Agent) -> None:
+        with pytest.raises(AgentError, match=r"the agent has 4 actions, and Pong has 6; was"):
+            evaluate(agent, game="Pong")
+        with pytest.raises(
+            AgentError, match=r"observes \(2, 40, 36\), and Breakout .* \(4, 84, 84\)"
+        ):
+            evaluate(agent, settings=AtariSettings())
+        with pytest.raises(AgentError, match="no card that names its game; name it: --env Pong"):
+            evaluate(dataclasses.replace(agent, card=None))
+        with pytest.raises(ValueError, match="no Atari game 'Pomg'; did you mean Pong"):
+            evaluate(agent, game="Pomg")
+        with pytest.raises(ValueError, match=r"needs episodes >= 1, .* got 0, 8, 0"):
+            evaluate(agent, episodes=0)
+
+
+class TestActing:
+    def test_actions_are_drawn_as_often_as_they_are_likely(self, saved: Path) -> None:
+        agent = load_agent(saved)
+        obs = np.repeat(observations(1), 4_000, axis=0)
+        with torch.no_grad():
+            agent.policy.action_net.bias += torch.arange(4) / 3  # type: ignore[operator, union-attr]
+        likely = scores(agent)[0].softmax(dim=0)
+
+        drawn = agent.act(obs, deterministic=False, random=torch.Generator().manual_seed(0))
+
+        often = torch.bincount(torch.as_tensor(drawn), minlength=4) / len(drawn)
+        assert float((often - likely).abs().max()) < 4 * 0.5 / len(drawn) ** 0.5
+
+    def test_a_dqn_agent_explores_in_each_environment_by_itself(
+        self, models: dict[str, BaseAlgorithm]
+    ) -> None:
+        dqn = dataclasses.replace(Agent.of(models["DQN"]), exploration=0.5)
+        obs = np.repeat(observations(1), 4_000, axis=0)
+        random = torch.Generator().manual_seed(0)
+
+        greedy = dqn.act(obs, deterministic=True, random=random)
+        drawn = dqn.act(obs, deterministic=False, random=random)
+
+        assert len(set(greedy.tolist())) == 1
+        assert abs((drawn == greedy).mean() - (0.5 + 0.5 / 4)) < 0.04
+        assert set(drawn.tolist()) == set(range(4))
+
+    def test_exploration_is_what_training_ends_with(self, models: dict[str, BaseAlgorithm]) -> None:
+        assert Agent.of(models["DQN"]).exploration == 0.05
+        assert Agent.of(models["PPO"]).exploration == 0
+
+
+def result_of(*returns: float, **fields: Any) -> EvaluationResult:
+    known = EvaluationResult(
+        game="Pong",
+        protocol="classic",
+        deterministic=False,
+        seed=0,
+        num_envs=1,
+        settings=ENV,
+        episode_returns=returns,
+        episode_lengths=tuple(range(1, len(returns) + 1)),
+        truncated=0,
+    )
+    return dataclasses.replace(known, **fields)
+
+
+class TestResults:
+    def test_statistics_of_a_few_returns(self) -> None:
+        result = result_of(1.0, 2.0, 6.0)
+        assert (result.mean, result.median, result.episodes) == (3.0, 2.0, 3)
+        assert result.mean_frames == 2 * 16
+
+    def test_survives_json(self) -> None:
+        result = result_of(-21.0, 3.5, protocol="machado", deterministic=True, truncated=1)
+        assert EvaluationResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+
+    def test_a_card_keeps_its_evaluations(self, saved: Path) -> None:
+        card = load_agent(saved).card
+        assert card is not None
+        card = dataclasses.replace(card, evaluations=(result_of(1.0, 2.0), result_of(-21.0)))
+        assert AgentCard.from_json(card.to_json()).evaluations == card.evaluations
+
+    def test_needs_as_many_lengths_as_returns(self) -> None:
+        with pytest.raises(ValueError, match="got 2 returns and 1 lengths"):
+            result_of(1.0, 2.0, episode_lengths=(1,))
+
+    def test_interval_is_that_of_the_normal_distribution_for_many_values(self) -> None:
+        values = tuple(np.random.default_rng(1).normal(5.0, 2.0, size=400).tolist())
+        low, high = bootstrap_interval(values, seed=0)
+        half = 1.96 * np.std(values) / 400**0.5
+        assert low == pytest.approx(np.mean(values) - half, abs=0.02)
+        assert high == pytest.approx(np.mean(values) + half, abs=0.02)
+
+    def test_interval_covers_the_true_mean_about_95_times_in_100(self) -> None:
+        rng = np.random.default_rng(2)
+        hits = 0
+        for trial in range(100):
+            low, high = bootstrap_interval(tuple(rng.exponential(size=60).tolist()), seed=trial)
+            hits += low <= 1.0 <= high
+        assert 88 <= hits <= 99
+
+    def test_human_normalized_score_of_published_values(self) -> None:
+        assert human_normalized_score("Breakout", 30.5) == 1.0
+        assert human_normalized_score("MsPacman", 307.3) == 0.0
+        assert human_normalized_score("ms_pacman", (307.3 + 6951.6) / 2) == pytest.approx(0.5)
+        assert human_normalized_score("Adventure", 0.0) is None
+
+
+class TestDescription:
+    @EVERY_ARM
+    def test_parameters_add_up(self, arm: str, models: dict[str, BaseAlgorithm]) -> None:
+        model = models[arm]
+        network = model.q_net if isinstance(model, DQN) else model.policy
+        total = describe(model).split("total")[1].split()[0]
+        assert int(total.replace(",", "")) == sum(p.numel() for p in network.parameters())
+
+    def test_shared_layers_are_told_from_doubled_ones(
+        self, models: dict[str, BaseAlgorithm]
+    ) -> None:
+        shared, doubled = describe(models["PPO"]), describe(models["PPO, two extractors"])
+        assert shared.count("actor + critic") == 3
+        assert doubled.count("actor + critic") == 0
+        assert doubled.count("cnn.0") == 2
+
+    def test_multiply_adds_of_a_small_stack(self, models: dict[str, BaseAlgorithm]) -> None:
+        """40 x 36 in steps of 4 under 8 x 8: 9 x 8, and in steps of 2 under 4 x 4: 3 x 3."""
+        rows = {
+            line.split()[0]: line.split()[-3:]
+            for line in describe(models["PPO"]).splitlines()
+            if line
+        }
+        per_sample, coordinates = 9 * 8 * 4 * 2 * 64, 9 * 8 * 4 * 3 * 64
+        assert rows["features_extractor.cnn.0"][1:] == [f"{per_sample:,}", f"{coordinates:,}"]
+        per_sample, coordinates = 3 * 3 * 8 * 4 * 16, 3 * 3 * 8 * 3 * 16
+        assert rows["features_extractor.cnn.2"][1:] == [f"{per_sample:,}", f"{coordinates:,}"]
+        assert rows["features_extractor.linear.0"][1:] == [f"{72 * 16:,}", "0"]
+
+    def test_hidden_layers_that_nobody_asked_for_are_warned_of(
+        self, models: dict[str, BaseAlgorithm]
+    ) -> None:
+        trapped = ppo(
+            {"features_extractor_class": CoordConvExtractor, "features_extractor_kwargs": SMALL}
+        )
+        assert "hidden layers of 64 and 64 units stand between" in describe(trapped)
+        assert "Warning" not in describe(models["PPO"])
+        assert "Warning" not in describe(models["NatureCNN"])
+        assert "Warning" not in describe(models["PPO, hidden layers"])
+
+    def test_leaves_no_hook_behind(self, models: dict[str, BaseAlgorithm]) -> None:
+        describe(models["PPO"])
+        assert not any(module._forward_hooks for module in models["PPO"].policy.modules())
+
+
+class TestVideo:
+    def test_shows_every_frame_of_the_game_that_is_evaluated(
+        self, agent: Agent, tmp_path: Path
+    ) -> None:
+        """Also the FIRE after a lost life: without it the film would show another game."""
+        result = evaluate(agent, episodes=1, num_envs=1, deterministic=True, seed=4)
+
+        game = record_video(agent, tmp_path / "game.mp4", deterministic=True, seed=4)
+
+        assert game == (result.episode_returns[0], result.episode_lengths[0], False)
+        frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "game.mp4"))
+        assert 0 <= result.mean_frames - frames < ENV.frame_skip
+        assert frames / seconds == pytest.approx(60, rel=0.01)
+
+    def test_a_gif_has_the_very_colors_of_the_console(self, agent: Agent, tmp_path: Path) -> None:
+        game = record_video(agent, tmp_path / "game.gif", max_frames=32)
+
+        assert game is None
+        with Image.open(tmp_path / "game.gif") as film:
+            assert film.n_frames in (26, 27)  # type: ignore[attr-defined] # five sixths of 32
+            assert film.info["duration"] == 20  # milliseconds
+            frame = np.asarray(film.convert("RGB"))
+        assert frame.shape == (630, 800, 3)
+        assert frame[3 * 100, 5 * 3].tolist() == [142, 142, 142]  # the wall, color $06
+        for line, column in ((0, 4), (2, 0), (2, 4)):
+            assert (frame[::3, ::5] == frame[line::3, column::5]).all()
+
+    def test_what_cannot_be_written_is_said_before_the_game(
+        self, agent: Agent, tmp_path: Path
+    ) -> None:
+        with pytest.raises(AgentError, match=r"a film ends in .mp4 or .gif, got game.avi"):
+            record_video(agent, tmp_path / "game.avi")
+        with pytest.raises(AgentError, match="cannot write"):
+            record_video(agent, tmp_path / "nowhere" / "game.mp4", max_frames=16)
+        assert list(tmp_path.iterdir()) == []
+
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "evaluate_atari.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[Callable[..., int]]:
+    """The main function of the script, in this process."""
+    spec = importlib.util.spec_from_file_location("evaluate_atari", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["evaluate_atari"] = module
+    spec.loader.exec_module(module)
+    previous = signal.getsignal(signal.SIGTERM)
+    yield lambda *arguments: int(module.main([str(argument) for argument in arguments]))
+    signal.signal(signal.SIGTERM, previous)
+    del sys.modules["evaluate_atari"]
+
+
+class TestScript:
+    def test_prints_a_table_and_writes_json(
+        self,
+        script: Callable[..., int],
+        saved: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        code = script(saved, "--episodes", 2, "--num-envs", 2, "--json", tmp_path / "out.json")
+
+        assert code == 0
+        table = capsys.readouterr().out
+        written = json.loads((tmp_path / "out.json").read_text())
+        stochastic, deterministic = map(EvaluationResult.from_json, written["results"])
+        assert (stochastic.deterministic, deterministic.deterministic) == (False, True)
+        agent = load_agent(saved)
+        assert stochastic == evaluate(agent, episodes=2, num_envs=2)
+        for result in (stochastic, deterministic):
+            assert f"{result.mean:,.2f}" in table
+            assert f"{result.interval.low:,.2f} .. {result.interval.high:,.2f}" in table
+
+    def test_films(
+        self,
+        script: Callable[..., int],
+        saved: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(sys.modules["evaluate_atari"], "MAX_FILM_FRAMES", 32)
+        film = tmp_path / "game.mp4"
+        assert script(saved, "--episodes", 1, "--policy", "stochastic", "--video", film) == 0
+        assert film.stat().st_size > 1000
+
+    def test_opens_a_zip_if_told_to(
+        self, script: Callable[..., int], saved: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = (saved / "agent.zip", "--env", "Breakout", "--episodes", 1)
+
+        assert script(*arguments) == 2
+        assert "--trust-pickle" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["nowhere"], "there is no agent at nowhere; give a saved agent's folder"),
+            (["{saved}", "--env", "Pomg"], "no Atari game 'Pomg'; did you mean Pong"),
+            (["{saved}", "--env", "Pong"], "the agent has 4 actions, and Pong has 6"),
+            (["{saved}", "--episodes", "0"], "needs episodes >= 1"),
+            (["{saved}", "--seed", "-1"], "seed >= 0"),
+            (["{saved}", "--json", "no/where.json"], "there is no folder no"),
+            (["{saved}", "--video", "game.avi"], "a film ends in .mp4 or .gif, got game.avi"),
+        ],
+    )
+    def test_bad_input_is_one_sentence_and_exit_code_2(
+        self,
+        script: Callable[..., int],
+        saved: Path,
+        capsys: pytest.CaptureFixture[str],
+        arguments: list[str],
+        message: str,
+    ) -> None:
+        code = script(*(argument.format(saved=saved) for argument in arguments))
+
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert code == 2
+        assert error.startswith("evaluate_atari.py: ")
+        assert message in error
+
+    def test_an_unknown_flag_is_exit_code_2(
+        self, script: Callable[..., int], saved: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            script(saved, "--episode", 3)
+        assert "--episodes" in capsys.readouterr().err
+
+    def test_ctrl_c_ends_it_without_traceback(
+        self,
+        script: Callable[..., int],
+        saved: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def interrupted(*_: Any, **__: Any) -> Any:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(sys.modules["evaluate_atari"], "evaluate", interrupted)
+        assert script(saved) == 130
+        assert "stopped before the end" in capsys.readouterr().err
