@@ -1,0 +1,220 @@
+"""What a painter has learned: where it puts its probability, and how much it depends on place.
+
+The summed probability maps and the maps of neighboring places are figures of the paper. The
+translation analysis is ours: the paper argues that a CoordConv net can be as translation-dependent
+as its task asks for, and shows no measurement.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from coordrl.coordinates.data import Canvas, one_hot_images
+from coordrl.coordinates.networks import CoordConvPainter, DeconvPainter
+from coordrl.coordinates.tasks import Classification
+from coordrl.coordinates.training import Run
+from coordrl.layers import CoordConv2d
+
+_PICTURES_AT_ONCE = 16
+
+
+def summed_probabilities(network: nn.Module, task: Classification, centers: Tensor) -> Tensor:
+    """Return the sum of the softmax maps for all these places.
+
+    Of a network that solves the task it is 1 at each of the places and 0 elsewhere.
+
+    Args:
+        network: Painter with logits as its output.
+        task: What it was trained for.
+        centers: Places (x, y) in pixels, ``(N, 2)``.
+
+    Returns:
+        Map of shape ``(size, size)`` that sums to N.
+    """
+    network.eval()
+    size = task.canvas.size
+    total = torch.zeros(size * size, device=centers.device)
+    with torch.inference_mode():
+        for part in torch.split(centers, _PICTURES_AT_ONCE):
+            total += network(task.inputs(part)).flatten(1).softmax(dim=1).sum(dim=0)
+    return total.view(size, size)
+
+
+def total_variation(probabilities: Tensor, centers: Tensor, canvas: Canvas) -> float:
+    """Return the distance of a summed map from the true one: the share of mass that is misplaced.
+
+    Args:
+        probabilities: What :func:`summed_probabilities` returns for these places.
+        centers: Places (x, y) in pixels, ``(N, 2)``.
+        canvas: Sizes of the pictures.
+
+    Returns:
+        Half the sum of absolute differences of both maps scaled to sum 1, in [0, 1].
+    """
+    truth = one_hot_images(centers, canvas).sum(dim=(0, 1))
+    return float((probabilities / probabilities.sum() - truth / truth.sum()).abs().sum() / 2)
+
+
+def logits_of_neighbors(network: nn.Module, task: Classification, center: Tensor) -> Tensor:
+    """Return the logits for a place and the two on its right, ``(3, size, size)``."""
+    network.eval()
+    centers = center + torch.tensor([[0, 0], [1, 0], [2, 0]], device=center.device)
+    with torch.inference_mode():
+        logits: Tensor = network(task.inputs(centers)).squeeze(1)
+    return logits
+
+
+@dataclass(frozen=True)
+class CoordinateNorm:
+    """Norms of the two parts of a CoordConv layer's weight."""
+
+    layer: str
+    coordinates: float
+    inputs: float
+
+    @property
+    def ratio(self) -> float:
+        """Root mean square of a coordinate weight over that of an input weight."""
+        return self.coordinates / self.inputs
+
+
+def coordinate_norms(network: nn.Module) -> list[CoordinateNorm]:
+    """Return the root mean square weight on coordinates and on inputs of each CoordConv layer."""
+    norms = []
+    for name, module in network.named_modules():
+        if isinstance(module, CoordConv2d):
+            parts = [module.weight.shape[1] - module.num_coords, module.num_coords]
+            inputs, coordinates = torch.split(module.weight.detach(), parts, dim=1)
+            rms = [float(part.square().mean().sqrt()) for part in (coordinates, inputs)]
+            norms.append(CoordinateNorm(name, *rms))
+    return norms
+
+
+def equivariance_error(
+    network: nn.Module, task: Classification, centers: Tensor, shift: int
+) -> float:
+    """Tell how far a painter is from "the place moves, and the picture moves with it".
+
+    Compares the softmax map for the place moved right by ``shift`` pixels with the map for the
+    place itself, moved right. A perfect painter has 0, though each of its pixels depends on where
+    it is: the place is told in coordinates, so only a network that knows coordinates can
+    be equivariant here.
+
+    Args:
+        network: Painter with logits as its output.
+        task: What it was trained for.
+        centers: Places (x, y) that are at least ``shift`` pixels from the last column.
+        shift: Pixels to the right, at least 1.
+
+    Returns:
+        Mean total-variation distance of the two maps, in [0, 1].
+
+    Raises:
+        ValueError: If a moved place is off the canvas.
+    """
+    moved = centers + torch.tensor([shift, 0], device=centers.device)
+    if shift < 1 or int(moved[:, 0].max()) >= task.canvas.size:
+        raise ValueError(
+            f"a shift by {shift} pixels must keep all places on the canvas of {task.canvas.size}"
+        )
+    network.eval()
+    size, total = task.canvas.size, 0.0
+    with torch.inference_mode():
+        for here, there in zip(
+            torch.split(centers, _PICTURES_AT_ONCE),
+            torch.split(moved, _PICTURES_AT_ONCE),
+            strict=True,
+        ):
+            before, after = (
+                network(task.inputs(part)).flatten(1).softmax(dim=1).view(-1, size, size)
+                for part in (here, there)
+            )
+            # What the shift pushes over the edge has no counterpart and counts as misplaced.
+            expected, lost = F.pad(before, (shift, 0))[..., :size], before[..., size - shift :]
+            total += float((expected - after).abs().sum() + lost.sum()) / 2
+    return total / len(centers)
+
+
+def last_features(
+    network: CoordConvPainter | DeconvPainter, task: Classification, centers: Tensor
+) -> Tensor:
+    """Return what the painter's last layer sees for each place, thinned out to 8x8 pixels.
+
+    Args:
+        network: One of the painters.
+        task: What it was trained for.
+        centers: Places (x, y) in pixels, ``(N, 2)``.
+
+    Returns:
+        Activations of shape ``(N, channels * 8 * 8)``.
+    """
+    network.eval()
+    rows = []
+    with torch.inference_mode():
+        for part in torch.split(centers, _PICTURES_AT_ONCE):
+            features = network.features(task.inputs(part))
+            step = features.shape[2] // 8
+            rows.append(features[:, :, step // 2 :: step, step // 2 :: step].flatten(1))
+    return torch.cat(rows)
+
+
+def principal_components(features: Tensor, count: int = 2) -> Tensor:
+    """Return the coordinates of each row along the directions of greatest variance.
+
+    Args:
+        features: Rows of numbers, ``(N, channels)``.
+        count: Number of directions.
+
+    Returns:
+        Projections of the centered rows, ``(N, count)``, the direction of greatest variance first.
+    """
+    centered = features - features.mean(dim=0)
+    _, _, directions = torch.linalg.svd(centered, full_matrices=False)
+    projections: Tensor = centered @ directions[:count].mT
+    return projections
+
+
+@dataclass
+class Trace:
+    """Follows a classification run: pass it to :meth:`coordrl.coordinates.training.Run.train`.
+
+    Example:
+        >>> from coordrl.coordinates.training import CoordinateSettings, Recipe
+        >>> settings = CoordinateSettings(canvas=Canvas(8, 3), training=Recipe(epochs=1))
+        >>> trace = Trace(interval=1, shifts=(1,))
+        >>> _ = Run(settings).train(on_step=trace)
+        >>> trace.steps
+        [1, 2]
+    """
+
+    interval: int
+    """Steps between two looks."""
+    shifts: tuple[int, ...] = (1, 4, 16)
+    """Shifts for the equivariance error, in pixels."""
+    pictures: int = 64
+    """Places to look at, spread over those that have room for the shift."""
+    steps: list[int] = field(default_factory=list)
+    errors: list[list[float]] = field(default_factory=list)
+    """Equivariance error for each shift at each of the steps."""
+    ratios: list[float | None] = field(default_factory=list)
+    """Ratio of coordinate to input weights of the first CoordConv layer, if there is one."""
+
+    def __call__(self, run: Run) -> None:
+        """Look at the network if it is time to."""
+        if run.step % self.interval != 0:
+            return
+        if not isinstance(run.task, Classification):
+            raise ValueError("the equivariance error is defined for classification only")
+        centers = torch.cat([run.train_centers, run.test_centers])
+        inside = run.settings.canvas.size - run.settings.canvas.square // 2
+        self.steps.append(run.step)
+        row = []
+        for shift in self.shifts:
+            own = centers[centers[:, 0] + shift < inside]
+            own = own[:: max(1, len(own) // self.pictures)]
+            row.append(equivariance_error(run.network, run.task, own, shift))
+        self.errors.append(row)
+        norms = coordinate_norms(run.network)
+        self.ratios.append(norms[0].ratio if norms else None)

@@ -1,0 +1,357 @@
+"""The networks of the coordinate tasks: the paper's baselines, its CoordConv nets, and ours.
+
+Architectures follow the authors' code (``model_builders.py`` in uber-research/CoordConv), with
+parameter counts equal to theirs. All are lists of :class:`~coordrl.backbone.ConvSpec`, so what
+tells a CoordConv net from a plain one is the word ``coords``.
+
+TensorFlow pads an even picture under a stride of 2 on the bottom and right only, PyTorch on the top
+and left: each is the mirror image of the other. A network whose pictures are mirrored before or
+after is therefore the authors' with mirrored kernels, which are drawn from the same distribution.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from coordrl.backbone import Activation, ConvBackbone, ConvSpec
+from coordrl.layers import CoordConv2d, coordinate_grid
+
+
+def initialize_like_the_authors(network: nn.Module, generator: torch.Generator) -> None:
+    """Draw weights as the authors' TensorFlow does: He-normal, truncated, with biases at zero.
+
+    A normal distribution is cut at two standard deviations and widened by 1/0.8796, so that the
+    weights have variance 2 / fan_in. The fan-in of a transposed convolution counts its output
+    channels, as in TensorFlow.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            fan_in = module.weight[0].numel()
+            std = math.sqrt(2 / fan_in) / 0.8796
+            nn.init.trunc_normal_(module.weight, 0.0, std, -2 * std, 2 * std, generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def pointwise(
+    backbone: ConvBackbone, vectors: Tensor, height: int, width: int, *, depth: int | None = None
+) -> Tensor:
+    """Return what a stack of 1x1 convolutions makes of vectors tiled over a canvas.
+
+    Equal to ``backbone(vectors[:, :, None, None].expand(-1, -1, height, width))`` with the channels
+    last, but nothing is tiled: the first layer multiplies each vector once and adds the
+    coordinates' part, which all vectors share. The other layers are products of matrices, which
+    are 3 times as fast on a CPU as 1x1 convolutions in NCHW.
+
+    Args:
+        backbone: 1x1 convolutions of stride 1 with ReLU or nothing behind them; the first may be a
+            CoordConv, the others may not.
+        vectors: One vector per picture, ``(N, in_channels)``.
+        height: Rows of the canvas.
+        width: Columns of the canvas.
+        depth: Modules of the backbone to apply, of ``len(backbone)``; all if None.
+
+    Returns:
+        Tensor of shape ``(N, height * width, channels)``.
+
+    Raises:
+        ValueError: If the backbone is not of that kind.
+    """
+    for spec in backbone.specs:
+        plain = ConvSpec(spec.out_channels, 1, bias=spec.bias, activation=spec.activation)
+        if spec not in (plain, ConvSpec(spec.out_channels, 1, padding="same", bias=spec.bias)):
+            raise ValueError(f"pointwise needs plain 1x1 convolutions, got {spec}")
+    if backbone.coords == "all":
+        raise ValueError('pointwise needs coords="none" or coords="first", got "all"')
+    x = vectors
+    for index, module in enumerate(list(backbone)[:depth]):
+        if isinstance(module, nn.Conv2d):
+            weight = module.weight.flatten(1)
+            if isinstance(module, CoordConv2d):
+                grid = coordinate_grid(
+                    height, width, with_r=module.with_r, device=x.device, dtype=x.dtype
+                )
+                own, coords = torch.split(weight, [module.in_channels, module.num_coords], dim=1)
+                shared = F.linear(grid.flatten(2).mT, coords, module.bias)
+                x = F.linear(x, own).unsqueeze(1) + shared
+            else:
+                x = F.linear(x, weight, module.bias)
+                x = x.unsqueeze(1).expand(-1, height * width, -1) if index == 0 else x
+        else:
+            x = module(x)
+    return x
+
+
+class CoordConvPainter(nn.Module):
+    """The paper's CoordConv net from a place to a picture: five 1x1 convolutions.
+
+    The place is tiled over the canvas, the coordinates are appended, and the same small network
+    looks at each pixel: "is this the one?". 7,553 parameters with ``multiplier=1``.
+
+    Args:
+        canvas_size: Height and width of the picture.
+        multiplier: Factor of the number of channels.
+
+    Shape:
+        - Input: places ``(N, 2)``.
+        - Output: logits ``(N, 1, canvas_size, canvas_size)``.
+
+    Example:
+        >>> painter = CoordConvPainter(64)
+        >>> sum(parameter.numel() for parameter in painter.parameters())
+        7553
+    """
+
+    def __init__(self, canvas_size: int, multiplier: int = 1) -> None:
+        super().__init__()
+        self.canvas_size = canvas_size
+        channels = [32 * multiplier, 32 * multiplier, 64 * multiplier, 64 * multiplier]
+        specs = [ConvSpec(count, 1) for count in channels]
+        self.backbone = ConvBackbone(2, [*specs, ConvSpec(1, 1, activation="none")], "first")
+
+    def forward(self, places: Tensor) -> Tensor:
+        """Return the logit of every pixel."""
+        return self._paint(places, len(self.backbone))
+
+    def features(self, places: Tensor) -> Tensor:
+        """Return what the last layer sees, ``(N, channels, canvas_size, canvas_size)``."""
+        return self._paint(places, len(self.backbone) - 1)
+
+    def _paint(self, places: Tensor, depth: int) -> Tensor:
+        size = self.canvas_size
+        pixels = pointwise(self.backbone, places, size, size, depth=depth)
+        return pixels.mT.reshape(len(places), -1, size, size)
+
+
+class DeconvPainter(nn.Module):
+    """The paper's baseline from a place to a picture: transposed convolutions that double it.
+
+    Batch norm and ReLU follow all layers but the last. 46,465 to 1,632,001 parameters.
+
+    Args:
+        canvas_size: Height and width of the picture, a power of 2 from 8 on: the paper's 64 takes
+            six layers.
+        multiplier: Factor of the number of channels, 1 to 3 in the paper.
+        kernel_size: 2 to 4 in the paper.
+
+    Shape:
+        - Input: places ``(N, 2)``.
+        - Output: logits ``(N, 1, canvas_size, canvas_size)``.
+
+    Raises:
+        ValueError: If no such network doubles 1x1 to the canvas.
+
+    Example:
+        >>> painter = DeconvPainter(64, multiplier=2, kernel_size=3)
+        >>> sum(parameter.numel() for parameter in painter.parameters())
+        409921
+    """
+
+    def __init__(self, canvas_size: int, multiplier: int = 1, kernel_size: int = 2) -> None:
+        super().__init__()
+        layers = canvas_size.bit_length() - 1
+        if canvas_size != 2**layers or layers < 3:
+            raise ValueError(f"canvas_size must be a power of 2, 8 or more, got {canvas_size}")
+        if kernel_size < 2:
+            raise ValueError(f"kernel_size must be 2 or more, got {kernel_size}")
+        widths = [64 * multiplier] * (layers - 3) + [32 * multiplier] * 2
+        # Twice the size, for odd kernels as well.
+        padding, output_padding = (kernel_size - 1) // 2, kernel_size % 2
+
+        def doubling(channels: int, **followers: object) -> ConvSpec:
+            return ConvSpec(
+                channels,
+                kernel_size,
+                stride=2,
+                padding=padding,
+                transposed=True,
+                output_padding=output_padding,
+                **followers,  # type: ignore[arg-type]
+            )
+
+        hidden = [doubling(width, norm="batch") for width in widths]
+        self.backbone = ConvBackbone(2, [*hidden, doubling(1, activation="none")])
+
+    def forward(self, places: Tensor) -> Tensor:
+        """Return the logit of every pixel."""
+        return self._paint(places, len(self.backbone))
+
+    def features(self, places: Tensor) -> Tensor:
+        """Return what the last layer sees, ``(N, channels, canvas_size / 2, canvas_size / 2)``."""
+        return self._paint(places, len(self.backbone) - 1)
+
+    def _paint(self, places: Tensor, depth: int) -> Tensor:
+        picture = places[:, :, None, None]
+        for module in list(self.backbone)[:depth]:
+            picture = module(picture)
+        return picture.flip(-2, -1)
+
+
+class CoordConvRenderer(nn.Module):
+    """The paper's CoordConv net that renders: find the pixel, then stamp the square around it.
+
+    A :class:`CoordConvPainter`, the softmax over its pixels, and five small convolutions. 11,850
+    parameters with ``kernel_size=3``.
+
+    The softmax of an untrained painter is 1/4096 everywhere, and the convolutions behind it see
+    next to nothing: with the paper's layers training starts by luck. ``gain`` multiplies the
+    softmax; it has no parameters and changes no function that the network can express.
+
+    Args:
+        canvas_size: Height and width of the picture.
+        multiplier: Factor of the number of channels of the stamping convolutions.
+        kernel_size: Of the stamping convolutions; 3 is the least that reaches across the square.
+        gain: Factor of the softmax, 1 in the paper.
+
+    Shape:
+        - Input: places ``(N, 2)``.
+        - Output: logits ``(N, 1, canvas_size, canvas_size)``.
+
+    Example:
+        >>> renderer = CoordConvRenderer(64)
+        >>> sum(parameter.numel() for parameter in renderer.parameters())
+        11850
+    """
+
+    def __init__(
+        self, canvas_size: int, multiplier: int = 1, kernel_size: int = 3, gain: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.gain = gain
+        self.painter = CoordConvPainter(canvas_size)
+        widths = [8 * multiplier, 8 * multiplier, 16 * multiplier, 16 * multiplier]
+        specs = [ConvSpec(width, kernel_size, padding="same") for width in widths]
+        last = ConvSpec(1, kernel_size, padding="same", activation="none")
+        self.stamp = ConvBackbone(1, [*specs, last])
+
+    def forward(self, places: Tensor) -> Tensor:
+        """Return the logit of every pixel."""
+        logits = self.painter(places)
+        found = logits.flatten(1).softmax(dim=1).view_as(logits)
+        stamped: Tensor = self.stamp(found * self.gain)
+        return stamped
+
+
+class CoordConvRegressor(nn.Module):
+    """The paper's CoordConv net from a one-hot picture to its place: 906 parameters.
+
+    Three 1x1 and two 3x3 convolutions and the maximum over all pixels. Without an activation, as
+    in the authors' code, the maximum is the only non-linearity: the net is an affine picture of
+    the coordinates that must peak at the hot pixel. The authors call it finicky.
+
+    Args:
+        relu: Put a ReLU behind all convolutions but the last, which the authors say they forgot
+            (ML Retrospectives workshop, NeurIPS 2019).
+
+    Shape:
+        - Input: pictures ``(N, 1, H, W)``.
+        - Output: places ``(N, 2)``.
+
+    Example:
+        >>> sum(parameter.numel() for parameter in CoordConvRegressor().parameters())
+        906
+    """
+
+    def __init__(self, relu: bool = False) -> None:
+        super().__init__()
+        activation: Activation = "relu" if relu else "none"
+        pixels = [ConvSpec(8, 1, activation=activation)] * 3
+        regions = [
+            ConvSpec(8, 3, padding="same", activation=activation),
+            ConvSpec(2, 3, padding="same", activation="none"),
+        ]
+        self.backbone = ConvBackbone(1, [*pixels, *regions], "first")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the place in each picture."""
+        planes: Tensor = self.backbone(images)
+        return planes.amax(dim=(-2, -1))
+
+
+class ConvRegressor(nn.Module):
+    """The paper's plain net for the uniform split: pooled convolutions and a dense layer.
+
+    72,850 parameters with ``multiplier=1`` on the 64x64 canvas, of which the dense layer, which
+    knows each place by its own weight, has most.
+
+    Args:
+        canvas_size: Height and width of the picture, a multiple of 8.
+        multiplier: Factor of the number of channels.
+        kernel_size: Of the convolutions.
+
+    Shape:
+        - Input: pictures ``(N, 1, canvas_size, canvas_size)``.
+        - Output: places ``(N, 2)``.
+
+    Example:
+        >>> sum(parameter.numel() for parameter in ConvRegressor(64).parameters())
+        72850
+    """
+
+    def __init__(self, canvas_size: int, multiplier: int = 1, kernel_size: int = 3) -> None:
+        super().__init__()
+        width = 16 * multiplier
+        pooled = ConvSpec(width, kernel_size, padding="same", pool=2)
+        self.backbone = ConvBackbone(
+            1, [pooled] * 3 + [ConvSpec(width, kernel_size, padding="same")]
+        )
+        height, width_out = self.backbone.out_size(canvas_size, canvas_size)
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(width * height * width_out, 64),
+            nn.ReLU(),
+            nn.Linear(64, 2),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the place in each picture."""
+        places: Tensor = self.head(self.backbone(images))
+        return places
+
+
+class StridedConvRegressor(nn.Module):
+    """The paper's plain net for the quadrant split: strided convolutions and a global mean.
+
+    12,914 parameters with ``multiplier=1``.
+
+    Args:
+        multiplier: Factor of the number of channels.
+
+    Shape:
+        - Input: pictures ``(N, 1, H, W)``, H and W multiples of 32.
+        - Output: places ``(N, 2)``, not negative.
+
+    Example:
+        >>> sum(parameter.numel() for parameter in StridedConvRegressor().parameters())
+        12914
+    """
+
+    def __init__(self, multiplier: int = 1) -> None:
+        super().__init__()
+        width = 16 * multiplier
+        first = [ConvSpec(width, 5, 2, 2), ConvSpec(width, 1)]
+        rest: Sequence[ConvSpec] = [
+            ConvSpec(width, 3, padding="same"),
+            ConvSpec(width, 3, 2, 1),
+            ConvSpec(width, 3, 2, 1, norm="batch"),
+            ConvSpec(width, 3, 2, 1),
+            ConvSpec(width, 1),
+            ConvSpec(width, 3, 2, 1),
+            ConvSpec(2, 3, padding="same"),
+        ]
+        self.backbone = nn.Sequential(
+            ConvBackbone(1, first), nn.BatchNorm2d(width), ConvBackbone(width, rest)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the place in each picture."""
+        places: Tensor = self.backbone(images.flip(-2, -1)).mean(dim=(-2, -1))
+        return places
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Return the number of trainable parameters."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)

@@ -1,0 +1,310 @@
+"""The table of the coordinate tasks: runs over seeds, beside what the paper reports."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from coordrl.coordinates.data import Canvas, InputScale, Split
+from coordrl.coordinates.tasks import Goal, TaskName, make_task
+from coordrl.coordinates.training import Model, RunResult
+
+THRESHOLDS: Mapping[TaskName, tuple[float, float, float]] = {
+    "classification": (0.8, 0.99, 1.0),
+    "rendering": (0.5, 0.8, 0.99),
+    "regression": (5.0, 0.5, 0.1),
+}
+"""Values of the main metric that the table gives times for, the easiest first."""
+
+# Read off the paper's figures and the authors' blog; the single numbers are approximate.
+PAPER: Mapping[tuple[TaskName, Model, Split], str] = {
+    ("classification", "conv", "uniform"): "at most 86 %, 80 % after about 4,000 s",
+    ("classification", "conv", "quadrant"): "about 0 %",
+    ("classification", "coordconv", "uniform"): "100 % in 10 to 20 s",
+    ("classification", "coordconv", "quadrant"): "100 % in 10 to 20 s",
+    ("rendering", "conv", "uniform"): "at most 0.83, after hours",
+    ("rendering", "conv", "quadrant"): "at most 0.36, after hours",
+    ("rendering", "coordconv", "uniform"): "about 1.0 in a minute, 0.87 to 1.0",
+    ("rendering", "coordconv", "quadrant"): "about 1.0 in a minute, 0.87 to 1.0",
+    ("regression", "coordconv", "uniform"): "about 0 px",
+    ("regression", "coordconv", "quadrant"): "about 0 px",
+}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and range of a number over seeds."""
+
+    mean: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Return mean, minimum and maximum.
+
+        Example:
+            >>> Spread.of([1.0, 2.0, 6.0])
+            Spread(mean=3.0, least=1.0, most=6.0)
+        """
+        return cls(statistics.fmean(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One task, split and model over its seeds."""
+
+    task: TaskName
+    split: Split
+    model: Model
+    input_scale: InputScale
+    parameters: int
+    seeds: int
+    solved: int
+    """Seeds whose training and test set are both solved by the weights at the end."""
+    train: Spread
+    """Main metric of the weights at the end."""
+    test: Spread
+    test_of_best: Spread
+    """The same of the weights of the least training loss."""
+    cpu_seconds: Spread
+    """Processor time of training."""
+    seconds: Spread
+    """Wall-clock time of training."""
+    epochs: Spread
+    ended: tuple[str, ...]
+    """Why each run ended."""
+    reached: tuple[int, ...]
+    """Seeds that ever reached each of the thresholds on the test set."""
+    cpu_seconds_to: tuple[float | None, ...]
+    """Median processor time to each threshold of the seeds that reached it; None if none did."""
+
+
+def summarize(results: Sequence[RunResult]) -> Row:
+    """Return the row of runs that differ in their seed alone.
+
+    Raises:
+        ValueError: If there is no run, or the runs are not of one kind.
+    """
+    chosen = [result.settings for result in results]
+    kinds = {(own.task, own.split, own.model, own.input_scale) for own in chosen}
+    if len(kinds) != 1:
+        raise ValueError(f"a row needs runs of one kind, got {sorted(kinds)}")
+    task, split, model, input_scale = kinds.pop()
+    goal = make_task(task, Canvas(), input_scale).goal
+    firsts = [
+        [result.first_at(goal, threshold) for result in results] for threshold in THRESHOLDS[task]
+    ]
+    times = [[point.cpu_seconds for point in points if point is not None] for points in firsts]
+    return Row(
+        task=task,
+        split=split,
+        model=model,
+        input_scale=input_scale,
+        parameters=results[0].parameters,
+        seeds=len(results),
+        solved=sum(_is_solved(result, goal) for result in results),
+        train=Spread.of([result.last["train"][goal.metric] for result in results]),
+        test=Spread.of([result.last["test"][goal.metric] for result in results]),
+        test_of_best=Spread.of([result.best["test"][goal.metric] for result in results]),
+        cpu_seconds=Spread.of([result.curve[-1].cpu_seconds for result in results]),
+        seconds=Spread.of([result.curve[-1].seconds for result in results]),
+        epochs=Spread.of([result.curve[-1].epoch for result in results]),
+        ended=tuple(result.ended for result in results),
+        reached=tuple(len(reached) for reached in times),
+        cpu_seconds_to=tuple(statistics.median(reached) if reached else None for reached in times),
+    )
+
+
+def _is_solved(result: RunResult, goal: Goal) -> bool:
+    return all(goal.is_reached(result.last[part][goal.metric]) for part in ("train", "test"))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long and as large the baseline is."""
+
+    task: TaskName
+    split: Split
+    threshold: float
+    time: float | None
+    """Baseline's processor time to the threshold over the CoordConv net's; None if the latter
+    never reached it."""
+    is_bound: bool
+    """True if the baseline never reached the threshold: it takes longer than ``time`` says."""
+    parameters: float
+    """Baseline's parameters over the CoordConv net's."""
+
+
+def compare(ours: Row, baseline: Row) -> list[Ratio]:
+    """Return the ratio to the baseline at each threshold."""
+    ratios = []
+    for index, threshold in enumerate(THRESHOLDS[ours.task]):
+        own, other = ours.cpu_seconds_to[index], baseline.cpu_seconds_to[index]
+        reached = baseline.reached[index] > 0
+        spent = other if other is not None else baseline.cpu_seconds.mean
+        ratios.append(
+            Ratio(
+                task=ours.task,
+                split=ours.split,
+                threshold=threshold,
+                time=None if own is None else spent / own,
+                is_bound=not reached,
+                parameters=baseline.parameters / ours.parameters,
+            )
+        )
+    return ratios
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """Write the rows as a table for each task, and the ratios under it."""
+    parts = []
+    tasks: list[TaskName] = ["classification", "rendering", "regression"]
+    for task in tasks:
+        own = [row for row in rows if row.task == task]
+        if own:
+            parts.append(_section(task, own))
+    return "\n".join(parts)
+
+
+def _section(task: TaskName, rows: Sequence[Row]) -> str:
+    thresholds = [_value(task, threshold) for threshold in THRESHOLDS[task]]
+    unit = {"classification": "accuracy", "rendering": "IOU", "regression": "error"}[task]
+    lines = [
+        f"## {task.capitalize()}",
+        "",
+        f"| split | model | places as | parameters | solved | train {unit} | test {unit} (range)"
+        f" | test, least loss | epochs | CPU s | wall s | CPU s to {' / '.join(thresholds)}"
+        " | paper |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for row in rows:
+        times = [
+            "-" if time is None else f"{time:,.0f}" + _share(reached, row.seeds)
+            for time, reached in zip(row.cpu_seconds_to, row.reached, strict=True)
+        ]
+        cut = " (cut short)" if "time" in row.ended else ""
+        cells = [
+            row.split,
+            row.model,
+            "picture" if task == "regression" else row.input_scale,
+            f"{row.parameters:,}",
+            f"{row.solved} of {row.seeds}",
+            _value(task, row.train.mean),
+            f"{_value(task, row.test.mean)} ({_value(task, row.test.least)} to"
+            f" {_value(task, row.test.most)})",
+            _value(task, row.test_of_best.mean),
+            f"{row.epochs.mean:.1f}{cut}",
+            f"{row.cpu_seconds.mean:,.0f}",
+            f"{row.seconds.mean:,.0f}",
+            " / ".join(times),
+            PAPER.get((task, row.model, row.split), "-"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", *_ratio_lines(task, rows), ""]
+    return "\n".join(lines)
+
+
+def _ratio_lines(task: TaskName, rows: Sequence[Row]) -> list[str]:
+    lines = []
+    baselines = {(row.split, row.input_scale): row for row in rows if row.model == "conv"}
+    for row in rows:
+        baseline = baselines.get((row.split, row.input_scale))
+        if row.model == "conv" or baseline is None:
+            continue
+        times = [
+            f"{'more than ' if ratio.is_bound else ''}{ratio.time:,.0f} times to"
+            f" {_value(task, ratio.threshold)}"
+            for ratio in compare(row, baseline)
+            if ratio.time is not None
+        ]
+        size = baseline.parameters / row.parameters
+        lines.append(
+            f"- {row.split}, {row.model}, places as {row.input_scale}: the baseline has"
+            f" {size:,.1f} times the parameters and takes"
+            f" {'; '.join(times) if times else 'a time that cannot be compared'}."
+        )
+    return lines
+
+
+def _share(reached: int, seeds: int) -> str:
+    return "" if reached == seeds else f" ({reached} of {seeds})"
+
+
+def _value(task: TaskName, value: float) -> str:
+    if not math.isfinite(value):
+        return "not finite"
+    if task == "classification":
+        return f"{100 * value:.1f} %"
+    return f"{value:.3f}" if task == "rendering" else f"{value:.2f} px"
+
+
+def to_json(rows: Sequence[Row], results: Sequence[RunResult]) -> dict[str, Any]:
+    """Return rows, ratios to the baseline and every run as what JSON can hold."""
+    baselines = {(r.task, r.split, r.input_scale): r for r in rows if r.model == "conv"}
+    ratios = [
+        {"model": row.model, **asdict(ratio)}
+        for row in rows
+        if row.model != "conv"
+        and (baseline := baselines.get((row.task, row.split, row.input_scale))) is not None
+        for ratio in compare(row, baseline)
+    ]
+    return {
+        "rows": [asdict(row) for row in rows],
+        "ratios": ratios,
+        "runs": [result.to_json() for result in results],
+    }
+
+
+TableSize = Literal["quick", "full"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table to be: what to train, how often, and what to change in its settings."""
+
+    task: TaskName
+    model: Model
+    split: Split
+    input_scale: InputScale
+    seeds: int
+    max_seconds: float | None = None
+
+
+def plan(size: TableSize) -> list[Cell]:
+    """Return what the table trains, the CoordConv nets first.
+
+    ``"quick"`` takes one seed and cuts the baselines after a minute of processor time; ``"full"``
+    takes five, and trains the baselines to the end of their recipe.
+    """
+    seeds, limit = (1, 60.0) if size == "quick" else (5, None)
+    tasks: list[TaskName] = ["classification", "regression", "rendering"]
+    splits: list[Split] = ["uniform", "quadrant"]
+    cells = [
+        Cell(task, model, split, "unit", seeds)
+        for task in tasks
+        for model in _own_models(task)
+        for split in splits
+    ]
+    baselines = [
+        Cell(task, "conv", split, scale, seeds, limit)
+        for task in tasks
+        for split in splits
+        for scale in _scales(task)
+    ]
+    pixel = [
+        Cell(task, "coordconv", split, "pixel", seeds, limit)
+        for task in tasks
+        for split in splits
+        if "pixel" in _scales(task)
+    ]
+    return [*cells, *baselines, *pixel]
+
+
+def _own_models(task: TaskName) -> list[Model]:
+    return ["coordconv"] if task == "classification" else ["robust", "coordconv"]
+
+
+def _scales(task: TaskName) -> list[InputScale]:
+    return ["unit"] if task == "regression" else ["unit", "pixel"]

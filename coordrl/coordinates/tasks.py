@@ -1,0 +1,149 @@
+"""The three coordinate tasks: what goes in, what should come out, and how far off it is.
+
+Metrics are those of the authors' code and come one value per picture, so that they can be averaged
+over any part of a set.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from coordrl.coordinates.data import (
+    Canvas,
+    InputScale,
+    one_hot_images,
+    pixel_index,
+    scaled_vectors,
+    square_images,
+)
+
+TaskName = Literal["classification", "rendering", "regression"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """When a task counts as solved.
+
+    Example:
+        >>> Goal("iou", 0.99).is_reached(0.995), Goal("error", 0.5, least=True).is_reached(0.7)
+        (True, False)
+    """
+
+    metric: str
+    """The task's main metric."""
+    threshold: float
+    """The value that solves it."""
+    least: bool = False
+    """True if less is better."""
+
+    def is_reached(self, value: float, threshold: float | None = None) -> bool:
+        """Tell whether a value is as good as the threshold, or as another one."""
+        threshold = self.threshold if threshold is None else threshold
+        return value <= threshold if self.least else value >= threshold
+
+
+class Task(Protocol):
+    """What training and evaluation ask of a task. Centers are places in pixels, ``(N, 2)``."""
+
+    @property
+    def goal(self) -> Goal:
+        """When the task counts as solved."""
+        ...
+
+    def inputs(self, centers: Tensor) -> Tensor:
+        """Return the network's input for pictures with the square at these places."""
+        ...
+
+    def loss(self, outputs: Tensor, centers: Tensor) -> Tensor:
+        """Return the mean loss of the network's outputs."""
+        ...
+
+    def metrics(self, outputs: Tensor, centers: Tensor) -> dict[str, Tensor]:
+        """Return each metric of each picture, ``(N,)``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Classification:
+    """From a place to its pixel: softmax over all pixels."""
+
+    canvas: Canvas
+    input_scale: InputScale = "unit"
+    goal: Goal = Goal("accuracy", 1.0)
+
+    def inputs(self, centers: Tensor) -> Tensor:
+        """Return the places themselves, ``(N, 2)``."""
+        return scaled_vectors(centers, self.canvas, self.input_scale)
+
+    def loss(self, outputs: Tensor, centers: Tensor) -> Tensor:
+        """Return the cross-entropy of logits ``(N, 1, H, W)``."""
+        return F.cross_entropy(outputs.flatten(1), pixel_index(centers, self.canvas))
+
+    def metrics(self, outputs: Tensor, centers: Tensor) -> dict[str, Tensor]:
+        """Return whether the best pixel is right, and its distance from the right one in pixels."""
+        index = outputs.flatten(1).argmax(dim=1)
+        found = torch.stack([index % self.canvas.size, index // self.canvas.size], dim=1)
+        off = (found - centers).float()
+        return {
+            "accuracy": (index == pixel_index(centers, self.canvas)).float(),
+            "distance": off.norm(dim=1),
+            "manhattan": off.abs().sum(dim=1),
+        }
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """From a place to the picture with the square there."""
+
+    canvas: Canvas
+    input_scale: InputScale = "unit"
+    goal: Goal = Goal("iou", 0.99)
+
+    def inputs(self, centers: Tensor) -> Tensor:
+        """Return the places themselves, ``(N, 2)``."""
+        return scaled_vectors(centers, self.canvas, self.input_scale)
+
+    def loss(self, outputs: Tensor, centers: Tensor) -> Tensor:
+        """Return the sigmoid cross-entropy of logits ``(N, 1, H, W)``, averaged over pixels."""
+        return F.binary_cross_entropy_with_logits(outputs, square_images(centers, self.canvas))
+
+    def metrics(self, outputs: Tensor, centers: Tensor) -> dict[str, Tensor]:
+        """Return the intersection over union; a pixel is painted above a probability of 0.5."""
+        painted, wanted = outputs > 0, square_images(centers, self.canvas) > 0
+        intersection = (painted & wanted).sum(dim=(1, 2, 3))
+        union = (painted | wanted).sum(dim=(1, 2, 3))
+        return {"iou": intersection / union}
+
+
+@dataclass(frozen=True)
+class Regression:
+    """From a one-hot picture to its place."""
+
+    canvas: Canvas
+    goal: Goal = Goal("error", 0.5, least=True)
+
+    def inputs(self, centers: Tensor) -> Tensor:
+        """Return the pictures, ``(N, 1, H, W)``."""
+        return one_hot_images(centers, self.canvas)
+
+    def loss(self, outputs: Tensor, centers: Tensor) -> Tensor:
+        """Return the mean squared error of places ``(N, 2)``, in units of the canvas."""
+        return F.mse_loss(outputs, centers / self.canvas.size)
+
+    def metrics(self, outputs: Tensor, centers: Tensor) -> dict[str, Tensor]:
+        """Return the Euclidean error in pixels, and whether the nearest pixel is right."""
+        off = outputs * self.canvas.size - centers
+        return {
+            "error": off.norm(dim=1),
+            "accuracy": (off.round() == 0).all(dim=1).float(),
+        }
+
+
+def make_task(name: TaskName, canvas: Canvas, input_scale: InputScale) -> Task:
+    """Return a task by its name; regression sees pictures and has no input scale."""
+    if name == "regression":
+        return Regression(canvas)
+    return (Classification if name == "classification" else Rendering)(canvas, input_scale)

@@ -1,0 +1,463 @@
+"""Training on the coordinate tasks: settings, one run, and what is measured on the way.
+
+The set is its list of places, on the device from the start; a batch of pictures is made from its
+places where it is needed, which costs less than copying it. Time is counted for training alone:
+evaluations stop the clocks.
+"""
+
+import copy
+import time
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from coordrl.config import Override, SettingsError, accepted_keywords, load_settings
+from coordrl.coordinates.data import Canvas, InputScale, Split, is_test, places
+from coordrl.coordinates.networks import (
+    ConvRegressor,
+    CoordConvPainter,
+    CoordConvRegressor,
+    CoordConvRenderer,
+    DeconvPainter,
+    StridedConvRegressor,
+    count_parameters,
+    initialize_like_the_authors,
+)
+from coordrl.coordinates.tasks import Goal, Task, TaskName, make_task
+from coordrl.runs import RunFolder, StopRequest
+
+Model = Literal["coordconv", "conv", "robust"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained. Adam with the authors' beta_2 of 0.99.
+
+    Raises:
+        ValueError: If a number is outside its range.
+    """
+
+    learning_rate: float = 0.005
+    """Step size of Adam at the start."""
+    decay: Literal["none", "cosine", "steps"] = "cosine"
+    """The step size later: the same; a half cosine down to 0 at the end; a tenth at each fifth of
+    the run, as the authors train the baseline."""
+    l2: float = 0.0
+    """Factor of the sum of squared kernel weights in the loss; biases and norms are left out."""
+    batch_size: int = 16
+    """Pictures in a step; the last batch of an epoch may be smaller."""
+    epochs: int = 10
+    """Length of the run, if nothing ends it earlier."""
+    evaluation_interval: int = 100
+    """Steps between two evaluations on the test set."""
+    max_seconds: float | None = None
+    """Seconds of processor time, for training alone, after which the run is cut short."""
+    stop_when_solved: bool = True
+    """End at the first evaluation in which training and test set are both solved."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "evaluation_interval"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.learning_rate <= 0 or self.l2 < 0:
+            raise ValueError(
+                f"learning_rate must be positive and l2 not negative, got {self.learning_rate} and"
+                f" {self.l2}"
+            )
+
+    def learning_rate_at(self, fraction: float) -> float:
+        """Return the step size when a fraction in [0, 1] of all epochs is over.
+
+        Example:
+            >>> Recipe(learning_rate=1.0, decay="cosine").learning_rate_at(0.5)
+            0.5
+        """
+        if self.decay == "cosine":
+            return self.learning_rate * float(0.5 + 0.5 * np.cos(np.pi * fraction))
+        if self.decay == "steps":
+            return self.learning_rate * 0.1 ** min(int(5 * fraction), 4)
+        return self.learning_rate
+
+
+@dataclass(frozen=True)
+class CoordinateSettings:
+    """Everything that decides a run; two runs with equal settings are the same run."""
+
+    task: TaskName = "classification"
+    """Place to pixel, place to picture, or picture to place."""
+    model: Model = "coordconv"
+    """The paper's CoordConv net, its baseline without coordinates, or our sturdier variant."""
+    split: Split = "uniform"
+    """Which places are held back for testing."""
+    input_scale: InputScale = "unit"
+    """Places as numbers in [-1, 1] like the coordinates, or as pixels like the released code."""
+    seed: int = 0
+    """Seed of the run, split into initial weights and order of the pictures."""
+    canvas: Canvas = field(default_factory=Canvas)
+    training: Recipe = field(default_factory=Recipe)
+    network: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the network's class."""
+
+
+def network_class(task: TaskName, model: Model, split: Split) -> type[nn.Module]:
+    """Return the class of a network.
+
+    The paper has two baselines for regression: a dense one for random test places, and a strided
+    one, which extrapolates better, for the quadrant.
+    """
+    if task == "regression":
+        if model == "conv":
+            return StridedConvRegressor if split == "quadrant" else ConvRegressor
+        return CoordConvRegressor
+    if model == "conv":
+        return DeconvPainter
+    return CoordConvPainter if task == "classification" else CoordConvRenderer
+
+
+def build_network(settings: CoordinateSettings) -> nn.Module:
+    """Return the untrained network of a run, on the CPU."""
+    cls = network_class(settings.task, settings.model, settings.split)
+    keywords = dict(settings.network)
+    if "canvas_size" in accepted_keywords(cls):
+        keywords["canvas_size"] = settings.canvas.size
+    network = cls(**keywords)
+    initialize_like_the_authors(network, torch.Generator().manual_seed(_seeds(settings.seed)[0]))
+    return network
+
+
+def load_coordinate_settings(
+    path: Path | None,
+    task: TaskName,
+    model: Model,
+    split: Split,
+    overrides: tuple[Override, ...] = (),
+) -> CoordinateSettings:
+    """Read the settings of a run: defaults, the file's table ``[<task>.<model>]``, ``overrides``.
+
+    Raises:
+        SettingsError: If the file cannot be read or a setting does not fit.
+    """
+    chosen = {"task": task, "model": model, "split": split}
+    fixed = tuple(Override(key, value, "the command line") for key, value in chosen.items())
+    keywords = accepted_keywords(network_class(task, model, split), without={"canvas_size"})
+    return load_settings(
+        CoordinateSettings,
+        overrides=(*_table_of(path, task, model), *overrides, *fixed),
+        keywords={"network": keywords},
+    )
+
+
+def _table_of(path: Path | None, task: TaskName, model: Model) -> list[Override]:
+    """Return the settings of the file's table for a task and a model, by their full names."""
+    if path is None:
+        return []
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path}: cannot be read as a settings file: {error}") from error
+    for name, tables in document.items():
+        if name not in get_args(TaskName) or not isinstance(tables, dict):
+            raise SettingsError(
+                f"{path}: expects tables [<task>.<model>] of the tasks"
+                f" {', '.join(get_args(TaskName))}, got {name!r}"
+            )
+        for inner in tables:
+            if inner not in get_args(Model):
+                raise SettingsError(
+                    f"{path}: [{name}] expects tables of the models"
+                    f" {', '.join(get_args(Model))}, got {inner!r}"
+                )
+    source = f"{path}, [{task}.{model}]"
+    table = document.get(task, {}).get(model, {})
+    # A sweep is no setting of a run.
+    return [Override(key, value, source) for key, value in table.items() if key != "sweep"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One point of a learning curve."""
+
+    step: int
+    """Steps of the optimizer until here."""
+    epoch: float
+    """The same in passes over the training set."""
+    seconds: float
+    """Wall-clock time of training until here, without evaluations."""
+    cpu_seconds: float
+    """Processor time of training until here, over all threads."""
+    loss: float
+    """Mean training loss since the evaluation before."""
+    train: float
+    """The task's main metric on the training batches since the evaluation before."""
+    test: float
+    """The task's main metric on the whole test set."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of a run.
+
+    Attributes:
+        settings: What was run.
+        parameters: Trainable parameters of the network.
+        ended: ``"solved"``, ``"epochs"`` (the whole run), ``"time"`` (``max_seconds`` was reached),
+            ``"diverged"`` (the loss was no longer finite) or ``"stopped"`` (to be resumed).
+        curve: All evaluations, the first first.
+        last: Every metric on ``"train"`` and ``"test"``, with the weights at the end.
+        best: The same with the weights of the least training loss; the test set has no say.
+        threads: Threads of PyTorch.
+    """
+
+    settings: CoordinateSettings
+    parameters: int
+    ended: str
+    curve: tuple[Evaluation, ...]
+    last: Mapping[str, Mapping[str, float]]
+    best: Mapping[str, Mapping[str, float]]
+    threads: int
+
+    def first_at(self, goal: Goal, threshold: float) -> Evaluation | None:
+        """Return the first evaluation that is as good as the threshold on the test set, if any."""
+        return next((e for e in self.curve if goal.is_reached(e.test, threshold)), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as what JSON can hold."""
+        return asdict(self)
+
+
+@dataclass
+class _Progress:
+    """Where a run stands, beside the state of network and optimizer."""
+
+    step: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    best_loss: float = float("inf")
+
+
+class Run:
+    """One training run, which can stop after any step and go on in another process.
+
+    Args:
+        settings: What to run.
+        device: Where to run it.
+        folder: Where to keep checkpoints; the run goes on from the newest one there. None keeps
+            none.
+
+    Attributes:
+        network: The network in training.
+        task: What it learns.
+        train_centers: Places of the training set, ``(N, 2)``.
+        test_centers: Places of the test set, ``(N, 2)``.
+        curve: Evaluations so far.
+    """
+
+    def __init__(
+        self,
+        settings: CoordinateSettings,
+        *,
+        device: torch.device | str = "cpu",
+        folder: RunFolder | None = None,
+    ) -> None:
+        recipe = settings.training
+        self.settings, self.device, self.folder = settings, torch.device(device), folder
+        self.task: Task = make_task(settings.task, settings.canvas, settings.input_scale)
+        centers, held_back = places(settings.canvas), is_test(settings.canvas, settings.split)
+        self.train_centers = centers[~held_back].to(self.device)
+        self.test_centers = centers[held_back].to(self.device)
+        self.network = build_network(settings).to(self.device)
+        kernels = [p for p in self.network.parameters() if p.ndim > 1]
+        others = [p for p in self.network.parameters() if p.ndim == 1]
+        # The gradient of l2 * w^2 is 2 * l2 * w.
+        groups: list[dict[str, Any]] = [
+            {"params": kernels, "weight_decay": 2 * recipe.l2},
+            {"params": others},
+        ]
+        self._optimizer = torch.optim.Adam(
+            groups,
+            lr=recipe.learning_rate,
+            betas=(0.9, 0.99),
+            fused=True,
+        )
+        self.curve: list[Evaluation] = []
+        self._progress = _Progress()
+        self._best = copy.deepcopy(self.network.state_dict())
+        self._sums = torch.zeros(3, device=self.device)  # loss, metric, pictures
+        self._order: Tensor | None = None
+        self._steps_per_epoch = -(-len(self.train_centers) // recipe.batch_size)
+        self._total_steps = recipe.epochs * self._steps_per_epoch
+        checkpoint = folder.newest_checkpoint() if folder is not None else None
+        if checkpoint is not None:
+            self._load(checkpoint.path / _STATE_FILE)
+
+    @property
+    def step(self) -> int:
+        """Steps of the optimizer so far."""
+        return self._progress.step
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self._total_steps
+
+    def train(
+        self,
+        *,
+        stop: StopRequest | None = None,
+        on_step: Callable[["Run"], None] | None = None,
+    ) -> RunResult:
+        """Train to the end, to a stop or to a solution, and judge the network.
+
+        Args:
+            stop: Ask it after each step whether to stop.
+            on_step: Called after each step, outside of the counted time.
+        """
+        ended, saved = self._end(), time.monotonic()
+        while ended is None:
+            self._train_step()
+            if self.step % self.settings.training.evaluation_interval == 0:
+                self._evaluate()
+            if self.folder is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                self._save()
+                saved = time.monotonic()
+            if on_step is not None:
+                on_step(self)
+            ended = "stopped" if stop is not None and stop.requested else self._end()
+        if ended != "stopped" and (not self.curve or self.curve[-1].step != self.step):
+            self._evaluate()
+        if self.folder is not None:
+            self._save()
+        return self._result(ended)
+
+    def _end(self) -> str | None:
+        """Return why the run is at its end, or None if it is not."""
+        recipe, goal = self.settings.training, self.task.goal
+        last = self.curve[-1] if self.curve else None
+        if last is not None and not np.isfinite(last.loss):
+            return "diverged"
+        if recipe.stop_when_solved and last is not None and last.step == self.step:
+            if goal.is_reached(last.train) and goal.is_reached(last.test):
+                return "solved"
+        if self.step >= self._total_steps:
+            return "epochs"
+        if recipe.max_seconds is not None and self._progress.cpu_seconds >= recipe.max_seconds:
+            return "time"
+        return None
+
+    def _train_step(self) -> None:
+        wall, cpu = time.perf_counter(), time.process_time()
+        recipe, progress = self.settings.training, self._progress
+        epoch, index = divmod(progress.step, self._steps_per_epoch)
+        if self._order is None or index == 0:
+            self._order = self._order_of(epoch)
+        batch = self._order[index * recipe.batch_size : (index + 1) * recipe.batch_size]
+        centers = self.train_centers[batch]
+
+        for group in self._optimizer.param_groups:
+            group["lr"] = recipe.learning_rate_at(progress.step / self._total_steps)
+        self.network.train()
+        outputs = self.network(self.task.inputs(centers))
+        loss = self.task.loss(outputs, centers)
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+
+        progress.step += 1
+        progress.seconds += time.perf_counter() - wall
+        progress.cpu_seconds += time.process_time() - cpu
+        with torch.no_grad():
+            metric = self.task.metrics(outputs, centers)[self.task.goal.metric].sum()
+            self._sums += torch.stack([loss * len(batch), metric, loss.new_tensor(len(batch))])
+
+    def _order_of(self, epoch: int) -> Tensor:
+        entropy = [_seeds(self.settings.seed)[1], epoch]
+        (seed,) = np.random.SeedSequence(entropy).generate_state(1)
+        generator = torch.Generator().manual_seed(int(seed))
+        return torch.randperm(len(self.train_centers), generator=generator).to(self.device)
+
+    def _evaluate(self) -> None:
+        loss, metric, pictures = self._sums.tolist()
+        self._sums.zero_()
+        metrics = evaluate(self.network, self.task, self.test_centers)
+        evaluation = Evaluation(
+            step=self.step,
+            epoch=self.step / self._steps_per_epoch,
+            seconds=self._progress.seconds,
+            cpu_seconds=self._progress.cpu_seconds,
+            loss=loss / pictures,
+            train=metric / pictures,
+            test=metrics[self.task.goal.metric],
+        )
+        self.curve.append(evaluation)
+        if evaluation.loss < self._progress.best_loss:
+            self._progress.best_loss = evaluation.loss
+            self._best = copy.deepcopy(self.network.state_dict())
+
+    def _result(self, ended: str) -> RunResult:
+        last = self._judge()
+        weights = copy.deepcopy(self.network.state_dict())
+        self.network.load_state_dict(self._best)
+        best = self._judge()
+        self.network.load_state_dict(weights)
+        return RunResult(
+            settings=self.settings,
+            parameters=count_parameters(self.network),
+            ended=ended,
+            curve=tuple(self.curve),
+            last=last,
+            best=best,
+            threads=torch.get_num_threads(),
+        )
+
+    def _judge(self) -> dict[str, dict[str, float]]:
+        sets = {"train": self.train_centers, "test": self.test_centers}
+        return {name: evaluate(self.network, self.task, own) for name, own in sets.items()}
+
+    def _save(self) -> None:
+        assert self.folder is not None
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "best": self._best,
+            "sums": self._sums,
+            "progress": asdict(self._progress),
+            "curve": [asdict(evaluation) for evaluation in self.curve],
+        }
+        with self.folder.checkpoint(self.step) as path:
+            torch.save(state, path / _STATE_FILE)
+
+    def _load(self, path: Path) -> None:
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._best, self._sums = state["best"], state["sums"]
+        self._progress = _Progress(**state["progress"])
+        self.curve = [Evaluation(**evaluation) for evaluation in state["curve"]]
+
+
+_STATE_FILE = "state.pt"
+_CHECKPOINT_SECONDS = 30.0
+_PICTURES_AT_ONCE = 16
+
+
+def evaluate(network: nn.Module, task: Task, centers: Tensor) -> dict[str, float]:
+    """Return each metric's mean over pictures with the square at these places, ``(N, 2)``."""
+    network.eval()
+    sums: dict[str, Tensor] = {}
+    with torch.inference_mode():
+        for part in torch.split(centers, _PICTURES_AT_ONCE):
+            for name, values in task.metrics(network(task.inputs(part)), part).items():
+                sums[name] = sums.get(name, 0) + values.double().sum()
+    return {name: float(total) / len(centers) for name, total in sums.items()}
+
+
+def _seeds(seed: int) -> tuple[int, int]:
+    """Return the seeds of initial weights and of the pictures' order."""
+    weights, order = np.random.SeedSequence(seed).generate_state(2)
+    return int(weights), int(order)

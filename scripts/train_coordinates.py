@@ -1,0 +1,101 @@
+"""Train networks on the coordinate tasks of the CoordConv paper, and make its table and figures.
+
+python scripts/train_coordinates.py --task classification --split quadrant --seeds 5
+python scripts/train_coordinates.py --task rendering --model robust --set training.epochs=20
+python scripts/train_coordinates.py --table quick
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from coordrl.config import Override, SettingsError, parse_override
+from coordrl.coordinates.data import InputScale, Split
+from coordrl.coordinates.experiments import Experiments, Interrupted
+from coordrl.coordinates.table import TableSize
+from coordrl.coordinates.tasks import TaskName
+from coordrl.coordinates.training import Model
+from coordrl.runs import RunError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train on a coordinate task over several seeds, or make the table of all of them.
+
+    A run that was stopped goes on where it was, one that is finished is not repeated.
+    """
+
+    task: TaskName = "classification"
+    """Place to pixel, place to picture, or picture to place."""
+    model: Model = "coordconv"
+    """The paper's CoordConv net, its baseline without coordinates, or our sturdier variant."""
+    split: Split = "uniform"
+    """Which places are held back for testing."""
+    input_scale: InputScale = "unit"
+    """Places as numbers in [-1, 1] like the coordinates, or as pixels like the released code."""
+    seeds: int = 1
+    """Number of runs, with the seeds 0, 1, 2, ..."""
+    sweep: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Train the paper's grid of settings, from the configuration's table, with each seed."""
+    table: TableSize | None = None
+    """Make the table of all tasks instead: quick (one seed, baselines cut short) or full."""
+    set: tuple[str, ...] = ()
+    """Settings that win over the configuration, such as training.epochs=20."""
+    max_seconds: float | None = None
+    """Processor seconds after which a run is cut short; in the table, a baseline."""
+    config: Path = Path(__file__).parents[1] / "configs" / "coordinates.toml"
+    """Settings of each task and model."""
+    out: Path = Path("runs/coordinates")
+    """Folder of the runs."""
+    report: Path | None = None
+    """Where the table and its figures go; the folder of the runs if not given."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the networks live; auto takes the GPU if there is one."""
+    threads: int | None = None
+    """Threads of PyTorch on the CPU; all cores if not given."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = tyro.cli(Arguments, args=argv)
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    device = arguments.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        overrides = [parse_override(text) for text in arguments.set]
+        if arguments.max_seconds is not None and arguments.table is None:
+            overrides.append(
+                Override("training.max_seconds", arguments.max_seconds, "--max-seconds")
+            )
+        experiments = Experiments(arguments.config, arguments.out, device, tuple(overrides))
+        report = arguments.report or arguments.out
+        if arguments.table is not None:
+            text = experiments.make_table(arguments.table, report, arguments.max_seconds)
+        else:
+            text = experiments.train_seeds(
+                arguments.task,
+                arguments.model,
+                arguments.split,
+                arguments.input_scale,
+                seeds=arguments.seeds,
+                sweep=arguments.sweep,
+                report=report,
+            )
+    except Interrupted:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except (RunError, SettingsError) as error:
+        print(f"train_coordinates.py: {error}", file=sys.stderr)
+        return 2
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

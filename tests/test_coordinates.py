@@ -1,0 +1,626 @@
+"""The coordinate tasks: data against the authors' recipe, nets against their definition, runs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from coordrl.backbone import ConvBackbone, ConvSpec
+from coordrl.config import SettingsError, parse_override
+from coordrl.coordinates import analysis
+from coordrl.coordinates.data import (
+    Canvas,
+    Split,
+    is_test,
+    one_hot_images,
+    places,
+    scaled_vectors,
+    square_images,
+)
+from coordrl.coordinates.networks import (
+    ConvRegressor,
+    CoordConvPainter,
+    CoordConvRegressor,
+    CoordConvRenderer,
+    DeconvPainter,
+    StridedConvRegressor,
+    count_parameters,
+    initialize_like_the_authors,
+    pointwise,
+)
+from coordrl.coordinates.tasks import Classification, Goal, Regression, Rendering
+from coordrl.coordinates.training import (
+    CoordinateSettings,
+    Evaluation,
+    Recipe,
+    Run,
+    RunResult,
+    build_network,
+    evaluate,
+    load_coordinate_settings,
+)
+from coordrl.layers import coordinate_grid
+from coordrl.runs import StopRequest, open_run
+
+CANVAS = Canvas()
+SMALL = Canvas(size=16, square=5)
+CONFIG = Path(__file__).parents[1] / "configs" / "coordinates.toml"
+
+
+# Data
+
+
+def test_squares_are_the_one_hots_under_a_kernel_of_ones_as_in_the_papers_recipe() -> None:
+    identity = torch.eye(CANVAS.num_places).view(-1, 1, 56, 56)
+    one_hots = F.pad(identity, (4, 4, 4, 4))
+    # The paper's rows are y outermost, the released generator's x: transpose the places.
+    order = torch.arange(CANVAS.num_places).view(56, 56).T.flatten()
+    chosen = torch.arange(0, CANVAS.num_places, 37)
+
+    squares = F.conv2d(one_hots[order[chosen]], torch.ones(1, 1, 9, 9), padding=4)
+
+    centers = places(CANVAS)[chosen]
+    assert torch.equal(one_hot_images(centers, CANVAS), one_hots[order[chosen]])
+    assert torch.equal(square_images(centers, CANVAS), squares)
+
+
+def test_every_picture_is_there_once_and_whole() -> None:
+    centers = places(CANVAS)
+
+    assert len({tuple(center) for center in centers.tolist()}) == 3136
+    assert centers.amin() == 4
+    assert centers.amax() == 59
+    assert (square_images(centers[::50], CANVAS).sum(dim=(1, 2, 3)) == 81).all()
+
+
+@pytest.mark.parametrize(
+    ("split", "train", "test"),
+    [("uniform", 2368, 768), ("quadrant", 2407, 729), ("uniform-80-20", 2509, 627)],
+)
+def test_splits_have_the_sizes_of_the_released_files(split: Split, train: int, test: int) -> None:
+    held_back = is_test(CANVAS, split)
+    assert (int((~held_back).sum()), int(held_back.sum())) == (train, test)
+
+
+def test_the_uniform_split_is_the_released_generators() -> None:
+    random = np.random.RandomState(20202)
+    expected = [(x, y) for x in range(4, 60) for y in range(4, 60) if random.random_sample() < 0.25]
+
+    held_back = places(CANVAS)[is_test(CANVAS, "uniform")]
+
+    assert [tuple(center) for center in held_back.tolist()] == expected
+    assert expected[:5] == [(4, 5), (4, 7), (4, 25), (4, 39), (4, 41)]
+
+
+def test_the_quadrant_is_the_lower_right_one() -> None:
+    held_back = places(CANVAS)[is_test(CANVAS, "quadrant")]
+    assert held_back.amin(dim=0).tolist() == [33, 33]
+    assert held_back.amax(dim=0).tolist() == [59, 59]
+
+
+def test_unit_places_are_the_coordinates_of_their_pixel() -> None:
+    center = torch.tensor([[7, 50]])
+    tiled = scaled_vectors(center, CANVAS, "unit")[:, :, None, None]
+
+    off = (tiled - coordinate_grid(64, 64)).abs().sum(dim=1)
+
+    assert off.flatten().argmin() == 50 * 64 + 7
+    assert_close(off.min(), torch.tensor(0.0), atol=1e-6, rtol=0)
+
+
+def test_pixel_places_are_raw() -> None:
+    assert scaled_vectors(torch.tensor([[4, 59]]), CANVAS, "pixel").tolist() == [[4.0, 59.0]]
+
+
+@pytest.mark.parametrize("square", [4, 0], ids=["even", "none"])
+def test_a_square_without_a_center_is_refused(square: int) -> None:
+    with pytest.raises(ValueError, match=f"odd number of pixels, got {square}"):
+        Canvas(square=square)
+
+
+def test_a_square_larger_than_the_canvas_is_refused() -> None:
+    with pytest.raises(ValueError, match="square of 9 does not fit a canvas of 8"):
+        Canvas(size=8)
+
+
+def test_unknown_splits_and_scales_are_named() -> None:
+    with pytest.raises(ValueError, match=r"split must be one of uniform, quadrant, .* 'quarant'"):
+        is_test(CANVAS, "quarant")  # type: ignore[arg-type]  # as the authors' scripts spell it
+    with pytest.raises(ValueError, match="input_scale must be one of unit, pixel, got 'raw'"):
+        scaled_vectors(places(SMALL), SMALL, "raw")  # type: ignore[arg-type]
+
+
+# Networks
+
+
+@pytest.mark.parametrize(
+    ("network", "parameters"),
+    [
+        (CoordConvPainter(64), 7_553),
+        (CoordConvPainter(64, multiplier=2), 29_441),
+        (CoordConvRenderer(64), 11_850),
+        (CoordConvRenderer(64, multiplier=2), 24_210),
+        (CoordConvRenderer(64, kernel_size=1), 8_074),
+        (CoordConvRenderer(64, gain=100.0), 11_850),
+        (CoordConvRegressor(), 906),
+        (CoordConvRegressor(relu=True), 906),
+        (ConvRegressor(64), 72_850),
+        (ConvRegressor(64, multiplier=2), 159_330),
+        (ConvRegressor(64, kernel_size=5), 85_394),
+        (StridedConvRegressor(), 12_914),
+    ],
+)
+def test_networks_have_the_authors_parameters(network: nn.Module, parameters: int) -> None:
+    assert count_parameters(network) == parameters
+
+
+@pytest.mark.parametrize(
+    ("multiplier", "parameters"),
+    [
+        (1, [46_465, 103_585, 183_553]),
+        (2, [183_041, 409_921, 727_553]),
+        (3, [409_729, 919_009, 1_632_001]),
+    ],
+)
+def test_deconv_painters_have_the_authors_parameters(
+    multiplier: int, parameters: list[int]
+) -> None:
+    counts = [count_parameters(DeconvPainter(64, multiplier, size)) for size in (2, 3, 4)]
+    assert counts == parameters
+
+
+@pytest.mark.parametrize("coords", ["none", "first"])
+@pytest.mark.parametrize("with_r", [False, True], ids=["xy", "xyr"])
+def test_pointwise_equals_the_convolutions_over_tiled_vectors(coords: str, with_r: bool) -> None:
+    if with_r and coords == "none":
+        pytest.skip("no coordinates, no r")
+    torch.manual_seed(0)
+    specs = [ConvSpec(5, 1), ConvSpec(7, 1, bias=False), ConvSpec(3, 1, activation="none")]
+    backbone = ConvBackbone(4, specs, coords, with_r).double()  # type: ignore[arg-type]
+    vectors = torch.randn(2, 4, dtype=torch.double, requires_grad=True)
+    tiled = vectors[:, :, None, None].expand(-1, -1, 6, 9)
+
+    pixels = pointwise(backbone, vectors, 6, 9)
+    expected = backbone(tiled)
+
+    assert_close(pixels.mT.reshape(2, 3, 6, 9), expected)
+    weights = [vectors, *backbone.parameters()]
+    upstream = torch.randn_like(expected)
+    got = torch.autograd.grad((pixels.mT.reshape(2, 3, 6, 9) * upstream).sum(), weights)
+    assert_close(got, torch.autograd.grad((expected * upstream).sum(), weights))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [ConvSpec(4, 3), ConvSpec(4, 1, 2), ConvSpec(4, 1, norm="batch"), ConvSpec(4, 1, pool=2)],
+)
+def test_pointwise_refuses_what_looks_beyond_the_pixel(spec: ConvSpec) -> None:
+    with pytest.raises(ValueError, match="pointwise needs plain 1x1 convolutions, got ConvSpec"):
+        pointwise(ConvBackbone(2, [spec]), torch.zeros(1, 2), 8, 8)
+
+
+def test_pointwise_refuses_coordinates_in_all_layers() -> None:
+    backbone = ConvBackbone(2, [ConvSpec(4, 1)] * 2, coords="all")
+    with pytest.raises(ValueError, match='coords="none" or coords="first", got "all"'):
+        pointwise(backbone, torch.zeros(1, 2), 8, 8)
+
+
+def tensorflow_same_transposed(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
+    """TensorFlow's transposed convolution with "same" padding: it crops the end of odd rests."""
+    size = x.shape[-1] * stride
+    full = F.conv_transpose2d(x, kernel, stride=stride)
+    before = (kernel.shape[-1] - stride) // 2
+    return full[..., before : before + size, before : before + size]
+
+
+@pytest.mark.parametrize("kernel_size", [2, 3, 4, 5])
+def test_deconv_painter_is_tensorflows_with_mirrored_kernels(kernel_size: int) -> None:
+    torch.manual_seed(0)
+    painter = DeconvPainter(16, kernel_size=kernel_size).eval()
+    x = torch.randn(3, 2)
+
+    expected = x[:, :, None, None]
+    for module in painter.backbone:
+        if isinstance(module, nn.ConvTranspose2d):
+            expected = tensorflow_same_transposed(expected, module.weight.flip(-2, -1), 2)
+            assert module.bias is not None
+            expected = expected + module.bias[:, None, None]
+        else:
+            expected = module(expected)
+
+    assert_close(painter(x), expected)
+
+
+def test_strided_regressor_is_tensorflows_with_mirrored_kernels() -> None:
+    torch.manual_seed(0)
+    regressor = StridedConvRegressor().eval()
+    x = torch.rand(2, 1, 64, 64)
+
+    expected = x
+    for module in regressor.backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            rest = max(module.kernel_size[0] - module.stride[0], 0)
+            before, after = rest // 2, rest - rest // 2
+            padded = F.pad(expected, (before, after, before, after))
+            kernel = module.weight.flip(-2, -1)
+            expected = F.conv2d(padded, kernel, module.bias, module.stride)
+        elif not list(module.children()):
+            expected = module(expected)
+
+    assert_close(regressor(x), expected.mean(dim=(-2, -1)))
+
+
+def test_renderer_stamps_what_its_painter_finds() -> None:
+    torch.manual_seed(0)
+    renderer, plain = CoordConvRenderer(16, gain=256.0), CoordConvRenderer(16)
+    plain.load_state_dict(renderer.state_dict())
+    x = torch.randn(3, 2)
+
+    found = renderer.painter(x).flatten(1).softmax(dim=1).view(3, 1, 16, 16)
+
+    assert_close(renderer(x), renderer.stamp(256 * found))
+    assert_close(plain(x), plain.stamp(found))
+
+
+def test_initial_weights_are_truncated_he_normal_and_their_own() -> None:
+    network = nn.Sequential(nn.Conv2d(50, 200, 3), nn.ConvTranspose2d(200, 50, 4))
+    initialize_like_the_authors(network, torch.Generator().manual_seed(0))
+
+    for layer, fan_in in zip(network, (50 * 9, 50 * 16), strict=True):
+        assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+        weight = layer.weight.detach()
+        assert_close(weight.std(), torch.tensor((2 / fan_in) ** 0.5), rtol=0.02, atol=0)
+        assert weight.abs().max() <= 2 * (2 / fan_in) ** 0.5 / 0.8796
+        assert layer.bias is not None
+        assert not layer.bias.any()
+
+    torch.manual_seed(1)
+    first = build_network(CoordinateSettings(seed=3)).state_dict()
+    torch.manual_seed(2)
+    assert_close(build_network(CoordinateSettings(seed=3)).state_dict(), first, rtol=0, atol=0)
+
+
+def test_deconv_painter_names_the_sizes_it_can_paint() -> None:
+    with pytest.raises(ValueError, match="power of 2, 8 or more, got 48"):
+        DeconvPainter(48)
+
+
+# Metrics
+
+
+def test_classification_metrics_of_a_miss_by_three_and_four_pixels() -> None:
+    task = Classification(SMALL)
+    centers = torch.tensor([[8, 8], [5, 9]])
+    logits = one_hot_images(torch.tensor([[8, 8], [8, 13]]), SMALL)
+
+    metrics = task.metrics(logits, centers)
+
+    assert {name: values.tolist() for name, values in metrics.items()} == {
+        "accuracy": [1, 0],
+        "distance": [0, 5],
+        "manhattan": [0, 7],
+    }
+
+
+def test_classification_loss_is_that_of_guessing_when_all_logits_are_equal() -> None:
+    loss = Classification(SMALL).loss(torch.zeros(3, 1, 16, 16), places(SMALL)[:3])
+    assert_close(loss, torch.tensor(16 * 16.0).log())
+
+
+def test_rendering_metric_counts_shared_over_painted_pixels() -> None:
+    task = Rendering(SMALL)
+    centers = torch.tensor([[8, 8], [8, 8], [8, 8]])
+    painted = square_images(torch.tensor([[8, 8], [9, 8], [2, 2]]), SMALL)
+
+    iou = task.metrics(painted - 0.5, centers)["iou"]
+
+    assert_close(iou, torch.tensor([1.0, 20 / 30, 0.0]))
+
+
+def test_regression_metrics_are_in_pixels() -> None:
+    task = Regression(SMALL)
+    centers = torch.tensor([[8, 8], [4, 4]])
+    outputs = torch.tensor([[8.0, 8.4], [7.0, 8.0]]) / 16
+
+    metrics = task.metrics(outputs, centers)
+
+    assert_close(metrics["error"], torch.tensor([0.4, 5.0]))
+    assert metrics["accuracy"].tolist() == [1, 0]
+
+
+def test_evaluate_averages_over_pictures_and_not_over_batches() -> None:
+    task, centers = Regression(SMALL), places(SMALL)[:21]  # the last batch is smaller
+    network = CoordConvRegressor()
+
+    with torch.no_grad():
+        outputs = network.eval()(task.inputs(centers))
+
+    expected = task.metrics(outputs, centers)["error"].mean()
+    assert_close(evaluate(network, task, centers)["error"], float(expected))
+
+
+def test_goals_know_which_way_is_better() -> None:
+    assert Goal("accuracy", 1.0).is_reached(0.8, threshold=0.8)
+    assert not Goal("accuracy", 1.0).is_reached(0.999)
+    assert Goal("error", 0.5, least=True).is_reached(0.4)
+    assert not Goal("error", 0.5, least=True).is_reached(float("nan"))
+
+
+# Training
+
+
+def small(**training: object) -> CoordinateSettings:
+    recipe = Recipe(**{"epochs": 2, "evaluation_interval": 5, "stop_when_solved": False} | training)  # type: ignore[arg-type]
+    return CoordinateSettings(canvas=SMALL, training=recipe)
+
+
+def without_times(result: RunResult) -> list[Evaluation]:
+    return [replace(point, seconds=0.0, cpu_seconds=0.0) for point in result.curve]
+
+
+def test_a_small_classification_is_learned_and_ends_when_solved() -> None:
+    recipe = Recipe(learning_rate=0.01, epochs=60, evaluation_interval=50)
+    settings = CoordinateSettings(canvas=Canvas(size=12, square=3), training=recipe)
+
+    result = Run(settings).train()
+
+    assert result.ended == "solved"
+    assert result.last["test"]["accuracy"] == 1
+    assert result.curve[-1].test == 1
+    assert result.curve[-1].step < 60 * 5
+    first = result.first_at(Goal("accuracy", 1.0), 1.0)
+    assert first is not None
+    assert first == next(point for point in result.curve if point.test == 1)
+    assert result.parameters == 7553
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another() -> None:
+    first, again = Run(small()).train(), Run(small()).train()
+    other = Run(replace(small(), seed=1)).train()
+
+    assert without_times(first) == without_times(again)
+    assert first.last == again.last
+    assert without_times(first) != without_times(other)
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_never_had(tmp_path: Path) -> None:
+    settings = small()
+    whole = Run(settings)
+    expected = whole.train()
+
+    stop = StopRequest()
+
+    def stop_at_step_seven(run: Run) -> None:  # within an epoch, between two evaluations
+        if run.step == 7:
+            stop.signal_number = 15
+
+    with open_run(tmp_path / "run", "seed = 0\n") as folder:
+        stopped = Run(settings, folder=folder).train(stop=stop, on_step=stop_at_step_seven)
+        resumed = Run(settings, folder=folder)
+        result = resumed.train()
+
+    assert stopped.ended == "stopped"
+    assert resumed.step == whole.step
+    assert without_times(result) == without_times(expected)
+    assert result.last == expected.last
+    assert result.best == expected.best
+    assert_close(resumed.network.state_dict(), whole.network.state_dict(), rtol=0, atol=0)
+
+
+def test_a_finished_run_is_judged_again_without_a_step(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run", "seed = 0\n") as folder:
+        first = Run(small(), folder=folder).train()
+        again = Run(small(), folder=folder)
+        assert again.train() == first
+
+
+def test_a_run_is_cut_short_by_its_processor_time() -> None:
+    result = Run(small(max_seconds=1e-9)).train()
+    assert result.ended == "time"
+    assert len(result.curve) == 1
+    assert result.curve[0].step == 1
+
+
+def test_a_run_whose_loss_is_not_finite_ends_and_says_so() -> None:
+    run = Run(small())
+    with torch.no_grad():
+        next(run.network.parameters()).fill_(float("nan"))
+    result = run.train()
+    assert result.ended == "diverged"
+    assert result.last["test"]["accuracy"] == 0
+
+
+def test_best_is_chosen_by_training_loss() -> None:
+    run = Run(small(learning_rate=0.05, decay="none", epochs=4))
+    result = run.train()
+    least = min(result.curve, key=lambda point: point.loss)
+    assert result.best["test"]["accuracy"] == least.test
+
+
+def test_l2_is_the_sum_of_squared_kernels_without_biases() -> None:
+    def after_one_step(l2: float) -> Run:
+        run = Run(small(l2=l2, max_seconds=1e-9))
+        run.train()
+        return run
+
+    run = Run(small())
+    centers = run.train_centers[run._order_of(0)[:16]]
+    loss = run.task.loss(run.network(run.task.inputs(centers)), centers)
+    kernels = [p for p in run.network.parameters() if p.ndim > 1]
+    penalized = loss + 0.1 * torch.stack([kernel.square().sum() for kernel in kernels]).sum()
+    penalized.backward()  # type: ignore[no-untyped-call]
+    torch.optim.Adam(run.network.parameters(), lr=0.005, betas=(0.9, 0.99)).step()
+
+    assert_close(
+        after_one_step(0.1).network.state_dict(), run.network.state_dict(), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("decay", "rates"),
+    [("none", [1, 1, 1]), ("cosine", [1, 0.5, 0]), ("steps", [1, 0.01, 0.0001])],
+)
+def test_learning_rates_at_start_half_and_end(decay: str, rates: list[float]) -> None:
+    recipe = Recipe(learning_rate=1.0, decay=decay)  # type: ignore[arg-type]
+    assert [recipe.learning_rate_at(f) for f in (0.0, 0.5, 1.0)] == pytest.approx(rates)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"l2": -1.0}, "l2 not negative"),
+    ],
+)
+def test_recipes_out_of_range_are_refused(keywords: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**keywords)  # type: ignore[arg-type]
+
+
+# Settings
+
+
+@pytest.mark.parametrize("split", ["uniform", "quadrant"])
+@pytest.mark.parametrize("model", ["coordconv", "conv", "robust"])
+@pytest.mark.parametrize("task", ["classification", "rendering", "regression"])
+def test_the_shipped_settings_build_and_run(task: str, model: str, split: str) -> None:
+    settings = load_coordinate_settings(CONFIG, task, model, split)  # type: ignore[arg-type]
+    run = Run(replace(settings, training=replace(settings.training, max_seconds=1e-9)))
+    output = run.network(run.task.inputs(run.train_centers[:2]))
+    assert output.shape == ((2, 2) if task == "regression" else (2, 1, 64, 64))
+    assert settings.model == model
+
+
+def test_overrides_win_over_the_file_and_reach_the_network() -> None:
+    settings = load_coordinate_settings(
+        CONFIG,
+        "classification",
+        "conv",
+        "uniform",
+        (parse_override("network.kernel_size=4"), parse_override("training.epochs=7")),
+    )
+    assert settings.training.epochs == 7
+    assert count_parameters(build_network(settings)) == count_parameters(
+        DeconvPainter(64, settings.network.get("multiplier", 1), 4)
+    )
+
+
+def test_a_keyword_that_the_network_lacks_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"unknown key 'network\.kernel_size'"):
+        load_coordinate_settings(
+            None,
+            "classification",
+            "coordconv",
+            "uniform",
+            (parse_override("network.kernel_size=4"),),
+        )
+
+
+def test_a_table_of_no_task_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text("[classify.coordconv]\n")
+    with pytest.raises(SettingsError, match=r"expects tables .* got 'classify'"):
+        load_coordinate_settings(path, "classification", "coordconv", "uniform")
+
+
+# Analysis
+
+
+class Oracle(nn.Module):
+    """Knows the task: a high logit at the place, from places in [-1, 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        centers = ((x + 1) / 2 * (SMALL.size - 1)).round().long()
+        return 100 * one_hot_images(centers, SMALL)
+
+
+class Fixed(nn.Module):
+    """Always the same pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 100 * one_hot_images(torch.tensor([[3, 5]]).expand(len(x), 2), SMALL)
+
+
+def test_summed_probabilities_of_one_who_knows_are_the_places() -> None:
+    task, centers = Classification(SMALL), places(SMALL)[::3]
+
+    summed = analysis.summed_probabilities(Oracle(), task, centers)
+
+    assert_close(summed, one_hot_images(centers, SMALL).sum(dim=(0, 1)))
+    assert analysis.total_variation(summed, centers, SMALL) == pytest.approx(0, abs=1e-6)
+
+
+def test_total_variation_of_one_fixed_pixel_is_all_but_its_own_share() -> None:
+    task, centers = Classification(SMALL), places(SMALL)
+
+    summed = analysis.summed_probabilities(Fixed(), task, centers)
+
+    distance = analysis.total_variation(summed, centers, SMALL)
+    assert distance == pytest.approx(1 - 1 / len(centers), abs=1e-6)
+
+
+def test_equivariance_error_tells_one_who_knows_from_one_fixed_pixel() -> None:
+    task, centers = Classification(SMALL), places(SMALL)[:40]
+    errors = [analysis.equivariance_error(who, task, centers, 4) for who in (Oracle(), Fixed())]
+    assert errors == pytest.approx([0, 1], abs=1e-6)
+
+
+def test_equivariance_needs_room_for_the_shift() -> None:
+    with pytest.raises(ValueError, match="shift by 5 pixels must keep all places on the canvas"):
+        analysis.equivariance_error(Oracle(), Classification(SMALL), places(SMALL), 5)
+
+
+def test_neighbors_are_the_places_to_the_right() -> None:
+    logits = analysis.logits_of_neighbors(Oracle(), Classification(SMALL), torch.tensor([4, 7]))
+    assert logits.flatten(1).argmax(dim=1).tolist() == [7 * 16 + 4, 7 * 16 + 5, 7 * 16 + 6]
+
+
+def test_coordinate_norms_are_those_of_the_weights() -> None:
+    painter = CoordConvPainter(16)
+    with torch.no_grad():
+        weight = next(painter.parameters())
+        weight[:, :2], weight[:, 2:] = 2.0, -6.0
+    (norm,) = analysis.coordinate_norms(painter)
+    assert (norm.inputs, norm.coordinates, norm.ratio) == (2, 6, 3)
+    assert analysis.coordinate_norms(DeconvPainter(16)) == []
+
+
+@pytest.mark.parametrize("painter", [CoordConvPainter(16), DeconvPainter(16)])
+def test_features_are_what_the_last_layer_sees(painter: CoordConvPainter | DeconvPainter) -> None:
+    painter.eval()
+    x = torch.randn(3, 2)
+
+    features = painter.features(x)
+
+    last = painter.backbone[-1]
+    mirrored = isinstance(painter, DeconvPainter)
+    logits = last(features.flip(-2, -1)).flip(-2, -1) if mirrored else last(features)
+    assert_close(painter(x), logits)
+    thinned = analysis.last_features(painter, Classification(SMALL), places(SMALL)[:5])
+    assert thinned.shape == (5, features.shape[1] * 64)
+
+
+def test_principal_components_of_a_stretched_sheet_are_its_sides() -> None:
+    torch.manual_seed(0)
+    sheet = torch.rand(200, 2) * torch.tensor([10.0, 3.0])
+    rotation = torch.linalg.qr(torch.randn(5, 5)).Q[:2]
+
+    components = analysis.principal_components(sheet @ rotation)
+
+    for component, side in zip(components.T, sheet.T, strict=True):
+        correlation = torch.corrcoef(torch.stack([component, side]))[0, 1].abs()
+        assert correlation > 0.99
+
+
+def test_results_are_written_as_json() -> None:
+    result = Run(small(max_seconds=1e-9)).train()
+    read = json.loads(json.dumps(result.to_json()))
+    assert read["settings"]["canvas"] == {"size": 16, "square": 5}
+    assert read["curve"][0]["step"] == 1
