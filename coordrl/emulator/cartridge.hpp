@@ -5,8 +5,8 @@
 // touching "hot spots", addresses whose mere access selects a bank. The access itself already
 // reads from the new bank.
 //
-//     u8 byte = read_cartridge<Bank::kF8>(cartridge, machine, address, cycle);
-//     write_cartridge<Bank::kF8>(cartridge, machine, address, value, cycle);
+//     u8 byte = read_cartridge(cartridge, machine, address, frame_cycle);
+//     write_cartridge(cartridge, machine, address, value);
 //
 // Sources: K. Horton, "Cart Information" (size and banking of each scheme); US patent 4,644,495
 // (DPC).
@@ -56,36 +56,37 @@ struct Cartridge {
   Dpc dpc;
 };
 
-COORDRL_HD constexpr bool has_ram(Bank bank) { return bank == Bank::kF8SC || bank == Bank::kF6SC; }
-
-/// Where 4 KiB banks begin that a hot spot selects; others have nothing to switch there.
-COORDRL_HD constexpr i32 first_hot_spot(Bank bank) {
-  return bank == Bank::kF6 || bank == Bank::kF6SC                            ? 0xFF6
-         : bank == Bank::kF8 || bank == Bank::kF8SC || bank == Bank::kDPC ? 0xFF8
-         : bank == Bank::kE0                                                ? 0xFE0
-                                                                            : 0x1000;
-}
-COORDRL_HD constexpr i32 last_hot_spot(Bank bank) { return bank == Bank::kE0 ? 0xFF7 : 0xFF9; }
-
-/// The first addresses of the window are not ROM: RAM of SC, registers of the DPC.
-COORDRL_HD constexpr i32 first_rom_address(Bank bank) {
-  return has_ram(bank) ? 0x100 : bank == Bank::kDPC ? 0x80 : 0;
+COORDRL_HD COORDRL_INLINE bool has_ram(Bank bank) {
+  return bank == Bank::kF8SC || bank == Bank::kF6SC;
 }
 
-/// Addresses below `end_of_plain_rom` and from `first_rom_address` on have no side effects.
-COORDRL_HD constexpr i32 end_of_plain_rom(Bank bank) {
-  return bank == Bank::kDPC ? 0xFC0 : first_hot_spot(bank);
-}
+/// Addresses that are nothing but ROM: with the bits of the address that count, `count` of them from
+/// $1000 + `first` on.
+struct PlainRom {
+  u32 mask, first, count;
+};
 
-/// The ROM byte at an address, in the banks that are selected now.
-template <Bank kBank>
-COORDRL_HD COORDRL_INLINE u32 rom_offset(const Cartridge& cartridge, u16 address) {
-  if (kBank == Bank::k2K) return address & 0x7FF;
-  if (kBank == Bank::kFE) return (address & 0xFFF) + (address & 0x2000 ? 0 : 0x1000);
-  if (kBank == Bank::kE0) {
-    return u32(cartridge.slice[address >> 10 & 3]) << 10 | (address & 0x3FF);
+COORDRL_HD inline PlainRom plain_rom(Bank bank) {
+  switch (bank) {
+    case Bank::k2K: return {0x17FF, 0x000, 0x800};
+    case Bank::kF8: return {0x1FFF, 0x000, 0xFF8};
+    case Bank::kF6: return {0x1FFF, 0x000, 0xFF6};
+    case Bank::kF8SC: return {0x1FFF, 0x100, 0xEF8};  // RAM below
+    case Bank::kF6SC: return {0x1FFF, 0x100, 0xEF6};
+    case Bank::kE0: return {0x1FFF, 0x000, 0xFE0};
+    case Bank::kDPC: return {0x1FFF, 0x080, 0xF40};  // registers below; $1FC0-$1FFF clock it
+    default: return {0x1FFF, 0x000, 0x1000};
   }
-  return u32(cartridge.bank) << 12 | (address & 0xFFF);
+}
+
+/// Where in the ROM an address leads, in the banks that are selected now.
+COORDRL_HD COORDRL_INLINE u32 rom_offset(Bank bank, const Cartridge& cartridge, u16 address) {
+  switch (bank) {
+    case Bank::k2K: return address & 0x7FF;
+    case Bank::kE0: return u32(cartridge.slice[address >> 10 & 3]) << 10 | (address & 0x3FF);
+    case Bank::kFE: return (address & 0xFFF) + (address & 0x2000 ? 0 : 0x1000);
+    default: return u32(cartridge.bank) << 12 | (address & 0xFFF);
+  }
 }
 
 /// What RES does: bank switching returns to its first state; SC fills its RAM from the system's
@@ -104,15 +105,28 @@ COORDRL_HD inline void reset(Cartridge& cartridge, const Machine& machine, u32& 
   cartridge.dpc.music_fraction = 0;
 }
 
+/// Moves the origin of time `cycles` later.
+COORDRL_HD inline void rebase(Cartridge& cartridge, i32 cycles) {
+  cartridge.dpc.music_cycle = i32(u32(cartridge.dpc.music_cycle) - u32(cycles));
+}
+
 /// Selects the bank of a hot spot, if the address is one.
-template <Bank kBank>
-COORDRL_HD COORDRL_INLINE void touch_hot_spot(Cartridge& cartridge, u16 address) {
+COORDRL_HD inline void touch_hot_spot(Bank bank, Cartridge& cartridge, u16 address) {
   const i32 place = address & 0xFFF;
-  if (place < first_hot_spot(kBank) || place > last_hot_spot(kBank)) return;
-  if (kBank == Bank::kE0) {
-    cartridge.slice[(place - 0xFE0) >> 3] = place & 7;
-  } else {
-    cartridge.bank = u8(place - first_hot_spot(kBank));
+  switch (bank) {
+    case Bank::kF8:
+    case Bank::kF8SC:
+    case Bank::kDPC:
+      if (place == 0xFF8 || place == 0xFF9) cartridge.bank = u8(place - 0xFF8);
+      break;
+    case Bank::kF6:
+    case Bank::kF6SC:
+      if (place >= 0xFF6 && place <= 0xFF9) cartridge.bank = u8(place - 0xFF6);
+      break;
+    case Bank::kE0:
+      if (place >= 0xFE0 && place <= 0xFF7) cartridge.slice[(place - 0xFE0) >> 3] = place & 7;
+      break;
+    default: break;
   }
 }
 
@@ -206,30 +220,35 @@ COORDRL_HD COORDRL_NOINLINE inline void write_dpc(Dpc& dpc, u16 address, u8 valu
 
 // Accesses with address line 12 high. --------------------------------------------------------------
 
-template <Bank kBank>
-COORDRL_HD inline u8 read_cartridge(Cartridge& cartridge, const Machine& machine, u16 address,
-                                    i32 frame_cycle) {
+/// Whether an access clocks the DPC: its registers, and the 64 bytes around the hot spots.
+COORDRL_HD COORDRL_INLINE bool clocks_dpc(Bank bank, i32 place) {
+  return bank == Bank::kDPC && (place < 0x80 || place >= 0xFC0);
+}
+
+COORDRL_HD COORDRL_NOINLINE inline u8 read_cartridge(Cartridge& cartridge, const Machine& machine,
+                                                     u16 address, i32 frame_cycle) {
   const i32 place = address & 0xFFF;
-  if (kBank == Bank::kDPC && (place < 0x80 || place >= 0xFC0)) {
+  if (clocks_dpc(machine.bank, place)) {
     step_random(cartridge.dpc);
     if (place < 0x40) {
       return read_dpc(cartridge.dpc, machine.rom + 0x2000, address, frame_cycle);
     }
   }
-  if (has_ram(kBank) && place >= 0x80 && place < 0x100) return cartridge.ram[place & 0x7F];
-  touch_hot_spot<kBank>(cartridge, address);
-  return machine.rom[rom_offset<kBank>(cartridge, address)];
+  if (has_ram(machine.bank) && place >= 0x80 && place < 0x100) return cartridge.ram[place & 0x7F];
+  touch_hot_spot(machine.bank, cartridge, address);
+  return machine.rom[rom_offset(machine.bank, cartridge, address)];
 }
 
-template <Bank kBank>
-COORDRL_HD inline void write_cartridge(Cartridge& cartridge, u16 address, u8 value) {
+COORDRL_HD COORDRL_NOINLINE inline void write_cartridge(Cartridge& cartridge,
+                                                        const Machine& machine, u16 address,
+                                                        u8 value) {
   const i32 place = address & 0xFFF;
-  if (kBank == Bank::kDPC && (place < 0x80 || place >= 0xFC0)) {
+  if (clocks_dpc(machine.bank, place)) {
     step_random(cartridge.dpc);
     if (place >= 0x40 && place < 0x80) write_dpc(cartridge.dpc, address, value);
   }
-  if (has_ram(kBank) && place < 0x80) cartridge.ram[place] = value;
-  touch_hot_spot<kBank>(cartridge, address);
+  if (has_ram(machine.bank) && place < 0x80) cartridge.ram[place] = value;
+  touch_hot_spot(machine.bank, cartridge, address);
 }
 
 }  // namespace coordrl

@@ -45,43 +45,91 @@ struct Console {
 static_assert(__is_trivially_copyable(Console), "machines move between devices as bytes");
 static_assert(sizeof(Console) <= 700, "thousands of consoles fit into a cache");
 
-/// The board: what the 6507 is soldered to.
-template <Bank kBank>
-struct Board {
-  Console* console;
+/// The machine while it runs. One address reaches all of it.
+struct Running {
+  Beam beam;
+  Riot riot;
+  Cartridge cartridge;
+  Inputs inputs;
   const Machine* machine;
-  Beam* beam;
-  const u8* rom;  // the 4 KiB that are switched in; of E0 and FE, the whole ROM
-  u8* ram;
+  PlainRom plain;
+  bool jammed;
+  bool over;  // the frame has ended
+};
+
+/// Whether the paddle at INPTi has charged its capacitor.
+///
+/// The time is R C ln 2 or so; in the oracle 1.6 R times 10 nF, at 1.19 MHz, in doubles. It
+/// compares cycles as unsigned numbers, so that a release in an earlier frame, which lies at a
+/// negative cycle, counts as not reached.
+COORDRL_HD COORDRL_NOINLINE inline bool charged(const Tia& tia, i32 resistance, i32 cycle) {
+  if (resistance == 0) return true;
+  if (tia.dump) return false;
+  const f64 seconds = 1.6 * resistance * 0.01e-6;
+  const u32 needed = u32(tia.dump_release) + u32(i32(seconds * 1.19e6));
+  return u32(cycle - tia.start_cycle) > needed;
+}
+
+/// The TIA drives bits 7 and 6 only; the others keep what was on the bus.
+COORDRL_HD COORDRL_NOINLINE inline u8 read_tia(Running& running, u8 address, u8 floating,
+                                               i32 cycle) {
+  const u8 reg = address & 0x0F;
+  floating &= 0x3F;
+  if (reg < 8) return u8(read_collisions(running.beam, reg, cycle) | floating);
+  note(running.beam, 3 * cycle);
+  if (reg < 12) {
+    const i32 pin = reg - 8;
+    const Machine& machine = *running.machine;
+    const bool paddle = pin < 2 ? machine.left_paddles : machine.right_paddles;
+    const bool high = paddle && charged(running.beam.tia, running.inputs.paddle[pin], cycle);
+    return u8((high ? 0x80 : 0) | floating);
+  }
+  if (reg < 14) {
+    const bool pressed = running.inputs.fire >> (reg - 12) & 1;
+    return u8((pressed ? 0 : 0x80) | floating);
+  }
+  return floating;
+}
+
+/// The board: what the 6507 is soldered to.
+///
+/// kFlat: the cartridge shows one 4 KiB bank at a time, all of it ROM (2K, 4K, F8, F6).
+template <bool kFlat>
+struct Board {
+  Running* running;
+  const u8* rom;  // flat: the bank that is switched in
   i32 cycle;
   i32 limit;
 
-  COORDRL_HD COORDRL_INLINE i32 frame_cycle() const { return cycle - console->tia.start_cycle; }
+  COORDRL_HD COORDRL_INLINE i32 frame_cycle() const {
+    return cycle - running->beam.tia.start_cycle;
+  }
 
-  COORDRL_HD COORDRL_INLINE const u8* rom_pointer(u16 address) const {
-    if (kBank == Bank::kE0 || kBank == Bank::kFE) {
-      return rom + rom_offset<kBank>(console->cartridge, address);
-    }
-    return rom + (address & (kBank == Bank::k2K ? 0x7FF : 0xFFF));
+  /// An address as distance from the first one of the cartridge, mirror images put aside.
+  COORDRL_HD COORDRL_INLINE u32 place(u16 address) const {
+    return (address & running->plain.mask) - 0x1000;
+  }
+
+  COORDRL_HD COORDRL_INLINE bool is_plain(u32 at, u32 bytes) const {
+    const u32 first = kFlat ? 0 : running->plain.first;
+    return at - first < running->plain.count - (bytes - 1);
+  }
+
+  COORDRL_HD COORDRL_INLINE const u8* rom_byte(u32 at, u16 address) const {
+    return kFlat ? rom + at
+                 : rom + rom_offset(running->machine->bank, running->cartridge, address);
   }
 
   COORDRL_HD COORDRL_INLINE void refresh_rom() {
-    rom = machine->rom;
-    if (kBank != Bank::kE0 && kBank != Bank::kFE) {
-      rom += rom_offset<kBank>(console->cartridge, 0);
-    }
+    rom = running->machine->rom;
+    if (kFlat) rom += rom_offset(running->machine->bank, running->cartridge, 0);
   }
 
   /// Three bytes of plain ROM that lie in one bank. Four are loaded.
-  COORDRL_HD COORDRL_INLINE bool fetch(u16 pc, u32& code) const {
-    // A12 and, where the ROM is mirrored or sliced, the lines below that count a piece.
-    constexpr u32 kPiece = kBank == Bank::k2K ? 0x17FF : kBank == Bank::kE0 ? 0x13FF : 0x1FFF;
-    constexpr u32 kFirst = 0x1000 + first_rom_address(kBank);
-    constexpr u32 kEnd = kBank == Bank::k2K   ? 0x1800
-                         : kBank == Bank::kE0 ? 0x13E0
-                                              : 0x1000 + end_of_plain_rom(kBank);
-    if ((pc & kPiece) - kFirst > kEnd - kFirst - 4) return false;
-    const u8* bytes = rom_pointer(pc);
+  COORDRL_HD COORDRL_INLINE bool fetch(u32 at, u16 pc, u32& code) const {
+    if (!is_plain(at, 4)) return false;
+    if (!kFlat && (pc & 0x3FF) > 0x3FC) return false;  // the end of a slice
+    const u8* bytes = rom_byte(at, pc);
 #ifdef __CUDA_ARCH__
     code = bytes[0] | u32(bytes[1]) << 8 | u32(bytes[2]) << 16;
 #else
@@ -90,30 +138,30 @@ struct Board {
     return true;
   }
 
-  COORDRL_HD COORDRL_INLINE bool is_plain_rom(u16 address) const {
-    constexpr u32 kFirst = 0x1000 + first_rom_address(kBank);
-    constexpr u32 kEnd = 0x1000 + end_of_plain_rom(kBank);
-    return (address & 0x1FFF) - kFirst < kEnd - kFirst;
+  COORDRL_HD COORDRL_INLINE u8& ram(u8 address) const {
+    return running->riot.ram[address & 0x7F];
   }
 
   COORDRL_HD COORDRL_INLINE u8 read(u16 address, u8 floating) {
-    if (likely(is_plain_rom(address))) return *rom_pointer(address);
-    if ((address & 0x1280) == 0x0080) return ram[address & 0x7F];
+    const u32 at = place(address);
+    if (likely(is_plain(at, 1))) return *rom_byte(at, address);
+    if ((address & 0x1280) == 0x0080) return ram(u8(address));
     if (address & 0x1000) {
       const u8 value =
-          read_cartridge<kBank>(console->cartridge, *machine, address, frame_cycle());
+          read_cartridge(running->cartridge, *running->machine, address, frame_cycle());
       refresh_rom();
       return value;
     }
     if (address & 0x0080) {
-      return read_riot(console->riot, address, cycle, console->inputs.swcha, console->inputs.swchb);
+      return read_riot(running->riot, address, cycle, running->inputs.swcha,
+                       running->inputs.swchb);
     }
-    return read_tia(*console, *machine, *beam, u8(address), floating, cycle);
+    return read_tia(*running, u8(address), floating, cycle);
   }
 
   COORDRL_HD COORDRL_INLINE u8 read_zero_page(u8 address, u8 floating) {
-    if (address & 0x80) return ram[address & 0x7F];
-    return read_tia(*console, *machine, *beam, address, floating, cycle);
+    if (likely(address & 0x80)) return ram(address);
+    return read_tia(*running, address, floating, cycle);
   }
 
   COORDRL_HD COORDRL_INLINE u8 read_stack(u8 s, u8 floating) { return read_zero_page(s, floating); }
@@ -122,27 +170,27 @@ struct Board {
   COORDRL_HD COORDRL_INLINE void write_to_tia(u8 address, u8 value, bool first) {
     const u8 reg = address & 0x3F;
     if (reg == kWsync) {
-      beam->last_access = 3 * cycle;
-      if (cycle >= beam->limit) end_frame();
+      note(running->beam, 3 * cycle);
+      if (cycle >= running->beam.limit) end_frame();
       // "Halts microprocessor by clearing RDY latch to zero. RDY is set true again by the leading
       // edge of horizontal blank."
-      if (first) cycle = (cycle + kLineCycles - 1) / kLineCycles * kLineCycles;
+      if (first) cycle = i32(u32(cycle + kLineCycles - 1) / kLineCycles * kLineCycles);
       return;
     }
-    if (write_tia(*beam, reg, value, cycle)) end_frame();
+    if (unlikely(write_tia(running->beam, reg, value, cycle))) end_frame();
   }
 
   COORDRL_HD COORDRL_INLINE void write_zero_page(u8 address, u8 value) {
     if (address & 0x80) {
-      ram[address & 0x7F] = value;
+      ram(address) = value;
     } else {
       write_to_tia(address, value, true);
     }
   }
 
   COORDRL_HD COORDRL_INLINE void write_stack(u8 s, u8 value, bool first) {
-    if (s & 0x80) {
-      ram[s & 0x7F] = value;
+    if (likely(s & 0x80)) {
+      ram(s) = value;
     } else {
       write_to_tia(s, value, first);
     }
@@ -150,72 +198,37 @@ struct Board {
 
   COORDRL_HD COORDRL_INLINE void write(u16 address, u8 value) {
     if (address & 0x1000) {
-      if (is_plain_rom(address)) return;
-      write_cartridge<kBank>(console->cartridge, address, value);
+      if (is_plain(place(address), 1)) return;
+      write_cartridge(running->cartridge, *running->machine, address, value);
       refresh_rom();
     } else if (!(address & 0x0080)) {
       write_to_tia(u8(address), value, true);
     } else if (address & 0x0200) {
-      write_riot(console->riot, address, value, cycle);
+      write_riot(running->riot, address, value, cycle);
     } else {
-      ram[address & 0x7F] = value;
+      ram(u8(address)) = value;
     }
   }
 
   COORDRL_HD COORDRL_INLINE void end_frame() {
-    console->tia.partial = false;
+    running->over = true;
     limit = 0;
   }
 
   COORDRL_HD COORDRL_INLINE void jam() {
-    console->cpu.jammed = true;
+    running->jammed = true;
     limit = 0;
-  }
-
-  /// Whether the paddle at INPTi has charged its capacitor.
-  ///
-  /// The time is R C ln 2 or so; in the oracle 1.6 R times 10 nF, at 1.19 MHz, in doubles. It
-  /// compares cycles as unsigned numbers, so that a release in an earlier frame, which lies at a
-  /// negative cycle, counts as not reached.
-  COORDRL_HD COORDRL_NOINLINE static bool charged(const Tia& tia, i32 resistance, i32 cycle) {
-    if (resistance == 0) return true;
-    if (tia.dump) return false;
-    const f64 seconds = 1.6 * resistance * 0.01e-6;
-    const u32 needed = u32(tia.dump_release) + u32(i32(seconds * 1.19e6));
-    return u32(cycle - tia.start_cycle) > needed;
-  }
-
-  /// The TIA drives bits 7 and 6 only; the others keep what was on the bus.
-  COORDRL_HD COORDRL_NOINLINE static u8 read_tia(Console& console, const Machine& machine,
-                                                 Beam& beam, u8 address, u8 floating, i32 cycle) {
-    const u8 reg = address & 0x0F;
-    floating &= 0x3F;
-    beam.last_access = 3 * cycle;
-    if (reg < 8) return u8(read_collisions(beam, reg, cycle) | floating);
-    if (reg < 12) {
-      const i32 pin = reg - 8;
-      const bool paddle = pin < 2 ? machine.left_paddles : machine.right_paddles;
-      const bool high = paddle && charged(console.tia, console.inputs.paddle[pin], cycle);
-      return u8((high ? 0x80 : 0) | floating);
-    }
-    if (reg < 14) {
-      const bool pressed = console.inputs.fire >> (reg - 12) & 1;
-      return u8((pressed ? 0 : 0x80) | floating);
-    }
-    return floating;
   }
 };
 
 constexpr i32 kMaxInstructions = 25000;  // of one call; a frame that needs more goes on in the next
 
-template <Bank kBank>
-COORDRL_HD COORDRL_NOINLINE void run_instructions(Console& console, const Machine& machine,
-                                                  Beam& beam) {
-  Board<kBank> board{&console,         &machine,      &beam,           nullptr,
-                     console.riot.ram, console.cycle, kMaxInstructions};
+template <bool kFlat>
+COORDRL_HD COORDRL_NOINLINE void run_instructions(M6507& cpu, Running& running, i32& cycle) {
+  Board<kFlat> board{&running, nullptr, cycle, kMaxInstructions};
   board.refresh_rom();
-  execute(console.cpu, board);
-  console.cycle = board.cycle;
+  execute(cpu, board);
+  cycle = board.cycle;
 }
 
 /// RES: everything but the RAM and the inputs starts anew. Clears the pictures: the caller fills
@@ -228,14 +241,7 @@ COORDRL_HD inline void system_reset(Console& console, const Machine& machine) {
   u8 vector[2] = {};
   for (u16 i = 0; i < 2; ++i) {
     const u16 address = u16(0xFFFC + i);
-    u32 offset = 0;
-    switch (machine.bank) {
-      case Bank::k2K: offset = rom_offset<Bank::k2K>(console.cartridge, address); break;
-      case Bank::kE0: offset = rom_offset<Bank::kE0>(console.cartridge, address); break;
-      case Bank::kFE: offset = rom_offset<Bank::kFE>(console.cartridge, address); break;
-      default: offset = rom_offset<Bank::k4K>(console.cartridge, address); break;
-    }
-    vector[i] = machine.rom[offset];
+    vector[i] = machine.rom[rom_offset(machine.bank, console.cartridge, address)];
     // Both bytes lie in the page that clocks the DPC's shift register.
     if (machine.bank == Bank::kDPC) step_random(console.cartridge.dpc);
   }
@@ -254,36 +260,42 @@ COORDRL_HD inline void system_reset(Console& console, const Machine& machine) {
 /// then on the frames before, which must have been drawn too.
 template <bool kDraw>
 COORDRL_HD inline void run_frame(Console& console, const Machine& machine, u8* frame) {
-  Tia& tia = console.tia;
   const Window window{machine.first_line, machine.height, machine.pal, machine.hmove_blanks};
-  if (!tia.partial) {
-    const i32 passed = console.cycle - tia.start_cycle;
+  if (!console.tia.partial) {
     const i32 lines = console.cycle / kLineCycles * kLineCycles;
-    begin_frame(tia, window, console.cycle);
     rebase(console.riot, lines);
-    console.cartridge.dpc.music_cycle -= passed;
+    rebase(console.cartridge, console.cycle - console.tia.start_cycle);
+    begin_frame(console.tia, window, console.cycle);
     console.cycle -= lines;
   }
-  tia.partial = true;
-  Beam beam = sweep(tia, window, kDraw ? frame : nullptr);
   if (!console.cpu.jammed) {
-    switch (machine.bank) {
-      case Bank::k2K: run_instructions<Bank::k2K>(console, machine, beam); break;
-      case Bank::k4K: run_instructions<Bank::k4K>(console, machine, beam); break;
-      case Bank::kF8: run_instructions<Bank::kF8>(console, machine, beam); break;
-      case Bank::kF6: run_instructions<Bank::kF6>(console, machine, beam); break;
-      case Bank::kF8SC: run_instructions<Bank::kF8SC>(console, machine, beam); break;
-      case Bank::kF6SC: run_instructions<Bank::kF6SC>(console, machine, beam); break;
-      case Bank::kE0: run_instructions<Bank::kE0>(console, machine, beam); break;
-      case Bank::kFE: run_instructions<Bank::kFE>(console, machine, beam); break;
-      case Bank::kDPC: run_instructions<Bank::kDPC>(console, machine, beam); break;
+    Running running{Beam{console.tia, window, kDraw ? frame : nullptr},
+                    console.riot,
+                    console.cartridge,
+                    console.inputs,
+                    &machine,
+                    plain_rom(machine.bank),
+                    false,
+                    false};
+    sweep(running.beam);
+    const bool flat = machine.bank == Bank::k2K || machine.bank == Bank::k4K ||
+                      machine.bank == Bank::kF8 || machine.bank == Bank::kF6;
+    if (flat) {
+      run_instructions<true>(console.cpu, running, console.cycle);
+    } else {
+      run_instructions<false>(console.cpu, running, console.cycle);
     }
+    rest(running.beam);
+    console.tia = running.beam.tia;
+    console.riot = running.riot;
+    console.cartridge = running.cartridge;
+    console.cpu.jammed = running.jammed;
+    console.tia.partial = !running.over;
   }
-  rest(beam);
-  if (tia.partial) {
-    gray_rest(tia, window, console.cycle, kDraw ? frame : nullptr);
+  if (console.tia.partial) {
+    gray_rest(console.tia, window, console.cycle, kDraw ? frame : nullptr);
   } else {
-    tia.last_lines = u16(console.cycle / kLineCycles);
+    console.tia.last_lines = u16(console.cycle / kLineCycles);
   }
 }
 

@@ -8,7 +8,8 @@
 //
 //     i32 cycle;                                     // CPU cycles, counted up by the chip
 //     i32 limit;                                     // instructions left; 0 stops the chip
-//     bool fetch(u16 pc, u32& code);                 // three bytes at once, where that is exact
+//     u32 place(u16 pc);                             // where code is; a multiple of 256 below pc
+//     bool fetch(u32 at, u16 pc, u32& code);         // three bytes at once, where that is exact
 //     u8 read(u16 address, u8 floating);             // `floating`: what undriven data lines show
 //     u8 read_zero_page(u8 address, u8 floating);
 //     void write(u16 address, u8 value);
@@ -133,15 +134,16 @@ COORDRL_HD inline i32 instruction_length(u8 opcode) {
 template <typename Bus>
 struct Processor {
   Bus bus;
-  u32 code = 0;  // opcode and operand, lowest byte first
-  u32 nz = 0;    // Z: bits 0-7 are all 0; N: bit 7 or bit 8 is set
-  u16 pc = 0;
+  u32 code = 0;    // opcode and operand, lowest byte first
+  u32 nz = 0;      // Z: bits 0-7 are all 0; N: bit 7 or bit 8 is set
+  u32 at = 0;      // the program counter as the bus counts ...
+  u32 origin = 0;  // ... and what is missing to PC
   u8 a = 0, x = 0, y = 0, s = 0;
   bool carry = false, overflow = false, decimal = false, interrupt = false;
   u8 data_bus = 0;
 
   COORDRL_HD COORDRL_INLINE void unpack(const M6507& cpu) {
-    pc = cpu.pc;
+    go_to(cpu.pc);
     a = cpu.a;
     x = cpu.x;
     y = cpu.y;
@@ -151,7 +153,7 @@ struct Processor {
   }
 
   COORDRL_HD COORDRL_INLINE void pack(M6507& cpu) const {
-    cpu.pc = pc;
+    cpu.pc = pc();
     cpu.a = a;
     cpu.x = x;
     cpu.y = y;
@@ -177,6 +179,13 @@ struct Processor {
   COORDRL_HD COORDRL_INLINE bool negative() const { return nz & 0x180; }
   COORDRL_HD COORDRL_INLINE bool zero() const { return u8(nz) == 0; }
 
+  COORDRL_HD COORDRL_INLINE u16 pc() const { return u16(origin + at); }
+
+  COORDRL_HD COORDRL_INLINE void go_to(u16 pc) {
+    at = bus.place(pc);
+    origin = pc - at;
+  }
+
   // The bytes after the opcode. ------------------------------------------------------------------
 
   COORDRL_HD COORDRL_INLINE u8 operand() const { return u8(code >> 8); }
@@ -198,7 +207,7 @@ struct Processor {
   // Where the operand is. Each advances PC and clock. ---------------------------------------------
 
   COORDRL_HD COORDRL_INLINE void step(i32 length, i32 cycles) {
-    pc = u16(pc + length);
+    at += u32(length);
     bus.cycle += cycles;
   }
 
@@ -412,14 +421,14 @@ struct Processor {
   COORDRL_HD COORDRL_INLINE void branch(bool taken) {
     step(2, 2);
     if (taken) {
-      const u16 target = u16(pc + i8(operand()));
-      bus.cycle += (target ^ pc) > 0xFF ? 2 : 1;
-      pc = target;
+      const u32 target = at + u32(i32(i8(operand())));
+      bus.cycle += (target ^ at) > 0xFF ? 2 : 1;
+      at = target;
     }
   }
   COORDRL_HD COORDRL_INLINE void jump(u8 low, u8 high) {
     data_bus = high;
-    pc = u16(low | high << 8);
+    go_to(u16(low | high << 8));
   }
   COORDRL_HD COORDRL_INLINE void jump_indirect() {
     const u16 address = absolute(5);
@@ -429,17 +438,17 @@ struct Processor {
   }
   COORDRL_HD COORDRL_INLINE void jsr() {
     step(2, 6);  // the address pushed is that of the operand's high byte
-    push(u8(pc >> 8), true);
-    push(u8(pc), false);
+    push(u8(pc() >> 8), true);
+    push(u8(pc()), false);
     jump(operand(), operand_high());
   }
   COORDRL_HD COORDRL_INLINE void rts() {
     bus.cycle += 6;
     const u8 low = pull(peek_stack());
     const u8 high = pull(low);
-    pc = u16(low | high << 8);
-    data_bus = bus.read(pc, high);
-    pc = u16(pc + 1);
+    const u16 last = u16(low | high << 8);
+    data_bus = bus.read(last, high);
+    go_to(u16(last + 1));
   }
   COORDRL_HD COORDRL_INLINE void rti() {
     bus.cycle += 6;
@@ -450,8 +459,8 @@ struct Processor {
   }
   COORDRL_HD COORDRL_INLINE void brk() {
     step(2, 7);
-    push(u8(pc >> 8), true);
-    push(u8(pc), false);
+    push(u8(pc() >> 8), true);
+    push(u8(pc()), false);
     push(status(), false);
     interrupt = true;
     const u8 low = bus.read(0xFFFE, 0);
@@ -739,13 +748,16 @@ COORDRL_HD COORDRL_INLINE void execute(M6507& cpu, Bus& bus) {
   processor.unpack(cpu);
   while (processor.bus.limit != 0) {
     --processor.bus.limit;
-    if (unlikely(!processor.bus.fetch(processor.pc, processor.code))) {
-      // By value: a register whose address is known to a function is not kept in a register.
-      Bus slow = processor.bus;
-      u8 data_bus = processor.data_bus;
-      processor.code = Processor<Bus>::fetch_slowly(slow, processor.pc, data_bus);
-      processor.data_bus = data_bus;
-      processor.bus = slow;
+    if (unlikely(!processor.bus.fetch(processor.at, processor.pc(), processor.code))) {
+      processor.go_to(processor.pc());  // the program ran from one mirror image into the next
+      if (!processor.bus.fetch(processor.at, processor.pc(), processor.code)) {
+        // By value: what has an address is not kept in a register.
+        Bus slow = processor.bus;
+        u8 data_bus = processor.data_bus;
+        processor.code = Processor<Bus>::fetch_slowly(slow, processor.pc(), data_bus);
+        processor.data_bus = data_bus;
+        processor.bus = slow;
+      }
     }
     processor.decode();
   }

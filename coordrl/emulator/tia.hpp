@@ -6,10 +6,12 @@
 // keeps its look for a whole line is one mask of 160 bits, and only a change in the visible part of
 // a line splits it.
 //
-//     Beam beam = sweep(tia, window, frame);         // frame: nullptr to draw nothing
-//     write_tia(beam, address, value, cycle);        // true when this ends the frame
-//     read_collisions(beam, address, cycle);
-//     rest(beam);                                    // draw what is due and put the beam down
+//     Beam beam{tia, window, frame};                 // frame: nullptr to draw nothing
+//     sweep(beam);                                   // take up where the last call ended
+//     write_tia(beam, reg, value, cycle);            // true when this ends the frame
+//     read_collisions(beam, reg, cycle);
+//     rest(beam);                                    // draw what is due
+//     tia = beam.tia;
 //
 // `cycle` counts CPU cycles since the start of the scanline in which the frame began, so that
 // cycle / 76 is the scanline and cycle % 76 the place on it.
@@ -258,36 +260,39 @@ COORDRL_HD inline bool playfield_alone(const Tia& tia) {
 
 constexpr i32 kNever = 0x40000000;  // a color clock that no frame reaches
 
-/// The line being drawn. Lives for one call of `run_frame`; between calls `Tia` says it all.
+/// The TIA at work on a line. Lives for one call of `run_frame`; between calls `Tia` says it all.
 struct Beam {
-  Tia& tia;
-  const Window& window;
-  u8* frame;       // window.height rows of 160 color indices; nullptr: draw nothing
+  Tia tia;
+  Window window;
+  u8* frame;            // window.height rows of 160 color indices; nullptr: draw nothing
 
-  i32 now = 0;         // color clock that the chip has reached; what is drawn may lag behind
-  i32 line = 0;        // color clock where the line begins; kNever outside the window
-  i32 line_end = 0;    // a later clock makes the beam leave the line
-  i32 stop = 0;        // color clock where the window ends
-  i32 last_access = 0; // color clock of the last read, or write that changed nothing
-  i32 limit = 0;       // cycle at which a write to the TIA ends the frame for want of VSYNC
-  bool started = false;  // the beam has reached the window
+  i32 now = 0;          // color clock up to which registers have been used
+  i32 last_access = 0;  // color clock of the last read, or write that changed nothing to be seen
+  i32 line = kNever;    // color clock where the line begins; kNever outside the window
+  i32 line_end = 0;     // a later clock makes the beam leave the line
+  i32 stop = 0;         // color clock where the window ends
+  i32 limit = 0;        // cycle at which a write to the TIA ends the frame for want of VSYNC
+  bool started = false; // the beam has reached the window
   bool last_line = false;
 
   // An object's picture on this line: what it was up to the pixel `since`, and what it is from
-  // there on. `touched` has a bit for each object that changed in the visible part of the line.
+  // there on. A bit for each object says
+  u8 touched = 0;       // that it changed in the visible part of the line: past[] and since[] count
+  u8 stale = 0;         // that present[] is older than the registers
+  u8 filled = 0;        // that present[] has pixels
   Line past[kNumObjects] = {};
   Line present[kNumObjects] = {};
   i32 since[kNumObjects] = {};
-  u8 touched = 0;
-  u8 stale = 0;        // present[] is older than the registers
-  bool blank_touched = false;
-  Line blank = {};      // pixels under VBLANK so far
-  i32 blank_since = 0;
 
-  i32 painted = 0;     // pixels of this line in the frame
-  i32 collided = 0;    // pixels of this line whose collisions are latched, or were cleared
-  bool hmove_here = false; // the left border of this line is black
-  bool hmove_late = false; // ... and of the next one too
+  bool blank_touched = false;  // VBLANK changed in the visible part of the line, and so ...
+  Line blank = {};             // ... these pixels are dark ...
+  i32 blank_since = 0;         // ... and from here on VBLANK tells
+
+  bool changed = true;      // the line may look or collide unlike the one before
+  i32 painted = 0;          // pixels of this line in the frame
+  i32 collided = 0;         // pixels of this line whose collisions are latched, or were cleared
+  bool hmove_here = false;  // the left border of this line is black
+  bool hmove_late = false;  // ... and of the next one too
 };
 
 /// The pixel at which a change made now shows; at most 160, below 1 for the whole line.
@@ -297,26 +302,31 @@ COORDRL_HD COORDRL_INLINE i32 pixel(const Beam& beam) {
 }
 
 COORDRL_HD COORDRL_INLINE const Line& present_mask(Beam& beam, i32 object) {
-  if (beam.stale >> object & 1) {
+  const u8 bit = u8(1 << object);
+  if (beam.stale & bit) {
     beam.present[object] = mask_of(beam.tia, object);
-    beam.stale &= u8(~(1 << object));
+    beam.stale &= u8(~bit);
+    beam.filled = u8((beam.filled & ~bit) | (any(beam.present[object]) ? bit : 0));
   }
   return beam.present[object];
+}
+
+/// Keeps what an object has drawn on this line so far.
+COORDRL_HD COORDRL_NOINLINE inline void keep_past(Beam& beam, i32 object, i32 x) {
+  const u8 bit = u8(1 << object);
+  const bool before = beam.touched & bit;
+  const Line part = present_mask(beam, object) & span(before ? beam.since[object] : 0, x);
+  beam.past[object] = before ? beam.past[object] | part : part;
+  beam.since[object] = x;
+  beam.touched |= bit;
 }
 
 /// Announces that an object's look changes at this moment; call before the registers change.
 COORDRL_HD COORDRL_INLINE void touch(Beam& beam, i32 object) {
   const i32 x = pixel(beam);
-  if (x > 0) {
-    const u8 bit = u8(1 << object);
-    const bool before = beam.touched & bit;
-    const i32 since = before ? beam.since[object] : 0;
-    const Line part = present_mask(beam, object) & span(since, x);
-    beam.past[object] = before ? beam.past[object] | part : part;
-    beam.since[object] = x;
-    beam.touched |= bit;
-  }
+  if (x > 0) keep_past(beam, object, x);
   beam.stale |= u8(1 << object);
+  beam.changed = true;
 }
 
 /// An object's picture on this line if nothing more changes.
@@ -333,6 +343,73 @@ COORDRL_HD COORDRL_INLINE Line blanked(const Beam& beam) {
   return dark;
 }
 
+COORDRL_HD COORDRL_INLINE bool may_be_blanked(const Beam& beam) {
+  return beam.blank_touched || (beam.tia.vblank & 2);
+}
+
+// Collisions. --------------------------------------------------------------------------------------
+
+/// The two objects of a collision latch, numbered as in Tia::collisions. There is no latch 12.
+struct Pair {
+  u8 a, b;
+};
+
+COORDRL_HD COORDRL_INLINE constexpr Pair pair_of_latch(i32 latch) {
+  // A digit for each latch, from the right: CXM0P bit 6, bit 7, CXM1P bit 6, ... CXPPMM bit 7.
+  constexpr u64 kA = 0x0240332211003322;
+  constexpr u64 kB = 0x1350545454540110;
+  static_assert(kP0 == 0 && kP1 == 1 && kM0 == 2 && kM1 == 3 && kBall == 4 && kPlayfield == 5,
+                "the digits are Object");
+  return {u8(kA >> (4 * latch) & 15), u8(kB >> (4 * latch) & 15)};
+}
+
+/// For each set of objects, the latches whose two objects are both in it.
+struct LatchTable {
+  u16 of[1 << kNumObjects];
+
+  COORDRL_HD constexpr LatchTable() : of{} {
+    for (i32 set = 0; set < 1 << kNumObjects; ++set) {
+      for (i32 latch = 0; latch < 16; ++latch) {
+        const Pair pair = pair_of_latch(latch);
+        if (latch != 12 && (set >> pair.a & 1) && (set >> pair.b & 1)) of[set] |= 1 << latch;
+      }
+    }
+  }
+};
+
+/// Latches that may be set on this line and are not yet.
+COORDRL_HD COORDRL_INLINE u32 open_latches(const Beam& beam) {
+  static constexpr LatchTable kLatches;
+  return kLatches.of[beam.filled | beam.stale | beam.touched] & ~u32(beam.tia.collisions);
+}
+
+/// Sets those of `latches` whose objects meet in the pixels first <= x < last of the line.
+COORDRL_HD COORDRL_NOINLINE inline void latch_collisions(Beam& beam, u32 latches, i32 first,
+                                                         i32 last) {
+  const bool whole = first <= 0 && last >= kWidth && !may_be_blanked(beam);
+  const Line lit = whole ? Line{} : span(first, last) & ~blanked(beam);
+  Line seen[kNumObjects];
+  u32 known = 0;
+  for (; latches != 0; latches &= latches - 1) {
+    const i32 latch = lowest_bit(latches);
+    const Pair pair = pair_of_latch(latch);
+    if (!(known >> pair.a & 1)) seen[pair.a] = picture(beam, pair.a);
+    if (!(known >> pair.b & 1)) seen[pair.b] = picture(beam, pair.b);
+    known |= 1u << pair.a | 1u << pair.b;
+    const Line both = seen[pair.a] & seen[pair.b];
+    if (any(whole ? both : both & lit)) beam.tia.collisions |= u16(1 << latch);
+  }
+}
+
+/// Latches the collisions of the pixels below `last` of the line.
+COORDRL_HD COORDRL_INLINE void collide(Beam& beam, i32 last) {
+  const u32 latches = open_latches(beam);
+  if (latches != 0 && beam.collided < last) latch_collisions(beam, latches, beam.collided, last);
+  beam.collided = last;
+}
+
+// Pixels. ------------------------------------------------------------------------------------------
+
 /// Eight pixels as eight bytes: 0xFF where the bit is set.
 COORDRL_HD COORDRL_INLINE u64 byte_mask(u64 bits) {
   const u64 spread = (bits * 0x0101010101010101ULL) & 0x8040201008040201ULL;
@@ -341,93 +418,117 @@ COORDRL_HD COORDRL_INLINE u64 byte_mask(u64 bits) {
 
 COORDRL_HD COORDRL_INLINE u64 eight(u8 color) { return color * 0x0101010101010101ULL; }
 
-COORDRL_HD inline void paint(u8* row, const Line& mask, u8 color) {
+/// Paints the pixels of a mask.
+COORDRL_HD COORDRL_INLINE void paint(u8* row, const Line& mask, u8 color) {
   const u64 colors = eight(color);
   for (i32 w = 0; w < 3; ++w) {
     u64 word = mask.word[w];
-    for (u8* pixels = row + 64 * w; word != 0; word >>= 8, pixels += 8) {
-      if (!(word & 0xFF)) continue;
-      const u64 covered = byte_mask(word & 0xFF);
+    while (word != 0) {
+      const i32 shift = lowest_bit(word) & ~7;
+      u8* pixels = row + 64 * w + shift;
+      const u64 covered = byte_mask(word >> shift & 0xFF);
       store8(pixels, (load8(pixels) & ~covered) | (colors & covered));
+      word &= ~(u64{0xFF} << shift);
     }
   }
+}
+
+/// Paints a whole line in two colors.
+COORDRL_HD COORDRL_INLINE void paint_two(u8* row, const Line& mask, u8 fore, u8 back) {
+  const u64 backs = eight(back);
+  const u64 change = eight(fore) ^ backs;
+  for (i32 i = 0; i < kWidth / 8; ++i) {
+    const u64 bits = mask.word[i / 8] >> (8 * (i % 8)) & 0xFF;
+    store8(row + 8 * i, backs ^ (byte_mask(bits) & change));
+  }
+}
+
+COORDRL_HD COORDRL_INLINE void paint_one(u8* row, u8 color) {
+  for (i32 i = 0; i < kWidth / 8; ++i) store8(row + 8 * i, eight(color));
+}
+
+/// The frame's row of this line, or nullptr below the picture.
+COORDRL_HD COORDRL_INLINE u8* row_of(const Beam& beam) {
+  const i32 row = (beam.line - beam.tia.first_clock) / kLineClocks;
+  return row < beam.window.height ? beam.frame + row * kWidth : nullptr;
 }
 
 /// Paints the pixels painted <= x < last of the line, farthest layer first.
 COORDRL_HD COORDRL_NOINLINE inline void paint_line(Beam& beam, i32 last) {
   const Tia& tia = beam.tia;
-  const i32 row_index = (beam.line - tia.first_clock) / kLineClocks;
   const i32 first = beam.painted;
   beam.painted = last;
-  if (row_index >= beam.window.height || first >= last) return;
-  u8* row = beam.frame + row_index * kWidth;
+  u8* row = row_of(beam);
+  if (row == nullptr || first >= last) return;
+  const bool whole = first <= 0 && last >= kWidth;
   const Line here = span(first, last);
+  if (whole && !beam.blank_touched && (tia.vblank & 2)) {
+    paint_one(row, 0);
+    return;
+  }
   const u8 fore = tia.color[2];
+  const u8 back = tia.color[3];
   const u8 priority = tia.ctrlpf & (kScore | kPriority);
+  // What this set leaves out has no pixels.
+  for (u8 set = beam.stale; set != 0; set &= u8(set - 1)) present_mask(beam, lowest_bit(set));
+  const u8 set = beam.filled | beam.touched;
 
-  paint(row, here, tia.color[3]);
-  const Line playfield = picture(beam, kPlayfield) & here;
-  const Line ball = picture(beam, kBall) & here;
-  const Line p0 = (picture(beam, kP0) | picture(beam, kM0)) & here;
-  const Line p1 = (picture(beam, kP1) | picture(beam, kM1)) & here;
-  if (priority & kPriority) {
-    paint(row, p1, tia.color[1]);
-    paint(row, p0, tia.color[0]);
-    paint(row, ball, fore);
-    if (!(priority & kScore) || !playfield_alone(tia)) {
-      paint(row, playfield, fore);
+  Line playfield{}, ball{}, p0{}, p1{};
+  if (set >> kPlayfield & 1) playfield = picture(beam, kPlayfield) & here;
+  if (set >> kBall & 1) ball = picture(beam, kBall) & here;
+  if (set >> kP0 & 1) p0 = picture(beam, kP0) & here;
+  if (set >> kM0 & 1) p0 = p0 | (picture(beam, kM0) & here);
+  if (set >> kP1 & 1) p1 = picture(beam, kP1) & here;
+  if (set >> kM1 & 1) p1 = p1 | (picture(beam, kM1) & here);
+
+  if (priority == 0) {
+    const Line far = playfield | ball;
+    if (!whole) {
+      paint(row, here, back);
+      paint(row, far, fore);
+    } else if (any(far)) {
+      paint_two(row, far, fore, back);
     } else {
-      paint(row, playfield & span(0, 80), tia.color[0]);
-      paint(row, playfield & span(80, 160), tia.color[1]);
+      paint_one(row, back);
     }
-  } else if (priority & kScore) {
-    paint(row, ball, fore);
-    paint(row, playfield & span(80, 160), tia.color[1]);
     paint(row, p1, tia.color[1]);
-    paint(row, playfield & span(0, 80), tia.color[0]);
     paint(row, p0, tia.color[0]);
   } else {
-    paint(row, ball | playfield, fore);
-    paint(row, p1, tia.color[1]);
-    paint(row, p0, tia.color[0]);
+    if (whole) {
+      paint_one(row, back);
+    } else {
+      paint(row, here, back);
+    }
+    const Line left = playfield & span(0, 80);
+    const Line right = playfield & span(80, kWidth);
+    if (priority & kPriority) {
+      const bool players_colors = (priority & kScore) && playfield_alone(tia);
+      paint(row, p1, tia.color[1]);
+      paint(row, p0, tia.color[0]);
+      paint(row, ball, fore);
+      paint(row, left, players_colors ? tia.color[0] : fore);
+      paint(row, right, players_colors ? tia.color[1] : fore);
+    } else {
+      paint(row, ball, fore);
+      paint(row, right, tia.color[1]);
+      paint(row, p1, tia.color[1]);
+      paint(row, left, tia.color[0]);
+      paint(row, p0, tia.color[0]);
+    }
   }
-  paint(row, blanked(beam) & here, 0);
+  if (may_be_blanked(beam)) paint(row, blanked(beam) & here, 0);
   if (beam.hmove_here && first < 8) paint(row, span(first, 8), 0);
 }
 
-/// Latches the collisions of the pixels collided <= x < last of the line.
-COORDRL_HD COORDRL_NOINLINE inline void latch_collisions(Beam& beam, i32 last) {
-  Tia& tia = beam.tia;
-  const i32 first = beam.collided;
-  beam.collided = last;
-  if (first >= last) return;
-  Line seen[kNumObjects];
-  const Line lit = span(first, last) & ~blanked(beam);
-  u32 present = 0;
-  for (i32 object = 0; object < kNumObjects; ++object) {
-    seen[object] = picture(beam, object) & lit;
-    if (any(seen[object])) present |= 1u << object;
-  }
-  if ((present & (present - 1)) == 0) return;  // it takes two
-
-  // In the order of the read registers, the pair of bit 6 before that of bit 7.
-  constexpr u8 kPairs[16][2] = {
-      {kM0, kP0}, {kM0, kP1}, {kM1, kP1}, {kM1, kP0}, {kP0, kBall}, {kP0, kPlayfield},
-      {kP1, kBall}, {kP1, kPlayfield}, {kM0, kBall}, {kM0, kPlayfield}, {kM1, kBall},
-      {kM1, kPlayfield}, {kBall, kBall}, {kBall, kPlayfield}, {kM0, kM1}, {kP0, kP1}};
-  for (i32 pair = 0; pair < 16; ++pair) {
-    if (pair == 12 || tia.collisions >> pair & 1) continue;
-    const i32 a = kPairs[pair][0], b = kPairs[pair][1];
-    if (any(seen[a] & seen[b])) tia.collisions |= u16(1 << pair);
-  }
+/// Announces a change of a color or of the layers' order.
+COORDRL_HD COORDRL_INLINE void touch_colors(Beam& beam) {
+  beam.changed = true;
+  if (beam.frame == nullptr) return;
+  const i32 x = pixel(beam);
+  if (x > beam.painted) paint_line(beam, x);
 }
 
-/// Makes objects, collisions and picture final for the pixels below `last`.
-COORDRL_HD COORDRL_INLINE void settle(Beam& beam, i32 last) {
-  if (last <= 0) return;
-  latch_collisions(beam, last);
-  if (beam.frame != nullptr) paint_line(beam, last);
-}
+// From line to line. -------------------------------------------------------------------------------
 
 /// "Cosmic Ark" star field: a late change of HMM0 during HMOVE leaves missile 0 moving, by amounts
 /// that repeat every four lines.
@@ -442,7 +543,7 @@ COORDRL_HD inline void step_star_field(Beam& beam) {
   tia.star_look = tia.star_step == 1 || tia.star_step == 2 ? tia.star_step : 0;
 }
 
-COORDRL_HD inline void begin_line(Beam& beam, i32 line) {
+COORDRL_HD COORDRL_INLINE void begin_line(Beam& beam, i32 line) {
   beam.line = line;
   beam.last_line = line + kLineClocks >= beam.stop;
   // The last line is left when its end is reached, the others when it is passed.
@@ -455,10 +556,28 @@ COORDRL_HD inline void begin_line(Beam& beam, i32 line) {
   beam.hmove_late = false;
 }
 
+/// Collisions and pixels of a line that is over.
+COORDRL_HD COORDRL_INLINE void complete_line(Beam& beam) {
+  if (!beam.changed && !beam.hmove_here) {
+    // As the line above, which left no latch open that this one could set.
+    if (beam.frame == nullptr) return;
+    u8* row = row_of(beam);
+    if (row == nullptr) return;
+    for (i32 i = 0; i < kWidth; i += 8) store8(row + i, load8(row + i - kWidth));
+    return;
+  }
+  const bool from_start = beam.painted <= 0 && beam.collided <= 0;
+  collide(beam, kWidth);
+  const bool uniform =
+      beam.touched == 0 && !beam.blank_touched && !beam.hmove_here && from_start;
+  if (beam.frame != nullptr) paint_line(beam, kWidth);
+  beam.changed = !uniform;
+}
+
 /// What the chip does when the beam passes the end of a line.
 COORDRL_HD inline void end_line(Beam& beam) {
   Tia& tia = beam.tia;
-  settle(beam, kWidth);
+  complete_line(beam);
   tia.hmove_blank = beam.hmove_late || (tia.hmove_blank && !beam.hmove_here);
   if (beam.last_line) {
     beam.line = kNever;
@@ -468,12 +587,12 @@ COORDRL_HD inline void end_line(Beam& beam) {
   begin_line(beam, beam.line + kLineClocks);
   if (tia.reflected != bool(tia.ctrlpf & kReflect)) {
     tia.reflected = tia.ctrlpf & kReflect;
-    beam.stale |= 1 << kPlayfield;
+    touch(beam, kPlayfield);
   }
   for (i32 player = 0; player < 2; ++player) {
     if (tia.first_copy_hidden[player]) {
       tia.first_copy_hidden[player] = false;
-      beam.stale |= u8(1 << (kP0 + player));
+      touch(beam, kP0 + player);
     }
   }
   if (tia.star_field) step_star_field(beam);
@@ -488,51 +607,58 @@ COORDRL_HD COORDRL_NOINLINE inline void advance_lines(Beam& beam, i32 clock) {
   while (clock > beam.line_end) end_line(beam);
 }
 
+/// Uses the registers as they are up to a color clock. Time never runs back: of two writes in one
+/// cycle the first may have the longer delay.
 COORDRL_HD COORDRL_INLINE void advance(Beam& beam, i32 clock) {
+  if (clock < beam.last_access) clock = beam.last_access;
   if (clock <= beam.now) return;
   if (clock > beam.line_end) advance_lines(beam, clock);
   beam.now = clock;
 }
 
+/// An access that needs no drawing, but up to which the picture is drawn if none follows.
+COORDRL_HD COORDRL_INLINE void note(Beam& beam, i32 clock) {
+  if (clock > beam.last_access) beam.last_access = clock;
+}
+
 /// Puts the beam where the last call left it, or at the start of a frame.
-COORDRL_HD inline Beam sweep(Tia& tia, const Window& window, u8* frame) {
-  Beam beam{tia, window, frame};
+COORDRL_HD inline void sweep(Beam& beam) {
+  const Tia& tia = beam.tia;
+  const Window& window = beam.window;
   beam.stop = (window.first_line + window.height) * kLineClocks;
   beam.limit = (window.pal ? 343 : 291) * kLineCycles;
   beam.now = tia.drawn;
   beam.last_access = tia.drawn;
   beam.stale = (1 << kNumObjects) - 1;
+  beam.line = kNever;
   if (tia.drawn <= tia.first_clock) {
-    beam.line = kNever;
     beam.line_end = window.first_line * kLineClocks - 1;
-  } else if (tia.drawn >= beam.stop) {
-    beam.started = true;
-    beam.line = kNever;
-    beam.line_end = kNever;
-  } else {
-    // At a line's very end the beam has not passed it.
-    const i32 into_line = (tia.drawn - tia.first_clock - 1) % kLineClocks + 1;
-    beam.started = true;
-    begin_line(beam, tia.drawn - into_line);
-    beam.painted = pixel(beam);
-    beam.collided = pixel(beam);
-    beam.hmove_here = tia.hmove_blank && into_line < kBlankClocks + 8;
+    return;
   }
-  return beam;
+  beam.started = true;
+  beam.line_end = kNever;
+  if (tia.drawn >= beam.stop) return;
+  // At a line's very end the beam has not passed it.
+  const i32 into_line = (tia.drawn - tia.first_clock - 1) % kLineClocks + 1;
+  begin_line(beam, tia.drawn - into_line);
+  beam.painted = pixel(beam);
+  beam.collided = pixel(beam);
+  beam.hmove_here = tia.hmove_blank && into_line < kBlankClocks + 8;
 }
 
 /// Draws up to the last access and hands the beam's place back.
 COORDRL_HD inline void rest(Beam& beam) {
   Tia& tia = beam.tia;
   advance(beam, beam.last_access);
-  if (beam.line != kNever) {
-    settle(beam, pixel(beam));
-    if (beam.hmove_here && beam.now >= beam.line + kBlankClocks + 8) {
-      tia.hmove_blank = beam.hmove_late;
-    }
+  const i32 x = pixel(beam);
+  if (x > 0) {
+    collide(beam, x);
+    if (beam.frame != nullptr) paint_line(beam, x);
   }
-  tia.drawn = beam.now < beam.stop ? beam.now : beam.stop;
-  if (!beam.started) tia.drawn = tia.first_clock;
+  if (beam.hmove_here && beam.now >= beam.line + kBlankClocks + 8) {
+    tia.hmove_blank = beam.hmove_late;
+  }
+  tia.drawn = !beam.started ? tia.first_clock : beam.now < beam.stop ? beam.now : beam.stop;
   tia.incomplete = tia.drawn < beam.stop;
 }
 
@@ -545,91 +671,150 @@ enum WriteRegister : u8 {
   kVdelp0, kVdelp1, kVdelbl, kResmp0, kResmp1, kHmove, kHmclr, kCxclr,
 };
 
-/// Color clocks from a write to its effect.
-COORDRL_HD COORDRL_INLINE i32 write_delay(u8 reg, i32 cycle) {
-  switch (reg) {
-    case kVblank:
-    case kRefp0:
-    case kRefp1:
-    case kGrp0:
-    case kGrp1: return 1;
-    case kNusiz0:
-    case kNusiz1:
-    case kResm0:
-    case kResm1: return 8;
-    case kPf0:
-    case kPf1:
-    case kPf2: return 0x3254 >> (4 * (cycle & 3)) & 15;  // 4, 5, 2, 3: the chip samples in fours
-    default: return 0;
-  }
+// A write takes effect some color clocks after the cycle that it ends in.
+constexpr i32 kDelay = 1;       // VBLANK, REFP, GRP
+constexpr i32 kDelayNusiz = 8;  // NUSIZ, and RESM too
+
+/// The playfield is sampled every four clocks.
+COORDRL_HD COORDRL_INLINE i32 playfield_delay(i32 cycle) {
+  return 0x3254 >> (4 * (cycle & 3)) & 15;  // 4, 5, 2, 3
 }
 
-/// Announces a change of a color or a priority.
-COORDRL_HD COORDRL_INLINE void touch_colors(Beam& beam) {
-  if (beam.frame == nullptr) return;
-  const i32 x = pixel(beam);
-  if (x > beam.painted) paint_line(beam, x);
-}
-
-/// Announces that an object's registers change; `alone` may change with them.
-COORDRL_HD COORDRL_INLINE void touch_enable(Beam& beam, i32 object) {
+/// Announces that an object may appear or vanish at `clock`.
+COORDRL_HD COORDRL_INLINE void touch_enable(Beam& beam, i32 object, i32 clock) {
   constexpr u8 kBoth = kScore | kPriority;
+  advance(beam, clock);
+  // With both, the playfield's color depends on what else is enabled.
   if (unlikely((beam.tia.ctrlpf & kBoth) == kBoth)) touch_colors(beam);
   touch(beam, object);
 }
 
-COORDRL_HD COORDRL_INLINE void write_playfield(Beam& beam, u32 bits, u32 mask) {
+COORDRL_HD COORDRL_INLINE void write_playfield(Beam& beam, u32 bits, u32 mask, i32 cycle) {
   const u32 playfield = (beam.tia.playfield & ~mask) | bits;
-  if (playfield == beam.tia.playfield) return;
-  touch_enable(beam, kPlayfield);
+  const i32 clock = 3 * cycle + playfield_delay(cycle);
+  if (playfield == beam.tia.playfield) return note(beam, clock);
+  touch_enable(beam, kPlayfield, clock);
   beam.tia.playfield = playfield;
 }
 
-COORDRL_HD COORDRL_INLINE void write_color(Beam& beam, i32 index, u8 value) {
+COORDRL_HD COORDRL_INLINE void write_color(Beam& beam, i32 index, u8 value, i32 clock) {
   Tia& tia = beam.tia;
   // A PAL picture whose frame had an odd number of lines loses its color.
   const u8 color = u8((value & 0xFE) | (beam.window.pal && (tia.last_lines & 1)));
-  if (color == tia.color[index]) return;
-  touch_colors(beam);
+  if (color == tia.color[index] || beam.frame == nullptr) {
+    note(beam, clock);
+  } else {
+    advance(beam, clock);
+    touch_colors(beam);
+  }
   tia.color[index] = color;
 }
 
-COORDRL_HD inline void write_ctrlpf(Beam& beam, u8 value, i32 line_clock) {
+COORDRL_HD inline void write_ctrlpf(Beam& beam, u8 value, i32 cycle) {
   Tia& tia = beam.tia;
-  touch_colors(beam);
-  touch(beam, kBall);
-  if (line_clock < 147 && tia.reflected != bool(value & kReflect)) {
+  const bool reflected = value & kReflect;
+  // Later on a line the mirror has to wait for the next one.
+  const bool reflect_now = tia.reflected != reflected && 3 * (cycle % kLineCycles) < 147;
+  if (value == tia.ctrlpf && !reflect_now) return note(beam, 3 * cycle);
+  advance(beam, 3 * cycle);
+  if ((value ^ tia.ctrlpf) & (kScore | kPriority)) touch_colors(beam);
+  if ((value ^ tia.ctrlpf) & 0x30) touch(beam, kBall);
+  if (reflect_now) {
     touch(beam, kPlayfield);
-    tia.reflected = value & kReflect;
+    tia.reflected = reflected;
   }
   tia.ctrlpf = value;
 }
 
-/// GRP0 or GRP1. Writing one player's graphics makes the other's shadow catch up.
-COORDRL_HD COORDRL_INLINE void write_graphics(Beam& beam, i32 player, u8 value) {
+/// GRP0 or GRP1. Writing one player's graphics makes the other's shadow catch up, and GRP1 also
+/// the ball's.
+COORDRL_HD COORDRL_INLINE void write_graphics(Beam& beam, i32 player, u8 value, i32 clock) {
   Tia& tia = beam.tia;
   const i32 other = 1 - player;
+  note(beam, clock);
   if (tia.grp[player] != value) {
-    if (!(tia.vdel[player] & 1)) touch_enable(beam, kP0 + player);
+    if (!(tia.vdel[player] & 1)) touch_enable(beam, kP0 + player, clock);
     tia.grp[player] = value;
   }
   if (tia.old_grp[other] != tia.grp[other]) {
-    if (tia.vdel[other] & 1) touch_enable(beam, kP0 + other);
+    if (tia.vdel[other] & 1) touch_enable(beam, kP0 + other, clock);
     tia.old_grp[other] = tia.grp[other];
   }
   if (player == 1 && tia.old_enabl != tia.enabl) {
-    if (tia.vdel[2] & 1) touch_enable(beam, kBall);
+    if (tia.vdel[2] & 1) touch_enable(beam, kBall, clock);
     tia.old_enabl = tia.enabl;
   }
+}
+
+COORDRL_HD inline void write_nusiz(Beam& beam, i32 player, u8 value, i32 clock) {
+  Tia& tia = beam.tia;
+  const bool star = player == 0 && tia.star_look != 0;
+  if (value == tia.nusiz[player] && !tia.first_copy_hidden[player] && !star) {
+    return note(beam, clock + kDelayNusiz);
+  }
+  advance(beam, clock + kDelayNusiz);
+  touch(beam, kP0 + player);
+  touch(beam, kM0 + player);
+  tia.nusiz[player] = value;
+  tia.first_copy_hidden[player] = false;
+  if (player == 0) tia.star_look = 0;
+}
+
+COORDRL_HD inline void write_vdel(Beam& beam, i32 index, u8 value, i32 clock) {
+  Tia& tia = beam.tia;
+  note(beam, clock);
+  if ((tia.vdel[index] ^ value) & 1) {
+    touch_enable(beam, index == 2 ? i32(kBall) : kP0 + index, clock);
+    tia.vdel[index] = value;
+  }
+}
+
+/// VBLANK: bit 1 darkens the picture, bit 7 grounds the paddles' capacitors.
+COORDRL_HD inline void write_vblank(Beam& beam, u8 value, i32 cycle) {
+  Tia& tia = beam.tia;
+  note(beam, 3 * cycle + kDelay);
+  if ((tia.vblank ^ value) & 2) {
+    advance(beam, 3 * cycle + kDelay);
+    beam.changed = true;
+    const i32 x = pixel(beam);
+    if (x > 0) {
+      beam.blank = blanked(beam) & span(0, x);
+      beam.blank_since = x;
+      beam.blank_touched = true;
+    }
+  }
+  if ((tia.vblank ^ value) & 0x80) {
+    tia.dump = value & 0x80;
+    if (!tia.dump) tia.dump_release = cycle - tia.start_cycle;
+  }
+  tia.vblank = value;
+}
+
+/// VSYNC. Returns true when it ends the frame: on its way off, a scanline or more after it went on.
+COORDRL_HD inline bool write_vsync(Beam& beam, u8 value, i32 cycle) {
+  Tia& tia = beam.tia;
+  note(beam, 3 * cycle);
+  // Time since the start of the frame, because the far future is a number of it.
+  const i32 frame_clock = 3 * (cycle - tia.start_cycle);
+  tia.vsync = value;
+  if (value & 2) {
+    tia.vsync_finish = i32(u32(frame_clock) + kLineClocks);
+    return false;
+  }
+  if (frame_clock < tia.vsync_finish) return false;
+  tia.vsync_finish = 0x7FFFFFFF;
+  return true;
 }
 
 /// RESP0 or RESP1: the player's position becomes the beam's, five pixels late.
 ///
 /// A copy that is being drawn is drawn to its end. Unless the new position falls on the four pixels
 /// before a copy appears, the first copy is not seen before the next line.
-COORDRL_HD COORDRL_NOINLINE inline void reset_player(Beam& beam, i32 player, i32 clock,
-                                                     i32 line_clock) {
+COORDRL_HD COORDRL_NOINLINE inline void reset_player(Beam& beam, i32 player, i32 cycle) {
   Tia& tia = beam.tia;
+  const i32 clock = 3 * cycle;
+  const i32 line_clock = 3 * (cycle % kLineCycles);
+  advance(beam, clock);
   const u8 nusiz = tia.nusiz[player];
   const u8 mode = nusiz & 7;
   const i32 width = mode == kDouble ? 16 : mode == kQuad ? 32 : 8;
@@ -655,9 +840,11 @@ COORDRL_HD COORDRL_NOINLINE inline void reset_player(Beam& beam, i32 player, i32
 ///
 /// Within 60 clocks of an HMOVE the motion is still going on. The oracle knows the few cases that
 /// games rely on.
-COORDRL_HD COORDRL_NOINLINE inline void reset_position(Beam& beam, i32 object, i32 clock,
-                                                       i32 line_clock) {
+COORDRL_HD COORDRL_NOINLINE inline void reset_position(Beam& beam, i32 object, i32 cycle) {
   Tia& tia = beam.tia;
+  const i32 clock = 3 * cycle;
+  const i32 line_clock = 3 * (cycle % kLineCycles);
+  advance(beam, object == kBall ? clock : clock + kDelayNusiz);
   i32 position = line_clock < kBlankClocks ? 2 : (line_clock - kBlankClocks + 4) % kWidth;
   const u32 moving = u32(clock) - tia.hmove_clock;
   if (object == kM0) {
@@ -676,11 +863,12 @@ COORDRL_HD COORDRL_NOINLINE inline void reset_position(Beam& beam, i32 object, i
 }
 
 /// RESMP0 or RESMP1: hides the missile; when it comes back it is at its player's middle.
-COORDRL_HD inline void write_resmp(Beam& beam, i32 player, u8 value) {
+COORDRL_HD inline void write_resmp(Beam& beam, i32 player, u8 value, i32 clock) {
   Tia& tia = beam.tia;
   const i32 missile = kM0 + player;
-  touch_enable(beam, missile);
-  if ((tia.resmp[player] & 2) && !(value & 2)) {
+  if (!((tia.resmp[player] ^ value) & 2)) return note(beam, clock);
+  touch_enable(beam, missile, clock);
+  if (!(value & 2)) {
     const u8 mode = tia.nusiz[player] & 7;
     const i32 middle = mode == kDouble ? 8 : mode == kQuad ? 16 : 4;
     tia.position[missile] = u8((tia.position[player] + middle) % kWidth);
@@ -709,8 +897,11 @@ COORDRL_HD inline i32 hmove_motion(i32 line_cycle, u8 nibble) {
   return late < 0 ? late : 0;
 }
 
-COORDRL_HD COORDRL_NOINLINE inline void write_hmove(Beam& beam, i32 clock, i32 line_cycle) {
+COORDRL_HD COORDRL_NOINLINE inline void write_hmove(Beam& beam, i32 cycle) {
   Tia& tia = beam.tia;
+  const i32 clock = 3 * cycle;
+  const i32 line_cycle = cycle % kLineCycles;
+  advance(beam, clock);
   tia.hmove_clock = u32(clock);
   if (beam.window.hmove_blanks && (line_cycle <= 20 || line_cycle == 75)) {
     tia.hmove_blank = true;
@@ -735,90 +926,59 @@ COORDRL_HD COORDRL_NOINLINE inline void write_hmove(Beam& beam, i32 clock, i32 l
   tia.star_look = 0;
 }
 
-/// Writes a register. `start_clock` is the color clock at which the frame began.
+/// Writes a register at a CPU cycle.
 ///
 /// Returns true when the frame is over: the end of VSYNC, or no VSYNC for too many lines.
 COORDRL_HD COORDRL_NOINLINE inline bool write_tia(Beam& beam, u8 reg, u8 value, i32 cycle) {
   Tia& tia = beam.tia;
   const i32 clock = 3 * cycle;
-  advance(beam, clock + write_delay(reg, cycle));
   bool over = cycle >= beam.limit;
-  const i32 line_cycle = cycle % kLineCycles;
-  const i32 line_clock = 3 * line_cycle;
   switch (reg) {
-    case kVsync: {
-      // Time since the start of the frame, because the far future is a number of it.
-      const i32 frame_clock = clock - 3 * tia.start_cycle;
-      tia.vsync = value;
-      if (value & 2) {
-        tia.vsync_finish = i32(u32(frame_clock) + kLineClocks);
-      } else if (frame_clock >= tia.vsync_finish) {
-        tia.vsync_finish = 0x7FFFFFFF;
-        over = true;
-      }
-      break;
-    }
-    case kVblank: {
-      const i32 x = pixel(beam);
-      if (((tia.vblank ^ value) & 2) && x > 0) {
-        beam.blank = blanked(beam) & span(0, x);
-        beam.blank_since = x;
-        beam.blank_touched = true;
-      }
-      if (!(tia.vblank & 0x80) && (value & 0x80)) tia.dump = true;
-      if ((tia.vblank & 0x80) && !(value & 0x80)) {
-        tia.dump = false;
-        tia.dump_release = cycle - tia.start_cycle;
-      }
-      tia.vblank = value;
-      break;
-    }
+    case kVsync: over |= write_vsync(beam, value, cycle); break;
+    case kVblank: write_vblank(beam, value, cycle); break;
     case kNusiz0:
-    case kNusiz1: {
-      const i32 player = reg - kNusiz0;
-      touch(beam, kP0 + player);
-      touch(beam, kM0 + player);
-      tia.nusiz[player] = value;
-      tia.first_copy_hidden[player] = false;
-      if (player == 0) tia.star_look = 0;
-      break;
-    }
+    case kNusiz1: write_nusiz(beam, reg - kNusiz0, value, clock); break;
     case kColup0:
     case kColup1:
     case kColupf:
-    case kColubk: write_color(beam, reg - kColup0, value); break;
-    case kCtrlpf: write_ctrlpf(beam, value, line_clock); break;
+    case kColubk: write_color(beam, reg - kColup0, value, clock); break;
+    case kCtrlpf: write_ctrlpf(beam, value, cycle); break;
     case kRefp0:
     case kRefp1:
+      note(beam, clock + kDelay);
       if ((tia.refp[reg - kRefp0] ^ value) & 8) {
+        advance(beam, clock + kDelay);
         touch(beam, kP0 + reg - kRefp0);
         tia.refp[reg - kRefp0] = value;
       }
       break;
-    case kPf0: write_playfield(beam, value >> 4, 0x0000F); break;
-    case kPf1: write_playfield(beam, u32(reversed(value)) << 4, 0x00FF0); break;
-    case kPf2: write_playfield(beam, u32(value) << 12, 0xFF000); break;
+    case kPf0: write_playfield(beam, value >> 4, 0x0000F, cycle); break;
+    case kPf1: write_playfield(beam, u32(reversed(value)) << 4, 0x00FF0, cycle); break;
+    case kPf2: write_playfield(beam, u32(value) << 12, 0xFF000, cycle); break;
     case kResp0:
-    case kResp1: reset_player(beam, reg - kResp0, clock, line_clock); break;
+    case kResp1: reset_player(beam, reg - kResp0, cycle); break;
     case kResm0:
     case kResm1:
-    case kResbl: reset_position(beam, kM0 + reg - kResm0, clock, line_clock); break;
+    case kResbl: reset_position(beam, kM0 + reg - kResm0, cycle); break;
     case kGrp0:
-    case kGrp1: write_graphics(beam, reg - kGrp0, value); break;
+    case kGrp1: write_graphics(beam, reg - kGrp0, value, clock + kDelay); break;
     case kEnam0:
     case kEnam1:
+      note(beam, clock);
       if ((tia.enam[reg - kEnam0] ^ value) & 2) {
-        touch_enable(beam, kM0 + reg - kEnam0);
+        touch_enable(beam, kM0 + reg - kEnam0, clock);
         tia.enam[reg - kEnam0] = value;
       }
       break;
     case kEnabl:
+      note(beam, clock);
       if ((tia.enabl ^ value) & 2) {
-        if (!(tia.vdel[2] & 1)) touch_enable(beam, kBall);
+        if (!(tia.vdel[2] & 1)) touch_enable(beam, kBall, clock);
         tia.enabl = value;
       }
       break;
     case kHmm0:
+      note(beam, clock);
       if (u32(clock) - tia.hmove_clock == 63 && tia.hm[kM0] == 7 && value >> 4 == 6) {
         tia.star_field = true;
         tia.star_step = 0;
@@ -828,40 +988,44 @@ COORDRL_HD COORDRL_NOINLINE inline bool write_tia(Beam& beam, u8 reg, u8 value, 
     case kHmp0:
     case kHmp1:
     case kHmm1:
-    case kHmbl: tia.hm[reg - kHmp0] = value >> 4; break;
+    case kHmbl:
+      note(beam, clock);
+      tia.hm[reg - kHmp0] = value >> 4;
+      break;
     case kVdelp0:
     case kVdelp1:
-    case kVdelbl: {
-      const i32 index = reg - kVdelp0;
-      if ((tia.vdel[index] ^ value) & 1) {
-        touch_enable(beam, index == 2 ? i32(kBall) : index);
-        tia.vdel[index] = value;
-      }
-      break;
-    }
+    case kVdelbl: write_vdel(beam, reg - kVdelp0, value, clock); break;
     case kResmp0:
-    case kResmp1: write_resmp(beam, reg - kResmp0, value); break;
-    case kHmove: write_hmove(beam, clock, line_cycle); break;
+    case kResmp1: write_resmp(beam, reg - kResmp0, value, clock); break;
+    case kHmove: write_hmove(beam, cycle); break;
     case kHmclr:
+      note(beam, clock);
       for (u8& nibble : tia.hm) nibble = 0;
       break;
     case kCxclr: {
+      advance(beam, clock);
       tia.collisions = 0;
+      beam.changed = true;
       const i32 x = pixel(beam);
       if (x > 0) beam.collided = x;
       break;
     }
-    default: break;  // WSYNC is the CPU's affair; RSYNC and sound show nowhere
+    default: note(beam, clock); break;  // WSYNC is the CPU's affair; RSYNC and sound show nowhere
   }
   return over;
 }
 
 /// Bits 7 and 6 of CXM0P, CXM1P, CXP0FB, CXP1FB, CXM0FB, CXM1FB, CXBLPF or CXPPMM.
 COORDRL_HD COORDRL_NOINLINE inline u8 read_collisions(Beam& beam, u8 reg, i32 cycle) {
-  advance(beam, 3 * cycle);
-  const i32 x = pixel(beam);
-  if (x > 0) latch_collisions(beam, x);
-  return u8((beam.tia.collisions >> (2 * (reg & 7)) & 3) << 6);
+  const i32 shift = 2 * (reg & 7);
+  note(beam, 3 * cycle);
+  if ((~beam.tia.collisions >> shift & 3) != 0) {
+    advance(beam, 3 * cycle);
+    const i32 x = pixel(beam);
+    const u32 latches = open_latches(beam) & (3u << shift);
+    if (latches != 0 && x > beam.collided) latch_collisions(beam, latches, beam.collided, x);
+  }
+  return u8((beam.tia.collisions >> shift & 3) << 6);
 }
 
 // Reset and frames. --------------------------------------------------------------------------------
@@ -875,7 +1039,7 @@ COORDRL_HD inline void reset(Tia& tia) {
   tia.vsync_finish = 0x7FFFFFFF;
 }
 
-/// Begins a frame at the end of the last one; `cycles` is how far it went.
+/// Begins a frame at the end of the last one, which ended at `cycle`.
 COORDRL_HD inline void begin_frame(Tia& tia, const Window& window, i32 cycle) {
   const i32 passed = cycle - tia.start_cycle;
   tia.start_cycle = cycle % kLineCycles;
@@ -884,6 +1048,7 @@ COORDRL_HD inline void begin_frame(Tia& tia, const Window& window, i32 cycle) {
   tia.hmove_clock -= u32(3 * (cycle - tia.start_cycle));
   tia.first_clock = window.first_line * kLineClocks;
   tia.drawn = tia.first_clock;
+  tia.partial = true;
   tia.grayed = false;
   if (window.pal) {
     for (u8& color : tia.color) color = u8((color & 0xFE) | (tia.last_lines & 1));

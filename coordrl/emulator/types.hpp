@@ -42,12 +42,19 @@ COORDRL_HD COORDRL_INLINE bool likely(bool condition) {
 
 COORDRL_HD COORDRL_INLINE bool unlikely(bool condition) { return !likely(!condition); }
 
-/// Eight bytes at any address as one word, the first byte lowest.
+/// Index of the lowest bit that is set; one must be.
+COORDRL_HD COORDRL_INLINE i32 lowest_bit(u64 bits) {
+#ifdef __CUDA_ARCH__
+  return __ffsll(static_cast<long long>(bits)) - 1;
+#else
+  return __builtin_ctzll(bits);
+#endif
+}
+
+/// Eight bytes as one word, the first byte lowest. Their address is a multiple of 8.
 COORDRL_HD COORDRL_INLINE u64 load8(const u8* bytes) {
 #ifdef __CUDA_ARCH__
-  u64 word = 0;
-  for (i32 i = 0; i < 8; ++i) word |= u64(bytes[i]) << (8 * i);
-  return word;
+  return *reinterpret_cast<const u64*>(bytes);
 #else
   u64 word;
   __builtin_memcpy(&word, bytes, 8);
@@ -55,10 +62,10 @@ COORDRL_HD COORDRL_INLINE u64 load8(const u8* bytes) {
 #endif
 }
 
-/// Writes a word as eight bytes, lowest first.
+/// Writes a word as eight bytes, lowest first, to an address that is a multiple of 8.
 COORDRL_HD COORDRL_INLINE void store8(u8* bytes, u64 word) {
 #ifdef __CUDA_ARCH__
-  for (i32 i = 0; i < 8; ++i) bytes[i] = u8(word >> (8 * i));
+  *reinterpret_cast<u64*>(bytes) = word;
 #else
   __builtin_memcpy(bytes, &word, 8);
 #endif
