@@ -28,8 +28,8 @@ using namespace nb::literals;
 namespace coordrl {
 
 // Compiled in interpreter.cpp.
-extern template void run_instructions<true>(Console&, const Machine&, Beam&);
-extern template void run_instructions<false>(Console&, const Machine&, Beam&);
+extern template void run_instructions<true>(M6507&, Running&, i32&);
+extern template void run_instructions<false>(M6507&, Running&, i32&);
 
 namespace {
 

@@ -3,7 +3,7 @@
 
 namespace coordrl {
 
-template void run_instructions<true>(Console&, const Machine&, Beam&);
-template void run_instructions<false>(Console&, const Machine&, Beam&);
+template void run_instructions<true>(M6507&, Running&, i32&);
+template void run_instructions<false>(M6507&, Running&, i32&);
 
 }  // namespace coordrl
