@@ -8,8 +8,8 @@ The coordinates are the same for every sample, so the layer need not build that 
 
     conv(cat([x, grid]), weight)  ==  conv(x, weight of x) + conv(grid, weight of grid)
 
-The second term, the *coordinate map*, takes the bias along, is computed once for the whole batch,
-and is remembered while no gradient is needed and its weights stay. Function and gradients are
+The second term, the *coordinate map*, is computed once for the whole batch, and is remembered
+while no gradient is needed and its weights stay. Function and gradients are
 those of the concatenation up to the order of summation; the parameters *are* those of the
 concatenation, so optimizers, initializers and checkpoints see a plain wide convolution.
 """
@@ -83,10 +83,10 @@ def _axis(length: int, device: torch.device | str | None, dtype: torch.dtype) ->
 class _Place(NamedTuple):
     """Where a coordinate map lies: what it depends on beside the weights."""
 
-    size: tuple[int, ...]
+    size: torch.Size
     output_padding: tuple[int, ...]
-    out_pixels: int
     channels_last: bool
+    dtype: torch.dtype
     device: torch.device
 
 
@@ -94,7 +94,6 @@ class _RememberedMaps(NamedTuple):
     """Coordinate maps, and the values of the weights that they were computed from."""
 
     weight: Tensor
-    bias: Tensor | None
     maps: dict[_Place, Tensor]
 
 
@@ -115,7 +114,7 @@ class _CoordConv(_ConvNd):
     with_r: bool
     num_coords: int
     _remembered: _RememberedMaps | None
-    _bases: dict[tuple[_Place, torch.dtype], Tensor]
+    _bases: dict[_Place, Tensor | None]
 
     def _set_coordinates(self, in_channels: int, *, with_r: bool) -> None:
         self.in_channels = in_channels
@@ -134,28 +133,26 @@ class _CoordConv(_ConvNd):
         return f"{described}, with_r={self.with_r}"
 
     def _forward(self, x: Tensor, output_padding: tuple[int, ...] = ()) -> Tensor:
-        axes = self.axes
+        self._check_input(x)
         weight, coord_weight = self._split_weight()
-        y = self._convolve(x, weight, None, self.groups, output_padding)
-        channels_last = not y.is_contiguous() and y.movedim(-axes - 1, -1).is_contiguous()
-        out_pixels = y.shape[-axes:].numel()
-        place = _Place(tuple(x.shape[-axes:]), output_padding, out_pixels, channels_last, x.device)
+        y = self._convolve(x, weight, self.bias, self.groups, output_padding)
+        channels_last = not y.is_contiguous()
+        # 16 bits cannot tell apart the pixels of a wide image, so the map is never computed in
+        # fewer than 32: neither in a layer of that type nor under autocast.
+        dtype = torch.promote_types(coord_weight.dtype, torch.float32)
+        place = _Place(x.shape[-self.axes :], output_padding, channels_last, dtype, x.device)
 
         # In a graph, and under the transforms of torch.func, plain operations serve best.
         if not self._is_plain():
-            coord_map = self._convolve_grid(coord_weight, place)
-            return (y + coord_map.view(y.shape[-axes - 1 :])).to(y.dtype)
+            return (y + self._convolve_grid(coord_weight, place)).to(y.dtype)
         # Backward of a convolution does not read its output, so the sum may overwrite it.
-        bias = self.bias
-        needs_grad = coord_weight.requires_grad or (bias is not None and bias.requires_grad)
-        if not (needs_grad and torch.is_grad_enabled()):
-            coord_map = self._remember_map(coord_weight, place)
-            return y.add_(coord_map.view(y.shape[-axes - 1 :]))
-        coord_map = self._compute_map(coord_weight, place)
-        if x.ndim == axes + 1:
-            return y.add_(coord_map.squeeze(0))
-        summed: Tensor = _AddMap.apply(y, coord_map)  # type: ignore[no-untyped-call]
-        return summed
+        if not (coord_weight.requires_grad and torch.is_grad_enabled()):
+            return y.add_(self._remember_map(coord_weight, place, y.shape))
+        coord_map = self._compute_map(coord_weight, place, y.shape)
+        if channels_last and x.ndim == self.axes + 2:
+            summed: Tensor = _AddMap.apply(y, coord_map)  # type: ignore[no-untyped-call]
+            return summed
+        return y.add_(coord_map)
 
     def _is_plain(self) -> bool:
         """Tell whether the layer just runs: not compiled, transformed, or with another's weight."""
@@ -197,13 +194,14 @@ class _CoordConv(_ConvNd):
 
         With groups, each group of the wide convolution has its own inputs and all coordinates.
         """
+        # The unsafe split differs from the safe one in that nobody may write into both parts.
         parts = [self.in_channels // self.groups, self.num_coords]
         if not self.transposed:
-            weight, coord_weight = torch.split(self.weight, parts, dim=1)
+            weight, coord_weight = torch.unsafe_split_with_sizes(self.weight, parts, dim=1)
             return weight, coord_weight
         # Rows of a transposed weight are input channels: those of group 0, then of group 1, ...
         rows = self.weight.view(self.groups, sum(parts), *self.weight.shape[1:])
-        weight, coord_weight = torch.split(rows, parts, dim=1)
+        weight, coord_weight = torch.unsafe_split_with_sizes(rows, parts, dim=1)
         return weight.flatten(0, 1), coord_weight.transpose(0, 1).flatten(1, 2)
 
     def _convolve(
@@ -226,114 +224,106 @@ class _CoordConv(_ConvNd):
         convolution = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
         return convolution(x, weight, bias, stride, padding, dilation, groups)
 
-    def _remember_map(self, coord_weight: Tensor, place: _Place) -> Tensor:
+    def _remember_map(self, coord_weight: Tensor, place: _Place, out_shape: torch.Size) -> Tensor:
         """Return the coordinate map of a moment that needs no gradient of its weights."""
         if place.device.type != "cpu" or coord_weight.device.type != "cpu":
             # Comparing the weights would wait for the device, longer than computing the map takes.
-            return self._compute_map(coord_weight, place)
+            return self._compute_map(coord_weight, place, out_shape)
         # Values, not version counters: an edit through `.data`, such as SB3's polyak_update of a
         # target network, leaves no trace in the version.
         remembered = self._remembered
-        if remembered is None or not (
-            _same(remembered.weight, coord_weight) and _same(remembered.bias, self.bias)
+        if (
+            remembered is None
+            or remembered.weight.dtype != coord_weight.dtype
+            or not torch.equal(remembered.weight, coord_weight)
         ):
-            bias = None if self.bias is None else self.bias.detach().clone()
-            remembered = _RememberedMaps(coord_weight.detach().clone(), bias, {})
+            remembered = _RememberedMaps(coord_weight.detach().clone(), {})
             self._remembered = remembered
         coord_map = remembered.maps.get(place)
         if coord_map is None:
             # A tensor made in inference mode could not take part in autograd later.
             with torch.inference_mode(False), torch.no_grad():
-                coord_map = self._compute_map(coord_weight, place)
+                coord_map = self._compute_map(coord_weight, place, out_shape)
             _keep(remembered.maps, place, coord_map)
         return coord_map
 
-    def _compute_map(self, coord_weight: Tensor, place: _Place) -> Tensor:
-        """Return the convolved coordinates plus the bias, of batch 1.
+    def _compute_map(self, coord_weight: Tensor, place: _Place, out_shape: torch.Size) -> Tensor:
+        """Return the convolved coordinates, ``(out_channels, *out_size)``.
 
         The map is linear in the weights, so it is their product with the *basis*, the maps of
         each single weight, which never change. A product of matrices takes half the time of so
         small a convolution, in both directions.
         """
-        taps = math.prod(self.kernel_size)
-        if self.num_coords * taps * place.out_pixels > _MAX_BASIS:
+        basis = self._basis(place, out_shape)
+        if basis is None:
             return self._convolve_grid(coord_weight, place)
-        basis = self._basis(place, _map_dtype(coord_weight))
         by_channel = coord_weight.transpose(0, 1) if self.transposed else coord_weight
-        weight = by_channel.flatten(1).to(basis.dtype)
-        bias = None if self.bias is None else self.bias.to(basis.dtype)
+        weight = by_channel.flatten(1).to(place.dtype)
+        out_size = out_shape[-self.axes :]
         with _no_autocast(place.device):
             if place.channels_last:
-                rows = _affine(bias, basis.flatten(1).t(), weight.t())
-                return rows.view(1, *basis.shape[1:], -1).movedim(-1, 1)
-            columns = _affine(None if bias is None else bias.unsqueeze(1), weight, basis.flatten(1))
-            return columns.view(1, -1, *basis.shape[1:])
+                return (basis @ weight.t()).view(*out_size, -1).movedim(-1, 0)
+            return (weight @ basis).view(-1, *out_size)
 
     def _convolve_grid(self, coord_weight: Tensor, place: _Place) -> Tensor:
-        # 16 bits cannot tell apart the pixels of a wide image, so the map is never computed in
-        # fewer than 32: neither in a layer of that type nor under autocast.
-        dtype = _map_dtype(coord_weight)
-        grid = coordinate_grid(*place.size, with_r=self.with_r, device=place.device, dtype=dtype)
-        bias = None if self.bias is None else self.bias.to(dtype)
+        grid = coordinate_grid(
+            *place.size, with_r=self.with_r, device=place.device, dtype=place.dtype
+        )
         with _no_autocast(place.device):
-            return self._convolve(grid, coord_weight.to(dtype), bias, 1, place.output_padding)
+            weight = coord_weight.to(place.dtype)
+            return self._convolve(grid, weight, None, 1, place.output_padding).squeeze(0)
 
-    def _basis(self, place: _Place, dtype: torch.dtype) -> Tensor:
-        """Return the map of each coordinate weight alone, ``(weights, *map)``."""
-        key = place._replace(channels_last=False), dtype
-        basis = self._bases.get(key)
-        if basis is not None:
-            return basis
+    def _basis(self, place: _Place, out_shape: torch.Size) -> Tensor | None:
+        """Return the map of each coordinate weight alone, as rows or, channels last, as columns.
+
+        It is None where it would be large.
+        """
+        if place in self._bases:
+            return self._bases[place]
         taps = math.prod(self.kernel_size)
+        rows = self.num_coords * taps
+        if rows * out_shape[-self.axes :].numel() > _MAX_BASIS:
+            return None
         with torch.inference_mode(False), torch.no_grad(), _no_autocast(place.device):
             grid = coordinate_grid(
-                *place.size, with_r=self.with_r, device=place.device, dtype=dtype
+                *place.size, with_r=self.with_r, device=place.device, dtype=place.dtype
             )
-            one_each = torch.eye(taps, device=place.device, dtype=dtype)
+            one_each = torch.eye(taps, device=place.device, dtype=place.dtype)
             one_each = one_each.view(taps, 1, *self.kernel_size)
             if self.transposed:
                 one_each = one_each.transpose(0, 1)
             one_each = one_each.repeat(self.num_coords, *[1] * (self.axes + 1))
-            basis = self._convolve(
-                grid, one_each, None, self.num_coords, place.output_padding
-            ).squeeze(0)
+            maps = self._convolve(grid, one_each, None, self.num_coords, place.output_padding)
+            basis = maps.view(rows, -1)
+            if place.channels_last:
+                basis = basis.t().contiguous()
         if place.device.type == "cuda":
             if torch.cuda.is_current_stream_capturing():
                 return basis  # it holds no values before the graph is replayed
             torch.cuda.current_stream(place.device).synchronize()  # any stream may read it
-        _keep(self._bases, key, basis)
+        _keep(self._bases, place, basis)
         return basis
 
 
-def _keep(kept: dict[Any, Tensor], key: Any, value: Tensor) -> None:
+def _keep(kept: dict[_Place, Any], place: _Place, value: Tensor) -> None:
     if len(kept) >= _MAX_PLACES:
         kept.clear()
-    kept[key] = value
-
-
-def _same(remembered: Tensor | None, current: Tensor | None) -> bool:
-    if remembered is None or current is None:
-        return remembered is current
-    return remembered.dtype == current.dtype and torch.equal(remembered, current)
-
-
-def _affine(bias: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    return left @ right if bias is None else torch.addmm(bias, left, right)
-
-
-def _map_dtype(coord_weight: Tensor) -> torch.dtype:
-    return torch.promote_types(coord_weight.dtype, torch.float32)
+    kept[place] = value
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    available = torch.amp.autocast_mode.is_autocast_available(device.type)
-    if available and torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 class _AddMap(torch.autograd.Function):
-    """The sum of a batch and a map of batch 1, in place, with a faster gradient of the map."""
+    """The sum of a channels-last batch and a map, in place, with a fast gradient of the map.
+
+    The gradient that torch itself computes, the sum of a channels-last batch over its first
+    dimension, takes up to twice the time of the convolution (torch 2.13, CPU). A matrix-vector
+    product reads the batch as it lies in memory.
+    """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, coord_map: Tensor) -> Tensor:
@@ -343,30 +333,19 @@ class _AddMap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return grad, _sum_over_batch(grad, ctx.map_dtype)
+        pixels = grad.movedim(1, -1)
+        if grad.device.type != "cpu" or not pixels.is_contiguous():
+            return grad, grad.sum(dim=0, dtype=ctx.map_dtype)
+        flat = pixels.flatten(1)
+        if flat.dtype == ctx.map_dtype:
+            total = torch.mv(flat.t(), flat.new_ones(len(flat)))
+        else:
+            total = flat.sum(dim=0, dtype=ctx.map_dtype)
+        return grad, total.view(pixels.shape[1:]).movedim(-1, 0)
 
     @staticmethod
     def jvp(ctx: Any, y_tangent: Tensor, map_tangent: Tensor) -> Tensor:
         return y_tangent.add_(map_tangent)
-
-
-def _sum_over_batch(grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the sum over dimension 0, kept as a dimension.
-
-    ``grad.sum(0)`` of a channels-last batch takes up to twice the time of the convolution itself
-    (torch 2.13, CPU). A matrix-vector product reads the batch as it lies in memory.
-    """
-    channels_last = not grad.is_contiguous()
-    rows = grad.movedim(1, -1) if channels_last else grad
-    if grad.device.type != "cpu" or not rows.is_contiguous():
-        return grad.sum(dim=0, keepdim=True, dtype=dtype)
-    flat = rows.flatten(1)
-    if flat.dtype == dtype:
-        total = torch.mv(flat.t(), flat.new_ones(len(flat)))
-    else:
-        total = flat.sum(dim=0, dtype=dtype)
-    total = total.view(1, *rows.shape[1:])
-    return total.movedim(-1, 1) if channels_last else total
 
 
 class _Convolution(_CoordConv):
@@ -406,7 +385,6 @@ class _Convolution(_CoordConv):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x`` and its coordinates."""
-        self._check_input(x)
         return self._forward(x)
 
 
@@ -451,9 +429,9 @@ class _TransposedConvolution(_CoordConv, _ConvTransposeNd):
 
         ``output_size`` picks one of the sizes that the stride allows, as in ``torch.nn``.
         """
-        self._check_input(x)
         if output_size is None:
             return self._forward(x, self.output_padding)
+        self._check_input(x)
         assert not isinstance(self.padding, str)  # torch.nn has no such transposed convolution
         stride, padding, kernel_size = list(self.stride), list(self.padding), list(self.kernel_size)
         output_padding = self._output_padding(
