@@ -270,6 +270,10 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
+class StopNow(Exception):
+    """A signal came while :meth:`StopRequest.interrupting` was open."""
+
+
 class StopRequest:
     """While open, turns the first Ctrl-C or SIGTERM into a request to stop.
 
@@ -290,11 +294,23 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self._previous: dict[int, Any] = {}
+        self._interrupts = False
 
     @property
     def requested(self) -> bool:
         """Whether a signal has come."""
         return self.signal_number is not None
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Let the first signal end the block, which may stop anywhere, with :class:`StopNow`."""
+        if self.requested:
+            raise StopNow
+        self._interrupts = True
+        try:
+            yield
+        finally:
+            self._interrupts = False
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -315,6 +331,8 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.signal_number = number
+        if self._interrupts:
+            raise StopNow
 
 
 BLOCKS = "▁▂▃▄▅▆▇█"

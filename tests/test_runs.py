@@ -20,6 +20,7 @@ from coordrl.runs import (
     Progress,
     RunError,
     RunFolder,
+    StopNow,
     StopRequest,
     atomic_file,
     open_run,
@@ -248,6 +249,23 @@ def test_the_first_signal_asks_and_the_second_aborts(number: signal.Signals) -> 
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
     assert signal.getsignal(number) is before
+
+
+def test_a_block_that_may_stop_anywhere_ends_at_the_first_signal() -> None:
+    reached = []
+
+    def work(stop: StopRequest) -> None:
+        with stop.interrupting():
+            reached.append("before")
+            signal.raise_signal(signal.SIGINT)
+            reached.append("after")
+
+    with StopRequest() as stop:
+        for _ in range(2):  # the second block does not even begin
+            with pytest.raises(StopNow):
+                work(stop)
+        assert stop.requested
+    assert reached == ["before"]
 
 
 def test_a_stop_request_in_another_thread_leaves_signals_alone() -> None:

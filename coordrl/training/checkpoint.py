@@ -1,0 +1,120 @@
+"""Checkpoints: everything between two updates that decides how a training run goes on.
+
+A checkpoint is read without unpickling anything but tensors, numbers and texts.
+"""
+
+import random
+import zipfile
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from coordrl.algorithms import FrameReplayBuffer
+from coordrl.runs import RunError
+
+STATE_FILE = "state.pt"
+REPLAY_FILE = "replay.npz"
+FORMAT_VERSION = 1
+
+# Counters that Stable-Baselines3 keeps in the model; DQN has those of the second line as well.
+_COUNTERS = (
+    *("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining"),
+    *("_n_calls", "exploration_rate"),
+)
+
+
+def write_checkpoint(model: BaseAlgorithm, journal: str, folder: Path) -> None:
+    """Write the state of a model between a rollout and the next.
+
+    Args:
+        model: The model, with its environments.
+        journal: What else the run wants back.
+        folder: Empty folder.
+    """
+    episodes = model.ep_info_buffer or ()
+    state = {
+        "format_version": FORMAT_VERSION,
+        "counters": {name: getattr(model, name) for name in _COUNTERS if hasattr(model, name)},
+        "policy": model.policy.state_dict(),
+        "optimizer": model.policy.optimizer.state_dict(),
+        "random": _random_state(model),
+        "episodes": [{key: float(value) for key, value in info.items()} for info in episodes],
+        "journal": journal,
+    }
+    with (folder / STATE_FILE).open("wb") as file:
+        torch.save(state, file)
+    replay = getattr(model, "replay_buffer", None)
+    if isinstance(replay, FrameReplayBuffer):
+        _write_arrays(replay.state(), folder / REPLAY_FILE)
+
+
+def read_checkpoint(model: BaseAlgorithm, folder: Path) -> str:
+    """Put a model, built from the same settings, into the state of a checkpoint.
+
+    Returns:
+        The journal that was written with it.
+
+    Raises:
+        RunError: If the checkpoint comes from a version that is not understood.
+    """
+    state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+    if state["format_version"] != FORMAT_VERSION:
+        raise RunError(
+            f"{folder} has format {state['format_version']}, and this coordrl goes on from format "
+            f"{FORMAT_VERSION}; resume with the version that started the run"
+        )
+    for name, value in state["counters"].items():
+        setattr(model, name, value)
+    model.policy.load_state_dict(state["policy"])
+    model.policy.optimizer.load_state_dict(state["optimizer"])
+    model.ep_info_buffer = deque(state["episodes"], maxlen=model._stats_window_size)
+    model.ep_success_buffer = deque(maxlen=model._stats_window_size)
+    replay = getattr(model, "replay_buffer", None)
+    if isinstance(replay, FrameReplayBuffer):
+        with np.load(folder / REPLAY_FILE, allow_pickle=False) as arrays:
+            replay.restore(arrays)
+    _restore_random_state(model, state["random"])
+    journal: str = state["journal"]
+    return journal
+
+
+def _random_state(model: BaseAlgorithm) -> dict[str, Any]:
+    numpy_state: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - the stream of SB3
+    key = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
+    numpy_state = {**numpy_state, "state": {**numpy_state["state"], "key": key}}
+    state = {
+        "python": random.getstate(),
+        "numpy": numpy_state,
+        "torch": torch.get_rng_state(),
+        "actions": model.action_space.np_random.bit_generator.state,
+    }
+    if model.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(model.device)
+    return state
+
+
+def _restore_random_state(model: BaseAlgorithm, state: Mapping[str, Any]) -> None:
+    random.setstate(state["python"])
+    key = state["numpy"]["state"]["key"].numpy().astype(np.uint32)
+    np.random.set_state({**state["numpy"], "state": {**state["numpy"]["state"], "key": key}})  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    model.action_space.np_random.bit_generator.state = state["actions"]
+    if model.device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], model.device)
+
+
+def _write_arrays(arrays: Mapping[str, NDArray[Any]], path: Path) -> None:
+    """Write arrays as ``numpy.savez_compressed`` does, several times as fast.
+
+    Frames of games are so regular that the weakest compression shrinks them to a few percent.
+    """
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)

@@ -1,0 +1,100 @@
+"""Where the time of a training run goes."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+OTHER = "all else (advantages, logs, bookkeeping)"
+
+
+class Profile:
+    """Stop watches of which one runs at a time: that of the innermost phase.
+
+    On a GPU, each change of the phase waits for what was launched, which slows the run down but
+    puts the time where it belongs.
+
+    Attributes:
+        seconds: Wall-clock time of each phase.
+
+    Example:
+        >>> profile = Profile()
+        >>> with profile.phase("environment"):
+        ...     pass
+        >>> list(profile.seconds)
+        ['environment']
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._open: list[str] = []
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time of the block for a phase, but for that of phases within."""
+        self._switch()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._switch()
+            self._open.pop()
+
+    def _switch(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if self._open:
+            name = self._open[-1]
+            self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+        self._since = now
+
+    def watch(self, owner: Any, method: str, name: str | Callable[[], str]) -> None:
+        """Count the calls of one object's method for a phase, whose name may depend on the call."""
+        called: Callable[..., Any] = getattr(owner, method)
+
+        @functools.wraps(called)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            with self.phase(name if isinstance(name, str) else name()):
+                return called(*args, **kwargs)
+
+        setattr(owner, method, watched)
+
+    def watch_model(self, model: Any) -> None:
+        """Count what a model does in :meth:`learn`, from the environment to the optimizer."""
+        act, learn, copies = "forward, to act", "forward, to learn", "copies"
+        self.watch(model.env, "step", "environment")
+        self.watch(model.policy.optimizer, "step", "optimizer")
+        # What train() does besides: losses, backward pass, clipping of the gradient.
+        self.watch(model, "train", "backward")
+        if hasattr(model, "rollout_buffer"):
+            self.watch(model.policy, "forward", act)
+            self.watch(model.policy, "predict_values", act)
+            self.watch(model.policy, "evaluate_actions", learn)
+            self.watch(model.rollout_buffer, "add", copies)
+            self.watch(model.rollout_buffer, "_samples", copies)
+        else:
+            self.watch(model.q_net, "forward", lambda: learn if torch.is_grad_enabled() else act)
+            self.watch(model.q_net_target, "forward", learn)
+            self.watch(model.replay_buffer, "add", copies)
+            self.watch(model.replay_buffer, "sample", copies)
+
+    def table(self, steps: int) -> str:
+        """Return the phases as a table, the longest first.
+
+        Args:
+            steps: Agent steps that the time was spent on.
+        """
+        total = sum(self.seconds.values())
+        rows = sorted(self.seconds.items(), key=lambda row: -row[1])
+        width = max(map(len, self.seconds))
+        lines = [f"{'phase':{width}}  share  microseconds a step"]
+        lines += [
+            f"{name:{width}}  {seconds / total:5.1%}  {seconds / max(steps, 1) * 1e6:19,.0f}"
+            for name, seconds in rows
+        ]
+        return "\n".join(lines)

@@ -1,0 +1,375 @@
+"""One training run from its first step, or its last checkpoint, to the saved agent."""
+
+import csv
+import dataclasses
+import io
+import json
+import statistics
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+
+from coordrl.agents import Episode, EvaluationResult, describe, evaluate, save_agent
+from coordrl.algorithms import keep_freed_memory, make_model
+from coordrl.config import SettingsError, TrainingSettings, dump_settings
+from coordrl.runs import Progress, RunFolder, StopNow, StopRequest, atomic_file, open_run
+from coordrl.sb3_envs import VectorEnvAdapter, make_sb3_env
+from coordrl.training.checkpoint import read_checkpoint, write_checkpoint
+from coordrl.training.profiling import OTHER, Profile
+from coordrl.training.settings import MAY_DIFFER_ON_RESUME
+from coordrl.training.tracking import make_logger, require_tracker
+
+Ending = Literal["finished", "target reached", "stopped"]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended, or was interrupted.
+
+    Attributes:
+        ending: All steps were taken, an evaluation reached the target, or a signal came.
+        agent: Folder of the saved agent as it is now.
+        best_agent: Folder of the agent of the best evaluation, if there was one.
+        steps: Agent steps since the beginning of the run.
+        evaluation: The last evaluation, if there was one.
+        signal_number: The signal that interrupted the run, or None.
+        profile: Table of where the time went, if it was asked for.
+    """
+
+    ending: Ending
+    agent: Path
+    best_agent: Path | None
+    steps: int
+    evaluation: EvaluationResult | None
+    signal_number: int | None
+    profile: str | None
+
+
+def train(
+    settings: TrainingSettings,
+    folder: Path,
+    *,
+    resume: bool = False,
+    profile: bool = False,
+) -> TrainingResult:
+    """Train an agent, showing how far it is, and save it.
+
+    The run folder holds ``settings.toml``, the newest checkpoints, the learning curve
+    (``progress.csv``), ``evaluations.json``, the tracker's files, and two saved agents: ``best``,
+    of the best evaluation, and ``last``.
+
+    The first Ctrl-C or SIGTERM ends the run after the update that is being made, with a
+    checkpoint; the second aborts it. A resumed run goes on with everything: weights, optimizer,
+    schedules, random streams, replay buffer, statistics, best score, curves.
+
+    On Linux the process keeps freed memory from here on; see
+    :func:`~coordrl.algorithms.keep_freed_memory`.
+
+    Args:
+        settings: What to train.
+        folder: Run folder, missing or empty unless ``resume``.
+        resume: Go on from the newest whole checkpoint in ``folder``, whose settings have to be
+            equal but for :data:`MAY_DIFFER_ON_RESUME`.
+        profile: Measure where the time goes.
+
+    Raises:
+        SettingsError: If the settings ask for what is not there.
+        RunError: If the folder does not fit, or cannot be written to.
+        AgentError: If an agent cannot be written.
+    """
+    device = _device(settings.run.device)
+    require_tracker(settings.run.track)
+    keep_freed_memory()
+    with (
+        open_run(
+            folder, dump_settings(settings), resume=resume, may_differ=MAY_DIFFER_ON_RESUME
+        ) as run_folder,
+        StopRequest() as stop,
+    ):
+        env = make_sb3_env(settings.run.game, settings.run.num_envs, settings.env)
+        try:
+            model = _seeded_model(settings, env, device)
+            return _Run(settings, run_folder, env, model, stop, profile=profile).go(resume=resume)
+        finally:
+            env.close()
+
+
+def _device(name: str) -> str:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("run.device = 'cuda', but torch finds no GPU; choose --device cpu")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+_STREAMS = ("environment", "policy", "data", "evaluation")
+
+
+def _stream(settings: TrainingSettings, name: str, index: int = 0) -> int:
+    """Return the seed of one of the run's random streams, or of its ``index``-th part."""
+    key = (_STREAMS.index(name), index)
+    return int(np.random.SeedSequence(settings.run.seed, spawn_key=key).generate_state(1)[0])
+
+
+def _seeded_model(settings: TrainingSettings, env: VectorEnvAdapter, device: str) -> BaseAlgorithm:
+    """Build the model, whose weights and actions, data and environments draw from own streams."""
+    try:
+        model = make_model(settings, env, seed=_stream(settings, "policy"), device=device)
+    except (ValueError, AssertionError) as error:
+        raise SettingsError(f"{settings.run.algo} refuses its settings: {error}") from error
+    # Buffers and DQN's coins draw from NumPy's global stream, everything else from torch's.
+    np.random.seed(_stream(settings, "data"))  # noqa: NPY002
+    env.seed(_stream(settings, "environment"))
+    return model
+
+
+@dataclass
+class _Journal:
+    """What a run notes down on its way; kept in its checkpoints."""
+
+    seconds: float = 0.0
+    """Time that the run has taken."""
+    logged_at: int = 0
+    evaluated_at: int = 0
+    saved_at: int = 0
+    best: float | None = None
+    """Mean return of the best evaluation."""
+    curve: list[tuple[int, float, float, float]] = dataclasses.field(default_factory=list)
+    """Agent steps, seconds, and mean return and length of the last 100 episodes."""
+    evaluations: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """Results, each with the agent steps at which it was made."""
+
+
+class _Stop(Exception):
+    """Ends SB3's ``learn`` between an update and the next rollout, where callbacks cannot."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__()
+        self.ending = ending
+
+
+class _Hooks(BaseCallback):
+    """Lets SB3 call the run."""
+
+    def __init__(self, run: "_Run") -> None:
+        super().__init__()
+        self._run = run
+
+    def _on_rollout_start(self) -> None:
+        self._run.between_updates()
+
+    def _on_step(self) -> bool:
+        self._run.show()
+        return True
+
+
+class _Run:
+    """Learns, and between updates looks what is due: a log, an evaluation, a checkpoint, the end.
+
+    Nothing of this draws from the random streams of the training.
+    """
+
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        folder: RunFolder,
+        env: VectorEnvAdapter,
+        model: BaseAlgorithm,
+        stop: StopRequest,
+        *,
+        profile: bool,
+    ) -> None:
+        self._settings, self._run = settings, settings.run
+        self._folder, self._env, self._model = folder, env, model
+        self._stop = stop
+        self._profile = Profile() if profile else None
+        self._journal = _Journal()
+        self._note = ""
+        self._returns: list[float] = []
+        label = f"{self._run.game} {self._run.algo}"
+        self._progress = Progress(label, self._run.total_steps, "steps")
+
+    @property
+    def _steps(self) -> int:
+        return self._model.num_timesteps
+
+    def go(self, *, resume: bool) -> TrainingResult:
+        """Train until the end, or until something ends it."""
+        if resume:
+            self._go_back_to_checkpoint()
+        self._began_at, self._seconds_before = time.monotonic(), self._journal.seconds
+        first_step = self._steps
+        logger = make_logger(
+            self._run.track, self._folder.path, dataclasses.asdict(self._settings), first_step
+        )
+        self._model.set_logger(logger)
+        if self._profile is not None:
+            self._profile.watch_model(self._model)
+        try:
+            with self._progress, self._phase(OTHER):
+                self._progress.say(describe(self._model))
+                ending = self._learn()
+                agent = self._folder.path / "last"
+                self._save(agent, is_evaluated=self._journal.evaluated_at == self._steps)
+        finally:
+            logger.close()
+        best = self._folder.path / "best"
+        return TrainingResult(
+            ending=ending,
+            agent=agent,
+            best_agent=best if self._journal.best is not None else None,
+            steps=self._steps,
+            evaluation=self._last_evaluation(),
+            signal_number=self._stop.signal_number,
+            profile=self._profile.table(self._steps - first_step) if self._profile else None,
+        )
+
+    def _learn(self) -> Ending:
+        remaining = self._run.total_steps - self._steps
+        try:
+            if remaining > 0:
+                # SB3 adds what is done to what it is given: the total, and with it the schedules,
+                # stay those of the whole run.
+                self._model.learn(
+                    remaining,
+                    callback=_Hooks(self),
+                    log_interval=None,  # type: ignore[arg-type]  # SB3 asks whether it is None
+                    reset_num_timesteps=False,
+                )
+            self.between_updates(at_end=True)
+        except _Stop as stop:
+            return stop.ending
+        return "finished"
+
+    def _go_back_to_checkpoint(self) -> None:
+        checkpoint = self._folder.newest_checkpoint()
+        if checkpoint is None:
+            self._progress.say("no checkpoint was written yet; starting from the beginning")
+            return
+        for sentence in checkpoint.skipped:
+            self._progress.say(sentence)
+        self._journal = _Journal(**json.loads(read_checkpoint(self._model, checkpoint.path)))
+        # ale-py cannot save a game, so new ones begin, from a random stream of their own.
+        self._env.seed(_stream(self._settings, "environment", self._steps))
+        self._progress.say(f"going on from the checkpoint of step {self._steps:,}; new games begin")
+
+    def show(self) -> None:
+        """Show how far the run is."""
+        self._progress.update(self._steps, self._note, self._returns)
+
+    def between_updates(self, *, at_end: bool = False) -> None:
+        """Do what is due, and raise :class:`_Stop` if the run ends here."""
+        journal, run = self._journal, self._run
+        if self._is_due(run.evaluation_interval, journal.evaluated_at, at_end):
+            self._evaluate()
+        evaluated_now = journal.evaluated_at == self._steps > 0
+        if evaluated_now or self._is_due(run.log_interval, journal.logged_at, at_end):
+            self._log()
+        ending: Ending | None = None
+        last = self._last_evaluation()
+        if last is not None and run.target_return is not None and last.mean >= run.target_return:
+            ending = "target reached"
+        elif self._stop.requested:
+            ending = "stopped"
+        if ending or self._is_due(run.checkpoint_interval, journal.saved_at, at_end):
+            self._checkpoint()
+        if ending:
+            raise _Stop(ending)
+
+    def _is_due(self, interval: int, last: int, at_end: bool) -> bool:
+        if at_end:
+            return self._steps > last
+        return interval > 0 and self._steps // interval > last // interval
+
+    def _log(self) -> None:
+        if self._journal.logged_at == self._steps:
+            return
+        self._journal.logged_at = self._steps
+        self._journal.seconds = self._seconds_before + time.monotonic() - self._began_at
+        episodes = self._model.ep_info_buffer or ()
+        if episodes:
+            mean_return = statistics.fmean(episode["r"] for episode in episodes)
+            mean_length = statistics.fmean(episode["l"] for episode in episodes)
+            self._journal.curve.append(
+                (self._steps, round(self._journal.seconds, 1), mean_return, mean_length)
+            )
+            self._note = f"return {mean_return:.1f}"
+            self._returns = [row[2] for row in self._journal.curve]
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["agent_steps", "seconds", "episode_return", "episode_length"])
+        writer.writerows(self._journal.curve)
+        with atomic_file(self._folder.path / "progress.csv") as file:
+            file.write(text.getvalue().encode())
+        self._model.dump_logs()
+
+    def _evaluate(self) -> None:
+        run, played = self._run, []
+
+        def count(episode: Episode) -> None:
+            played.append(episode)
+            note = f"evaluation {len(played)}/{run.evaluation_episodes}"
+            self._progress.update(self._steps, note)
+
+        try:
+            with self._phase("evaluation"), self._stop.interrupting():
+                result = evaluate(
+                    self._model,
+                    game=run.game,
+                    protocol=run.protocol,
+                    settings=self._settings.env,
+                    episodes=run.evaluation_episodes,
+                    seed=_stream(self._settings, "evaluation", self._steps),
+                    on_episode=count,
+                )
+        except StopNow:
+            return  # not made: a resumed run makes it first
+        journal = self._journal
+        journal.evaluated_at = self._steps
+        journal.evaluations.append({"agent_steps": self._steps, **result.to_json()})
+        with atomic_file(self._folder.path / "evaluations.json") as file:
+            file.write(json.dumps(journal.evaluations, indent=1).encode())
+        self._model.logger.record("eval/episode_return_mean", result.mean)
+        is_best = journal.best is None or result.mean > journal.best
+        if is_best:
+            journal.best = result.mean
+            self._save(self._folder.path / "best", is_evaluated=True)
+        low, high = result.interval
+        self._progress.say(
+            f"{self._steps:,} steps: mean return {result.mean:.1f} in {result.episodes} games "
+            f"(95 % interval {low:.1f} to {high:.1f})" + (", the best so far" if is_best else "")
+        )
+
+    def _last_evaluation(self) -> EvaluationResult | None:
+        if not self._journal.evaluations:
+            return None
+        return EvaluationResult.from_json(self._journal.evaluations[-1])
+
+    def _save(self, agent: Path, *, is_evaluated: bool) -> None:
+        last = self._last_evaluation()
+        save_agent(
+            self._model,
+            agent,
+            self._settings,
+            evaluations=(last,) if last is not None and is_evaluated else (),
+            curve=[(row[0], row[2]) for row in self._journal.curve],
+        )
+
+    def _checkpoint(self) -> None:
+        if self._journal.saved_at == self._steps:
+            return
+        self._journal.saved_at = self._steps
+        self._journal.seconds = self._seconds_before + time.monotonic() - self._began_at
+        journal = json.dumps(dataclasses.asdict(self._journal))
+        with self._phase("checkpoints"), self._folder.checkpoint(self._steps) as path:
+            write_checkpoint(self._model, journal, path)
+
+    def _phase(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext() if self._profile is None else self._profile.phase(name)

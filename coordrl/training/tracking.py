@@ -1,0 +1,87 @@
+"""Where the numbers of a run are shown: TensorBoard, Weights & Biases, or nowhere."""
+
+import importlib.util
+import uuid
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+from torch.utils.tensorboard import SummaryWriter
+
+from coordrl.config import SettingsError
+from coordrl.runs import atomic_file
+
+Tracker = Literal["tensorboard", "wandb", "none"]
+WANDB_ID_FILE = "wandb_id"
+
+
+def require_tracker(track: Tracker) -> None:
+    """Raise a SettingsError if the package of a tracker is not installed."""
+    if track == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise SettingsError(
+            "run.track = 'wandb' needs the package wandb: pip install 'coordrl[track]', or choose "
+            "--track tensorboard"
+        )
+
+
+def make_logger(track: Tracker, folder: Path, settings: dict[str, Any], step: int) -> Logger:
+    """Make the logger of a run.
+
+    Args:
+        track: Where the numbers go.
+        folder: Run folder. A run that is resumed goes on in the same curves.
+        settings: Settings of the run, to be shown with it.
+        step: Agent step to go on from; points beyond it, which a killed run has left, are hidden.
+    """
+    writers: dict[Tracker, Any] = {"tensorboard": _TensorBoard, "wandb": _WeightsAndBiases}
+    require_tracker(track)
+    formats = [] if track == "none" else [writers[track](folder, settings, step)]
+    return Logger(str(folder), formats)
+
+
+class _TensorBoard(TensorBoardOutputFormat):
+    """SB3's writer, for a run that may have been cut off."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], step: int) -> None:
+        purge_step = step + 1 if step else None
+        self.writer = SummaryWriter(folder / "tensorboard", purge_step=purge_step)
+        self._is_closed = False
+
+
+class _WeightsAndBiases(KVWriter):
+    """One run of Weights & Biases to a run folder."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], step: int) -> None:
+        import wandb
+
+        id_file = folder / WANDB_ID_FILE
+        if not id_file.exists():
+            with atomic_file(id_file) as file:
+                file.write(uuid.uuid4().hex.encode())
+        self._run = wandb.init(
+            project="coordrl",
+            name=folder.name,
+            id=id_file.read_text(),
+            resume="allow",
+            dir=str(folder),
+            config=settings,
+        )
+
+    def write(
+        self,
+        key_values: dict[str, Any],
+        key_excluded: dict[str, tuple[str, ...]],
+        step: int = 0,
+    ) -> None:
+        """Send the numbers of one step."""
+        numbers = {
+            key: float(value)
+            for key, value in key_values.items()
+            if isinstance(value, int | float | np.number)
+        }
+        self._run.log(numbers, step=step)
+
+    def close(self) -> None:
+        """See that everything was sent."""
+        self._run.finish()

@@ -1,0 +1,155 @@
+"""Train an agent to play an Atari game, with CoordConv and Stable-Baselines3.
+
+python scripts/train_atari.py --env Pong
+python scripts/train_atari.py --env Breakout --algo dqn --set run.num_envs=16 --track none
+python scripts/train_atari.py --env Pong --resume
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from coordrl.agents import AgentError
+from coordrl.backbone import Coords
+from coordrl.config import Override, Protocol, SettingsError, TrainingSettings, parse_override
+from coordrl.runs import SETTINGS_FILE, RunError
+from coordrl.training import (
+    TrainingResult,
+    default_config,
+    load_training_settings,
+    run_name,
+    train,
+)
+
+Switch = tyro.conf.FlagCreatePairsOff[bool]
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+RUNS = Path("runs")
+
+
+def shown(metavar: str, default: str) -> object:
+    """Say in the help what an option takes, and what holds without it."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"[{default}]")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train an agent to play an Atari game, with CoordConv and Stable-Baselines3.
+
+    Everything that is not given here comes from a TOML file in configs/, which fits the algorithm
+    and the device: the settings of rl-baselines3-zoo, or, for PPO on the CPU, a recipe for two
+    cores. Ctrl-C saves the run, and --resume goes on with it.
+    """
+
+    env: Annotated[str | None, shown("GAME", "Pong")] = None
+    """Game: Pong, MsPacman, ms_pacman, ALE/Pong-v5 ..."""
+    algo: Annotated[Literal["a2c", "ppo", "dqn"] | None, shown("{a2c,ppo,dqn}", "ppo")] = None
+    """Algorithm of Stable-Baselines3."""
+    coords: Annotated[Coords | None, shown("{none,first,all}", "all")] = None
+    """Which convolutions see the coordinates of their pixels."""
+    with_r: Switch = False
+    """Show them the distance from the center as well."""
+    steps: Annotated[int | None, shown("STEPS", "of the configuration")] = None
+    """Length of the run in agent steps over all environments; each is four frames."""
+    seed: Annotated[int | None, shown("SEED", "0")] = None
+    """Seed of the run."""
+    device: Annotated[Literal["auto", "cpu", "cuda"] | None, shown("{auto,cpu,cuda}", "auto")] = (
+        None
+    )
+    """Where the network lives; auto takes the GPU if there is one."""
+    protocol: Annotated[Protocol | None, shown("{classic,machado}", "classic")] = None
+    """Rules: SB3's and the zoo's, or those of Machado et al. (2018)."""
+    config: Annotated[Path | None, shown("FILE", "by algorithm and device")] = None
+    """Settings to start from; configs/ppo.toml has the zoo's PPO."""
+    set: Annotated[
+        tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, shown("KEY=VALUE ...", "none")
+    ] = ()
+    """Any setting by its full name: --set algorithm.n_steps=64 run.num_envs=16."""
+    target_return: Annotated[float | None, shown("RETURN", "of the configuration")] = None
+    """End as soon as an evaluation has this mean return."""
+    run_dir: Annotated[Path | None, shown("FOLDER", "runs/<game>-<algo>-<coords>-s<seed>")] = None
+    """Run folder."""
+    resume: Switch = False
+    """Go on with the run in the run folder."""
+    track: Annotated[
+        Literal["tensorboard", "wandb", "none"] | None,
+        shown("{tensorboard,wandb,none}", "tensorboard"),
+    ] = None
+    """Where the learning curves are shown."""
+    profile: Switch = False
+    """At the end, print where the time went."""
+
+    def overrides(self) -> list[Override]:
+        """Return the settings that were given, the strongest last."""
+        flags = {
+            "run.game": ("--env", self.env),
+            "run.algo": ("--algo", self.algo),
+            "extractor.coords": ("--coords", self.coords),
+            "extractor.with_r": ("--with-r", self.with_r or None),
+            "run.total_steps": ("--steps", self.steps),
+            "run.seed": ("--seed", self.seed),
+            "run.device": ("--device", self.device),
+            "run.protocol": ("--protocol", self.protocol),
+            "run.target_return": ("--target-return", self.target_return),
+            "run.track": ("--track", self.track),
+        }
+        given = [
+            Override(key, value, flag) for key, (flag, value) in flags.items() if value is not None
+        ]
+        return given + [parse_override(text) for texts in self.set for text in texts]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = tyro.cli(Arguments, args=argv, config=(tyro.conf.DisallowNone,))
+    try:
+        settings, folder, origin = choose(arguments)
+        print(f"{run_name(settings)} with the settings of {origin}, in {folder}", flush=True)
+        result = train(settings, folder, resume=arguments.resume, profile=arguments.profile)
+    except KeyboardInterrupt:
+        print("aborted; --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except (SettingsError, RunError, AgentError) as error:
+        print(f"train_atari.py: {error}", file=sys.stderr)
+        return 2
+    report(result)
+    return 0 if result.signal_number is None else 128 + result.signal_number
+
+
+def choose(arguments: Arguments) -> tuple[TrainingSettings, Path, Path]:
+    """Return the settings, the run folder, and the file that the settings come from."""
+    overrides = arguments.overrides()
+    if arguments.config is not None:
+        config = arguments.config
+    else:
+        given = {override.key: str(override.value) for override in overrides}
+        algo, device = given.get("run.algo", "ppo"), given.get("run.device", "auto")
+        config = CONFIGS / default_config(algo, device)
+    settings = load_training_settings(config, overrides)
+    folder = arguments.run_dir or RUNS / run_name(settings)
+    resumed = folder / SETTINGS_FILE
+    if arguments.resume and arguments.config is None and resumed.exists():
+        return load_training_settings(resumed, overrides), folder, resumed
+    return settings, folder, config
+
+
+def report(result: TrainingResult) -> None:
+    """Print how the run ended and where its agents are."""
+    if result.profile is not None:
+        print(f"\n{result.profile}\n")
+    print(f"{result.ending} after {result.steps:,} steps")
+    if result.evaluation is not None:
+        mean, (low, high) = result.evaluation.mean, result.evaluation.interval
+        print(f"last evaluation: mean return {mean:.1f} (95 % interval {low:.1f} to {high:.1f})")
+    print(f"agent: {result.agent}")
+    if result.best_agent is not None:
+        print(f"agent of the best evaluation: {result.best_agent}")
+    if result.signal_number is not None:
+        print("go on with --resume")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
