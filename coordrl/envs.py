@@ -1,14 +1,14 @@
 """Atari games, many at a time, as one :class:`gymnasium.vector.VectorEnv`.
 
-The rules of an episode (clipping, lost lives, FIRE, statistics) are written here once, over a
-backend that plays the games: ale-py's native vector environment.
+What plays them is our own emulator, or ale-py's vector environment, which gives the same bytes more
+slowly and knows fewer settings.
 """
 
 import difflib
 import re
+import warnings
 from collections.abc import Sequence
-from functools import cache
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import gymnasium
 import numpy as np
@@ -19,33 +19,33 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
 from coordrl.config import AtariSettings
+from coordrl.emulator import GAMES, Autoreset, Emulator, Step, available, unavailable_reason
 
 Actions = NDArray[np.integer[Any]]
-Flags = NDArray[np.bool_]
 Counts = NDArray[np.int32]
+Flags = NDArray[np.bool_]
+Seeds = int | Sequence[int] | NDArray[np.integer[Any]]
 
-_NUM_SEEDS = 2**31  # ale-py's seeds are 32-bit and signed; a negative one means "no seed"
-# ale-py ships them, but their cartridges have no game for one player.
-_MULTIPLAYER_ONLY = frozenset({"combat", "joust", "maze_craze", "warlords"})
+_NUM_SEEDS = 2**31  # ale-py's seeds are signed 32-bit numbers, and negative ones mean none
 
 
-@cache
 def games() -> tuple[str, ...]:
-    """Return the canonical names of all games, those of ale-py's ROM files, sorted.
+    """Return the canonical names of all games, in alphabetical order.
 
     Example:
         >>> len(games()), games()[0]
         (104, 'adventure')
     """
-    return tuple(sorted(set(roms.get_all_rom_ids()) - _MULTIPLAYER_ONLY))
+    return tuple(GAMES)
 
 
 def canonical_game(name: str) -> str:
-    """Return the name of a game's ROM file for a name as people write it.
+    """Return a game's canonical name, that of its ROM file, for a name as people write it.
 
     Case, spaces and underscores do not matter, nor what Gymnasium adds to the name.
 
     Raises:
+        TypeError: If the name is not a text.
         ValueError: If there is no such game; the message suggests the nearest names.
 
     Example:
@@ -59,7 +59,7 @@ def canonical_game(name: str) -> str:
     bare = re.sub(r"^.*/|-v\d+$", "", name.strip())
     bare = re.sub(r"(-?ram)?-?(NoFrameskip|Deterministic)?$", "", bare)
     folded = re.sub(r"[^a-z0-9]", "", bare.lower())
-    known = {game.replace("_", ""): game for game in games()}
+    known = {game.replace("_", ""): game for game in GAMES}
     if folded in known:
         return known[folded]
     near = difflib.get_close_matches(folded, known, n=3, cutoff=0.5)
@@ -88,7 +88,10 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
     *episode* ends there too and, with ``life_loss="terminate"``, at every lost life, where the
     game itself goes on.
 
-    **What step returns is the caller's**: no array is written to again.
+    **What step returns is the caller's.** No array is written to again while there is a reference
+    to it or to a part of it. Observations are not copied: their memory comes from the emulator,
+    which uses it again once nobody holds it, and which makes the next stack from the last one. So
+    do not write to an observation before the next step.
 
     **Info** of every step holds ``lives``, ``frame_number`` (frames since the environment was
     seeded) and ``episode_frame_number`` (frames of this game, those of its reset included), each
@@ -99,7 +102,8 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
     **Autoreset.** With ``SAME_STEP``, which Stable-Baselines3 expects, ``obs`` is already the first
     observation of the next episode, and ``info["final_obs"]`` has the last one of those that
     ended, as in :class:`gymnasium.vector.SyncVectorEnv`: an object array, with ``None`` elsewhere.
-    With ``NEXT_STEP`` the following step ignores the action, resets, and returns reward 0.
+    With ``NEXT_STEP`` the following step ignores the action, resets, and returns reward 0. With
+    ``DISABLED`` a game that ended must be reset by hand.
 
     **A lost life** that ends the episode does not touch the game. With ``SAME_STEP`` the last
     observation of the life is the first of the next; with ``NEXT_STEP`` the step in between plays
@@ -111,9 +115,11 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
         game: Name of the game, in any spelling that :func:`canonical_game` reads.
         num_envs: Number of games, at least 1.
         settings: How they are played and seen.
-        emulator: What plays them.
+        emulator: What plays them: our own emulator or ale-py. By default our own, or ale-py with
+            a warning where the package was installed without a compiler.
         num_threads: Threads that share the games; 0 takes one per core.
         autoreset_mode: When the next game begins.
+        render_mode: ``"rgb_array"`` allows :meth:`render`.
 
     Raises:
         ValueError: If the game is unknown, a number is out of range, or the emulator lacks
@@ -139,52 +145,61 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
         num_envs: int,
         settings: AtariSettings | None = None,
         *,
-        emulator: Literal["ale"] = "ale",
+        emulator: Literal["coordrl", "ale"] | None = None,
         num_threads: int = 0,
         autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
+        render_mode: Literal["rgb_array"] | None = None,
     ) -> None:
         self.game = canonical_game(game)
+        self.num_envs = _at_least(1, "num_envs", num_envs)
         self.settings = AtariSettings() if settings is None else settings
         if not isinstance(self.settings, AtariSettings):
             raise TypeError(f"settings must be AtariSettings, got {settings!r}")
-        self.num_envs = _at_least(1, "num_envs", num_envs)
-        if autoreset_mode not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
-            raise ValueError(
-                f"autoreset_mode must be SAME_STEP or NEXT_STEP, got {autoreset_mode!r}"
-            )
-        if emulator != "ale":
-            raise ValueError(f"emulator must be 'ale', got {emulator!r}")
-        self._backend: _Backend = _AleBackend(
+        if not isinstance(autoreset_mode, AutoresetMode):
+            raise TypeError(f"autoreset_mode must be an AutoresetMode, got {autoreset_mode!r}")
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode must be 'rgb_array' or None, got {render_mode!r}")
+        if emulator is None and not available():
+            warnings.warn(unavailable_reason(), RuntimeWarning, stacklevel=2)
+        self.emulator = emulator or ("coordrl" if available() else "ale")
+        if self.emulator not in _BACKENDS:
+            raise ValueError(f"emulator must be 'coordrl' or 'ale', got {emulator!r}")
+        self._backend: _Backend = _BACKENDS[self.emulator](
             self.game,
             num_envs,
             self.settings,
-            autoreset_mode,
-            _at_least(0, "num_threads", num_threads),
+            autoreset=_AUTORESETS[autoreset_mode],
+            num_threads=_at_least(0, "num_threads", num_threads),
         )
-        self.metadata = {"autoreset_mode": autoreset_mode}
+        self.metadata = {"autoreset_mode": autoreset_mode, "render_modes": ["rgb_array"]}
+        self.render_mode = render_mode
+        if render_mode is not None:
+            self._own_emulator("render")
         self.action_meanings = self._backend.action_meanings
         self.single_observation_space = Box(0, 255, self._backend.obs_shape, np.uint8)
         self.single_action_space = Discrete(len(self.action_meanings))
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
-        self._episodes = _Episodes(num_envs, self.settings, self.action_meanings, autoreset_mode)
+        self._autoreset_mode = autoreset_mode
         self._was_reset = False
+        self._game_ended = np.zeros(num_envs, np.bool_)  # in the last step
+        self._life_ended = np.zeros(num_envs, np.bool_)  # likewise, ending no more than an episode
+        self._started_at = np.zeros(num_envs, np.int32)  # frame_number when the game began
+        self._reset_frames = np.zeros(num_envs, np.int32)  # that were played before the agent
+        self._lives = np.zeros(num_envs, np.int32)
 
     @property
     def lives(self) -> Counts:
         """Lives left in every game; 0 in games without lives."""
-        return self._episodes.lives.copy()
+        return self._lives.copy()
 
     def get_action_meanings(self) -> list[str]:
         """Return the name of each action, as ale-py's single environment does."""
         return list(self.action_meanings)
 
     def reset(
-        self,
-        *,
-        seed: int | Sequence[int] | NDArray[np.integer[Any]] | None = None,
-        options: dict[str, Any] | None = None,
+        self, *, seed: Seeds | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         """Begin new games, in all environments or in some.
 
@@ -203,19 +218,20 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
         """
         self._require_open()
         mask = self._reset_mask(options)
-        indices = np.flatnonzero(mask)
+        seeds = None
         if seed is not None:
-            seeds = _fold_seeds(seed, len(indices))
+            seeds = _fold_seeds(seed, int(mask.sum()))
         elif not self._was_reset:
-            seeds = self.np_random.integers(_NUM_SEEDS, size=len(indices), dtype=np.int32)
-        else:
-            seeds = None
+            seeds = self.np_random.integers(_NUM_SEEDS, size=self.num_envs)
         if isinstance(seed, int):
             super().reset(seed=seed)
-        obs, info = self._backend.reset(indices, seeds)
+        step = self._backend.reset(seed=seeds, mask=mask)
         self._was_reset = True
-        self._episodes.begin(mask, info)
-        return obs, dict(info)
+        self._game_ended &= ~mask
+        self._life_ended &= ~mask
+        self._begin_games(step, mask)
+        self._lives = step.lives.copy()
+        return step.obs, _info(step)
 
     def step(
         self, actions: ArrayLike
@@ -230,17 +246,55 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
 
         Raises:
             ValueError: If there are not ``num_envs`` actions, or one is out of range.
-            gymnasium.error.ResetNeeded: Before the first reset.
+            gymnasium.error.ResetNeeded: Before the first reset, and with ``DISABLED`` after the
+                end of a game.
         """
         self._require_open()
-        actions = self._episodes.act(self._checked(actions))
+        actions = self._checked(actions)
+        between_lives = self._life_ended & (self._autoreset_mode is AutoresetMode.NEXT_STEP)
+        if between_lives.any():
+            noop = self.action_meanings.index("NOOP") if "NOOP" in self.action_meanings else 0
+            actions = np.where(between_lives, noop, actions)
+
         step = self._backend.step(actions)
-        rewards, terminated, info = self._episodes.observe(step)
-        return step.obs, rewards, terminated, step.truncated, info
+
+        rewards = step.rewards.astype(np.float32)
+        rewards[between_lives] = 0
+        terminated, truncated, ended = (
+            flags.copy() for flags in (step.terminated, step.truncated, step.ended)
+        )
+        info = _info(step)
+        episode_ended = terminated | truncated
+        if episode_ended.any():
+            self._report_ends(info, step, episode_ended)
+        reset = ended if self._autoreset_mode is AutoresetMode.SAME_STEP else self._game_ended
+        if reset.any():
+            self._begin_games(step, reset)
+        self._game_ended = ended
+        self._life_ended = terminated & ~ended
+        self._lives = step.lives.copy()
+        return step.obs, rewards, terminated, truncated, info
+
+    def render(self) -> tuple[NDArray[np.uint8], ...]:
+        """Return the screen of every game, of shape ``(height, 160, 3)``, as it is now.
+
+        Raises:
+            ValueError: If the environment was made without ``render_mode="rgb_array"``.
+        """
+        self._require_open()
+        if self.render_mode is None:
+            raise ValueError("to render, make the environment with render_mode='rgb_array'")
+        emulator = self._own_emulator("render")
+        return tuple(emulator.screen(i) for i in range(self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
         """Let go of the games."""
         del self._backend
+
+    def _own_emulator(self, deed: str) -> Emulator:
+        if not isinstance(self._backend, Emulator):
+            raise ValueError(f"emulator='ale' cannot {deed}; emulator='coordrl' can")
+        return self._backend
 
     def _require_open(self) -> None:
         if self.closed:
@@ -266,6 +320,11 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
     def _checked(self, actions: ArrayLike) -> Actions:
         if not self._was_reset:
             raise gymnasium.error.ResetNeeded("call reset before the first step")
+        if self._autoreset_mode is AutoresetMode.DISABLED and self._game_ended.any():
+            raise gymnasium.error.ResetNeeded(
+                f"the games of environments {np.flatnonzero(self._game_ended).tolist()} have "
+                "ended; reset them before the next step"
+            )
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs,):
             raise ValueError(f"actions must have shape ({self.num_envs},), got {actions.shape}")
@@ -277,158 +336,87 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
             raise ValueError(f"actions of {self.game} are 0 to {num_actions - 1}, got {wrong}")
         return actions
 
+    def _begin_games(self, step: Step, mask: Flags) -> None:
+        started_at = step.frame_number - step.episode_frame_number
+        self._started_at = np.where(mask, started_at, self._started_at)
+        self._reset_frames = np.where(mask, step.episode_frame_number, self._reset_frames)
 
-class _Step(NamedTuple):
-    """What a backend returns for one step; arrays over all environments, new at every step."""
+    def _report_ends(self, info: dict[str, Any], step: Step, episode_ended: Flags) -> None:
+        last_info, ended = _info(step), step.ended.copy()
+        same_step = self._autoreset_mode is AutoresetMode.SAME_STEP
+        if same_step:
+            # The counters are those of the new game. It began with the frame after the last one of
+            # the old game, whose counters are thus known; its lives are not.
+            del last_info["lives"]
+            started_at = step.frame_number - step.episode_frame_number
+            frames = np.where(ended, started_at - self._started_at, step.episode_frame_number)
+            last_info["frame_number"][ended] = started_at[ended]
+            last_info["episode_frame_number"] = frames
+        if ended.any():
+            frames = last_info["episode_frame_number"] - self._reset_frames
+            info["_game"] = ended
+            info["game"] = {
+                "episode_return": np.where(ended, step.episode_return, 0),
+                "agent_steps": np.where(ended, step.episode_length, 0),
+                "frames": np.where(ended, frames, 0),
+            }
+        if same_step:
+            # A game that goes on after a lost life was not reset: its last picture is its first.
+            info["final_obs"] = np.full(self.num_envs, None, object)
+            for i in np.flatnonzero(episode_ended):
+                info["final_obs"][i] = (step.final_obs if ended[i] else step.obs)[i].copy()
+            info["final_info"] = last_info
+            info["_final_obs"], info["_final_info"] = episode_ended, episode_ended.copy()
 
-    obs: NDArray[np.uint8]
-    rewards: Counts
-    terminated: Flags
-    truncated: Flags
-    info: dict[str, Counts]  # lives, frame_number, episode_frame_number; of the new game if any
-    final_obs: NDArray[np.uint8] | None  # with SAME_STEP: only the rows of ended games are set
-    final_info: dict[str, Counts] | None  # counters of ended games, and info's of the others
+
+def _info(step: Step) -> dict[str, Any]:
+    return {
+        "lives": step.lives.copy(),
+        "frame_number": step.frame_number.copy(),
+        "episode_frame_number": step.episode_frame_number.copy(),
+    }
 
 
 class _Backend(Protocol):
-    """Plays the games: frames, pictures and resets, without any rule of an episode but its end."""
+    """What plays the games; :class:`~coordrl.emulator.Emulator` is the model."""
 
-    action_meanings: tuple[str, ...]
+    @property
+    def action_meanings(self) -> tuple[str, ...]: ...
+
     obs_shape: tuple[int, ...]
 
-    def reset(
-        self, indices: NDArray[np.intp], seeds: NDArray[np.int32] | None
-    ) -> tuple[NDArray[np.uint8], dict[str, Counts]]: ...
+    def reset(self, *, seed: NDArray[np.integer[Any]] | None, mask: Flags) -> Step: ...
 
-    def step(self, actions: Actions) -> _Step: ...
+    def step(self, actions: ArrayLike) -> Step: ...
 
 
-class _Episodes:
-    """The rules of an episode: statistics, clipping, and what follows from a lost life."""
+class _AlePy:
+    """ale-py's vector environment, with what :class:`~coordrl.emulator.Emulator` adds to it.
 
-    def __init__(
-        self,
-        num_envs: int,
-        settings: AtariSettings,
-        action_meanings: Sequence[str],
-        autoreset_mode: AutoresetMode,
-    ) -> None:
-        self._clip_reward = settings.clip_reward
-        self._terminate = settings.life_loss == "terminate"
-        self._same_step = autoreset_mode is AutoresetMode.SAME_STEP
-        # What is played in the step after a lost life; None leaves the action to the agent.
-        self._after_life_loss: int | None = None
-        if settings.fire_after_life_loss and "FIRE" in action_meanings:
-            self._after_life_loss = action_meanings.index("FIRE")
-        elif self._terminate and not self._same_step:
-            self._after_life_loss = (
-                action_meanings.index("NOOP") if "NOOP" in action_meanings else 0
-            )
-        self.lives = np.zeros(num_envs, np.int32)
-        self._life_lost = np.zeros(num_envs, np.bool_)  # in the last step
-        self._resetting = np.zeros(num_envs, np.bool_)  # in the next step, with NEXT_STEP
-        self._first_frame = np.zeros(num_envs, np.int32)  # of the game, after its reset
-        self._episode_return = np.zeros(num_envs, np.int64)
-        self._agent_steps = np.zeros(num_envs, np.int64)
-
-    def begin(self, mask: Flags, info: dict[str, Counts]) -> None:
-        """Take note of games that were reset from outside."""
-        self.lives = info["lives"].copy()
-        self._life_lost &= ~mask
-        self._resetting &= ~mask
-        self._begin(mask, info)
-
-    def act(self, actions: Actions) -> Actions:
-        """Return the actions that are played if the agents choose ``actions``."""
-        if self._after_life_loss is None or not self._life_lost.any():
-            return actions
-        return np.where(self._life_lost, self._after_life_loss, actions)
-
-    def observe(self, step: _Step) -> tuple[NDArray[np.float32], Flags, dict[str, Any]]:
-        """Return rewards, ``terminated`` and info of a step."""
-        life_was_lost, was_reset = self._life_lost, self._resetting
-        game_ended = step.terminated | step.truncated
-        lives = step.info["lives"]
-        self._life_lost = (lives < self.lives) & (lives > 0) & ~(game_ended | was_reset)
-        self.lives = lives.copy()
-        self._episode_return += step.rewards
-        self._agent_steps += ~was_reset
-
-        rewards = step.rewards.astype(np.float32)
-        if self._clip_reward:
-            np.sign(rewards, out=rewards)
-        terminated = step.terminated
-        if self._terminate:
-            terminated = terminated | self._life_lost
-            if not self._same_step:  # the step between two lives is the reset of an episode
-                rewards[life_was_lost] = 0
-
-        info: dict[str, Any] = dict(step.info)
-        if game_ended.any():
-            self._report_games(info, game_ended, step)
-        if self._same_step:
-            episode_ended = terminated | step.truncated
-            if episode_ended.any():
-                _report_last_step(info, episode_ended, game_ended, step)
-            was_reset = game_ended
-        else:
-            self._resetting = game_ended
-        if was_reset.any():
-            self._begin(was_reset, step.info)
-        return rewards, terminated, info
-
-    def _begin(self, mask: Flags, info: dict[str, Counts]) -> None:
-        self._first_frame[mask] = info["episode_frame_number"][mask]
-        self._episode_return[mask] = 0
-        self._agent_steps[mask] = 0
-
-    def _report_games(self, info: dict[str, Any], ended: Flags, step: _Step) -> None:
-        last = step.info if step.final_info is None else step.final_info
-        frames = last["episode_frame_number"] - self._first_frame
-        info["game"] = {
-            "episode_return": np.where(ended, self._episode_return, 0),
-            "agent_steps": np.where(ended, self._agent_steps, 0),
-            "frames": np.where(ended, frames, 0),
-        }
-        info["_game"] = ended.copy()
-
-
-def _report_last_step(
-    info: dict[str, Any], episode_ended: Flags, game_ended: Flags, step: _Step
-) -> None:
-    final_obs = np.full(len(episode_ended), None, object)
-    for i in np.flatnonzero(episode_ended):
-        # A game that goes on after a lost life was not reset: its last observation is the first.
-        final_obs[i] = (
-            step.obs[i] if step.final_obs is None or not game_ended[i] else step.final_obs[i]
-        )
-    final_info = step.info if step.final_info is None else step.final_info
-    info["final_obs"], info["_final_obs"] = final_obs, episode_ended
-    info["final_info"] = {key: value.copy() for key, value in final_info.items()}
-    info["_final_info"] = episode_ended.copy()
-
-
-class _AleBackend:
-    """ale-py's native vector environment."""
+    That is: rewards clipped here, so that the points are known; FIRE after a lost life; which games
+    ended; and the return and length of each.
+    """
 
     def __init__(
         self,
         game: str,
         num_envs: int,
         settings: AtariSettings,
-        autoreset_mode: AutoresetMode,
+        *,
+        autoreset: Autoreset,
         num_threads: int,
     ) -> None:
-        missing = [
-            f"{name}={getattr(settings, name)}"
-            for name in ("mode", "difficulty")
-            if getattr(settings, name) is not None
-        ]
-        if settings.observation == "ram":
-            missing.append("observation='ram'")
-        if missing:
-            raise ValueError(f"emulator='ale' has no {', '.join(missing)}")
-        height, width = settings.screen_size
+        lacks = {
+            f"mode={settings.mode}": settings.mode is not None,
+            f"difficulty={settings.difficulty}": settings.difficulty is not None,
+            "observation='ram'": settings.observation == "ram",
+            "autoreset_mode=DISABLED": autoreset == "disabled",
+        }
+        if any(lacks.values()):
+            asked = " and ".join(setting for setting, is_asked in lacks.items() if is_asked)
+            raise ValueError(f"emulator='ale' has no {asked}; emulator='coordrl' has")
+        self._same_step = autoreset == "same_step"
+        self._settings = settings
         rom_path = roms.get_rom_path(game)
         assert rom_path is not None, "canonical names are those of the ROM files"
         self._ale = ALEVectorInterface(
@@ -436,14 +424,15 @@ class _AleBackend:
             num_envs=num_envs,
             frame_skip=settings.frame_skip,
             stack_num=settings.stack_size,
-            img_height=height,
-            img_width=width,
+            img_height=settings.screen_size[0],
+            img_width=settings.screen_size[1],
             grayscale=settings.observation == "gray",
             maxpool=settings.max_pool,
             noop_max=settings.noop_max,
             use_fire_reset=settings.fire_reset,
             episodic_life=settings.life_loss == "reset",
-            life_loss_info=False,
+            # With SAME_STEP the lives of an ended game are not known, so ale-py has to compare.
+            life_loss_info=settings.life_loss == "terminate" and self._same_step,
             reward_clipping=False,
             max_episode_steps=settings.max_frames_per_episode,
             repeat_action_probability=settings.repeat_action_probability,
@@ -451,49 +440,106 @@ class _AleBackend:
             batch_size=0,
             num_threads=num_threads,
             thread_affinity_offset=-1,
-            autoreset_mode=autoreset_mode.value,
+            autoreset_mode="SameStep" if self._same_step else "NextStep",
         )
         self.action_meanings = tuple(action.name for action in self._ale.get_action_set())
-        color = () if settings.observation == "gray" else (3,)
-        self.obs_shape = (settings.stack_size, height, width, *color)
-        self._same_step = autoreset_mode is AutoresetMode.SAME_STEP
+        color = (3,) if settings.observation == "rgb" else ()
+        self.obs_shape = (settings.stack_size, *settings.screen_size, *color)
+        self._fire = (
+            self.action_meanings.index("FIRE")
+            if settings.fire_after_life_loss and "FIRE" in self.action_meanings
+            else None
+        )
         self._full_strength = np.ones(num_envs, np.float32)
-        self._started_at = np.zeros(num_envs, np.int32)  # frame_number when the game began
+        self._lives = np.zeros(num_envs, np.int32)
+        self._started_at = np.zeros(num_envs, np.int32)
+        self._life_lost = np.zeros(num_envs, np.bool_)
+        self._ended = np.zeros(num_envs, np.bool_)
+        self._episode_return = np.zeros(num_envs, np.int32)
+        self._episode_length = np.zeros(num_envs, np.int32)
 
-    def reset(
-        self, indices: NDArray[np.intp], seeds: NDArray[np.int32] | None
-    ) -> tuple[NDArray[np.uint8], dict[str, Counts]]:
-        if seeds is None:
-            seeds = np.full(len(indices), -1, np.int32)
-        obs, info = self._ale.reset(indices, seeds)
-        del info["env_id"]
+    def reset(self, *, seed: NDArray[np.integer[Any]] | None, mask: Flags) -> Step:
+        indices = np.flatnonzero(mask)
+        seeds = np.full(len(indices), -1) if seed is None else seed
+        obs, info = self._ale.reset(indices, seeds.astype(np.int32))
         self._started_at = info["frame_number"] - info["episode_frame_number"]
-        return obs, info
+        self._begin(mask)
+        no_flags, no_rewards = np.zeros(len(mask), np.bool_), np.zeros(len(mask), np.int32)
+        return self._report(obs, obs, no_rewards, no_flags, no_flags, no_flags, no_flags, info)
 
-    def step(self, actions: Actions) -> _Step:
-        self._ale.send(actions.astype(np.int64, copy=False), self._full_strength)
+    def step(self, actions: ArrayLike) -> Step:
+        chosen = np.asarray(actions, np.int64)
+        if self._fire is not None and self._life_lost.any():
+            chosen = np.where(self._life_lost, self._fire, chosen)
+        self._ale.send(chosen, self._full_strength)
         obs, rewards, terminated, truncated, info = self._ale.recv()
-        del info["env_id"]
-        final_obs = info.pop("final_obs", None)
-        final_info = None
-        if self._same_step and final_obs is not None:
-            # ale-py reports the counters of the new game. Its first frame follows the last one of
-            # the old game, whose counters are thus known; its lives are not.
+
+        lives = info["lives"]
+        was_reset = self._ended & (not self._same_step)
+        life_lost = (lives < self._lives) & (lives > 0) & ~was_reset
+        ended = terminated | truncated
+        if self._same_step:
             started_at = info["frame_number"] - info["episode_frame_number"]
-            ended = terminated | truncated
-            final_info = {
-                "frame_number": np.where(ended, started_at, info["frame_number"]),
-                "episode_frame_number": np.where(
-                    ended, started_at - self._started_at, info["episode_frame_number"]
-                ),
-            }
-            self._started_at = started_at
-        return _Step(obs, rewards, terminated, truncated, info, final_obs, final_info)
+            ended, self._started_at = started_at != self._started_at, started_at
+        elif self._settings.life_loss == "terminate":
+            terminated = terminated | life_lost
+            truncated = truncated & ~terminated
+        self._begin(was_reset)
+        self._episode_return += rewards
+        self._episode_length += ~was_reset
+        step = self._report(
+            obs, info.get("final_obs", obs), rewards, terminated, truncated, ended, life_lost, info
+        )
+        if self._same_step:
+            self._begin(ended)
+        self._ended = ended
+        self._life_lost = life_lost & ~ended
+        return step
+
+    def _begin(self, mask: Flags) -> None:
+        self._ended = self._ended & ~mask
+        self._life_lost = self._life_lost & ~mask
+        self._episode_return[mask] = 0
+        self._episode_length[mask] = 0
+
+    def _report(
+        self,
+        obs: NDArray[np.uint8],
+        final_obs: NDArray[np.uint8],
+        rewards: Counts,
+        terminated: Flags,
+        truncated: Flags,
+        ended: Flags,
+        life_lost: Flags,
+        info: dict[str, Counts],
+    ) -> Step:
+        self._lives = info["lives"]
+        return Step(
+            obs=obs,
+            rewards=np.sign(rewards) if self._settings.clip_reward else rewards,
+            unclipped_rewards=rewards,
+            terminated=terminated,
+            truncated=truncated,
+            ended=ended,
+            life_lost=life_lost,
+            final_obs=final_obs,
+            lives=info["lives"],
+            frame_number=info["frame_number"],
+            episode_frame_number=info["episode_frame_number"],
+            episode_return=self._episode_return.copy(),
+            episode_length=self._episode_length.copy(),
+        )
 
 
-def _fold_seeds(
-    seed: int | Sequence[int] | NDArray[np.integer[Any]], count: int
-) -> NDArray[np.int32]:
+_BACKENDS: dict[str, type[Emulator] | type[_AlePy]] = {"coordrl": Emulator, "ale": _AlePy}
+_AUTORESETS: dict[AutoresetMode, Autoreset] = {
+    AutoresetMode.SAME_STEP: "same_step",
+    AutoresetMode.NEXT_STEP: "next_step",
+    AutoresetMode.DISABLED: "disabled",
+}
+
+
+def _fold_seeds(seed: Seeds, count: int) -> NDArray[np.int64]:
     if isinstance(seed, int | np.integer):
         seeds = [int(seed) + i for i in range(count)]
     elif isinstance(seed, Sequence | np.ndarray) and np.asarray(seed).dtype.kind in "iu":
@@ -504,7 +550,7 @@ def _fold_seeds(
         raise ValueError(f"reset of {count} environments needs {count} seeds, got {len(seeds)}")
     if min(seeds) < 0:
         raise ValueError(f"seeds must not be negative, got {min(seeds)}")
-    return np.array([s % _NUM_SEEDS for s in seeds], np.int32)
+    return np.array([s % _NUM_SEEDS for s in seeds], np.int64)
 
 
 def _at_least(least: int, name: str, value: int) -> int:
@@ -515,13 +561,9 @@ def _at_least(least: int, name: str, value: int) -> int:
     return value
 
 
-def _register() -> None:
-    for game in games():
-        gymnasium.register(
-            id=f"coordrl/{gymnasium_name(game)}-v0",
-            vector_entry_point="coordrl.envs:AtariVectorEnv",
-            kwargs={"game": game},
-        )
-
-
-_register()
+for _game in games():
+    gymnasium.register(
+        id=f"coordrl/{gymnasium_name(_game)}-v0",
+        vector_entry_point="coordrl.envs:AtariVectorEnv",
+        kwargs={"game": _game},
+    )

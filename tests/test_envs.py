@@ -1,6 +1,6 @@
 """AtariVectorEnv against ale-py's own vector environment, its rules step by step, bad input."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from coordrl import envs as envs_module
 from coordrl.config import AtariSettings, settings_for
+from coordrl.emulator import Step
 from coordrl.envs import AtariVectorEnv, canonical_game, games, gymnasium_name
 
 SAME_STEP, NEXT_STEP = AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP
@@ -120,22 +121,17 @@ def test_an_unknown_game_is_answered_with_near_ones(written: str, suggestion: st
     ("game", "settings"),
     [
         ("breakout", AtariSettings(life_loss="ignore", fire_after_life_loss=False)),
-        ("breakout", AtariSettings(life_loss="reset", fire_after_life_loss=False)),
+        ("breakout", AtariSettings(life_loss="reset")),
         ("pong", AtariSettings(frame_skip=3, screen_size=(60, 72), max_frames_per_episode=200)),
         ("space_invaders", replace(PLAIN, repeat_action_probability=0.25, observation="rgb")),
-        ("freeway", replace(PLAIN, full_action_space=True, max_pool=False, stack_size=2)),
     ],
-    ids=["ignore", "reset", "truncated", "sticky rgb", "full actions"],
+    ids=["ignore", "reset", "truncated", "sticky rgb"],
 )
 def test_plays_what_ale_py_plays(game: str, settings: AtariSettings, mode: AutoresetMode) -> None:
     reference = ale_reference(
-        game,
-        2,
-        settings,
-        episodic_life=settings.life_loss == "reset",
-        autoreset_mode=mode,
+        game, 2, settings, episodic_life=settings.life_loss == "reset", autoreset_mode=mode
     )
-    with playing(game, 2, settings, autoreset_mode=mode) as envs:
+    with playing(game, 2, settings, emulator="ale", autoreset_mode=mode) as envs:
         obs, info = envs.reset(seed=7)
         expected_obs, expected_info = reference.reset(seed=7)
         assert_array_equal(obs, expected_obs)
@@ -162,7 +158,7 @@ def test_terminates_at_a_lost_life_as_ale_py_does_and_shows_the_last_picture() -
         "breakout", 2, settings, life_loss_info=True, autoreset_mode=SAME_STEP
     )
     lost_lives = 0
-    with playing("breakout", 2, settings) as envs:
+    with playing("breakout", 2, settings, emulator="ale") as envs:
         envs.reset(seed=1)
         reference.reset(seed=1)
         for actions in random_actions(envs, 250):
@@ -177,6 +173,53 @@ def test_terminates_at_a_lost_life_as_ale_py_does_and_shows_the_last_picture() -
                 assert_array_equal(info["final_obs"][i], obs[i])
     assert lost_lives > 4
     reference.close()
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    """Compare what step or reset returned, with all that is in the info."""
+    if isinstance(ours, dict):
+        for key in ours | theirs:
+            assert_same(ours[key], theirs[key])
+    elif isinstance(ours, tuple):
+        for our, their in zip(ours, theirs, strict=True):
+            assert_same(our, their)
+    elif isinstance(ours, np.ndarray) and ours.dtype == object:
+        for our, their in zip(ours, theirs, strict=True):
+            assert_same(our, their)
+    else:
+        assert_array_equal(ours, theirs)
+
+
+@MODES
+@pytest.mark.parametrize(
+    ("game", "settings"),
+    [
+        ("breakout", AtariSettings()),
+        ("breakout", AtariSettings(life_loss="ignore", max_frames_per_episode=402)),
+        ("breakout", AtariSettings(life_loss="reset", clip_reward=False, frame_skip=3)),
+        ("breakout", AtariSettings(fire_after_life_loss=False, max_frames_per_episode=203)),
+        ("ms_pacman", AtariSettings(screen_size=(60, 72), stack_size=2, max_pool=False)),
+        ("space_invaders", settings_for("machado", training=True)),
+        ("freeway", replace(PLAIN, observation="rgb", max_frames_per_episode=402)),
+    ],
+    ids=["classic", "ignore", "reset", "no fire", "small", "machado", "rgb"],
+)
+def test_both_emulators_play_the_same(
+    game: str, settings: AtariSettings, mode: AutoresetMode
+) -> None:
+    with (
+        playing(game, 2, settings, emulator="coordrl", autoreset_mode=mode) as ours,
+        playing(game, 2, settings, emulator="ale", autoreset_mode=mode) as theirs,
+    ):
+        assert ours.action_meanings == theirs.action_meanings
+        assert ours.single_observation_space == theirs.single_observation_space
+        assert_same(ours.reset(seed=11), theirs.reset(seed=11))
+        for step, actions in enumerate(random_actions(ours, 180)):
+            assert_same(ours.step(actions), theirs.step(actions))
+            assert_array_equal(ours.lives, theirs.lives)
+            if step == 50:
+                options = {"reset_mask": np.array([False, True])}
+                assert_same(ours.reset(options=options), theirs.reset(options=options))
 
 
 @MODES
@@ -222,147 +265,142 @@ def test_the_game_goes_on_after_a_lost_life_only_if_fire_is_pressed() -> None:
 
 
 class Script:
-    """A backend that plays two games from a table; the picture is the number of the step.
+    """Stands in for the emulator: every step has two frames, the picture is the step's number.
 
-    The first game loses a life at step 2 and is over at step 5; the second one is truncated at
-    step 4. Every step of two frames is worth 3 points in the first game and -2 in the second.
+    The first game loses a life in step 2 and is over in step 5; the second is truncated in step 4.
+    A step is worth 3 points in the first game and -2 in the second. A reset takes 10 frames.
     """
 
     action_meanings = ("NOOP", "FIRE", "RIGHT")
     obs_shape = (1,)
-    lives = ((3, 0), (3, 0), (2, 0), (2, 0), (2, 0), (0, 0), (3, 0), (3, 0))
 
-    def __init__(self, game: str, num_envs: int, *_: Any) -> None:
+    def __init__(self, *_: Any, autoreset: str, **__: Any) -> None:
+        self.autoreset = autoreset
         self.played: list[list[int]] = []
-        self.same_step = _[1] is SAME_STEP
+        self.frame_number = np.zeros(2, np.int32)
+        self.steps = np.zeros(2, np.int32)
+        self.ended = np.zeros(2, bool)
 
-    def reset(self, indices: Any, seeds: Any) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        self.now = 0
-        return np.zeros((2, 1), np.uint8), self._info()
+    def reset(self, *, seed: Any, mask: NDArray[np.bool_]) -> Step:
+        for i in np.flatnonzero(mask).tolist():
+            self.begin(i)
+        return self.report(self.blank())
 
-    def _info(self) -> dict[str, Any]:
-        over = [self.now >= 5, self.now >= 4] if self.same_step else [self.now >= 6, self.now >= 5]
-        started = np.where(over, [5, 4], 0)
-        frame = 10 + 2 * np.array([self.now] * 2, np.int32)
-        lives = np.array(self.lives[self.now], np.int32)
-        if self.same_step and self.now == 5:
-            lives[0] = 3
-        return {
-            "lives": lives,
-            "frame_number": frame,
-            "episode_frame_number": (frame - 2 * started).astype(np.int32),
+    def step(self, actions: NDArray[Any]) -> Step:
+        self.played.append(actions.tolist())
+        step = self.blank()
+        for i in range(2):
+            if self.ended[i] and self.autoreset == "next_step":
+                self.begin(i)
+                continue
+            self.steps[i] += 1
+            self.frame_number[i] += 2
+            step["unclipped_rewards"][i] = (3, -2)[i]
+            step["life_lost"][i] = (i, self.steps[i]) == (0, 2)
+            step["terminated"][i] = (i, self.steps[i]) in [(0, 2), (0, 5)]
+            step["truncated"][i] = (i, self.steps[i]) == (1, 4)
+            self.ended[i] = (i, self.steps[i]) in [(0, 5), (1, 4)]
+        step |= {"ended": self.ended.copy(), "final_obs": self.steps[:, None].astype(np.uint8)}
+        step |= {"episode_length": self.steps.copy(), "episode_return": self.steps * [3, -2]}
+        for i in np.flatnonzero(self.ended).tolist() if self.autoreset == "same_step" else ():
+            self.begin(i)
+        return self.report(step)
+
+    def begin(self, i: int) -> None:
+        self.frame_number[i] += 10
+        self.steps[i] = 0
+        self.ended[i] = False
+
+    def blank(self) -> dict[str, NDArray[Any]]:
+        flags = ("terminated", "truncated", "ended", "life_lost")
+        counts = ("unclipped_rewards", "final_obs", "episode_return", "episode_length")
+        return {name: np.zeros(2, bool) for name in flags} | {
+            name: np.zeros(2, np.int32) for name in counts
         }
 
-    def step(self, actions: NDArray[Any]) -> Any:
-        self.played.append(actions.tolist())
-        self.now += 1
-        terminated = np.array([self.now == 5, False])
-        truncated = np.array([False, self.now == 4])
-        rewards = np.array([3, -2], np.int32)
-        info = self._info()
-        final_obs = final_info = None
-        obs = np.full((2, 1), self.now, np.uint8)
-        if self.same_step and (terminated | truncated).any():
-            final_obs = obs.copy()
-            obs = np.where((terminated | truncated)[:, None], 0, obs).astype(np.uint8)
-            final_info = info | {"episode_frame_number": info["frame_number"]}
-        if not self.same_step:
-            rewards[[self.now == 6, self.now == 5]] = 0
-        return envs_module._Step(obs, rewards, terminated, truncated, info, final_obs, final_info)
+    def report(self, step: dict[str, Any]) -> Step:
+        return Step(
+            obs=self.steps[:, None].astype(np.uint8),
+            rewards=np.sign(step["unclipped_rewards"]),
+            lives=np.array([3, 0], np.int32),
+            frame_number=self.frame_number.copy(),
+            episode_frame_number=10 + 2 * self.steps,
+            **step,
+        )
 
 
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(envs_module, "_AleBackend", Script)
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[AutoresetMode], Any]:
+    monkeypatch.setitem(envs_module._BACKENDS, "coordrl", Script)
 
-    def make(**kwargs: Any) -> tuple[AtariVectorEnv, Script]:
-        envs = AtariVectorEnv("pong", 2, **kwargs)
+    def make(mode: AutoresetMode) -> tuple[AtariVectorEnv, Any]:
+        envs = AtariVectorEnv("pong", 2, emulator="coordrl", autoreset_mode=mode)
         envs.reset()
-        return envs, envs._backend  # type: ignore[return-value]
+        return envs, envs._backend
 
     return make
 
 
+def game_of(info: dict[str, Any], i: int) -> dict[str, int]:
+    assert info["_game"][i]
+    return {key: int(value[i]) for key, value in info["game"].items()}
+
+
 def test_same_step_step_by_step(scripted: Any) -> None:
-    envs, backend = scripted()
+    envs, backend = scripted(SAME_STEP)
     steps = [envs.step([2, 2]) for _ in range(6)]
     obs, rewards, terminated, truncated, infos = zip(*steps, strict=True)
 
-    assert np.stack(obs)[:, :, 0].T.tolist() == [[1, 2, 3, 4, 0, 6], [1, 2, 3, 0, 5, 6]]
+    assert backend.played == [[2, 2]] * 6
+    assert np.stack(obs)[:, :, 0].T.tolist() == [[1, 2, 3, 4, 0, 1], [1, 2, 3, 0, 1, 2]]
     assert np.stack(rewards).T.tolist() == [[1] * 6, [-1] * 6]
     assert np.stack(terminated).T.tolist() == [[0, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0]]
     assert np.stack(truncated).T.tolist() == [[0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0]]
-    # FIRE is pressed in the step after the lost life, and only there.
-    assert backend.played == [[2, 2], [2, 2], [1, 2], [2, 2], [2, 2], [2, 2]]
-    assert [sorted(info.keys() & {"final_obs", "game"}) for info in infos] == [
-        [],
-        ["final_obs"],
-        [],
-        ["final_obs", "game"],
-        ["final_obs", "game"],
-        [],
+    extra = {"final_obs", "_final_obs", "final_info", "_final_info"}
+    game = {"game", "_game"}
+    assert [info.keys() - {"lives", "frame_number", "episode_frame_number"} for info in infos] == [
+        set(),
+        extra,
+        set(),
+        extra | game,
+        extra | game,
+        set(),
     ]
     assert [infos[1]["final_obs"][0].tolist(), infos[1]["final_obs"][1]] == [[2], None]
     assert [infos[3]["final_obs"][0], infos[3]["final_obs"][1].tolist()] == [None, [4]]
     assert [infos[4]["final_obs"][0].tolist(), infos[4]["final_obs"][1]] == [[5], None]
+    assert infos[1]["final_info"]["episode_frame_number"][0] == 14
+    assert infos[3]["final_info"]["frame_number"][1] == 18
     assert infos[3]["_game"].tolist() == infos[3]["_final_obs"].tolist() == [False, True]
-    assert {key: value[1] for key, value in infos[3]["game"].items()} == {
-        "episode_return": -8,
-        "agent_steps": 4,
-        "frames": 8,
-    }
-    assert {key: value[0] for key, value in infos[4]["game"].items()} == {
-        "episode_return": 15,
-        "agent_steps": 5,
-        "frames": 10,
-    }
+    assert game_of(infos[3], 1) == {"episode_return": -8, "agent_steps": 4, "frames": 8}
+    assert game_of(infos[4], 0) == {"episode_return": 15, "agent_steps": 5, "frames": 10}
 
 
 def test_next_step_step_by_step(scripted: Any) -> None:
-    envs, backend = scripted(autoreset_mode=NEXT_STEP)
+    envs, backend = scripted(NEXT_STEP)
     steps = [envs.step([2, 2]) for _ in range(7)]
-    _, rewards, terminated, truncated, infos = zip(*steps, strict=True)
+    obs, rewards, terminated, truncated, infos = zip(*steps, strict=True)
 
-    # The step between two lives is played by the environment, so it is not rewarded.
+    assert np.stack(obs)[:, :, 0].T.tolist() == [[1, 2, 3, 4, 5, 0, 1], [1, 2, 3, 4, 0, 1, 2]]
+    # The step between two lives is NOOP and has no reward, like the one that resets a game.
     assert np.stack(rewards).T.tolist() == [[1, 1, 0, 1, 1, 0, 1], [-1, -1, -1, -1, 0, -1, -1]]
+    assert [action for action, _ in backend.played] == [2, 2, 0, 2, 2, 2, 2]
     assert np.stack(terminated).T.tolist() == [[0, 1, 0, 0, 1, 0, 0], [0] * 7]
     assert np.stack(truncated).T.tolist() == [[0] * 7, [0, 0, 0, 1, 0, 0, 0]]
-    assert [action for action, _ in backend.played] == [2, 2, 1, 2, 2, 2, 2]
     assert not any("final_obs" in info for info in infos)
-    assert {key: value[0] for key, value in infos[4]["game"].items()} == {
-        "episode_return": 15,
-        "agent_steps": 5,
-        "frames": 10,
-    }
+    assert game_of(infos[3], 1) == {"episode_return": -8, "agent_steps": 4, "frames": 8}
+    assert game_of(infos[4], 0) == {"episode_return": 15, "agent_steps": 5, "frames": 10}
 
 
-@pytest.mark.parametrize(
-    ("settings", "mode", "played"),
-    [
-        (AtariSettings(fire_after_life_loss=False), SAME_STEP, 2),
-        (AtariSettings(fire_after_life_loss=False), NEXT_STEP, 0),
-        (AtariSettings(fire_after_life_loss=True, life_loss="ignore"), NEXT_STEP, 1),
-        (AtariSettings(fire_after_life_loss=False, life_loss="ignore"), NEXT_STEP, 2),
-    ],
-    ids=["agent", "noop", "fire", "agent, ignored"],
-)
-def test_the_step_after_a_lost_life(
-    scripted: Any, settings: AtariSettings, mode: AutoresetMode, played: int
-) -> None:
-    envs, backend = scripted(settings=settings, autoreset_mode=mode)
-    for _ in range(3):
+def test_without_autoreset_a_game_that_ended_must_be_reset(scripted: Any) -> None:
+    envs, _ = scripted(AutoresetMode.DISABLED)
+    *_, info = [envs.step([2, 2]) for _ in range(4)][-1]
+    assert game_of(info, 1) == {"episode_return": -8, "agent_steps": 4, "frames": 8}
+    with pytest.raises(gymnasium.error.ResetNeeded, match=r"environments \[1\] have ended; reset"):
         envs.step([2, 2])
-    assert backend.played[2] == [played, 2]
-
-
-def test_ignored_lives_end_no_episode_and_unclipped_rewards_are_the_games_points(
-    scripted: Any,
-) -> None:
-    envs, _ = scripted(settings=AtariSettings(life_loss="ignore", clip_reward=False))
-    _, _, (rewards, terminated) = (envs.step([2, 2])[1:3] for _ in range(3))
-    assert rewards.tolist() == [3, -2]
-    assert rewards.dtype == np.float32
-    assert not terminated.any()
+    obs, _ = envs.reset(options={"reset_mask": np.array([False, True])})
+    assert obs.tolist() == [[4], [0]]
+    assert envs.step([2, 2])[0].tolist() == [[5], [1]]
 
 
 # --- resets, seeds, ownership ----------------------------------------------------------------
@@ -421,22 +459,34 @@ def test_a_partial_reset_of_an_ended_game_with_next_step_is_its_reset() -> None:
 
 def test_what_step_returns_is_the_callers() -> None:
     def play(*, scribble: bool) -> list[Any]:
-        kept = []
+        kept, obs = [], np.zeros(0, np.uint8)
         with playing("breakout", 2, AtariSettings(max_frames_per_episode=120)) as envs:
             envs.reset(seed=0)
             for actions in random_actions(envs, 80):
+                last_obs = obs
                 obs, rewards, terminated, truncated, info = envs.step(actions)
-                arrays = [obs, rewards, terminated, truncated, info["lives"]]
+                arrays = [rewards, terminated, truncated, info["lives"]]
                 if "game" in info:
                     arrays += [info["_game"], *info["game"].values(), info["_final_obs"]]
-                kept.append([array.copy() for array in arrays] if scribble else arrays)
-                for array in arrays if scribble else ():
+                kept.append([array.copy() for array in [obs, *arrays]])
+                for array in [last_obs, *arrays] if scribble else ():
                     array[...] = 1
         return kept
 
     for ours, scribbled_on in zip(play(scribble=False), play(scribble=True), strict=True):
         for array, other in zip(ours, scribbled_on, strict=True):
             assert_array_equal(array, other)
+
+
+def test_memory_of_observations_is_used_again_when_nobody_holds_it() -> None:
+    with playing("pong", 2) as envs:
+        held = [envs.reset(seed=0)[0][1]]
+        held += [envs.step([0, 0])[0][0, -1:] for _ in range(4)]
+        copies = [obs.copy() for obs in held]
+        addresses = {envs.step([2, 3])[0].ctypes.data for _ in range(10)}
+    assert len(addresses) < 4
+    for obs, copy in zip(held, copies, strict=True):
+        assert_array_equal(obs, copy)
 
 
 # --- Gymnasium -------------------------------------------------------------------------------
@@ -455,8 +505,8 @@ def test_make_vec_knows_every_game() -> None:
 @MODES
 def test_spaces_contain_what_is_returned(mode: AutoresetMode) -> None:
     with playing("breakout", 3, autoreset_mode=mode) as envs:
-        assert envs.metadata == {"autoreset_mode": mode}
-        assert VectorEnv.metadata is not envs.metadata
+        assert envs.metadata["autoreset_mode"] is mode
+        assert AtariVectorEnv.metadata is VectorEnv.metadata is not envs.metadata
         assert envs.observation_space.shape == (3, 4, 84, 84)
         obs, info = envs.reset(seed=0)
         assert obs in envs.observation_space
@@ -485,6 +535,47 @@ def test_gymnasiums_wrappers_fit(mode: AutoresetMode) -> None:
                 assert info["episode"]["l"] == info["game"]["agent_steps"]
     assert ended > 3
     wrapped.close()
+
+
+# --- what only our own emulator has ----------------------------------------------------------
+
+
+def test_ram_is_observed_as_bytes() -> None:
+    settings = AtariSettings(observation="ram", stack_size=2)
+    with playing("breakout", 2, settings) as envs:
+        obs, info = envs.reset(seed=0)
+        assert obs.shape == envs.observation_space.shape == (2, 2, 128)
+        assert obs[:, -1, 0xB9 - 0x80].tolist() == info["lives"].tolist() == [5, 5]
+        assert not obs[:, 0].any()
+
+
+def test_modes_and_difficulties_change_the_game() -> None:
+    pictures = {}
+    for mode, difficulty in ((None, None), (0, 0), (12, 0), (0, 1)):
+        with playing("breakout", 1, replace(PLAIN, mode=mode, difficulty=difficulty)) as envs:
+            envs.reset(seed=0)
+            for action in (1, 2, 2, 3, 3, 3):
+                pictures[mode, difficulty] = envs.step([action])[0].tobytes()
+    assert pictures[None, None] == pictures[0, 0]
+    assert len(set(pictures.values())) == 3
+
+
+def test_render_shows_the_screen() -> None:
+    settings = replace(
+        PLAIN, observation="rgb", screen_size=(210, 160), max_pool=False, stack_size=1
+    )
+    with playing("breakout", 2, settings, render_mode="rgb_array") as envs:
+        envs.reset(seed=0)
+        for actions in ([1, 0], [2, 3], [2, 0]):
+            obs = envs.step(actions)[0]
+        assert_array_equal(np.stack(envs.render()), obs[:, 0])
+
+
+def test_render_needs_a_render_mode() -> None:
+    with playing("pong", 1) as envs:
+        envs.reset()
+        with pytest.raises(ValueError, match="make the environment with render_mode='rgb_array'"):
+            envs.render()
 
 
 # --- protocols -------------------------------------------------------------------------------
@@ -527,11 +618,8 @@ def test_an_unknown_protocol_is_named() -> None:
         ({"num_envs": 2.0}, TypeError, "num_envs must be a whole number, got 2.0"),
         ({"num_threads": -1}, ValueError, "num_threads must be at least 0, got -1"),
         ({"emulator": "stella"}, ValueError, "emulator must be .*, got 'stella'"),
-        (
-            {"autoreset_mode": AutoresetMode.DISABLED},
-            ValueError,
-            "autoreset_mode must be SAME_STEP or NEXT_STEP, got .*DISABLED",
-        ),
+        ({"autoreset_mode": "SameStep"}, TypeError, "must be an AutoresetMode, got 'SameStep'"),
+        ({"render_mode": "human"}, ValueError, "must be 'rgb_array' or None, got 'human'"),
         ({"settings": {"stack_size": 4}}, TypeError, "settings must be AtariSettings, got {"),
     ],
 )
@@ -541,16 +629,36 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], error: Any, message:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("settings", "arguments", "message"),
     [
-        ({"mode": 4}, "emulator='ale' has no mode=4"),
-        ({"difficulty": 1, "mode": 0}, "emulator='ale' has no mode=0, difficulty=1"),
-        ({"observation": "ram"}, "emulator='ale' has no observation='ram'"),
+        ({"mode": 4}, {}, "has no mode=4; emulator='coordrl' has"),
+        (
+            {"difficulty": 1, "mode": 0},
+            {},
+            "has no mode=0 and difficulty=1; emulator='coordrl' has",
+        ),
+        ({"observation": "ram"}, {}, "has no observation='ram'; emulator='coordrl' has"),
+        ({}, {"autoreset_mode": AutoresetMode.DISABLED}, "has no autoreset_mode=DISABLED"),
+        ({}, {"render_mode": "rgb_array"}, "cannot render; emulator='coordrl' can"),
     ],
 )
-def test_what_ale_py_lacks_is_named(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        AtariVectorEnv("breakout", 1, replace(PLAIN, **changes), emulator="ale")
+def test_what_ale_py_lacks_is_named(
+    settings: dict[str, Any], arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match="emulator='ale' " + message):
+        AtariVectorEnv("breakout", 1, replace(PLAIN, **settings), emulator="ale", **arguments)
+
+
+def test_without_a_compiled_emulator_ale_py_plays_and_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("coordrl.emulator._native", None)
+    with pytest.warns(
+        RuntimeWarning, match="without its compiled emulator.*ale-py plays the games"
+    ):
+        envs = AtariVectorEnv("pong", 1)
+    assert envs.emulator == "ale"
+    envs.close()
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ The compiled part is a set of C++ headers that a GPU runs as well: ``m6507``, ``
 
 import importlib
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from types import ModuleType
@@ -82,7 +83,9 @@ class Step:
 
     The arrays belong to the emulator. They stay as they are during the next call of ``step``,
     ``reset`` or ``restore`` and are written to by the one after it, so that two steps in a row can
-    be compared without a copy; copy what must live longer.
+    be compared without a copy; copy what must live longer. ``obs`` alone, which is large, stays as
+    long as there is any reference to it or to a part of it: only the memory of observations that
+    nobody holds is used again. The next stack is made from the latest one, so do not write to it.
     """
 
     obs: NDArray[np.uint8]
@@ -181,8 +184,10 @@ class Emulator:
             min(threads, num_envs),
         )  # fmt: skip
         self._codes = np.array(self.actions, np.int32)
-        self._steps = [_allocate(num_envs, self.obs_shape) for _ in range(2)]
-        self._outputs = [_compiled().Outputs(**_fields(step)) for step in self._steps]
+        self._steps: list[Step] = []
+        self._outputs: list[Any] = []
+        self._add_outputs()
+        self._references = sys.getrefcount(self._steps[0].obs)  # where nobody holds it
         self._latest = 0
         self._was_reset = False
 
@@ -219,8 +224,8 @@ class Emulator:
             seeds[chosen] = _checked_seeds(seed, int(chosen.sum()))
         elif not self._was_reset:
             seeds[:] = np.random.default_rng().integers(NUM_SEEDS, size=self.num_envs)
-        latest = 1 - self._latest
-        self._batch.reset(seeds, chosen, self._outputs[latest], self._outputs[1 - latest])
+        latest = self._unused_outputs()
+        self._batch.reset(seeds, chosen, self._outputs[latest], self._outputs[self._latest])
         self._latest = latest
         self._was_reset = True
         return self._steps[latest]
@@ -247,8 +252,8 @@ class Emulator:
             raise ValueError(
                 f"actions of {self.game.name} are 0 to {len(self._codes) - 1}, got {wrong}"
             )
-        latest = 1 - self._latest
-        self._batch.step(self._codes[chosen], self._outputs[latest], self._outputs[1 - latest])
+        latest = self._unused_outputs()
+        self._batch.step(self._codes[chosen], self._outputs[latest], self._outputs[self._latest])
         self._latest = latest
         return self._steps[latest]
 
@@ -269,6 +274,18 @@ class Emulator:
         indices = np.empty((self.game.height, 160), np.uint8)
         self._batch.read_screen(_in_range("index", index, 0, self.num_envs - 1), indices)
         return _PALETTES[self.game.television][indices]
+
+    def _unused_outputs(self) -> int:
+        for i, step in enumerate(self._steps):
+            if i != self._latest and sys.getrefcount(step.obs) <= self._references:
+                return i
+        self._add_outputs()
+        return len(self._steps) - 1
+
+    def _add_outputs(self) -> None:
+        step = _allocate(self.num_envs, self.obs_shape)
+        self._steps.append(step)
+        self._outputs.append(_compiled().Outputs(**_fields(step)))
 
     def _checked_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         mask = np.ascontiguousarray(mask)
