@@ -2,18 +2,34 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from torch import Tensor
 
 from coordrl.config import AtariSettings
 from coordrl.envs import AtariVectorEnv
+
+
+class TorchStep(NamedTuple):
+    """What :meth:`VectorEnvAdapter.step_torch` returns, one row for each of N environments."""
+
+    obs: Tensor
+    """Observations, those of new episodes where one has begun."""
+    rewards: Tensor
+    """``(N,)``, float32."""
+    terminated: Tensor
+    """``(N,)``, booleans; likewise ``truncated``."""
+    truncated: Tensor
+    next_obs: Tensor
+    """What the actions led to: ``obs``, but the last observation where an episode ended."""
 
 
 class VectorEnvAdapter(VecEnv):
@@ -55,12 +71,18 @@ class VectorEnvAdapter(VecEnv):
         self._episode_length = np.zeros(envs.num_envs, np.int64)
         self._started_at = np.full(envs.num_envs, time.time())
         self._counts_games = isinstance(envs.unwrapped, AtariVectorEnv)
+        self._ended_games: list[dict[str, Any]] = []
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
     def reset(self) -> VecEnvObs:
         """Begin new episodes in all environments."""
         obs: VecEnvObs
-        obs, info = self.envs.reset(seed=self._seeds[0], options=self._options[0] or None)
+        options = self._options[0]
+        if any(other != options for other in self._options):
+            raise ValueError(
+                f"the environments are reset together, with the same options, got {self._options}"
+            )
+        obs, info = self.envs.reset(seed=self._seeds[0], options=options or None)
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = [_row(info, i) for i in range(self.num_envs)]
@@ -76,45 +98,72 @@ class VectorEnvAdapter(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Step the environments with the actions given to :meth:`step_async`."""
         obs, rewards, terminated, truncated, info = self.envs.step(self._actions)
-        rewards = rewards.astype(np.float32, copy=False)
         dones = terminated | truncated
+        self._count(rewards)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for i in np.flatnonzero(dones).tolist():
+            infos[i]["terminal_observation"] = info["final_obs"][i]
+            infos[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
+            episode = self._ended_game(i, info)
+            if episode is not None:
+                infos[i]["episode"] = episode
+        return obs, rewards.astype(np.float32, copy=False), dones, infos
+
+    def reset_torch(self) -> Tensor:
+        """Begin new episodes like :meth:`reset`, for :meth:`step_torch`."""
+        return torch.as_tensor(self.reset())
+
+    def step_torch(self, actions: Tensor) -> TorchStep:
+        """Step the environments like :meth:`step`, from tensors to tensors and without ``infos``.
+
+        The tensors share their memory with what the environment returned. Which games ended is
+        told by :meth:`take_ended_games`.
+
+        Args:
+            actions: Actions of all environments, on the CPU.
+        """
+        obs, rewards, terminated, truncated, info = self.envs.step(actions.numpy())
+        self._count(rewards)
+        next_obs = obs
+        ended = np.flatnonzero(terminated | truncated).tolist()
+        if ended:
+            next_obs = obs.copy()
+        for i in ended:
+            next_obs[i] = info["final_obs"][i]
+            episode = self._ended_game(i, info)
+            if episode is not None:
+                self._ended_games.append(episode)
+        arrays = (obs, rewards.astype(np.float32, copy=False), terminated, truncated, next_obs)
+        return TorchStep(*map(torch.as_tensor, arrays))
+
+    def take_ended_games(self) -> list[dict[str, Any]]:
+        """Return the ``episode`` of each game that ended in ``step_torch`` since the last call."""
+        games, self._ended_games = self._ended_games, []
+        return games
+
+    def _count(self, rewards: NDArray[Any]) -> None:
         if not self._counts_games:
             self._episode_return += rewards
             self._episode_length += 1
-        if dones.any():
-            self._fill(infos, dones, terminated, truncated, info)
-        return obs, rewards, dones, infos
 
-    def _fill(
-        self,
-        infos: list[dict[str, Any]],
-        dones: NDArray[np.bool_],
-        terminated: NDArray[np.bool_],
-        truncated: NDArray[np.bool_],
-        info: dict[str, Any],
-    ) -> None:
+    def _ended_game(self, i: int, info: dict[str, Any]) -> dict[str, Any] | None:
+        """Return what ``Monitor`` would write, or None if only a life was lost."""
+        if not self._counts_games:
+            episode = {"r": float(self._episode_return[i]), "l": int(self._episode_length[i])}
+            self._episode_return[i] = self._episode_length[i] = 0
+        elif "_game" in info and info["_game"][i]:
+            game = info["game"]
+            episode = {
+                "r": float(game["episode_return"][i]),
+                "l": int(game["agent_steps"][i]),
+                "frames": int(game["frames"][i]),
+            }
+        else:
+            return None
         now = time.time()
-        games, game_ended = info.get("game"), info.get("_game")
-        for i in np.flatnonzero(dones):
-            infos[i]["terminal_observation"] = info["final_obs"][i]
-            infos[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
-            if self._counts_games:
-                if games is None or game_ended is None or not game_ended[i]:
-                    continue
-                infos[i]["episode"] = {
-                    "r": float(games["episode_return"][i]),
-                    "l": int(games["agent_steps"][i]),
-                    "frames": int(games["frames"][i]),
-                }
-            else:
-                infos[i]["episode"] = {
-                    "r": float(self._episode_return[i]),
-                    "l": int(self._episode_length[i]),
-                }
-                self._episode_return[i] = self._episode_length[i] = 0
-            infos[i]["episode"]["t"] = round(float(now - self._started_at[i]), 6)
-            self._started_at[i] = now
+        episode["t"] = round(now - float(self._started_at[i]), 6)
+        self._started_at[i] = now
+        return episode
 
     def close(self) -> None:
         """Close the environments."""
@@ -202,16 +251,9 @@ def _attribute(envs: VectorEnv[Any, Any, Any], name: str) -> Any:
 
 def _row(info: dict[str, Any], i: int) -> dict[str, Any]:
     """Return the i-th environment's part of a vector environment's info."""
-    return {
-        key: _row(value, i) if isinstance(value, dict) else value[i]
-        for key, value in info.items()
-        if not key.startswith("_") and info.get(f"_{key}", _ALWAYS)[i]
-    }
-
-
-class _Always:
-    def __getitem__(self, i: int) -> bool:
-        return True
-
-
-_ALWAYS = _Always()
+    row = {}
+    for key, value in info.items():
+        has_value = info.get(f"_{key}")
+        if not key.startswith("_") and (has_value is None or has_value[i]):
+            row[key] = _row(value, i) if isinstance(value, dict) else value[i]
+    return row

@@ -111,6 +111,39 @@ def test_seeds_options_and_reset_infos_are_used_once() -> None:
     assert counting.resets == [(11, {"level": 2}), (None, None)]
 
 
+def test_options_are_the_same_for_all() -> None:
+    envs = VectorEnvAdapter(Counting())
+    envs.set_options([{"level": 2}, {"level": 3}])
+    with pytest.raises(ValueError, match=r"with the same options, got \[.*2.*3"):
+        envs.reset()
+
+
+def test_tensors_tell_what_numpy_tells() -> None:
+    ours, theirs = VectorEnvAdapter(Counting()), VectorEnvAdapter(Counting())
+    assert_array_equal(ours.reset_torch(), theirs.reset())
+    episodes = []
+    for actions in np.random.default_rng(0).integers(2, size=(7, 2)):
+        step = ours.step_torch(torch.tensor(actions))
+        obs, rewards, dones, infos = theirs.step(actions)
+        next_obs: Any = obs.copy()  # type: ignore[union-attr]
+        for i, info in enumerate(infos):
+            if info:
+                next_obs[i] = info["terminal_observation"]
+                episodes.append(info["episode"])
+
+        assert_array_equal(step.obs, obs)
+        assert_array_equal(step.rewards, rewards)
+        assert step.rewards.dtype == torch.float32
+        assert_array_equal(step.terminated | step.truncated, dones)
+        assert_array_equal(step.next_obs, next_obs)
+        timeouts = [bool(info) and info["TimeLimit.truncated"] for info in infos]
+        assert (step.truncated & ~step.terminated).tolist() == timeouts
+    taken = ours.take_ended_games()
+    assert [(e["r"], e["l"]) for e in taken] == [(e["r"], e["l"]) for e in episodes]
+    assert len(taken) == 5
+    assert ours.take_ended_games() == []
+
+
 def test_attributes_and_methods_are_those_of_the_vector_environment() -> None:
     envs = VectorEnvAdapter(NormalizeReward(Counting()))
     assert envs.get_attr("speed") == [1, 1]
