@@ -26,6 +26,16 @@ class SettingsError(ValueError):
     """A setting that its writer can mend; the message is one sentence that says how."""
 
 
+def _take_types(settings: Any) -> None:
+    """Turn each value of a frozen dataclass into the type of its field, or raise a ValueError."""
+    for name, annotation in typing.get_type_hints(type(settings)).items():
+        try:
+            value = parse_value(getattr(settings, name), annotation)
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from None
+        object.__setattr__(settings, name, value)
+
+
 def _require_at_least(minimum: int, settings: object, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
@@ -40,7 +50,7 @@ class AtariSettings:
     One *agent step* is ``frame_skip`` *frames* of the emulator; 60 frames are one second.
 
     Raises:
-        ValueError: If a number is outside its range.
+        ValueError: If a value is of another type than its field, or a number outside its range.
     """
 
     frame_skip: int = 4
@@ -75,6 +85,7 @@ class AtariSettings:
     """Difficulty switches: bit 0 is the left, bit 1 the right; or the game's default."""
 
     def __post_init__(self) -> None:
+        _take_types(self)
         _require_at_least(1, self, "frame_skip", "stack_size", "max_frames_per_episode")
         _require_at_least(0, self, "noop_max", "mode", "difficulty")
         if min(self.screen_size) < 1:

@@ -629,6 +629,48 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], error: Any, message:
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"frame_skip": 0}, "frame_skip must be at least 1, got 0"),
+        ({"stack_size": "4"}, "stack_size must be a whole number, got '4'"),
+        ({"noop_max": -1}, "noop_max must be at least 0, got -1"),
+        ({"screen_size": 84}, "screen_size must be a list of a whole number and a whole number"),
+        ({"screen_size": (84, 0)}, "screen_size must be at least 1 x 1"),
+        ({"observation": "grey"}, 'observation must be one of "gray", "rgb", "ram", got \'grey\''),
+        ({"life_loss": True}, 'life_loss must be one of "ignore", "terminate", "reset", got True'),
+        ({"max_pool": 1}, "max_pool must be true or false, got 1"),
+        ({"repeat_action_probability": 1.5}, r"must be in \[0, 1\], got 1.5"),
+        ({"mode": 2.5}, 'mode must be a whole number or "none", got 2.5'),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AtariSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": 3}, "breakout has no mode 3; it has 0, 4, 8"),
+        ({"difficulty": 2}, "breakout has no difficulty 2; it has 0, 1"),
+        ({"screen_size": (211, 84)}, "must not exceed the 210 x 160 pixels of breakout"),
+        ({"frame_skip": 61}, "frame_skip must be between 1 and 60, got 61"),
+    ],
+)
+def test_settings_that_a_game_does_not_have_are_named(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        AtariVectorEnv("breakout", 1, AtariSettings(**settings))
+
+
+def test_settings_are_of_the_types_of_their_fields() -> None:
+    settings = AtariSettings(screen_size=[84, 84], repeat_action_probability=0)  # type: ignore[arg-type]
+    assert settings == AtariSettings()
+    assert hash(settings) == hash(AtariSettings())
+
+
+@pytest.mark.parametrize(
     ("settings", "arguments", "message"),
     [
         ({"mode": 4}, {}, "has no mode=4; emulator='coordrl' has"),
