@@ -1,0 +1,379 @@
+"""Measure what coordrl costs beside its peers: ours and theirs in turn, in one run.
+
+    python scripts/benchmark.py layers --json benchmarks/layers.json
+
+Costs are CPU seconds of this process, so that other work on the machine distorts them little. What
+it does distort, it distorts for all contestants, because they take turns: ratios are trustworthy
+where times are not. A ratio is given for the fastest calls, beside the quartiles over the turns.
+"""
+
+import ctypes
+import dataclasses
+import datetime
+import functools
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import coordrl
+from coordrl.backbone import NATURE_DQN
+from coordrl.runs import RunError, atomic_file
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as much one costs as the other."""
+
+    best: float
+    """Of the cheapest calls: least disturbed by other work."""
+    low: float
+    """First quartile over the turns."""
+    high: float
+    """Third quartile over the turns."""
+
+    @classmethod
+    def of(cls, costs: list[float], peers: list[float]) -> "Ratio":
+        """Compare costs, the n-th of which were measured in the same turn."""
+        quartiles = statistics.quantiles(
+            [cost / peer for cost, peer in zip(costs, peers, strict=True)], n=4
+        )
+        return cls(min(costs) / min(peers), quartiles[0], quartiles[2])
+
+    def __str__(self) -> str:
+        """Return the ratio and its spread."""
+        return f"{self.best:.3f} ({self.low:.2f} .. {self.high:.2f})"
+
+
+Row = dict[str, str | int | float | Ratio]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What every benchmark has. A new one is a subclass, and a line in ``BENCHMARKS``."""
+
+    json: Path | None = None
+    """File to keep the record in, with the command, the machine and the versions."""
+
+    def rows(self) -> Iterator[Row]:
+        """Measure, and yield the rows of the table one after another; columns are keys."""
+        raise NotImplementedError
+
+    def summary(self, rows: list[Row]) -> Row:
+        """Return what the rows come to."""
+        raise NotImplementedError
+
+
+def take_turns(
+    contestants: dict[str, Callable[[], object]], seconds: float, least: int = 5
+) -> dict[str, list[float]]:
+    """Call the contestants in turn, and return the CPU seconds of each of their calls.
+
+    The order rotates, so that none always follows the same other. The first calls, which build
+    caches, are not counted.
+    """
+    names = list(contestants)
+    for name in names:
+        contestants[name]()
+    costs: dict[str, list[float]] = {name: [] for name in names}
+    end = time.monotonic() + seconds
+    turn = 0
+    while turn < least or time.monotonic() < end:
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            start = time.process_time()
+            contestants[name]()
+            costs[name].append(time.process_time() - start)
+        turn += 1
+    return costs
+
+
+def geometric_mean(values: list[float]) -> float:
+    """Return the n-th root of the product of n values."""
+    return math.exp(statistics.fmean(math.log(value) for value in values))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer and its input."""
+
+    name: str
+    ours: type[nn.Module]
+    plain: type[nn.Module]
+    channels: tuple[int, int]
+    """Of input and output."""
+    size: tuple[int, ...]
+    arguments: dict[str, int]
+    batch: int
+    first: bool = False
+    """The input is the network's, and needs no gradient."""
+
+    @property
+    def title(self) -> str:
+        """Name and batch."""
+        return f"{self.name}, batch {self.batch}"
+
+
+def nature(batch: int) -> Iterator[Case]:
+    layers = ((4, 84, True), (32, 20, False), (64, 9, False))
+    for index, ((channels, side, first), spec) in enumerate(zip(layers, NATURE_DQN, strict=True)):
+        yield Case(
+            f"Nature {index + 1}",
+            coordrl.CoordConv2d,
+            nn.Conv2d,
+            (channels, spec.out_channels),
+            (side, side),
+            {"kernel_size": spec.kernel_size, "stride": spec.stride},
+            batch,
+            first,
+        )
+
+
+CASES = [
+    *nature(8),
+    *nature(32),
+    *nature(256),
+    Case(
+        "ResNet stem",
+        coordrl.CoordConv2d,
+        nn.Conv2d,
+        (3, 64),
+        (224, 224),
+        {"kernel_size": 7, "stride": 2, "padding": 3},
+        32,
+        first=True,
+    ),
+    Case(
+        "3x3, 56x56",
+        coordrl.CoordConv2d,
+        nn.Conv2d,
+        (64, 64),
+        (56, 56),
+        {"kernel_size": 3, "padding": 1},
+        32,
+    ),
+    Case(
+        "1D, 1024",
+        coordrl.CoordConv1d,
+        nn.Conv1d,
+        (64, 64),
+        (1024,),
+        {"kernel_size": 5, "padding": 2},
+        32,
+    ),
+    Case(
+        "3D, 16x32x32",
+        coordrl.CoordConv3d,
+        nn.Conv3d,
+        (16, 16),
+        (16, 32, 32),
+        {"kernel_size": 3, "padding": 1},
+        32,
+    ),
+    Case(
+        "transposed, 16x16",
+        coordrl.CoordConvTranspose2d,
+        nn.ConvTranspose2d,
+        (64, 32),
+        (16, 16),
+        {"kernel_size": 4, "stride": 2, "padding": 1},
+        32,
+    ),
+]
+
+
+class Concatenating(nn.Module):
+    """The usual CoordConv: append a grid, here one that is kept, and convolve."""
+
+    grid: Tensor
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        in_channels, out_channels = case.channels
+        self.convolution = case.plain(in_channels + len(case.size), out_channels, **case.arguments)
+        self.register_buffer("grid", coordrl.coordinate_grid(*case.size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Append and convolve."""
+        y: Tensor = self.convolution(
+            torch.cat([x, self.grid.expand(len(x), *self.grid.shape[1:])], dim=1)
+        )
+        return y
+
+
+@dataclass(frozen=True)
+class Layers(Benchmark):
+    """CoordConv by concatenation and ours, as ratios to the plain convolution of the same shape.
+
+    Forward computes the coordinate map, as in training; without gradient it is remembered.
+    """
+
+    seconds: float = 5.0
+    """To spend on each layer, at least."""
+    only: str = ""
+    """Measure the layers alone whose name and batch, as in "Nature 3, batch 32", contain this."""
+    memory_formats: tuple[Literal["contiguous", "channels_last"], ...] = (
+        "contiguous",
+        "channels_last",
+    )
+    """Layouts of weights and inputs."""
+    least_batch: int = 32
+    """The summary counts layers from this batch on: below, calls are too short for a layer."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yield a row for each layer and memory format."""
+        for memory_format in self.memory_formats:
+            for case in CASES:
+                channels_last = memory_format == "channels_last"
+                if self.only in case.title and (len(case.size) == 2 or not channels_last):
+                    ratios = self._measure(case, channels_last)
+                    yield {"layer": case.title, "memory format": memory_format, **ratios}
+
+    def summary(self, rows: list[Row]) -> Row:
+        """Return geometric means over the layers of the batches that count."""
+        counted = {case.title for case in CASES if case.batch >= self.least_batch}
+        values: dict[str, list[float]] = {}
+        for row in rows:
+            for column, ratio in row.items():
+                if isinstance(ratio, Ratio) and row["layer"] in counted:
+                    values.setdefault(f"{column}, {row['memory format']}", []).append(ratio.best)
+        return {column: round(geometric_mean(ratios), 3) for column, ratios in values.items()}
+
+    def _measure(self, case: Case, channels_last: bool) -> Row:
+        layers = {
+            "plain": case.plain(*case.channels, **case.arguments),
+            "concatenating": Concatenating(case),
+            "ours": case.ours(*case.channels, **case.arguments),
+        }
+        x = torch.randn(case.batch, case.channels[0], *case.size)
+        if channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+            for layer in layers.values():
+                layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x.requires_grad_(not case.first)
+        gradient = torch.randn_like(layers["plain"](x))
+
+        def train(layer: nn.Module) -> None:
+            x.grad = None
+            layer.zero_grad()
+            layer(x).backward(gradient)
+
+        modes: dict[str, Callable[[nn.Module], object]] = {
+            "forward": lambda layer: layer(x),
+            "forward+backward": train,
+            "no gradient": torch.no_grad()(lambda layer: layer(x)),
+        }
+        costs = take_turns(
+            {
+                f"{mode}, {name}": functools.partial(call, layer)
+                for mode, call in modes.items()
+                for name, layer in layers.items()
+            },
+            self.seconds,
+        )
+        row: Row = {"forward ms": round(min(costs["forward, plain"]) * 1000, 2)}
+        for mode in modes:
+            for name in ("concatenating", "ours"):
+                row[f"{mode}: {name}"] = Ratio.of(costs[f"{mode}, {name}"], costs[f"{mode}, plain"])
+        return row
+
+
+BENCHMARKS: dict[str, Callable[..., Benchmark]] = {"layers": Layers}
+
+
+def keep_freed_memory() -> None:
+    """Have glibc reuse large blocks instead of returning them to the system.
+
+    Otherwise a call pays for the pages that the call before it gave away, a fifth of a
+    convolution's time, and the ratios tell who came after whom.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def surroundings() -> dict[str, Any]:
+    """Return the machine and the versions that a record was made with."""
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [
+        line.split(":", 1)[1].strip()
+        for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
+        if line.startswith("model name")
+    ]
+    libraries = ("torch", "numpy", "stable-baselines3", "gymnasium", "ale-py")
+    return {
+        "machine": {
+            "processor": models[0] if models else platform.machine(),
+            "cores": os.cpu_count(),
+            "torch threads": torch.get_num_threads(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "load": [round(load, 1) for load in os.getloadavg()],
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in libraries},
+        },
+    }
+
+
+def main() -> int:
+    benchmark = tyro.extras.subcommand_cli_from_dict(BENCHMARKS, description=__doc__)
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    console = Console(soft_wrap=True)
+    rows = []
+    for row in benchmark.rows():
+        console.print(", ".join(f"{name} {value}" for name, value in row.items()))
+        rows.append(row)
+    if not rows:
+        console.print("nothing to measure: the settings leave no case")
+        return 2
+    summary = benchmark.summary(rows)
+    console.print(table(rows))
+    for name, value in summary.items():
+        console.print(f"{name}: {value}")
+    if benchmark.json is not None:
+        record = {
+            "command": shlex.join(["python", "scripts/benchmark.py", *sys.argv[1:]]),
+            "date": datetime.date.today().isoformat(),
+            **surroundings(),
+            "rows": rows,
+            "summary": summary,
+        }
+        try:
+            with atomic_file(benchmark.json) as file:
+                file.write(json.dumps(record, indent=1, default=dataclasses.asdict).encode())
+        except RunError as error:
+            console.print(str(error))
+            return 2
+    return 0
+
+
+def table(rows: list[Row]) -> Table:
+    result = Table(*rows[0])
+    for row in rows:
+        result.add_row(
+            *(f"{cell.best:.2f}" if isinstance(cell, Ratio) else str(cell) for cell in row.values())
+        )
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())
