@@ -22,6 +22,7 @@ class Episode(NamedTuple):
 
     episode_return: float
     agent_steps: int
+    frames: int
     truncated: bool
 
 
@@ -92,6 +93,7 @@ def evaluate(
         settings=match.settings,
         episode_returns=tuple(episode.episode_return for episode in played),
         episode_lengths=tuple(episode.agent_steps for episode in played),
+        episode_frames=tuple(episode.frames for episode in played),
         truncated=sum(episode.truncated for episode in played),
     )
 
@@ -230,6 +232,7 @@ class Play:
                 Episode(
                     float(games["episode_return"][i]),
                     int(games["agent_steps"][i]),
+                    int(games["frames"][i]),
                     bool(truncated[i]),
                 ),
             )

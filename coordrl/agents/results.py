@@ -36,16 +36,17 @@ class ReferenceScores(NamedTuple):
 class EvaluationResult:
     """Episode returns of one agent under one protocol.
 
-    Returns are sums of the game's own points, never clipped. The entries of ``episode_returns``
-    and ``episode_lengths`` belong together, in the order in which the episodes ended.
+    Returns are sums of the game's own points, never clipped. The entries of ``episode_returns``,
+    ``episode_lengths`` and ``episode_frames`` belong together, in the order in which the episodes
+    ended. Lengths are counted from the end of the reset.
 
     Example:
         >>> result = EvaluationResult(
         ...     game="Pong", protocol="classic", deterministic=False, seed=0, num_envs=2,
         ...     settings=AtariSettings(), episode_returns=(20.0, 21.0, 18.0),
-        ...     episode_lengths=(1800, 1700, 1900), truncated=0)
+        ...     episode_lengths=(1800, 1700, 1900), episode_frames=(7199, 6798, 7600), truncated=0)
         >>> round(result.mean, 2), result.median, result.mean_frames
-        (19.67, 20.0, 7200.0)
+        (19.67, 20.0, 7199.0)
     """
 
     game: str
@@ -64,14 +65,20 @@ class EvaluationResult:
     """Sum of the game's points in each episode."""
     episode_lengths: tuple[int, ...]
     """Agent steps of each episode."""
+    episode_frames: tuple[int, ...]
+    """Frames of each episode, 60 of which are a second."""
     truncated: int
     """Episodes that ended because they reached ``settings.max_frames_per_episode``."""
 
     def __post_init__(self) -> None:
-        if not self.episode_returns or len(self.episode_returns) != len(self.episode_lengths):
+        counts = [
+            len(values)
+            for values in (self.episode_returns, self.episode_lengths, self.episode_frames)
+        ]
+        if len(set(counts)) > 1 or 0 in counts:
             raise ValueError(
-                "an evaluation has one length for each return and at least one of both, got"
-                f" {len(self.episode_returns)} returns and {len(self.episode_lengths)} lengths"
+                "an evaluation has at least one return, and a length in agent steps and in frames"
+                f" for each; got {counts[0]}, {counts[1]} and {counts[2]}"
             )
 
     @property
@@ -91,8 +98,8 @@ class EvaluationResult:
 
     @property
     def mean_frames(self) -> float:
-        """Mean length of an episode in frames of the emulator, 60 of which are a second."""
-        return statistics.fmean(self.episode_lengths) * self.settings.frame_skip
+        """Mean length of an episode in frames."""
+        return statistics.fmean(self.episode_frames)
 
     @functools.cached_property
     def interval(self) -> Interval:
@@ -119,6 +126,7 @@ class EvaluationResult:
             "mean_frames": self.mean_frames,
             "episode_returns": list(self.episode_returns),
             "episode_lengths": list(self.episode_lengths),
+            "episode_frames": list(self.episode_frames),
         }
 
     @classmethod
