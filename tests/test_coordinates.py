@@ -1,6 +1,7 @@
 """The coordinate tasks: data against the authors' recipe, nets against their definition, runs."""
 
 import json
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from coordrl.backbone import ConvBackbone, ConvSpec
+from coordrl.backbone import ConvBackbone, ConvSpec, Coords
 from coordrl.config import SettingsError, parse_override
-from coordrl.coordinates import analysis
+from coordrl.coordinates import analysis, figures, table
 from coordrl.coordinates.data import (
     Canvas,
     Split,
@@ -23,6 +24,7 @@ from coordrl.coordinates.data import (
     scaled_vectors,
     square_images,
 )
+from coordrl.coordinates.experiments import Experiments, sweep_points
 from coordrl.coordinates.networks import (
     ConvRegressor,
     CoordConvPainter,
@@ -38,6 +40,7 @@ from coordrl.coordinates.tasks import Classification, Goal, Regression, Renderin
 from coordrl.coordinates.training import (
     CoordinateSettings,
     Evaluation,
+    Model,
     Recipe,
     Run,
     RunResult,
@@ -50,7 +53,9 @@ from coordrl.runs import StopRequest, open_run
 
 CANVAS = Canvas()
 SMALL = Canvas(size=16, square=5)
-CONFIG = Path(__file__).parents[1] / "configs" / "coordinates.toml"
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "coordinates.toml"
+SCRIPT = ROOT / "scripts" / "train_coordinates.py"
 
 
 # Data
@@ -175,14 +180,15 @@ def test_deconv_painters_have_the_authors_parameters(
     assert counts == parameters
 
 
-@pytest.mark.parametrize("coords", ["none", "first"])
-@pytest.mark.parametrize("with_r", [False, True], ids=["xy", "xyr"])
-def test_pointwise_equals_the_convolutions_over_tiled_vectors(coords: str, with_r: bool) -> None:
-    if with_r and coords == "none":
-        pytest.skip("no coordinates, no r")
+@pytest.mark.parametrize(
+    ("coords", "with_r"),
+    [("none", False), ("first", False), ("first", True)],
+    ids=["none", "xy", "xyr"],
+)
+def test_pointwise_equals_the_convolutions_over_tiled_vectors(coords: Coords, with_r: bool) -> None:
     torch.manual_seed(0)
     specs = [ConvSpec(5, 1), ConvSpec(7, 1, bias=False), ConvSpec(3, 1, activation="none")]
-    backbone = ConvBackbone(4, specs, coords, with_r).double()  # type: ignore[arg-type]
+    backbone = ConvBackbone(4, specs, coords, with_r).double()
     vectors = torch.randn(2, 4, dtype=torch.double, requires_grad=True)
     tiled = vectors[:, :, None, None].expand(-1, -1, 6, 9)
 
@@ -266,6 +272,30 @@ def test_renderer_stamps_what_its_painter_finds() -> None:
 
     assert_close(renderer(x), renderer.stamp(256 * found))
     assert_close(plain(x), plain.stamp(found))
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["affine", "relu"])
+def test_coord_conv_regressor_is_the_maximum_of_its_convolutions(relu: bool) -> None:
+    torch.manual_seed(0)
+    regressor = CoordConvRegressor(relu).double()
+    images = torch.randn(3, 1, 7, 9, dtype=torch.double)  # ink on the edges as well
+
+    expected = regressor.backbone(images).amax(dim=(-2, -1))
+
+    assert_close(regressor(images), expected)
+    weights, upstream = list(regressor.parameters()), torch.randn_like(expected)
+    got = torch.autograd.grad((regressor(images) * upstream).sum(), weights)
+    assert_close(got, torch.autograd.grad((expected * upstream).sum(), weights))
+
+
+def test_a_relative_painter_starts_as_a_function_of_the_difference() -> None:
+    painter = CoordConvPainter(9, relative=True).double()
+    initialize_like_the_authors(painter, torch.Generator().manual_seed(0))
+    step = 2 / 8  # from a pixel to the next
+
+    logits = painter(torch.tensor([[0.0, 0.0], [2 * step, -step]], dtype=torch.double))
+
+    assert_close(logits[1, 0, :-1, 2:], logits[0, 0, 1:, :-2])
 
 
 def test_initial_weights_are_truncated_he_normal_and_their_own() -> None:
@@ -577,6 +607,11 @@ def test_equivariance_needs_room_for_the_shift() -> None:
         analysis.equivariance_error(Oracle(), Classification(SMALL), places(SMALL), 5)
 
 
+def test_equivariance_needs_a_place() -> None:
+    with pytest.raises(ValueError, match="shift by 1 pixels must keep all places on the canvas"):
+        analysis.equivariance_error(Oracle(), Classification(SMALL), places(SMALL)[:0], 1)
+
+
 def test_neighbors_are_the_places_to_the_right() -> None:
     logits = analysis.logits_of_neighbors(Oracle(), Classification(SMALL), torch.tensor([4, 7]))
     assert logits.flatten(1).argmax(dim=1).tolist() == [7 * 16 + 4, 7 * 16 + 5, 7 * 16 + 6]
@@ -624,3 +659,206 @@ def test_results_are_written_as_json() -> None:
     read = json.loads(json.dumps(result.to_json()))
     assert read["settings"]["canvas"] == {"size": 16, "square": 5}
     assert read["curve"][0]["step"] == 1
+
+
+# Many runs
+
+
+def result(seed: int, model: Model, tests: list[float], parameters: int = 100) -> RunResult:
+    """A classification run whose test accuracy rises by an evaluation a second."""
+    curve = tuple(
+        Evaluation(step, step / 2, 2.0 * step, 1.0 * step, 0.1, test, test)
+        for step, test in enumerate(tests, start=1)
+    )
+    final = {"accuracy": tests[-1], "distance": 0.0, "manhattan": 0.0}
+    return RunResult(
+        settings=CoordinateSettings(model=model, seed=seed),
+        parameters=parameters,
+        ended="epochs",
+        curve=curve,
+        last={"train": final, "test": final},
+        best={"train": final, "test": final},
+        threads=1,
+    )
+
+
+def test_a_row_gives_spreads_shares_and_median_times() -> None:
+    runs = [
+        result(0, "coordconv", [0.5, 0.8, 1.0]),
+        result(1, "coordconv", [0.9, 1.0]),
+        result(2, "coordconv", [0.1, 0.2, 0.3]),
+    ]
+
+    row = table.summarize(runs)
+
+    assert (row.seeds, row.solved, row.reached) == (3, 2, (2, 2, 2))
+    assert row.cpu_seconds_to == (1.5, 2.5, 2.5)
+    assert (row.test.least, row.test.most) == (0.3, 1.0)
+    assert row.test.mean == pytest.approx(2.3 / 3)
+    assert row.cpu_seconds.most == 3
+    assert row.seconds.most == 6
+
+
+def test_ratios_to_a_baseline_that_never_arrives_are_bounds() -> None:
+    ours = table.summarize([result(0, "coordconv", [0.5, 1.0])])
+    baseline = table.summarize([result(0, "conv", [0.1] * 9 + [0.8], parameters=5400)])
+
+    to_80, to_99, to_100 = table.compare(ours, baseline)
+
+    assert (to_80.time, to_80.is_bound) == (10 / 2, False)
+    assert (to_99.time, to_99.is_bound) == (10 / 2, True)
+    assert to_100.parameters == 54
+    text = table.to_markdown([ours, baseline])
+    assert "has 54.0 times the parameters" in text
+    assert "5 times to 80.0 %; more than 5 times to 99.0 %" in text
+
+
+def test_rows_do_not_mix_models() -> None:
+    with pytest.raises(ValueError, match="a row needs runs of one kind"):
+        table.summarize([result(0, "coordconv", [1.0]), result(0, "conv", [1.0])])
+
+
+@pytest.mark.parametrize("size", ["quick", "full"])
+def test_the_table_has_both_arms_at_every_input_scale(size: table.TableSize) -> None:
+    cells = table.plan(size)
+    assert len(cells) == len(set(cells))
+    arms = {(cell.task, cell.split, cell.input_scale): set[str]() for cell in cells}
+    for cell in cells:
+        arms[cell.task, cell.split, cell.input_scale].add(cell.model)
+    assert len(arms) == 10  # three tasks, two splits, two scales, of which regression has one
+    assert all({"coordconv", "conv"} <= models for models in arms.values())
+
+
+TINY = """
+[classification.coordconv]
+canvas = {size = 8, square = 3}
+[classification.coordconv.training]
+epochs = 2
+evaluation_interval = 2
+[classification.coordconv.sweep]
+"training.learning_rate" = [0.001, 0.01]
+"training.l2" = [0.0, 0.001]
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Experiments:
+    config = tmp_path / "coordinates.toml"
+    config.write_text(TINY)
+    return Experiments(config, tmp_path / "runs")
+
+
+def test_finished_runs_are_read_and_not_repeated(
+    tiny: Experiments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_coordinate_settings(tiny.config, "classification", "coordconv", "uniform")
+    first = tiny.train(settings, trace=True)
+
+    def train_again(self: Run, **_: object) -> RunResult:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(Run, "train", train_again)
+    assert tiny.train(settings) == first
+
+
+def test_a_run_that_was_cut_short_goes_on_when_given_more_time(tiny: Experiments) -> None:
+    settings = load_coordinate_settings(tiny.config, "classification", "coordconv", "uniform")
+
+    def limited(seconds: float | None) -> CoordinateSettings:
+        return replace(settings, training=replace(settings.training, max_seconds=seconds))
+
+    cut, same, whole = (tiny.train(limited(seconds)) for seconds in (1e-9, 1e-9, None))
+
+    assert cut.ended == same.ended == "time"
+    assert whole.ended == "epochs"
+    assert whole.curve[0].step == cut.curve[0].step == 1
+    assert whole.curve[-1].step > 1
+
+
+def test_the_grid_is_every_combination(tiny: Experiments) -> None:
+    points = sweep_points(tiny.config, "classification", "coordconv")
+    assert [[item.value for item in point] for point in points] == [
+        [0.001, 0.0],
+        [0.001, 0.001],
+        [0.01, 0.0],
+        [0.01, 0.001],
+    ]
+    with pytest.raises(SettingsError, match=r"no table \[classification.conv.sweep\]"):
+        sweep_points(tiny.config, "classification", "conv")
+
+
+def test_the_script_trains_seeds_and_writes_record_and_figure(
+    tiny: Experiments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = runpy.run_path(str(SCRIPT))
+    options = ["--config", str(tiny.config), "--out", str(tiny.out), "--threads", "1"]
+
+    assert script["main"](["--seeds", "2", *options]) == 0
+    assert script["main"](["--sweep", *options]) == 0
+
+    name = "classification-coordconv-uniform"
+    record = json.loads((tiny.out / f"{name}.json").read_text())
+    assert record["rows"][0]["seeds"] == 2
+    assert len(json.loads((tiny.out / f"{name}-sweep.json").read_text())["runs"]) == 4
+    for figure in (name, f"{name}-sweep"):
+        assert (tiny.out / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+    assert "| uniform | coordconv | unit | 7,553 | 0 of 2 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "training.epoch=3"], "unknown key 'training.epoch'"),
+        (["--model", "conv", "--sweep"], "no table [classification.conv.sweep]"),
+    ],
+)
+def test_the_script_names_what_does_not_fit(
+    tiny: Experiments, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = ["--config", str(tiny.config), "--out", str(tiny.out)]
+    assert runpy.run_path(str(SCRIPT))["main"]([*fixed, *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_trace_goes_on_where_the_run_does(tiny: Experiments) -> None:
+    settings = load_coordinate_settings(tiny.config, "classification", "coordconv", "uniform")
+    shifts = (1,)
+    whole = analysis.Trace(interval=2, shifts=shifts)
+    Run(settings).train(on_step=whole)
+    assert whole.steps == list(range(2, whole.steps[-1] + 1, 2))
+    assert len(whole.errors) == len(whole.ratios) == len(whole.steps)
+    assert all(0 <= error <= 1 for (error,) in whole.errors)
+
+
+def test_figures_are_drawn_from_what_analysis_returns(tmp_path: Path) -> None:
+    canvas, painter = Canvas(16, 3), CoordConvPainter(16)
+    task, centers = Classification(canvas), places(canvas)
+    summed = analysis.summed_probabilities(painter, task, centers[:20])
+    points = analysis.principal_components(analysis.last_features(painter, task, centers[:20]))
+    trace = analysis.Trace(1, (1, 2), steps=[1, 2], errors=[[0.5, 0.6], [0.1, 0.2]], ratios=[1, 2])
+    logits = analysis.logits_of_neighbors(painter, task, torch.tensor([4, 4]))
+    drawn = {
+        "maps": figures.probability_maps({"coordconv": (summed, summed)}),
+        "neighbors": figures.neighbor_logits({"coordconv": logits}, torch.tensor([4, 4]), 3),
+        "sheets": figures.sheets({"coordconv": points}, centers[:20]),
+        "translation": figures.translation({"coordconv": trace}),
+    }
+    for name, figure in drawn.items():
+        figures.save(figure, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert figure.axes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_the_robust_painter_solves_a_quadrant_it_has_never_seen(seed: int) -> None:
+    recipe = Recipe(learning_rate=0.005, batch_size=8, epochs=6, evaluation_interval=38)
+    settings = CoordinateSettings(
+        model="robust",
+        split="quadrant",
+        seed=seed,
+        canvas=Canvas(size=24, square=5),
+        training=recipe,
+        network={"relative": True},
+    )
+    assert Run(settings).train().last["test"]["accuracy"] == 1

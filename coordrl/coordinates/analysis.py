@@ -17,7 +17,7 @@ from coordrl.coordinates.tasks import Classification
 from coordrl.coordinates.training import Run
 from coordrl.layers import CoordConv2d
 
-_PICTURES_AT_ONCE = 16
+_PICTURES_AT_ONCE = 4
 
 
 def summed_probabilities(network: nn.Module, task: Classification, centers: Tensor) -> Tensor:
@@ -112,10 +112,10 @@ def equivariance_error(
         Mean total-variation distance of the two maps, in [0, 1].
 
     Raises:
-        ValueError: If a moved place is off the canvas.
+        ValueError: If a moved place is off the canvas, or there is none.
     """
     moved = centers + torch.tensor([shift, 0], device=centers.device)
-    if shift < 1 or int(moved[:, 0].max()) >= task.canvas.size:
+    if shift < 1 or len(centers) == 0 or int(moved[:, 0].max()) >= task.canvas.size:
         raise ValueError(
             f"a shift by {shift} pixels must keep all places on the canvas of {task.canvas.size}"
         )

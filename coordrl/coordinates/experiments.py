@@ -30,6 +30,7 @@ from coordrl.coordinates.training import (
 from coordrl.runs import SETTINGS_FILE, Progress, StopRequest, atomic_file, open_run
 
 RESULT_FILE = "result.json"
+TRACE_FILE = "trace.json"
 
 
 class Interrupted(Exception):
@@ -106,20 +107,30 @@ class Experiments:
                 settings = self._settings(
                     cell.task, cell.model, cell.split, cell.input_scale, seed, point
                 )
-                own.append(self.train(settings))
+                is_traced = (
+                    cell.task == "classification" and cell.input_scale == "unit" and not seed
+                )
+                own.append(self.train(settings, trace=is_traced))
             rows.append(table.summarize(own))
             results += own
             self._write_table(size, rows, results, report)
         self._draw(results, report)
         return table.to_markdown(rows)
 
-    def train(self, settings: CoordinateSettings, suffix: str = "") -> RunResult:
+    def train(
+        self, settings: CoordinateSettings, suffix: str = "", *, trace: bool = False
+    ) -> RunResult:
         """Train one run, go on with it, or read what came of it.
+
+        Args:
+            settings: What to run.
+            suffix: Appended to the name of its folder.
+            trace: Follow how equivariant the network is, which takes as long as an evaluation.
 
         Raises:
             Interrupted: If Ctrl-C or SIGTERM came; the run can go on.
         """
-        path = self.out / f"{_name(settings)}{suffix}-s{settings.seed}"
+        path = self._folder(settings, suffix)
         text = dump_settings(settings)
         known = (path / SETTINGS_FILE).exists()
         with open_run(path, text, resume=known, may_differ={"training.max_seconds"}) as folder:
@@ -129,6 +140,7 @@ class Experiments:
                 if not _may_go_on(result, settings):
                     return result
             run = Run(settings, device=self.device, folder=folder)
+            follower = _read_trace(path, run) if trace else None
             with (
                 StopRequest() as stop,
                 SummaryWriter(path) as tensorboard,
@@ -141,8 +153,12 @@ class Experiments:
                     progress.update(run.step, note)
                     if last is not None and last.step == run.step:
                         _log(tensorboard, last)
+                    if follower is not None:
+                        follower(run)
 
                 result = run.train(stop=stop, on_step=report)
+            if follower is not None:
+                _write_json(dataclasses.asdict(follower), path / TRACE_FILE)
             if result.ended == "stopped":
                 raise Interrupted
             _write_json(result.to_json(), result_file)
@@ -161,6 +177,9 @@ class Experiments:
             self.config, task, model, split, (*point, *self.overrides)
         )
         return dataclasses.replace(settings, input_scale=input_scale, seed=seed)
+
+    def _folder(self, settings: CoordinateSettings, suffix: str = "") -> Path:
+        return self.out / f"{_name(settings)}{suffix}-s{settings.seed}"
 
     def _write_table(
         self,
@@ -201,6 +220,7 @@ class Experiments:
         maps: dict[str, tuple[Tensor, Tensor]] = {}
         neighbors: dict[str, Tensor] = {}
         components: dict[str, Tensor] = {}
+        traces: dict[str, analysis.Trace] = {}
         center = torch.tensor([40, 40])  # in the quadrant
         for result in results:
             settings = result.settings
@@ -222,15 +242,17 @@ class Experiments:
             centers = torch.cat([run.train_centers, run.test_centers])
             features = analysis.last_features(network, task, centers)  # type: ignore[arg-type]
             components[settings.model] = analysis.principal_components(features)
+            traces[settings.model] = _read_trace(self._folder(settings), run)
         figures.save(figures.probability_maps(maps), report / f"coordinates-maps-{split}.png")
         figure = figures.neighbor_logits(neighbors, center)
         figures.save(figure, report / f"coordinates-neighbors-{split}.png")
         figure = figures.sheets(components, centers)
         figures.save(figure, report / f"coordinates-sheets-{split}.png")
+        figure = figures.translation(traces)
+        figures.save(figure, report / f"coordinates-translation-{split}.png")
 
     def _trained(self, settings: CoordinateSettings) -> tuple[Run, nn.Module, Classification]:
-        path = self.out / f"{_name(settings)}-s{settings.seed}"
-        with open_run(path, dump_settings(settings), resume=True) as folder:
+        with open_run(self._folder(settings), dump_settings(settings), resume=True) as folder:
             run = Run(settings, device=self.device, folder=folder)
         assert isinstance(run.task, Classification)
         return run, run.network, run.task
@@ -279,6 +301,21 @@ def _read_result(path: Path, settings: CoordinateSettings) -> RunResult:
     record = json.loads(path.read_text(encoding="utf-8"))
     curve = tuple(Evaluation(**point) for point in record.pop("curve"))
     return RunResult(**{**record, "curve": curve, "settings": settings})
+
+
+def _read_trace(path: Path, run: Run) -> analysis.Trace:
+    """Return what was traced up to where the run stands."""
+    canvas = run.settings.canvas
+    trace = analysis.Trace(
+        interval=run.settings.training.evaluation_interval,
+        shifts=tuple(shift for shift in (1, 4, 16) if shift <= canvas.size - canvas.square),
+    )
+    if (path / TRACE_FILE).exists():
+        record = json.loads((path / TRACE_FILE).read_text(encoding="utf-8"))
+        looks = [step <= run.step for step in record["steps"]]
+        for name in ("steps", "errors", "ratios"):
+            getattr(trace, name).extend(itertools.compress(record[name], looks))
+    return trace
 
 
 def _write_json(record: object, path: Path) -> None:

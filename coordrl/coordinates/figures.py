@@ -90,7 +90,8 @@ def neighbor_logits(logits: Mapping[str, Tensor], center: Tensor, window: int = 
         for step, picture in enumerate(pictures.cpu()):
             axes = grid[row][step]
             left, top = max(x - window, 0), max(y - window, 0)
-            axes.imshow(picture[top : y + window + 1, left : x + window + 1], cmap="viridis")
+            shown = picture[top : y + window + 1, left : x + window + 1]
+            axes.imshow(shown.numpy(), cmap="viridis")
             axes.plot(x + step - left, y - top, "r+")
             axes.set_title(f"{name}: ({x + step}, {y})", fontsize=9)
             axes.set_xticks([])

