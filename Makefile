@@ -2,6 +2,7 @@
 #
 #   make setup                         the virtual environment, with everything the rest needs
 #   make pong [ARGS="--steps 20000"]   train a CoordConv agent to play Pong
+#   make coordinates                   the paper's coordinate tasks: a quick table and its figures
 #   make check                         what a change has to pass: lint, types, all tests, sanitizers
 #
 # Choose the interpreter with `make setup PYTHON=python3.12`. pip reads its own settings: to take a
@@ -14,10 +15,10 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pong test test-slow lint types bench check
+.PHONY: help setup pong coordinates test test-slow lint types bench check
 
 help:
-	@sed -n '3,5s/^# *//p' $(MAKEFILE_LIST)
+	@sed -n '3,6s/^# *//p' $(MAKEFILE_LIST)
 	@echo "others: test test-slow lint types bench"
 
 setup: $(INSTALLED)
@@ -34,6 +35,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 pong: setup
 	$(BIN)/python scripts/train_atari.py --env Pong $(ARGS)
+
+# Every run is cut short, so that all end within 15 minutes on two idle cores. The record in
+# benchmarks/ is made with --table full.
+coordinates: setup
+	$(BIN)/python scripts/train_coordinates.py --table quick $(ARGS)
 
 # Two workers with one torch thread each: on few cores more threads only wait for each other.
 test: setup

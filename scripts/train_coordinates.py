@@ -43,7 +43,7 @@ class Arguments:
     sweep: tyro.conf.FlagCreatePairsOff[bool] = False
     """Train the paper's grid of settings, from the configuration's table, with each seed."""
     table: TableSize | None = None
-    """Make the table of all tasks instead: quick (one seed, baselines cut short) or full."""
+    """Make the table of all tasks instead: quick (one seed, all cut short) or full."""
     set: tuple[str, ...] = ()
     """Settings that win over the configuration, such as training.epochs=20."""
     max_seconds: float | None = None
