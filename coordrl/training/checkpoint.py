@@ -3,6 +3,7 @@
 A checkpoint is read without unpickling anything but tensors, numbers and texts.
 """
 
+import io
 import random
 import zipfile
 from collections import deque
@@ -47,8 +48,10 @@ def write_checkpoint(model: BaseAlgorithm, journal: str, folder: Path) -> None:
         "episodes": [{key: float(value) for key, value in info.items()} for info in episodes],
         "journal": journal,
     }
-    with (folder / STATE_FILE).open("wb") as file:
-        torch.save(state, file)
+    # torch.save hides the reason of a failed write, such as a full disk.
+    content = io.BytesIO()
+    torch.save(state, content)
+    (folder / STATE_FILE).write_bytes(content.getbuffer())
     replay = getattr(model, "replay_buffer", None)
     if isinstance(replay, FrameReplayBuffer):
         _write_arrays(replay.state(), folder / REPLAY_FILE)

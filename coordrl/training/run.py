@@ -6,7 +6,7 @@ import io
 import json
 import statistics
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -87,18 +87,16 @@ def train(
     device = _device(settings.run.device)
     require_tracker(settings.run.track)
     keep_freed_memory()
-    with (
-        open_run(
-            folder, dump_settings(settings), resume=resume, may_differ=MAY_DIFFER_ON_RESUME
-        ) as run_folder,
-        StopRequest() as stop,
-    ):
-        env = make_sb3_env(settings.run.game, settings.run.num_envs, settings.env)
-        try:
-            model = _seeded_model(settings, env, device)
-            return _Run(settings, run_folder, env, model, stop, profile=profile).go(resume=resume)
-        finally:
-            env.close()
+    with closing(_environments(settings)) as env:
+        # Before the folder is made, so that settings that do not fit leave nothing behind.
+        model = _seeded_model(settings, env, device)
+        text = dump_settings(settings)
+        with (
+            open_run(folder, text, resume=resume, may_differ=MAY_DIFFER_ON_RESUME) as run_folder,
+            StopRequest() as stop,
+        ):
+            run = _Run(settings, run_folder, env, model, stop, profile=profile)
+            return run.go(resume=resume)
 
 
 def _device(name: str) -> str:
@@ -116,6 +114,18 @@ def _stream(settings: TrainingSettings, name: str, index: int = 0) -> int:
     """Return the seed of one of the run's random streams, or of its ``index``-th part."""
     key = (_STREAMS.index(name), index)
     return int(np.random.SeedSequence(settings.run.seed, spawn_key=key).generate_state(1)[0])
+
+
+def _environments(settings: TrainingSettings) -> VectorEnvAdapter:
+    if settings.env.observation != "gray":
+        raise SettingsError(
+            f"env.observation = {settings.env.observation!r}: agents are trained on stacked gray "
+            "screens, choose 'gray'"
+        )
+    try:
+        return make_sb3_env(settings.run.game, settings.run.num_envs, settings.env)
+    except ValueError as error:
+        raise SettingsError(f"{settings.run.game} cannot be played so: {error}") from error
 
 
 def _seeded_model(settings: TrainingSettings, env: VectorEnvAdapter, device: str) -> BaseAlgorithm:

@@ -1,0 +1,426 @@
+"""Training runs: settings, what a run leaves behind, and going on after an interruption."""
+
+import dataclasses
+import json
+import random
+import resource
+import signal
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import stable_baselines3
+import torch
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
+
+from coordrl.agents import evaluate, load_agent
+from coordrl.algorithms import make_model
+from coordrl.config import AtariSettings, Schedule, SettingsError, TrainingSettings, parse_override
+from coordrl.runs import RunError
+from coordrl.sb3_envs import make_sb3_env
+from coordrl.training import default_config, load_training_settings, run_name, train
+from coordrl.training.checkpoint import read_checkpoint, write_checkpoint
+from coordrl.training.profiling import Profile
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+# A game of Breakout is short for those who cannot play it, and the network is as small as it goes.
+SMALL = (
+    *("run.game=Breakout", "run.num_envs=2", "run.track=none", "run.total_steps=96"),
+    *("run.evaluation_episodes=1", "run.evaluation_interval=0", "run.checkpoint_interval=32"),
+    *("run.log_interval=16", "env.screen_size=[36, 40]", "env.stack_size=2", "env.noop_max=0"),
+    *("extractor.specs=[[4, 8, 8], [4, 3, 1]]", "extractor.features_dim=8"),
+)
+ALGORITHM = {
+    "a2c": ("algorithm.n_steps=4",),
+    "ppo": ("algorithm.n_steps=8", "algorithm.batch_size=8", "algorithm.n_epochs=2"),
+    "dqn": (
+        *("algorithm.buffer_size=64", "algorithm.learning_starts=16", "algorithm.batch_size=4"),
+        *("algorithm.target_update_interval=8", "algorithm.exploration_final_eps=0.2"),
+    ),
+}
+
+
+def settings(algo: str = "ppo", *overrides: str) -> TrainingSettings:
+    texts = (*SMALL, f"run.algo={algo}", *ALGORITHM[algo], *overrides)
+    return load_training_settings(None, [parse_override(text) for text in texts])
+
+
+def weights(agent: Path) -> dict[str, torch.Tensor]:
+    return load_agent(agent).policy.state_dict()
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def checkpoints(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+
+
+@pytest.fixture
+def signal_at_evaluation(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return a function that lets SIGTERM come while the next evaluation goes on."""
+
+    def cut_off(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr("coordrl.training.run.evaluate", evaluate)
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("the signal should have ended the evaluation")
+
+    return lambda: monkeypatch.setattr("coordrl.training.run.evaluate", cut_off)
+
+
+class TestSettings:
+    @pytest.mark.parametrize("name", ["a2c.toml", "ppo.toml", "dqn.toml", "ppo_cpu.toml"])
+    def test_every_configuration_builds_a_model(self, name: str) -> None:
+        chosen = load_training_settings(CONFIGS / name)
+        assert name.startswith(chosen.run.algo)
+        chosen = dataclasses.replace(chosen, algorithm={**chosen.algorithm})
+        env = make_sb3_env("Pong", 2, chosen.env)
+        model: Any = make_model(chosen, env, seed=0)
+        env.close()
+        for key, value in chosen.algorithm.items():
+            made = getattr(model, key)
+            made = made(1.0) if callable(made) and not isinstance(made, tuple) else made
+            expected = value.start if isinstance(value, Schedule) else value
+            if key == "gradient_steps":
+                expected *= 2
+            if key == "train_freq":
+                made = made.frequency
+            assert made == expected, key
+
+    def test_ppo_has_the_settings_of_the_zoo(self) -> None:
+        chosen = load_training_settings(CONFIGS / "ppo.toml")
+        assert (chosen.run.num_envs, chosen.run.total_steps) == (8, 10_000_000)
+        assert chosen.algorithm["learning_rate"] == Schedule(2.5e-4, 0.0, 1.0)
+        assert chosen.algorithm["clip_range"] == Schedule(0.1, 0.0, 1.0)
+        assert chosen.env == AtariSettings()
+
+    def test_protocol_gives_the_defaults_of_the_environment(self) -> None:
+        texts = ["run.protocol=machado", "env.repeat_action_probability=0.1"]
+        chosen = load_training_settings(None, [parse_override(text) for text in texts])
+        assert chosen.env.repeat_action_probability == 0.1
+        assert chosen.env.full_action_space
+
+    def test_table_of_the_game_is_read_in_any_spelling(self, tmp_path: Path) -> None:
+        path = tmp_path / "run.toml"
+        path.write_text("[games.ms_pacman.run]\nnum_envs = 3\n[games.Pong.run]\nnum_envs = 5\n")
+        override = parse_override("run.game=ALE/MsPacman-v5")
+        chosen = load_training_settings(path, [override])
+        assert (chosen.run.game, chosen.run.num_envs) == ("MsPacman", 3)
+        assert run_name(chosen) == "MsPacman-ppo-all-s0"
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("run.game=Pnog", "there is no Atari game 'Pnog'; did you mean Pong"),
+            ("run.algo=ddpg", 'run.algo must be one of "a2c", "ppo", "dqn", got \'ddpg\''),
+            ("algorithm.buffer_size=8", "unknown key 'algorithm.buffer_size'; the nearest is"),
+            ("algorithm.seed=8", "unknown key 'algorithm.seed'"),
+            ("extractor.coords=some", 'extractor.coords must be one of "none", "first", "all"'),
+            ("run.total_steps=-5", "total_steps must be at least 1, got -5"),
+        ],
+    )
+    def test_mistakes_are_named(self, text: str, message: str) -> None:
+        with pytest.raises(SettingsError, match=message):
+            load_training_settings(None, [parse_override(text)])
+
+    @pytest.mark.parametrize(
+        ("texts", "message"),
+        [
+            (("algorithm.batch_size=1",), "ppo refuses its settings: `batch_size` must be great"),
+            (("env.screen_size=[5, 5]",), "ppo refuses its settings: an input of 5x5 pixels is to"),
+            (("env.observation=rgb",), "env.observation = 'rgb': agents are trained on stacked gr"),
+            (("env.observation=ram",), "env.observation = 'ram': agents are trained on stacked gr"),
+        ],
+    )
+    def test_settings_that_do_not_fit_each_other_are_named(
+        self, texts: tuple[str, ...], message: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(SettingsError, match=message):
+            train(settings("ppo", *texts), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without GPU says")
+    def test_a_gpu_that_is_not_there_is_no_reason_to_take_the_cpu(self, tmp_path: Path) -> None:
+        with pytest.raises(SettingsError, match="torch finds no GPU; choose --device cpu"):
+            train(settings("ppo", "run.device=cuda"), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a recipe for the CPU alone")
+    def test_default_configurations_exist(self) -> None:
+        for algo in ("a2c", "ppo", "dqn"):
+            for device in ("auto", "cpu", "cuda"):
+                assert (CONFIGS / default_config(algo, device)).exists()
+        assert default_config("ppo", "auto") == "ppo_cpu.toml"
+
+
+class TestRun:
+    @pytest.mark.parametrize("algo", ALGORITHM)
+    def test_a_run_leaves_agents_curves_and_checkpoints(self, algo: str, tmp_path: Path) -> None:
+        chosen = settings(algo, "run.evaluation_interval=48", "run.track=tensorboard")
+        folder = tmp_path / "run"
+
+        result = train(chosen, folder)
+
+        assert (result.ending, result.steps, result.signal_number) == ("finished", 96, None)
+        assert load_training_settings(folder / "settings.toml") == chosen
+        assert checkpoints(folder) == [64, 96]
+        evaluations = json.loads((folder / "evaluations.json").read_text())
+        assert [row["agent_steps"] for row in evaluations] == [48, 96]
+        assert result.evaluation is not None
+        assert result.evaluation.mean == evaluations[-1]["mean"]
+        card = load_agent(result.agent).card
+        assert card is not None
+        assert (card.agent_steps, card.name) == (96, run_name(chosen))
+        assert [played.mean for played in card.evaluations] == [evaluations[-1]["mean"]]
+        assert result.best_agent is not None
+        assert load_agent(result.best_agent).card is not None
+        cls = getattr(stable_baselines3, algo.upper())
+        kwargs = {"buffer_size": 1} if algo == "dqn" else {}
+        model = cls.load(result.agent / "agent.zip", **kwargs)
+        assert same(model.policy.state_dict(), weights(result.agent))
+        events = EventAccumulator(str(folder / "tensorboard"))
+        events.Reload()
+        assert [point.step for point in events.Scalars("eval/episode_return_mean")] == [48, 96]
+
+    def test_equal_settings_give_equal_weights_and_another_seed_others(
+        self, tmp_path: Path
+    ) -> None:
+        first, again, other = (
+            weights(train(settings("ppo", f"run.seed={seed}"), tmp_path / name).agent)
+            for name, seed in (("first", 0), ("again", 0), ("other", 1))
+        )
+        assert same(first, again)
+        assert not same(first, other)
+
+    @pytest.mark.parametrize("algo", ["ppo", "dqn"])
+    def test_evaluations_and_checkpoints_do_not_change_what_is_learned(
+        self, algo: str, tmp_path: Path
+    ) -> None:
+        rare = ("run.checkpoint_interval=1000", "run.log_interval=1000")
+        often = ("run.evaluation_interval=48", "run.checkpoint_interval=16")
+        without = train(settings(algo, *rare), tmp_path / "without")
+        watched = train(settings(algo, *often), tmp_path / "watched")
+        assert same(weights(without.agent), weights(watched.agent))
+
+    def test_a_run_ends_when_an_evaluation_reaches_the_target(self, tmp_path: Path) -> None:
+        chosen = settings("ppo", "run.evaluation_interval=32", "run.target_return=0")
+        result = train(chosen, tmp_path / "run")
+        assert (result.ending, result.steps) == ("target reached", 32)
+        assert checkpoints(tmp_path / "run") == [32]
+
+        resumed = train(chosen, tmp_path / "run", resume=True)
+        assert (resumed.ending, resumed.steps) == ("target reached", 32)
+
+    @pytest.mark.parametrize("algo", ALGORITHM)
+    def test_profile_divides_the_time(self, algo: str, tmp_path: Path) -> None:
+        profile = train(settings(algo), tmp_path / "run", profile=True).profile
+        assert profile is not None
+        rows = {line[:40].split("  ")[0]: line for line in profile.splitlines()[1:]}
+        assert {"environment", "backward", "optimizer", "copies"} <= rows.keys()
+        assert {"forward, to act", "forward, to learn", "evaluation"} <= rows.keys()
+        shares = [float(row.split("%")[0].split()[-1]) for row in rows.values()]
+        assert sum(shares) == pytest.approx(100, abs=1)
+
+    def test_profile_counts_a_phase_without_those_within(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        times = iter([0.0, 1.0, 3.0, 7.0, 15.0])
+        monkeypatch.setattr(time, "perf_counter", lambda: next(times))
+        profile = Profile()
+        with profile.phase("outer"), profile.phase("inner"):
+            pass
+        assert profile.seconds == {"outer": 2.0 + 8.0, "inner": 4.0}
+
+    def test_wandb_that_is_not_installed_is_named_before_anything_is_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "wandb", None)
+        with pytest.raises(SettingsError, match=r"needs the package wandb: pip install 'coordrl"):
+            train(settings("ppo", "run.track=wandb"), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_wandb_gets_one_run_over_an_interruption(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        signal_at_evaluation: Callable[[], None],
+    ) -> None:
+        started: list[dict[str, Any]] = []
+        logged: list[tuple[int, dict[str, float]]] = []
+
+        def init(**kwargs: Any) -> Any:
+            started.append(kwargs)
+            return types.SimpleNamespace(
+                log=lambda numbers, step: logged.append((step, numbers)), finish=lambda: None
+            )
+
+        spec = types.SimpleNamespace()
+        monkeypatch.setitem(
+            sys.modules,
+            "wandb",
+            types.SimpleNamespace(init=init, __spec__=spec),
+        )
+        chosen = settings("ppo", "run.track=wandb", "run.evaluation_interval=48")
+        signal_at_evaluation()
+        train(chosen, tmp_path / "run")
+        train(chosen, tmp_path / "run", resume=True)
+
+        assert [kwargs["resume"] for kwargs in started] == ["allow", "allow"]
+        assert started[0]["id"] == started[1]["id"]
+        assert started[0]["config"]["run"]["game"] == "Breakout"
+        assert [step for step, _ in logged] == sorted({step for step, _ in logged})
+        assert "eval/episode_return_mean" in logged[-1][1]
+
+
+class TestResume:
+    @pytest.mark.parametrize("algo", ALGORITHM)
+    def test_a_stopped_run_goes_on_where_it_was(
+        self, algo: str, tmp_path: Path, signal_at_evaluation: Callable[[], None]
+    ) -> None:
+        chosen = settings(
+            algo,
+            *("run.evaluation_interval=48", "run.track=tensorboard"),
+            "algorithm.learning_rate={start=0.01, end=0.0}",
+        )
+        folder = tmp_path / "run"
+        signal_at_evaluation()
+
+        stopped = train(chosen, folder)
+        assert (stopped.ending, stopped.signal_number) == ("stopped", signal.SIGTERM)
+        assert (stopped.steps, stopped.evaluation) == (48, None)
+        assert checkpoints(folder) == [32, 48]
+
+        result = train(chosen, folder, resume=True)
+        assert (result.ending, result.steps) == ("finished", 96)
+        evaluations = json.loads((folder / "evaluations.json").read_text())
+        assert [row["agent_steps"] for row in evaluations] == [48, 96]
+        events = EventAccumulator(str(folder / "tensorboard"))
+        events.Reload()
+        rates = {p.step: p.value for p in events.Scalars("train/learning_rate")}
+        # Logged at a step: the rate of the last update, in the straight line of the whole run.
+        assert rates[80] == pytest.approx(0.01 * (1 - 80 / 96))
+
+    def test_points_that_a_killed_run_has_left_behind_its_checkpoint_are_hidden(
+        self, tmp_path: Path
+    ) -> None:
+        chosen = settings("a2c", "run.track=tensorboard", "run.checkpoint_interval=40")
+        folder = tmp_path / "run"
+        train(chosen, folder)
+        # As if it had been killed between step 96 and its checkpoint.
+        for file in (folder / "checkpoints" / "000000000096").iterdir():
+            file.unlink()
+        train(chosen, folder, resume=True)
+        events = EventAccumulator(str(folder / "tensorboard"), purge_orphaned_data=True)
+        events.Reload()
+        steps = [point.step for point in events.Scalars("train/learning_rate")]
+        assert steps == sorted(set(steps))
+
+    @pytest.mark.parametrize("algo", ALGORITHM)
+    def test_a_checkpoint_brings_back_the_model_and_all_random_streams(
+        self, algo: str, tmp_path: Path
+    ) -> None:
+        chosen = settings(algo)
+        env = make_sb3_env("Breakout", 2, chosen.env, seed=0)
+        model: Any = make_model(chosen, env, seed=1)
+        model.learn(48)
+        write_checkpoint(model, "what was noted", tmp_path)
+        expected = (random.random(), np.random.rand(), torch.rand(1))  # noqa: NPY002
+        action = model.action_space.sample()
+
+        other: Any = make_model(chosen, env, seed=2)
+        assert not same(model.policy.state_dict(), other.policy.state_dict())
+        assert read_checkpoint(other, tmp_path) == "what was noted"
+
+        drawn = (random.random(), np.random.rand(), torch.rand(1))  # noqa: NPY002
+        assert (drawn, other.action_space.sample()) == (expected, action)
+        assert same(model.policy.state_dict(), other.policy.state_dict())
+        for name in ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining"):
+            assert getattr(other, name) == getattr(model, name)
+        assert list(other.ep_info_buffer) == list(model.ep_info_buffer)
+        first, second = (m.policy.optimizer.state_dict() for m in (model, other))
+        assert first["param_groups"] == second["param_groups"]
+        for index, values in first["state"].items():
+            for name, value in values.items():
+                assert torch.equal(
+                    torch.as_tensor(value), torch.as_tensor(second["state"][index][name])
+                )
+        if algo == "dqn":
+            assert (other._n_calls, other.exploration_rate) == (
+                model._n_calls,
+                model.exploration_rate,
+            )
+            for name, array in model.replay_buffer.state().items():
+                np.testing.assert_array_equal(other.replay_buffer.state()[name], array)
+        env.close()
+
+    def test_a_checkpoint_of_another_format_is_refused(self, tmp_path: Path) -> None:
+        chosen = settings("a2c")
+        env = make_sb3_env("Breakout", 2, chosen.env)
+        model = make_model(chosen, env, seed=0)
+        torch.save({"format_version": 99}, tmp_path / "state.pt")
+        with pytest.raises(RunError, match="has format 99, and this coordrl goes on from format"):
+            read_checkpoint(model, tmp_path)
+        env.close()
+
+    def test_a_run_is_not_mixed_with_another(self, tmp_path: Path) -> None:
+        train(settings("a2c"), tmp_path / "run")
+        with pytest.raises(RunError, match="run already holds a run; add --resume"):
+            train(settings("a2c"), tmp_path / "run")
+        with pytest.raises(RunError, match=r"other settings: run.seed is 0 there and 5 here"):
+            train(settings("a2c", "run.seed=5"), tmp_path / "run", resume=True)
+        result = train(settings("a2c", "run.log_interval=7"), tmp_path / "run", resume=True)
+        assert result.ending == "finished"
+
+    def test_a_checkpoint_that_was_cut_off_is_passed_over(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = tmp_path / "run"
+        first = train(settings("a2c"), folder)
+        state = folder / "checkpoints" / "000000000096" / "state.pt"
+        state.write_bytes(state.read_bytes()[:1000])
+        capfd.readouterr()
+
+        result = train(settings("a2c"), folder, resume=True)
+
+        assert (result.ending, result.steps) == ("finished", 96)
+        said = capfd.readouterr().err
+        assert "checkpoint 000000000096 is not whole: state.pt has 1000 bytes of" in said
+        assert "going on from the checkpoint of step 64" in said
+        assert first.steps == result.steps
+
+        for path in (folder / "checkpoints").glob("*/state.pt"):
+            path.write_bytes(b"")
+        with pytest.raises(RunError, match="has no whole checkpoint to go on from"):
+            train(settings("a2c"), folder, resume=True)
+
+    def test_a_full_disk_ends_the_run_and_spares_what_was_saved(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tmp_path / "run"
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+        def write_on_a_disk_that_fills(model: Any, journal: str, path: Path) -> None:
+            if model.num_timesteps > 32:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+            write_checkpoint(model, journal, path)
+
+        replaced = "coordrl.training.run.write_checkpoint"
+        monkeypatch.setattr(replaced, write_on_a_disk_that_fills)
+        try:
+            with pytest.raises(RunError, match="cannot write the checkpoint of step 64"):
+                train(settings("a2c"), folder)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert checkpoints(folder) == [32]
+
+        monkeypatch.setattr(replaced, write_checkpoint)
+        assert train(settings("a2c"), folder, resume=True).ending == "finished"
