@@ -1,0 +1,205 @@
+"""``scripts/train_atari.py`` from its command line: what it understands, and how it ends."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from coordrl.agents import load_agent
+from coordrl.training import load_training_settings
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts" / "train_atari.py"
+
+# A network as small as it goes, and a game that is short for those who cannot play it.
+SMALL = (
+    *("--track", "none", "--set", "env.screen_size=[36, 36]", "run.evaluation_episodes=1"),
+    *("run.num_envs=2", "extractor.specs=[[4, 8, 8]]", "extractor.features_dim=8"),
+)
+SHORT_ROLLOUTS = ("algorithm.n_steps=8", "algorithm.batch_size=8", "run.checkpoint_interval=64")
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_atari", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_atari"] = module  # where dataclasses look up annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+def start(*arguments: str) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+    )
+
+
+def test_flags_are_settings(script: Any, tmp_path: Path) -> None:
+    arguments = script.Arguments(
+        env="ms_pacman",
+        algo="dqn",
+        coords="first",
+        with_r=True,
+        steps=0,
+        seed=0,
+        target_return=0.0,
+        set=(("run.num_envs=3", "algorithm.train_freq=2"), ("run.num_envs=5",)),
+    )
+
+    overrides = {override.key: override.value for override in arguments.overrides()}
+
+    assert overrides == {
+        "run.game": "ms_pacman",
+        "run.algo": "dqn",
+        "extractor.coords": "first",
+        "extractor.with_r": True,
+        "run.total_steps": 0,
+        "run.seed": 0,
+        "run.target_return": 0.0,
+        "run.num_envs": 5,
+        "algorithm.train_freq": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "config"),
+    [
+        (("--algo", "dqn"), "dqn.toml"),
+        (("--set", "run.algo=a2c"), "a2c.toml"),
+        (("--device", "cpu"), "ppo_cpu.toml"),
+        (("--device", "cpu", "--config", str(ROOT / "configs" / "ppo.toml")), "ppo.toml"),
+        (("--device", "cuda", "--algo", "a2c"), "a2c.toml"),
+    ],
+)
+def test_configuration_fits_algorithm_and_device(
+    script: Any, arguments: tuple[str, ...], config: str
+) -> None:
+    parsed = script.tyro.cli(script.Arguments, args=arguments)
+    settings, folder, origin = script.choose(parsed)
+    assert origin.name == config
+    assert settings.run.algo == config[:3]
+    assert folder == Path(f"runs/Pong-{config[:3]}-all-s0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--env", "Pnog"), "there is no Atari game 'Pnog'; did you mean Pong"),
+        (("--set", "algorithm.n_step=4"), "unknown key 'algorithm.n_step'; the nearest is 'algo"),
+        (("--set", "algorithm.n_steps=many"), "algorithm.n_steps must be a whole number, got 'ma"),
+        (("--set", "algorithm.n_steps"), "--set expects key=value"),
+        (("--steps", "-5"), "--steps: total_steps must be at least 1, got -5"),
+        (("--seed", "-1"), "--seed: seed must be at least 0, got -1"),
+        (("--config", "none.toml"), "none.toml: cannot be read as a settings file"),
+        (("--resume",), "holds no run to resume"),
+        (("--with-r", "--coords", "none"), 'with_r=True needs coordinates: coords="first" or'),
+    ],
+)
+def test_mistakes_end_with_one_sentence_and_code_2(
+    script: Any,
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = script.main(["--device", "cpu", "--run-dir", str(tmp_path / "run"), *arguments])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.startswith("train_atari.py: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--algo", "ddpg"), "Invalid choice"),
+        (("--stesp", "5"), "Perhaps you meant"),
+        (("--steps", "many"), "many"),
+    ],
+)
+def test_unknown_flags_and_values_end_with_code_2(
+    script: Any, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ending:
+        script.main(list(arguments))
+    assert ending.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = (
+        *("--env", "Breakout", "--steps", "1000000", "--run-dir", str(folder)),
+        *(*SMALL, *SHORT_ROLLOUTS, "run.evaluation_interval=0"),
+    )
+    with start(*arguments) as process:
+        wait_for_checkpoints(folder, 2, process)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    saved = max(int(path.name) for path in (folder / "checkpoints").glob("[0-9]*"))
+
+    with start("--resume", "--run-dir", str(folder)) as process:
+        wait_for_checkpoints(folder, 2, process, later_than=saved)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=120)
+
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert f"going on from the checkpoint of step {saved:,}" in err
+    assert "stopped after" in out
+    assert "go on with --resume" in out
+    card = load_agent(folder / "last").card
+    assert card is not None
+    assert card.agent_steps > saved
+    assert load_training_settings(folder / "settings.toml").run.total_steps == 1_000_000
+
+
+def wait_for_checkpoints(
+    folder: Path, count: int, process: "subprocess.Popen[str]", later_than: int = -1
+) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        steps = [int(path.name) for path in (folder / "checkpoints").glob("[0-9]*")]
+        if sum(step > later_than for step in steps) >= count:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    raise AssertionError(f"no checkpoints after four minutes, only {steps}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algo", "game", "more"),
+    [
+        ("a2c", "SpaceInvaders", ()),
+        ("ppo", "Freeway", ()),
+        ("dqn", "Breakout", ("--set", "algorithm.learning_starts=500")),
+    ],
+)
+def test_every_algorithm_trains_from_its_own_configuration(
+    algo: str, game: str, more: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    arguments = ("--env", game, "--algo", algo, "--steps", "1500", "--run-dir", str(folder))
+    with start(*arguments, "--profile", "--set", "run.evaluation_episodes=1", *more) as process:
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "finished after" in out
+    assert "environment" in out
+    assert load_agent(folder / "last").card is not None
+    assert load_agent(folder / "best").card is not None
