@@ -13,21 +13,25 @@ floors below their own only (``tests/test_floors.py``):
 """
 
 from coordrl.layers import (
+    CoordBias,
     CoordConv1d,
     CoordConv2d,
     CoordConv3d,
     CoordConvTranspose1d,
     CoordConvTranspose2d,
     CoordConvTranspose3d,
+    CoordinateSystem,
     coordinate_grid,
 )
 
 __all__ = [
+    "CoordBias",
     "CoordConv1d",
     "CoordConv2d",
     "CoordConv3d",
     "CoordConvTranspose1d",
     "CoordConvTranspose2d",
     "CoordConvTranspose3d",
+    "CoordinateSystem",
     "coordinate_grid",
 ]

@@ -2,11 +2,12 @@
 
 import copy
 import io
+import math
 import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -19,12 +20,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.testing import assert_close
 
 from coordrl.layers import (
+    CoordBias,
     CoordConv1d,
     CoordConv2d,
     CoordConv3d,
     CoordConvTranspose1d,
     CoordConvTranspose2d,
     CoordConvTranspose3d,
+    CoordinateSystem,
     coordinate_grid,
 )
 
@@ -215,6 +218,202 @@ def test_half_precision_grid_is_rounded_once() -> None:
     assert torch.equal(
         coordinate_grid(3, 999, with_r=True, dtype=torch.bfloat16), wide.to(torch.bfloat16)
     )
+
+
+CENTERS = CoordinateSystem(anchor="centers")
+
+
+def test_centers_put_the_edges_of_the_picture_at_the_ends() -> None:
+    x, y = coordinate_grid(1, 4, system=CENTERS)[0]
+    assert x[0].tolist() == [-0.75, -0.25, 0.25, 0.75]
+    assert y[:, 0].tolist() == [0]
+
+
+def test_coordinates_of_centers_do_not_change_with_resolution() -> None:
+    fine, coarse = coordinate_grid(8, 12, system=CENTERS), coordinate_grid(4, 6, system=CENTERS)
+    assert_close(nn.functional.avg_pool2d(fine, 2), coarse)
+
+
+@pytest.mark.parametrize("anchor", ["ends", "centers"])
+def test_aspect_is_kept_by_square_pixels_around_the_middle(
+    anchor: Literal["ends", "centers"],
+) -> None:
+    x, y = coordinate_grid(3, 5, system=CoordinateSystem(anchor=anchor, keep_aspect=True))[0]
+    assert_close(x[:, 1:] - x[:, :-1], (y[1, 0] - y[0, 0]).expand(3, 4))
+    assert_close(x[0], coordinate_grid(5, system=CoordinateSystem(anchor=anchor))[0, 0])
+    assert y[1].tolist() == [0] * 5
+
+
+def test_physical_extent_is_that_of_the_edges() -> None:
+    map_of_meters = CoordinateSystem(anchor="centers", origin=(100, 0), extent=(40, -30))
+    x, y = coordinate_grid(3, 2, system=map_of_meters)[0]
+    assert x[0].tolist() == [110, 130]
+    assert y[:, 0].tolist() == [-5, -15, -25]
+
+
+def test_angle_is_the_direction_from_the_center() -> None:
+    angle = coordinate_grid(3, 3, system=CoordinateSystem(with_angle=True))[0, 2]
+    assert_close(
+        angle,
+        torch.tensor([[-0.75, -0.5, -0.25], [1, 0, 0], [0.75, 0.5, 0.25]]),
+    )
+
+
+def test_fourier_features_are_sines_then_cosines_of_doubling_frequency() -> None:
+    grid = coordinate_grid(2, 5, with_r=True, system=CoordinateSystem(frequencies=2))[0]
+    x, y = grid[:2]
+    expected = [f(k * math.pi * c) for k in (1, 2) for f in (torch.sin, torch.cos) for c in (x, y)]
+    assert grid.shape == (CoordinateSystem(frequencies=2).num_channels(2, with_r=True), 2, 5)
+    assert_close(grid[3:], torch.stack(expected))
+
+
+def test_r_is_measured_from_its_center() -> None:
+    x, y, r = coordinate_grid(3, 3, with_r=True, system=CoordinateSystem(r_center=0.5))[0]
+    assert_close(r, ((x - 0.5) ** 2 + (y - 0.5) ** 2).sqrt())
+
+
+@pytest.mark.parametrize("keep_aspect", [False, True])
+def test_a_crop_has_the_coordinates_that_it_has_in_its_whole(keep_aspect: bool) -> None:
+    whole = coordinate_grid(6, 8, with_r=True, system=CENTERS)
+    crop = coordinate_grid(
+        3, 3, with_r=True, system=CENTERS, origin=(-0.5, 0), extent=(2 * 3 / 8, 2 * 3 / 6)
+    )
+    assert_close(crop, whole[:, :, 3:6, 2:5])
+
+
+def test_origin_and_extent_may_differ_between_samples() -> None:
+    origin, extent = (
+        torch.tensor([[0.0, 1.0], [5.0, -2.0]]),
+        torch.tensor([[1.0, 2.0], [3.0, -4.0]]),
+    )
+    together = coordinate_grid(4, 3, with_r=True, origin=origin, extent=extent)
+    for sample in range(2):
+        alone = coordinate_grid(
+            4, 3, with_r=True, origin=origin[sample].tolist(), extent=extent[sample].tolist()
+        )
+        assert_close(together[sample : sample + 1], alone)
+
+
+@EVERY_LAYER
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_layer_takes_origin_extent_and_coords(
+    ours: type[nn.Module], textbook: type[nn.Module], samples: int
+) -> None:
+    axes = int(ours.__name__[-2])
+    system = CoordinateSystem(anchor="centers", frequencies=1, with_angle=axes > 1)
+    layer = ours(3, 4, 2, with_r=True, system=system)
+    wide = textbook(3 + system.num_channels(axes, with_r=True), 4, 2)
+    wide.load_state_dict(layer.state_dict())
+    x, size = torch.randn(2, 3, *[4, 5, 6][:axes]), [4, 5, 6][:axes]
+    origin = torch.randn(samples, axes)
+    extent = torch.rand(samples, axes) + 0.1
+    grid = coordinate_grid(*size, with_r=True, system=system, origin=origin, extent=extent)
+
+    expected = wide(torch.cat([x, grid.expand(2, -1, *size)], dim=1))
+
+    assert_close(layer(x, origin=origin, extent=extent), expected)
+    assert_close(layer(x, coords=grid), expected)
+    if samples == 1:
+        numbers = {"origin": origin[0].tolist(), "extent": extent[0].tolist()}
+        assert_close(layer(x, **numbers), expected)
+        assert_close(layer(x[0], **numbers), expected[0])
+
+
+def test_gradients_reach_origin_and_extent() -> None:
+    layer = CoordConv2d(2, 3, 2, with_r=True, dtype=torch.float64)
+    x = torch.randn(2, 2, 3, 4, dtype=torch.float64)
+    origin = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
+    extent = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
+
+    assert torch.autograd.gradcheck(
+        lambda origin, extent: layer(x, origin=origin, extent=extent), (origin, extent)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"anchor": "corners"}, r"anchor must be one of \('ends', 'centers'\), got 'corners'"),
+        ({"frequencies": -1}, "frequencies must be a whole number, 0 or more, got -1"),
+        ({"origin": math.nan}, "origin must be finite, got nan"),
+        ({"extent": (1.0, math.inf)}, r"extent must be finite and not 0, got \(1.0, inf\)"),
+        ({"extent": 0}, "extent must be finite and not 0, got 0"),
+    ],
+)
+def test_a_wrong_system_is_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CoordinateSystem(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"origin": (1.0, 2.0, 3.0)}, "origin must be one number or 2, in the order x, y, z, got"),
+        ({"extent": torch.tensor([[1.0, math.nan]])}, "extent must be finite and not 0, got"),
+        ({"extent": torch.tensor([[1.0, 0.0]])}, "extent must be finite and not 0, got"),
+        ({"origin": torch.zeros(2)}, r"floating point of shape \(N, 2\), .* got \(2,\)"),
+        ({"origin": torch.zeros(3, 2)}, r"coordinates of shape \(2 or 1, 2, 4, 5\), got \(3, 2"),
+        ({"coords": torch.zeros(2, 3, 4, 5)}, r"coordinates of shape \(2 or 1, 2, 4, 5\), got"),
+        ({"coords": torch.zeros(1, 2, 4, 5), "origin": 0}, "takes coords, or origin and extent"),
+    ],
+)
+def test_wrong_origins_extents_and_coordinates_are_named(
+    arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        CoordConv2d(3, 2, 1)(torch.zeros(2, 3, 4, 5), **arguments)
+
+
+def test_an_angle_needs_two_axes() -> None:
+    with pytest.raises(ValueError, match="has no angle on a single axis"):
+        coordinate_grid(4, system=CoordinateSystem(with_angle=True))
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_coord_bias_is_a_pointwise_coord_conv_of_nothing(axes: int) -> None:
+    ours = CONVOLUTIONS[axes - 1][0](1, 3, 1, bias=False, with_r=True)
+    bias = CoordBias(3, axes, with_r=True)
+    x = torch.randn(2, 3, *[4, 5, 6][:axes])
+    assert_close(bias(x), x)  # it starts as the identity
+
+    with torch.no_grad():
+        assert isinstance(ours.weight, Tensor)
+        bias.weight.copy_(ours.weight[:, 1:].flatten(1))
+
+    assert_close(bias(x) - x, ours(torch.zeros(2, 1, *[4, 5, 6][:axes])))
+
+
+def test_coord_bias_behind_a_convolution_is_a_coord_conv_without_padding() -> None:
+    layer = CoordConv2d(2, 3, 4, stride=2)
+    plain, bias = nn.Conv2d(2, 3, 4, stride=2), CoordBias(3)
+    x = torch.randn(2, 2, 10, 14)
+    size = layer(x).shape[2:]
+    with torch.no_grad():
+        plain.weight.copy_(layer.weight[:, :2])
+        # Coordinates of the output's pixels, of both ends of either axis, span all functions.
+        positions = coordinate_grid(*size)[0, :, [0, 0, -1], [0, -1, 0]].T
+        plain.bias.zero_()  # type: ignore[union-attr]
+        wanted = (layer(x) - plain(x))[0][:, [0, 0, -1], [0, -1, 0]].T
+        solved = torch.linalg.solve(torch.cat([positions, torch.ones(3, 1)], dim=1), wanted)
+        bias.weight.copy_(solved[:2].T)
+        plain.bias.copy_(solved[2])  # type: ignore[union-attr]
+
+    assert_close(bias(plain(x)), layer(x))
+
+
+def test_coord_bias_is_float32_under_autocast() -> None:
+    bias = CoordBias(1)
+    with torch.no_grad():
+        bias.weight[0, 0] = 1
+    with torch.autocast("cpu", torch.bfloat16):
+        assert bias(torch.zeros(1, 1, 1, 1024)).unique().numel() == 1024
+
+
+def test_coord_bias_names_what_it_expected() -> None:
+    with pytest.raises(ValueError, match=r"shape \(N, 3, H, W\), got \(2, 4, 5, 5\)"):
+        CoordBias(3)(torch.zeros(2, 4, 5, 5))
+    with pytest.raises(ValueError, match="has 1, 2 or 3 axes, got 4"):
+        CoordBias(3, 4)
 
 
 @pytest.mark.parametrize("size", [(), (0, 3), (3, -1), (1, 2, 3, 4)])

@@ -1,7 +1,4 @@
-"""CoordConv layers: convolutions that are told where they are.
-
-Liu et al., "An intriguing failing of convolutional neural networks and the CoordConv
-solution", NeurIPS 2018, https://arxiv.org/abs/1807.03247.
+"""Convolutions over the input and its coordinates.
 
 A CoordConv layer appends the coordinates of the pixels to its input as channels, and convolves.
 The coordinates are the same for every sample, so the layer need not build that wide input:
@@ -9,9 +6,9 @@ The coordinates are the same for every sample, so the layer need not build that 
     conv(cat([x, grid]), weight)  ==  conv(x, weight of x) + conv(grid, weight of grid)
 
 The second term, the *coordinate map*, is computed once for the whole batch, and is remembered
-while no gradient is needed and its weights stay. Function and gradients are
-those of the concatenation up to the order of summation; the parameters *are* those of the
-concatenation, so optimizers, initializers and checkpoints see a plain wide convolution.
+while no gradient is needed and its weights stay. Function and gradients are those of the
+concatenation up to the order of summation; the parameters *are* those of the concatenation, so
+optimizers, initializers and checkpoints see a plain wide convolution.
 """
 
 import math
@@ -24,60 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from coordrl.layers.grid import PAPER_SYSTEM, CoordinateSystem, PerAxis, coordinate_grid
+
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
-
-
-def coordinate_grid(
-    *size: int,
-    with_r: bool = False,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """Return the coordinate channels of a feature map: x, y, z as far as it has them, then r.
-
-    x runs from -1 in the left column to 1 in the right one, y from -1 in the top row to 1 in the
-    bottom one, z from -1 in the front to 1 in the back, and r = sqrt(x^2 + y^2 + z^2) is the
-    distance from the center. An axis of length 1 has the single coordinate 0.
-
-    The authors' TensorFlow code divides x by the height and y by the width, which gives the same
-    grid on square images only (``AddCoords.call`` in uber-research/CoordConv). Here each axis is
-    divided by its own length.
-
-    Args:
-        *size: Length of each axis in the order of a tensor: ``width``, or ``height, width``, or
-            ``depth, height, width``; each at least 1.
-        with_r: Append the r channel.
-        device: Where to build the grid; the current default device if None.
-        dtype: Floating-point type of the grid; the current default if None. Types of 16 bits
-            are computed in float32 and rounded once.
-
-    Returns:
-        Grid of shape ``(1, channels, *size)``, with a channel for each axis and one for r. The
-        leading 1 broadcasts over a batch.
-
-    Raises:
-        ValueError: If there are not 1, 2 or 3 sizes, or one is below 1.
-
-    Example:
-        >>> coordinate_grid(2, 3)[0, 0]
-        tensor([[-1.,  0.,  1.],
-                [-1.,  0.,  1.]])
-    """
-    if not 1 <= len(size) <= 3 or min(size) < 1:
-        raise ValueError(f"coordinate_grid needs 1 to 3 sizes of at least 1, got {size}")
-    dtype = dtype or torch.get_default_dtype()
-    wide = torch.promote_types(dtype, torch.float32)
-    axes = [_axis(length, device, wide) for length in size]
-    channels = list(reversed(torch.meshgrid(*axes, indexing="ij")))
-    if with_r:
-        channels.append(torch.stack(channels).square().sum(dim=0).sqrt())
-    return torch.stack(channels).unsqueeze(0).to(dtype)
-
-
-def _axis(length: int, device: torch.device | str | None, dtype: torch.dtype) -> Tensor:
-    if length == 1:
-        return torch.zeros(1, device=device, dtype=dtype)
-    return torch.linspace(-1, 1, length, device=device, dtype=dtype)
 
 
 class _Place(NamedTuple):
@@ -112,14 +58,16 @@ class _CoordConv(_ConvNd):
 
     axes: ClassVar[int]
     with_r: bool
+    system: CoordinateSystem
     num_coords: int
     _remembered: _RememberedMaps | None
     _bases: dict[_Place, Tensor | None]
 
-    def _set_coordinates(self, in_channels: int, *, with_r: bool) -> None:
+    def _set_coordinates(self, in_channels: int, with_r: bool, system: CoordinateSystem) -> None:
         self.in_channels = in_channels
         self.with_r = with_r
-        self.num_coords = self.axes + with_r
+        self.system = system
+        self.num_coords = system.num_channels(self.axes, with_r=with_r)
         self._remembered = None
         self._bases = {}
 
@@ -130,9 +78,17 @@ class _CoordConv(_ConvNd):
     def extra_repr(self) -> str:
         """Describe the layer as ``torch.nn`` does, with its coordinates."""
         described: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{described}, with_r={self.with_r}"
+        described = f"{described}, with_r={self.with_r}"
+        return described if self.system == PAPER_SYSTEM else f"{described}, system={self.system}"
 
-    def _forward(self, x: Tensor, output_padding: tuple[int, ...] = ()) -> Tensor:
+    def _forward(
+        self,
+        x: Tensor,
+        output_padding: tuple[int, ...],
+        origin: PerAxis | None,
+        extent: PerAxis | None,
+        coords: Tensor | None,
+    ) -> Tensor:
         self._check_input(x)
         weight, coord_weight = self._split_weight()
         y = self._convolve(x, weight, self.bias, self.groups, output_padding)
@@ -142,9 +98,16 @@ class _CoordConv(_ConvNd):
         dtype = torch.promote_types(coord_weight.dtype, torch.float32)
         place = _Place(x.shape[-self.axes :], output_padding, channels_last, dtype, x.device)
 
+        if origin is not None or extent is not None or coords is not None:
+            coord_map = self._convolve_grid(
+                coord_weight, place, self._grid(x, dtype, origin, extent, coords)
+            )
+            return (y + (coord_map if x.ndim == self.axes + 2 else coord_map.squeeze(0))).to(
+                y.dtype
+            )
         # In a graph, and under the transforms of torch.func, plain operations serve best.
         if not self._is_plain():
-            return (y + self._convolve_grid(coord_weight, place)).to(y.dtype)
+            return (y + self._convolve_grid(coord_weight, place).squeeze(0)).to(y.dtype)
         # Backward of a convolution does not read its output, so the sum may overwrite it.
         if not (coord_weight.requires_grad and torch.is_grad_enabled()):
             return y.add_(self._remember_map(coord_weight, place, y.shape))
@@ -153,6 +116,38 @@ class _CoordConv(_ConvNd):
             summed: Tensor = _AddMap.apply(y, coord_map)  # type: ignore[no-untyped-call]
             return summed
         return y.add_(coord_map)
+
+    def _grid(
+        self,
+        x: Tensor,
+        dtype: torch.dtype,
+        origin: PerAxis | None,
+        extent: PerAxis | None,
+        coords: Tensor | None,
+    ) -> Tensor:
+        """Return the coordinates that a caller gives, ``(1 or N, channels, *size)``."""
+        size, batch = x.shape[-self.axes :], len(x) if x.ndim == self.axes + 2 else 1
+        if coords is None:
+            grid = coordinate_grid(
+                *size,
+                with_r=self.with_r,
+                system=self.system,
+                origin=origin,
+                extent=extent,
+                device=x.device,
+                dtype=dtype,
+            )
+        elif origin is None and extent is None:
+            grid = coords.to(dtype)
+        else:
+            raise ValueError(f"{type(self).__name__} takes coords, or origin and extent, not both")
+        if grid.shape[0] not in (1, batch) or grid.shape[1:] != (self.num_coords, *size):
+            raise ValueError(
+                f"{type(self).__name__} expects coordinates of shape"
+                f" ({batch} or 1, {self.num_coords}, {', '.join(map(str, size))}),"
+                f" got {tuple(grid.shape)}"
+            )
+        return grid
 
     def _is_plain(self) -> bool:
         """Tell whether the layer just runs: not compiled, transformed, or with another's weight."""
@@ -256,7 +251,7 @@ class _CoordConv(_ConvNd):
         """
         basis = self._basis(place, out_shape)
         if basis is None:
-            return self._convolve_grid(coord_weight, place)
+            return self._convolve_grid(coord_weight, place).squeeze(0)
         by_channel = coord_weight.transpose(0, 1) if self.transposed else coord_weight
         weight = by_channel.flatten(1).to(place.dtype)
         out_size = out_shape[-self.axes :]
@@ -265,13 +260,22 @@ class _CoordConv(_ConvNd):
                 return (basis @ weight.t()).view(*out_size, -1).movedim(-1, 0)
             return (weight @ basis).view(-1, *out_size)
 
-    def _convolve_grid(self, coord_weight: Tensor, place: _Place) -> Tensor:
-        grid = coordinate_grid(
-            *place.size, with_r=self.with_r, device=place.device, dtype=place.dtype
-        )
+    def _convolve_grid(
+        self, coord_weight: Tensor, place: _Place, grid: Tensor | None = None
+    ) -> Tensor:
+        grid = self._own_grid(place) if grid is None else grid
         with _no_autocast(place.device):
             weight = coord_weight.to(place.dtype)
-            return self._convolve(grid, weight, None, 1, place.output_padding).squeeze(0)
+            return self._convolve(grid, weight, None, 1, place.output_padding)
+
+    def _own_grid(self, place: _Place) -> Tensor:
+        return coordinate_grid(
+            *place.size,
+            with_r=self.with_r,
+            system=self.system,
+            device=place.device,
+            dtype=place.dtype,
+        )
 
     def _basis(self, place: _Place, out_shape: torch.Size) -> Tensor | None:
         """Return the map of each coordinate weight alone, as rows or, channels last, as columns.
@@ -285,14 +289,12 @@ class _CoordConv(_ConvNd):
         if rows * out_shape[-self.axes :].numel() > _MAX_BASIS:
             return None
         with torch.inference_mode(False), torch.no_grad(), _no_autocast(place.device):
-            grid = coordinate_grid(
-                *place.size, with_r=self.with_r, device=place.device, dtype=place.dtype
-            )
             one_each = torch.eye(taps, device=place.device, dtype=place.dtype)
             one_each = one_each.view(taps, 1, *self.kernel_size)
             if self.transposed:
                 one_each = one_each.transpose(0, 1)
             one_each = one_each.repeat(self.num_coords, *[1] * (self.axes + 1))
+            grid = self._own_grid(place)
             maps = self._convolve(grid, one_each, None, self.num_coords, place.output_padding)
             basis = maps.view(rows, -1)
             if place.channels_last:
@@ -364,10 +366,11 @@ class _Convolution(_CoordConv):
         dtype: torch.dtype | None = None,
         *,
         with_r: bool = False,
+        system: CoordinateSystem = PAPER_SYSTEM,
     ) -> None:
         _ConvNd.__init__(
             self,
-            in_channels + groups * (self.axes + with_r),
+            in_channels + groups * system.num_channels(self.axes, with_r=with_r),
             out_channels,
             self._per_axis("kernel_size", kernel_size),
             self._per_axis("stride", stride),
@@ -381,11 +384,18 @@ class _Convolution(_CoordConv):
             device,
             dtype,
         )
-        self._set_coordinates(in_channels, with_r=with_r)
+        self._set_coordinates(in_channels, with_r, system)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve ``x`` and its coordinates."""
-        return self._forward(x)
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        origin: PerAxis | None = None,
+        extent: PerAxis | None = None,
+        coords: Tensor | None = None,
+    ) -> Tensor:
+        """Convolve ``x`` and its coordinates, or the coordinates that are given."""
+        return self._forward(x, (), origin, extent, coords)
 
 
 class _TransposedConvolution(_CoordConv, _ConvTransposeNd):
@@ -405,10 +415,11 @@ class _TransposedConvolution(_CoordConv, _ConvTransposeNd):
         dtype: torch.dtype | None = None,
         *,
         with_r: bool = False,
+        system: CoordinateSystem = PAPER_SYSTEM,
     ) -> None:
         _ConvTransposeNd.__init__(
             self,
-            in_channels + groups * (self.axes + with_r),
+            in_channels + groups * system.num_channels(self.axes, with_r=with_r),
             out_channels,
             self._per_axis("kernel_size", kernel_size),
             self._per_axis("stride", stride),
@@ -422,22 +433,30 @@ class _TransposedConvolution(_CoordConv, _ConvTransposeNd):
             device,
             dtype,
         )
-        self._set_coordinates(in_channels, with_r=with_r)
+        self._set_coordinates(in_channels, with_r, system)
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """Convolve ``x`` and its coordinates.
+    def forward(
+        self,
+        x: Tensor,
+        output_size: list[int] | None = None,
+        *,
+        origin: PerAxis | None = None,
+        extent: PerAxis | None = None,
+        coords: Tensor | None = None,
+    ) -> Tensor:
+        """Convolve ``x`` and its coordinates, or the coordinates that are given.
 
         ``output_size`` picks one of the sizes that the stride allows, as in ``torch.nn``.
         """
         if output_size is None:
-            return self._forward(x, self.output_padding)
+            return self._forward(x, self.output_padding, origin, extent, coords)
         self._check_input(x)
         assert not isinstance(self.padding, str)  # torch.nn has no such transposed convolution
         stride, padding, kernel_size = list(self.stride), list(self.padding), list(self.kernel_size)
         output_padding = self._output_padding(
             x, output_size, stride, padding, kernel_size, self.axes, list(self.dilation)
         )
-        return self._forward(x, tuple(output_padding))
+        return self._forward(x, tuple(output_padding), origin, extent, coords)
 
 
 class CoordConv1d(_Convolution, nn.Conv1d):
@@ -492,6 +511,11 @@ class CoordConv2d(_Convolution, nn.Conv2d):
         device: Where the parameters lie.
         dtype: Type of the parameters.
         with_r: Also append the distance from the center (3 channels instead of 2).
+        system: What the coordinates of a pixel are, where not those of the paper.
+
+    ``forward`` takes, by name, ``origin`` and ``extent``, which place the input in a larger whole
+    (see :func:`coordinate_grid`), or ``coords``, the coordinate channels themselves:
+    ``(1 or N, coordinates, H, W)``.
 
     Shape:
         - Input: ``(N, in_channels, H, W)`` or ``(in_channels, H, W)``, floating point.
@@ -499,7 +523,7 @@ class CoordConv2d(_Convolution, nn.Conv2d):
           :class:`torch.nn.Conv2d`.
 
     Raises:
-        ValueError: In ``forward``, if the input is not of that shape.
+        ValueError: In ``forward``, if the input or ``coords`` are not of that shape.
         TypeError: In ``forward``, if the input is not floating point.
 
     Example:
@@ -571,6 +595,7 @@ class CoordConvTranspose2d(_TransposedConvolution, nn.ConvTranspose2d):
         device: Where the parameters lie.
         dtype: Type of the parameters.
         with_r: Also append the distance from the center (3 channels instead of 2).
+        system: What the coordinates of a pixel are, where not those of the paper.
 
     Shape:
         - Input: ``(N, in_channels, H, W)`` or ``(in_channels, H, W)``, floating point.
@@ -578,7 +603,7 @@ class CoordConvTranspose2d(_TransposedConvolution, nn.ConvTranspose2d):
           :class:`torch.nn.ConvTranspose2d`.
 
     Raises:
-        ValueError: In ``forward``, if the input is not of that shape.
+        ValueError: In ``forward``, if the input or ``coords`` are not of that shape.
         TypeError: In ``forward``, if the input is not floating point.
 
     Example:

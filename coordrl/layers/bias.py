@@ -1,0 +1,90 @@
+"""The coordinates without the convolution."""
+
+import torch
+from torch import Tensor, nn
+
+from coordrl.layers.grid import PAPER_SYSTEM, CoordinateSystem, PerAxis, coordinate_grid
+
+
+class CoordBias(nn.Module):
+    """A bias that depends on the position: each channel plus a weighted sum of the coordinates.
+
+    Put behind a convolution it makes the cheap relative of CoordConv. Without padding, the k^2
+    weights that a k x k CoordConv has for a coordinate add one degree of freedom to its function,
+    because shifted coordinates differ by a constant only: the same function needs the one weight
+    that this layer has. What the k^2 weights change is how fast they are learned. (With padding,
+    and for channels that are no affine function of the position, such as r, a CoordConv can do
+    more.)
+
+    The weights start at zero, so that the layer starts as the identity.
+
+    Args:
+        channels: Channels of the input.
+        axes: Spatial dimensions of the input, 1 to 3.
+        with_r: Weigh the distance from the center as well.
+        system: What the coordinates of a pixel are, where not those of the paper.
+        device: Where the parameters lie.
+        dtype: Type of the parameters.
+
+    ``forward`` takes ``origin`` and ``extent`` by name, as :class:`CoordConv2d` does.
+
+    Shape:
+        - Input: ``(N, channels, H, W)``, floating point; with other axes accordingly.
+        - Output: like the input.
+
+    Raises:
+        ValueError: If ``axes`` is none of those, or, in ``forward``, the input has another shape.
+
+    Example:
+        >>> layer = nn.Sequential(nn.Conv2d(4, 32, 8, stride=4), CoordBias(32))
+        >>> layer(torch.zeros(16, 4, 84, 84)).shape
+        torch.Size([16, 32, 20, 20])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        axes: int = 2,
+        *,
+        with_r: bool = False,
+        system: CoordinateSystem = PAPER_SYSTEM,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if axes not in (1, 2, 3):
+            raise ValueError(f"CoordBias has 1, 2 or 3 axes, got {axes}")
+        self.channels = channels
+        self.axes = axes
+        self.with_r = with_r
+        self.system = system
+        num_coords = system.num_channels(axes, with_r=with_r)
+        self.weight = nn.Parameter(torch.zeros(channels, num_coords, device=device, dtype=dtype))
+
+    def extra_repr(self) -> str:
+        """Describe the layer as ``torch.nn`` describes its own."""
+        described = f"{self.channels}, axes={self.axes}, with_r={self.with_r}"
+        return described if self.system == PAPER_SYSTEM else f"{described}, system={self.system}"
+
+    def forward(
+        self, x: Tensor, *, origin: PerAxis | None = None, extent: PerAxis | None = None
+    ) -> Tensor:
+        """Add the weighted coordinates to ``x``."""
+        if x.ndim != self.axes + 2 or x.shape[1] != self.channels:
+            letters = ", ".join("DHW"[-self.axes :])
+            raise ValueError(
+                f"CoordBias expects an input of shape (N, {self.channels}, {letters}),"
+                f" got {tuple(x.shape)}"
+            )
+        grid = coordinate_grid(
+            *x.shape[2:],
+            with_r=self.with_r,
+            system=self.system,
+            origin=origin,
+            extent=extent,
+            device=x.device,
+            dtype=torch.promote_types(self.weight.dtype, torch.float32),
+        )
+        # Products and sums instead of a matrix product, which autocast would round to 16 bits.
+        weight = self.weight.to(grid.dtype).view(1, self.channels, -1, *[1] * self.axes)
+        return (x + (weight * grid.unsqueeze(1)).sum(dim=2)).to(x.dtype)

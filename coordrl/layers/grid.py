@@ -1,0 +1,201 @@
+"""Coordinates of the pixels of a feature map, in the systems that networks are given them in."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Anchor = Literal["ends", "centers"]
+PerAxis = float | Sequence[float] | Tensor
+
+
+_NOT_ZERO = {"origin": "", "r_center": "", "extent": " and not 0"}
+
+
+def _check_finite(name: str, value: float | Sequence[float]) -> None:
+    values = value if isinstance(value, Sequence) else [value]
+    if not all(math.isfinite(number) for number in values) or (name == "extent" and 0 in values):
+        raise ValueError(f"{name} must be finite{_NOT_ZERO[name]}, got {value}")
+
+
+@dataclass(frozen=True)
+class CoordinateSystem:
+    """What the coordinates of a pixel are. The defaults are those of the paper.
+
+    An axis runs from its origin to origin + extent. Numbers for each axis come in the order of
+    the channels, x, y, z, which is the reverse of the order of a tensor's dimensions.
+
+    Raises:
+        ValueError: If a value is none of those listed, not finite, or an extent is 0.
+
+    Example:
+        >>> meters = CoordinateSystem(anchor="centers", origin=(0.0, 0.0), extent=(300.0, 200.0))
+        >>> coordinate_grid(2, 3, system=meters)[0, 0]
+        tensor([[ 50., 150., 250.],
+                [ 50., 150., 250.]])
+    """
+
+    anchor: Anchor = "ends"
+    """What lies at the ends of an axis: the ``"centers"`` system puts the outer edges of the
+    picture there, so that coordinates do not change with resolution; ``"ends"``, the paper's, puts
+    the middles of the outermost pixels there."""
+    keep_aspect: bool = False
+    """Give the longest axis its extent, and shorter ones a part of it, around their middle, so
+    that pixels are square."""
+    origin: float | tuple[float, ...] = -1.0
+    """Where axes begin: one number for all, or one for each."""
+    extent: float | tuple[float, ...] = 2.0
+    """How long axes are; a negative extent runs backwards."""
+    r_center: float = 0.0
+    """Coordinate, on every axis, of the point that r is the distance from. The first version of
+    the paper, and ports that follow it, have 0.5 here, by mistake."""
+    with_angle: bool = False
+    """Append atan2(y, x) / pi, in (-1, 1], the direction that a pixel lies in; 0 is to the
+    right, and 1/2 at the bottom."""
+    frequencies: int = 0
+    """Append sin(2^k pi c) of each coordinate c, and then cos, for k in [0, frequencies): Fourier
+    features (Tancik et al., 2020, https://arxiv.org/abs/2006.10739)."""
+
+    def __post_init__(self) -> None:
+        if self.anchor not in get_args(Anchor):
+            raise ValueError(f"anchor must be one of {get_args(Anchor)}, got {self.anchor!r}")
+        if type(self.frequencies) is not int or self.frequencies < 0:
+            raise ValueError(
+                f"frequencies must be a whole number, 0 or more, got {self.frequencies!r}"
+            )
+        _check_finite("r_center", self.r_center)
+        _check_finite("origin", self.origin)
+        _check_finite("extent", self.extent)
+
+    def num_channels(self, axes: int, *, with_r: bool) -> int:
+        """Return how many channels a grid of so many axes has."""
+        return axes + with_r + self.with_angle + 2 * axes * self.frequencies
+
+
+PAPER_SYSTEM = CoordinateSystem()
+
+
+def coordinate_grid(
+    *size: int,
+    with_r: bool = False,
+    system: CoordinateSystem = PAPER_SYSTEM,
+    origin: PerAxis | None = None,
+    extent: PerAxis | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return the coordinate channels of a feature map: x, y, z as far as it has them, then r.
+
+    x runs from -1 in the left column to 1 in the right one, y from -1 in the top row to 1 in the
+    bottom one, z from -1 in the front to 1 in the back, and r = sqrt(x^2 + y^2 + z^2) is the
+    distance from the center. An axis of length 1 has the single coordinate 0. ``system`` offers
+    other coordinates, and further channels behind these.
+
+    The authors' TensorFlow code divides x by the height and y by the width, which gives the same
+    grid on square images only (``AddCoords.call`` in uber-research/CoordConv). Here each axis is
+    divided by its own length.
+
+    Args:
+        *size: Length of each axis in the order of a tensor: ``width``, or ``height, width``, or
+            ``depth, height, width``; each at least 1.
+        with_r: Append the r channel.
+        system: What the coordinates of a pixel are.
+        origin: Where axes begin, in place of the system's: one number, one for each axis in the
+            order x, y, z, or a tensor ``(N, axes)`` with a row for each sample. This and
+            ``extent`` place a crop in its whole: the left half of a picture has the origin -1 and
+            the extent (1, 2), if anchored at the edges.
+        extent: How long axes are, in place of the system's; like ``origin``.
+        device: Where to build the grid; the current default device if None.
+        dtype: Floating-point type of the grid; the current default if None. Types of 16 bits
+            are computed in float32 and rounded once.
+
+    Returns:
+        Grid of shape ``(1, channels, *size)``, or ``(N, channels, *size)`` if origin or extent
+        differ between samples.
+
+    Raises:
+        ValueError: If there are not 1, 2 or 3 sizes, one is below 1, origin or extent are not as
+            described, or not finite, or an extent is 0.
+
+    Example:
+        >>> coordinate_grid(2, 3)[0, 0]
+        tensor([[-1.,  0.,  1.],
+                [-1.,  0.,  1.]])
+    """
+    if not 1 <= len(size) <= 3 or min(size) < 1:
+        raise ValueError(f"coordinate_grid needs 1 to 3 sizes of at least 1, got {size}")
+    if system.with_angle and len(size) == 1:
+        raise ValueError("coordinate_grid has no angle on a single axis; leave with_angle off")
+    dtype = dtype or torch.get_default_dtype()
+    wide = torch.promote_types(dtype, torch.float32)
+    origins = _per_axis("origin", system.origin if origin is None else origin, len(size))
+    extents = _per_axis("extent", system.extent if extent is None else extent, len(size))
+
+    lengths = size[::-1]  # of x, y, z
+    ramps = []
+    for axis, length in enumerate(lengths):
+        share = _share(length, max(lengths), system)
+        start = origins[axis] + extents[axis] * ((1 - share) / 2)
+        ramp = _ramp(start, extents[axis] * share, length, system.anchor, device, wide)
+        ramps.append(ramp.view(-1, *[1] * (len(size) - 1 - axis), length, *[1] * axis))
+    coordinates = list(torch.broadcast_tensors(*ramps))  # type: ignore[no-untyped-call]
+    channels = list(coordinates)
+    if with_r:
+        squares = torch.stack([(c - system.r_center).square() for c in coordinates])
+        channels.append(squares.sum(dim=0).sqrt())
+    if system.with_angle:
+        channels.append(torch.atan2(coordinates[1], coordinates[0]) / math.pi)
+    for k in range(system.frequencies):
+        channels += [torch.sin(2**k * math.pi * c) for c in coordinates]
+        channels += [torch.cos(2**k * math.pi * c) for c in coordinates]
+    return torch.stack(channels, dim=1).to(dtype)
+
+
+def _share(length: int, longest: int, system: CoordinateSystem) -> float:
+    """Return which part of the extent an axis covers."""
+    if not system.keep_aspect or length == longest:
+        return 1.0
+    if system.anchor == "centers":
+        return length / longest
+    return (length - 1) / (longest - 1)
+
+
+def _ramp(
+    start: float | Tensor,
+    extent: float | Tensor,
+    length: int,
+    anchor: Anchor,
+    device: torch.device | str | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return the coordinates along an axis, ``(length,)``, or ``(N, length)`` for N samples."""
+    inset = 0.5 / length if anchor == "centers" else 0.5 if length == 1 else 0.0
+    first, last = start + extent * inset, start + extent * (1 - inset)
+    if not isinstance(first, Tensor) and not isinstance(last, Tensor):
+        return torch.linspace(first, last, length, device=device, dtype=dtype)
+    unit = torch.linspace(0, 1, length, device=device, dtype=dtype)
+    first, last = (torch.as_tensor(end, device=device, dtype=dtype) for end in (first, last))
+    return torch.lerp(first.unsqueeze(-1), last.unsqueeze(-1), unit)
+
+
+def _per_axis(name: str, value: PerAxis, axes: int) -> list[float | Tensor]:
+    """Return the numbers of x, y, z: plain, or a tensor with one for each sample."""
+    if isinstance(value, Tensor):
+        if value.ndim != 2 or value.shape[1] != axes or not value.is_floating_point():
+            raise ValueError(
+                f"{name} must be floating point of shape (N, {axes}), a row for each sample, got"
+                f" {tuple(value.shape)} of {value.dtype}"
+            )
+        if value.device.type == "cpu" and not torch.compiler.is_compiling():
+            if not value.isfinite().all() or (name == "extent" and (value == 0).any()):
+                raise ValueError(f"{name} must be finite{_NOT_ZERO[name]}, got {value.tolist()}")
+        return list(value.unbind(dim=1))
+    _check_finite(name, value)
+    if not isinstance(value, Sequence):
+        return [value] * axes
+    if len(value) != axes:
+        raise ValueError(f"{name} must be one number or {axes}, in the order x, y, z, got {value}")
+    return list(value)
