@@ -61,7 +61,7 @@ class _CoordConv(_ConvNd):
     system: CoordinateSystem
     num_coords: int
     _remembered: _RememberedMaps | None
-    _bases: dict[_Place, Tensor | None]
+    _bases: dict[_Place, Tensor]
 
     def _set_coordinates(self, in_channels: int, with_r: bool, system: CoordinateSystem) -> None:
         self.in_channels = in_channels
@@ -81,30 +81,16 @@ class _CoordConv(_ConvNd):
         described = f"{described}, with_r={self.with_r}"
         return described if self.system == PAPER_SYSTEM else f"{described}, system={self.system}"
 
-    def _forward(
-        self,
-        x: Tensor,
-        output_padding: tuple[int, ...],
-        origin: PerAxis | None,
-        extent: PerAxis | None,
-        coords: Tensor | None,
-    ) -> Tensor:
-        self._check_input(x)
-        weight, coord_weight = self._split_weight()
+    def _forward(self, x: Tensor, output_padding: tuple[int, ...], given: Tensor | None) -> Tensor:
+        weight, coord_weight = self.split_weight()
         y = self._convolve(x, weight, self.bias, self.groups, output_padding)
         channels_last = not y.is_contiguous()
-        # 16 bits cannot tell apart the pixels of a wide image, so the map is never computed in
-        # fewer than 32: neither in a layer of that type nor under autocast.
-        dtype = torch.promote_types(coord_weight.dtype, torch.float32)
+        dtype = _map_dtype(coord_weight)
         place = _Place(x.shape[-self.axes :], output_padding, channels_last, dtype, x.device)
 
-        if origin is not None or extent is not None or coords is not None:
-            coord_map = self._convolve_grid(
-                coord_weight, place, self._grid(x, dtype, origin, extent, coords)
-            )
-            return (y + (coord_map if x.ndim == self.axes + 2 else coord_map.squeeze(0))).to(
-                y.dtype
-            )
+        if given is not None:
+            maps = self._convolve_grid(coord_weight, place, given)
+            return (y + (maps if x.ndim == self.axes + 2 else maps.squeeze(0))).to(y.dtype)
         # In a graph, and under the transforms of torch.func, plain operations serve best.
         if not self._is_plain():
             return (y + self._convolve_grid(coord_weight, place).squeeze(0)).to(y.dtype)
@@ -117,16 +103,18 @@ class _CoordConv(_ConvNd):
             return summed
         return y.add_(coord_map)
 
-    def _grid(
+    def _given_grid(
         self,
         x: Tensor,
-        dtype: torch.dtype,
         origin: PerAxis | None,
         extent: PerAxis | None,
         coords: Tensor | None,
-    ) -> Tensor:
-        """Return the coordinates that a caller gives, ``(1 or N, channels, *size)``."""
+    ) -> Tensor | None:
+        """Return the coordinates that a caller gives, ``(1 or N, coordinates, *size)``, if any."""
+        if origin is None and extent is None and coords is None:
+            return None
         size, batch = x.shape[-self.axes :], len(x) if x.ndim == self.axes + 2 else 1
+        dtype = _map_dtype(self.weight)
         if coords is None:
             grid = coordinate_grid(
                 *size,
@@ -184,12 +172,13 @@ class _CoordConv(_ConvNd):
             raise ValueError(f"{name} expects a pixel or more on each axis, got {tuple(x.shape)}")
         raise TypeError(f"{name} expects floating-point input, got {x.dtype}; use x.float()")
 
-    def _split_weight(self) -> tuple[Tensor, Tensor]:
+    def split_weight(self) -> tuple[Tensor, Tensor]:
         """Return the weight of the input, and that of the coordinates as of a layer of one group.
 
-        With groups, each group of the wide convolution has its own inputs and all coordinates.
+        The first has the shape that the weight of the plain layer has, the second that of a plain
+        layer from the coordinates to ``out_channels``: with groups, each group of the wide
+        convolution has its own inputs and all coordinates. Neither is for writing into.
         """
-        # The unsafe split differs from the safe one in that nobody may write into both parts.
         parts = [self.in_channels // self.groups, self.num_coords]
         if not self.transposed:
             weight, coord_weight = torch.unsafe_split_with_sizes(self.weight, parts, dim=1)
@@ -263,6 +252,7 @@ class _CoordConv(_ConvNd):
     def _convolve_grid(
         self, coord_weight: Tensor, place: _Place, grid: Tensor | None = None
     ) -> Tensor:
+        """Return the maps ``(1 or N, out_channels, *out_size)`` by the definition."""
         grid = self._own_grid(place) if grid is None else grid
         with _no_autocast(place.device):
             weight = coord_weight.to(place.dtype)
@@ -282,8 +272,9 @@ class _CoordConv(_ConvNd):
 
         It is None where it would be large.
         """
-        if place in self._bases:
-            return self._bases[place]
+        basis = self._bases.get(place)
+        if basis is not None:
+            return basis
         taps = math.prod(self.kernel_size)
         rows = self.num_coords * taps
         if rows * out_shape[-self.axes :].numel() > _MAX_BASIS:
@@ -307,10 +298,19 @@ class _CoordConv(_ConvNd):
         return basis
 
 
-def _keep(kept: dict[_Place, Any], place: _Place, value: Tensor) -> None:
+def _keep(kept: dict[_Place, Tensor], place: _Place, value: Tensor) -> None:
     if len(kept) >= _MAX_PLACES:
         kept.clear()
     kept[place] = value
+
+
+def _map_dtype(weight: Tensor) -> torch.dtype:
+    """Return the type that coordinates are computed in: 32 bits or more.
+
+    16 bits cannot tell apart the pixels of a wide image. So the map is wider than the rest of a
+    layer of such a type, and under autocast.
+    """
+    return torch.promote_types(weight.dtype, torch.float32)
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -395,7 +395,8 @@ class _Convolution(_CoordConv):
         coords: Tensor | None = None,
     ) -> Tensor:
         """Convolve ``x`` and its coordinates, or the coordinates that are given."""
-        return self._forward(x, (), origin, extent, coords)
+        self._check_input(x)
+        return self._forward(x, (), self._given_grid(x, origin, extent, coords))
 
 
 class _TransposedConvolution(_CoordConv, _ConvTransposeNd):
@@ -448,15 +449,16 @@ class _TransposedConvolution(_CoordConv, _ConvTransposeNd):
 
         ``output_size`` picks one of the sizes that the stride allows, as in ``torch.nn``.
         """
-        if output_size is None:
-            return self._forward(x, self.output_padding, origin, extent, coords)
         self._check_input(x)
+        given = self._given_grid(x, origin, extent, coords)
+        if output_size is None:
+            return self._forward(x, self.output_padding, given)
         assert not isinstance(self.padding, str)  # torch.nn has no such transposed convolution
         stride, padding, kernel_size = list(self.stride), list(self.padding), list(self.kernel_size)
         output_padding = self._output_padding(
             x, output_size, stride, padding, kernel_size, self.axes, list(self.dilation)
         )
-        return self._forward(x, tuple(output_padding), origin, extent, coords)
+        return self._forward(x, tuple(output_padding), given)
 
 
 class CoordConv1d(_Convolution, nn.Conv1d):
