@@ -1,19 +1,20 @@
 """Measure what coordrl costs beside its peers: ours and theirs in turn, in one run.
 
     python scripts/benchmark.py layers --json benchmarks/layers.json
+    python scripts/benchmark.py training --json benchmarks/training.json
 
 Costs are CPU seconds of this process, so that other work on the machine distorts them little. What
 it does distort, it distorts for all contestants, because they take turns: ratios are trustworthy
 where times are not. A ratio is given for the fastest calls, beside the quartiles over the turns.
 """
 
-import ctypes
 import dataclasses
 import datetime
 import functools
 import importlib.metadata
 import json
 import math
+import multiprocessing
 import os
 import platform
 import shlex
@@ -25,15 +26,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import ale_py
+import gymnasium
+import stable_baselines3
 import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from stable_baselines3.common.env_util import make_atari_env
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecFrameStack
 from torch import Tensor, nn
 
 import coordrl
+from coordrl.algorithms import keep_freed_memory, make_model
 from coordrl.backbone import NATURE_DQN
+from coordrl.config import Schedule, TrainingSettings, parse_override
 from coordrl.runs import RunError, atomic_file
+from coordrl.sb3_envs import make_sb3_env
+from coordrl.training import load_training_settings
 
 
 @dataclass(frozen=True)
@@ -292,20 +305,117 @@ class Layers(Benchmark):
         return row
 
 
-BENCHMARKS: dict[str, Callable[..., Benchmark]] = {"layers": Layers}
+@dataclass(frozen=True)
+class Training(Benchmark):
+    """Training with the zoo's settings: stock SB3 and ours, each in a process of its own.
 
-
-def keep_freed_memory() -> None:
-    """Have glibc reuse large blocks instead of returning them to the system.
-
-    Otherwise a call pays for the pages that the call before it gave away, a fifth of a
-    convolution's time, and the ratios tell who came after whom.
+    Stock is ``make_atari_env``, ``VecFrameStack`` and ``NatureCNN``, for DQN with the zoo's single
+    environment. Ours is what scripts/train_atari.py runs with ``configs/<algorithm>.toml``. DQN
+    is measured as in the last nine tenths of a run, after its exploration.
     """
-    if platform.libc_ver()[0] == "glibc":
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, 2**31 - 1)
+
+    seconds: float = 60.0
+    """To spend on each algorithm, at least."""
+    algos: tuple[Literal["ppo", "a2c", "dqn"], ...] = ("ppo", "a2c", "dqn")
+    """What to train."""
+    game: str = "Pong"
+    """Game to train on."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yield a row for each algorithm."""
+        for algo in self.algos:
+            trainers = {name: Trainer(name, algo, self.game) for name in TRAINERS}
+            costs: dict[str, list[float]] = {name: [] for name in trainers}
+            end = time.monotonic() + self.seconds
+            while len(costs["stock"]) < 4 or time.monotonic() < end:
+                for name, trainer in trainers.items():
+                    costs[name].append(trainer.train())
+            for trainer in trainers.values():
+                trainer.close()
+            row: Row = {"algorithm": algo}
+            for name, values in costs.items():
+                row[f"{name}: microseconds a step"] = round(min(values) * 1e6)
+            for name in TRAINERS[1:]:
+                row[f"stock / {name}"] = Ratio.of(costs["stock"], costs[name])
+            yield row
+
+    def summary(self, rows: list[Row]) -> Row:
+        """Return how many times as many steps a CPU second is worth."""
+        return {
+            f"{row['algorithm']}, {column}": str(cell)
+            for row in rows
+            for column, cell in row.items()
+            if isinstance(cell, Ratio)
+        }
+
+
+TRAINERS = ("stock", "ours, coords none", "ours, coords all")
+
+
+class Trainer:
+    """A process that trains when it is told to, with its own memory and allocator."""
+
+    def __init__(self, name: str, algo: str, game: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=serve_training, args=(name, algo, game, other))
+        self._process.start()
+        self.train()  # the first steps fill buffers and caches
+
+    def train(self) -> float:
+        """Train for a while, and return the CPU seconds of a step."""
+        self._connection.send("train")
+        cost: float = self._connection.recv()
+        return cost
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.send("end")
+        self._process.join()
+
+
+def serve_training(name: str, algo: str, game: str, connection: Any) -> None:
+    torch.set_num_threads(1)
+    model = stock_model(algo, game) if name == "stock" else our_model(algo, game, name.split()[-1])
+    model.set_logger(Logger(None, []))
+    steps = {"ppo": 1024, "a2c": 960, "dqn": 320}[algo]
+    while connection.recv() == "train":
+        start = time.process_time()
+        model.learn(steps, reset_num_timesteps=False, log_interval=None)
+        connection.send((time.process_time() - start) / steps)
+
+
+def zoo_settings(algo: str, *overrides: str) -> TrainingSettings:
+    if algo == "dqn":
+        # As many updates as in a long run, and the few random actions of its greater part.
+        overrides += ("algorithm.learning_starts=100", "algorithm.exploration_initial_eps=0.01")
+    config = Path(__file__).resolve().parents[1] / "configs" / f"{algo}.toml"
+    return load_training_settings(config, [parse_override(text) for text in overrides])
+
+
+def our_model(algo: str, game: str, coords: str) -> Any:
+    keep_freed_memory()
+    settings = zoo_settings(algo, f"run.game={game}", f"extractor.coords={coords}")
+    env = make_sb3_env(game, settings.run.num_envs, settings.env, num_threads=1)
+    return make_model(settings, env, seed=0)
+
+
+def stock_model(algo: str, game: str) -> Any:
+    gymnasium.register_envs(ale_py)
+    settings = zoo_settings(algo)
+    keywords = dict(settings.algorithm)
+    for key, value in keywords.items():
+        if isinstance(value, Schedule):
+            keywords[key] = LinearSchedule(value.start, value.end, value.end_fraction)
+    if algo == "a2c":
+        optimizer = {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"eps": 1e-5}}
+        keywords["policy_kwargs"] = optimizer
+    num_envs = 1 if algo == "dqn" else settings.run.num_envs
+    env = VecFrameStack(make_atari_env(f"{game}NoFrameskip-v4", n_envs=num_envs, seed=0), 4)
+    return getattr(stable_baselines3, algo.upper())("CnnPolicy", env, seed=0, **keywords)
+
+
+BENCHMARKS: dict[str, Callable[..., Benchmark]] = {"layers": Layers, "training": Training}
 
 
 def surroundings() -> dict[str, Any]:
