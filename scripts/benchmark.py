@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py layers --json benchmarks/layers.json
     python scripts/benchmark.py training --json benchmarks/training.json
+    python scripts/benchmark.py envs --json benchmarks/envs.json
 
 Costs are CPU seconds of this process, so that other work on the machine distorts them little. What
 it does distort, it distorts for all contestants, because they take turns: ratios are trustworthy
@@ -12,6 +13,7 @@ import dataclasses
 import datetime
 import functools
 import importlib.metadata
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -28,6 +30,7 @@ from typing import Any, Literal
 
 import ale_py
 import gymnasium
+import numpy as np
 import stable_baselines3
 import torch
 import tyro
@@ -37,7 +40,7 @@ from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecFrameStack
+from stable_baselines3.common.vec_env import VecFrameStack, VecTransposeImage
 from torch import Tensor, nn
 
 import coordrl
@@ -415,7 +418,100 @@ def stock_model(algo: str, game: str) -> Any:
     return getattr(stable_baselines3, algo.upper())("CnnPolicy", env, seed=0, **keywords)
 
 
-BENCHMARKS: dict[str, Callable[..., Benchmark]] = {"layers": Layers, "training": Training}
+@dataclass(frozen=True)
+class Envs(Benchmark):
+    """How many times as fast as its peers our environment plays Atari for Stable-Baselines3.
+
+    All play the classic protocol at random, through SB3's VecEnv: ours; ale-py's vector environment
+    in the same adapter; the wrappers of SB3's ``make_atari_env``; EnvPool, where it is installed,
+    without an adapter.
+    """
+
+    seconds: float = 10.0
+    """To spend on each row, at least."""
+    games: tuple[str, ...] = ("Pong", "Breakout", "SpaceInvaders", "MsPacman", "BeamRider")
+    """Games to play, as Gymnasium spells them."""
+    num_envs: tuple[int, ...] = (8, 64)
+    """Games that are played at the same time."""
+    steps: int = 16
+    """Steps of a call."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yield a row for each game and number of environments."""
+        for num_envs in self.num_envs:
+            for game in self.games:
+                makers = {"ours": ours, "ale-py": ale_py_adapted, "SB3": sb3_wrapped}
+                if importlib.util.find_spec("envpool") is not None:
+                    makers["EnvPool"] = envpool
+                contestants: dict[str, Callable[[], object]] = {
+                    name: functools.partial(self._play, *make(game, num_envs))
+                    for name, make in makers.items()
+                }
+                costs = take_turns(contestants, self.seconds)
+                steps = self.steps * num_envs
+                row: Row = {"game": game, "num_envs": num_envs}
+                row |= {"agent steps per CPU second": round(steps / min(costs["ours"]))}
+                row |= {
+                    f"ours over {name}": Ratio.of(costs[name], costs["ours"])
+                    for name in makers
+                    if name != "ours"
+                }
+                yield row
+
+    def summary(self, rows: list[Row]) -> Row:
+        """Return geometric means over the rows."""
+        return {
+            column: round(geometric_mean([row[column].best for row in rows]), 2)  # type: ignore[union-attr]
+            for column, value in rows[0].items()
+            if isinstance(value, Ratio)
+        }
+
+    def _play(self, step: Callable[[Any], object], actions: Iterator[Any]) -> None:
+        for _ in range(self.steps):
+            step(next(actions))
+
+
+Player = tuple[Callable[[Any], object], Iterator[Any]]
+"""A function that plays one action in each environment, and the actions to play."""
+
+
+def at_random(num_envs: int, action_space: Any) -> Iterator[Any]:
+    generator = np.random.default_rng(0)
+    while True:
+        yield generator.integers(action_space.n, size=num_envs, dtype=np.int32)
+
+
+def ours(game: str, num_envs: int, emulator: Literal["coordrl", "ale"] = "coordrl") -> Player:
+    envs = make_sb3_env(game, num_envs, seed=0, emulator=emulator)
+    envs.reset()
+    return envs.step, at_random(num_envs, envs.action_space)
+
+
+def ale_py_adapted(game: str, num_envs: int) -> Player:
+    return ours(game, num_envs, "ale")
+
+
+def sb3_wrapped(game: str, num_envs: int) -> Player:
+    gymnasium.register_envs(ale_py)
+    stacked = VecFrameStack(make_atari_env(f"{game}NoFrameskip-v4", num_envs, seed=0), 4)
+    envs = VecTransposeImage(stacked)
+    envs.reset()
+    return envs.step, at_random(num_envs, envs.action_space)
+
+
+def envpool(game: str, num_envs: int) -> Player:
+    envs = importlib.import_module("envpool").make_gymnasium(
+        f"{game}-v5", num_envs=num_envs, seed=0, episodic_life=True, reward_clip=True
+    )
+    envs.reset()
+    return envs.step, at_random(num_envs, envs.action_space)
+
+
+BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
+    "layers": Layers,
+    "training": Training,
+    "envs": Envs,
+}
 
 
 def surroundings() -> dict[str, Any]:
