@@ -1,0 +1,202 @@
+"""Do coordinates help a model? What it does with them, and without."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coordrl.convert.swap import CoordConv
+from coordrl.layers import coordinate_grid
+
+Coordinates = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """The weights of a CoordConv layer."""
+
+    name: str
+    image_norm: float
+    """Root mean square of the weights of the input."""
+    coordinate_norm: float
+    """Root mean square of the weights of the coordinates."""
+
+
+@dataclass(frozen=True)
+class CoordinateReport:
+    """What a model does with its coordinates. Changes are relative to the norm of the output."""
+
+    layers: tuple[LayerReport, ...]
+    change_without: float
+    """How much the output changes with all coordinates at zero."""
+    change_shuffled: float
+    """How much it changes with the coordinates of each layer dealt to other pixels."""
+    shift_error: dict[int, float]
+    """For each shift of the input in pixels along both axes, how far the output is from the
+    shifted output, or from the same output if it is no picture."""
+    shift_error_without: dict[int, float]
+    """The same with all coordinates at zero: what borders and strides alone do."""
+    metric: float | None = None
+    """The caller's metric of the output."""
+    metric_without: float | None = None
+    """The same with all coordinates at zero."""
+    metric_shuffled: float | None = None
+    """The same with the coordinates of each layer dealt to other pixels."""
+
+    def __str__(self) -> str:
+        """Return the report as lines for a reader."""
+        lines = [
+            f"{layer.name}: coordinate weights {layer.coordinate_norm:.3g},"
+            f" image weights {layer.image_norm:.3g}"
+            for layer in self.layers
+        ]
+        lines.append(f"output changes by {self.change_without:.3g} without coordinates,")
+        lines.append(f"by {self.change_shuffled:.3g} with shuffled ones")
+        for shift, error in self.shift_error.items():
+            without = self.shift_error_without[shift]
+            lines.append(
+                f"shifted by {shift}: error {error:.3g}, without coordinates {without:.3g}"
+            )
+        if self.metric is not None:
+            lines.append(
+                f"metric {self.metric:.4g}, without coordinates {self.metric_without:.4g},"
+                f" shuffled {self.metric_shuffled:.4g}"
+            )
+        return "\n".join(lines)
+
+
+def coordinate_report(
+    model: nn.Module,
+    inputs: Tensor,
+    *,
+    metric: Callable[[Tensor], float] | None = None,
+    shifts: Sequence[int] = (1, 2, 4),
+    seed: int = 0,
+) -> CoordinateReport:
+    """Examine what a model does with the coordinates of its CoordConv layers.
+
+    The model is run as it is, in evaluation mode and without gradients; its weights and its mode
+    are left as they were. Inputs are shifted around: what leaves on one side enters on the other.
+
+    Args:
+        model: Model with CoordConv layers that takes a batch and returns a tensor.
+        inputs: Batch ``(N, C, H, W)``, or of another number of axes.
+        metric: Figure of merit of an output, such as an accuracy, to compare with and without.
+        shifts: Shifts to try, in pixels of the input, 1 or more. If the output is a smaller or
+            larger picture, those are left out that are no whole number of its pixels.
+        seed: Deals the shuffled coordinates.
+
+    Raises:
+        ValueError: If the model has no CoordConv layer, or a shift is below 1.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 2, 1))
+        >>> from coordrl.convert import to_coordconv
+        >>> report = coordinate_report(to_coordconv(model), torch.randn(2, 1, 8, 8))
+        >>> report.layers[0].coordinate_norm, report.change_without
+        (0.0, 0.0)
+    """
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, CoordConv)}
+    if not layers:
+        raise ValueError("the model has no CoordConv layer; to_coordconv puts them in")
+    if any(shift < 1 for shift in shifts):
+        raise ValueError(f"shifts must be 1 or more, got {tuple(shifts)}")
+    generator = torch.Generator().manual_seed(seed)
+
+    def shuffle(grid: Tensor) -> Tensor:
+        order = torch.randperm(grid[0, 0].numel(), generator=generator).to(grid.device)
+        return grid.flatten(2)[:, :, order].view_as(grid)
+
+    with _evaluating(model), torch.no_grad():
+        output = model(inputs)
+        shift_error = _shift_errors(model, inputs, output, shifts)
+        with _coordinates(list(layers.values()), torch.zeros_like):
+            without = model(inputs)
+            shift_error_without = _shift_errors(model, inputs, without, shifts)
+        with _coordinates(list(layers.values()), shuffle):
+            shuffled = model(inputs)
+    measured = [None if metric is None else float(metric(y)) for y in (output, without, shuffled)]
+    return CoordinateReport(
+        tuple(_layer_report(name, layer) for name, layer in layers.items()),
+        _distance(without, output),
+        _distance(shuffled, output),
+        shift_error,
+        shift_error_without,
+        *measured,
+    )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def _coordinates(layers: list[CoordConv], change: Coordinates) -> Iterator[None]:
+    """Have layers see changed coordinates."""
+
+    def replace(
+        layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        assert isinstance(layer, CoordConv)
+        x: Tensor = args[0]
+        kwargs = dict(kwargs)
+        grid = kwargs.pop("coords", None)
+        placed = {key: kwargs.pop(key, None) for key in ("origin", "extent")}
+        if grid is None:
+            grid = coordinate_grid(
+                *x.shape[-layer.axes :],
+                with_r=layer.with_r,
+                system=layer.system,
+                device=x.device,
+                **placed,
+            )
+        return args, {**kwargs, "coords": change(grid)}
+
+    hooks = [layer.register_forward_pre_hook(replace, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _layer_report(name: str, layer: CoordConv) -> LayerReport:
+    image_norm, coordinate_norm = (
+        part.detach().square().mean().sqrt().item() for part in layer.split_weight()
+    )
+    return LayerReport(name, image_norm, coordinate_norm)
+
+
+def _shift_errors(
+    model: nn.Module, inputs: Tensor, output: Tensor, shifts: Sequence[int]
+) -> dict[int, float]:
+    axes = tuple(range(2, inputs.ndim))
+    is_picture = output.ndim == inputs.ndim
+    errors = {}
+    for shift in shifts:
+        expected = output
+        if is_picture:
+            moved = [shift * output.shape[axis] / inputs.shape[axis] for axis in axes]
+            if not all(pixels.is_integer() for pixels in moved):
+                continue
+            expected = output.roll([int(pixels) for pixels in moved], axes)
+        shifted = model(inputs.roll([shift] * len(axes), axes))
+        errors[shift] = _distance(shifted, expected)
+    return errors
+
+
+def _distance(actual: Tensor, expected: Tensor) -> float:
+    """Return the norm of the difference relative to that of what is expected."""
+    tiny = torch.finfo(expected.dtype).tiny
+    distance: Tensor = torch.linalg.vector_norm(actual - expected)
+    return float(distance / torch.linalg.vector_norm(expected).clamp_min(tiny))

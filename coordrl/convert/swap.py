@@ -1,0 +1,240 @@
+"""Swap the convolutions of a model for CoordConv layers of the same function, and back."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from coordrl.layers import (
+    CoordConv1d,
+    CoordConv2d,
+    CoordConv3d,
+    CoordConvTranspose1d,
+    CoordConvTranspose2d,
+    CoordConvTranspose3d,
+    CoordinateSystem,
+)
+
+CoordConv = (
+    CoordConv1d
+    | CoordConv2d
+    | CoordConv3d
+    | CoordConvTranspose1d
+    | CoordConvTranspose2d
+    | CoordConvTranspose3d
+)
+Where = Literal["first", "all"] | Callable[[str, nn.Module], bool]
+
+_WIDE: dict[type[nn.Module], type[CoordConv]] = {
+    nn.Conv1d: CoordConv1d,
+    nn.Conv2d: CoordConv2d,
+    nn.Conv3d: CoordConv3d,
+    nn.ConvTranspose1d: CoordConvTranspose1d,
+    nn.ConvTranspose2d: CoordConvTranspose2d,
+    nn.ConvTranspose3d: CoordConvTranspose3d,
+}
+_PLAIN: dict[type[nn.Module], type[nn.Module]] = {wide: plain for plain, wide in _WIDE.items()}
+
+
+def to_coordconv(
+    model: nn.Module,
+    where: Where = "first",
+    *,
+    with_r: bool = False,
+    system: CoordinateSystem | None = None,
+) -> nn.Module:
+    """Swap convolutions of a model for CoordConv layers, in place.
+
+    The weights of the input stay and those of the coordinates start at zero, so the model computes
+    what it did, bit for bit, until it is trained further. Build the optimizer afterwards: swapped
+    layers have new parameters.
+
+    Args:
+        model: Any model with convolutions of ``torch.nn``.
+        where: Which to swap: the first in the order of definition, all, or those for which a
+            function of name and layer returns True. CoordConv layers are passed over.
+        with_r: Give them the distance from the center as well.
+        system: What the coordinates of a pixel are; the paper's if None.
+
+    Returns:
+        The model; a new layer if the model is itself the convolution.
+
+    Raises:
+        ValueError: If no convolution is meant, or one of them is lazy, shares its weight with
+            another layer, has hooks, or is of a class with a forward pass of its own. The model
+            is then as it was.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        >>> x = torch.randn(2, 3, 9, 9)
+        >>> before = model(x)
+        >>> torch.equal(to_coordconv(model, where="all")(x), before)
+        True
+    """
+    coordinates = system if system is not None else CoordinateSystem()
+    chosen = _chosen(model, where)
+    shared = _shared_parameters(model)
+    for name, layer in chosen:
+        _refuse_what_cannot_be_swapped(name, layer, shared)
+    swapped: dict[nn.Module, nn.Module] = {
+        layer: _widened(layer, with_r=with_r, system=coordinates) for _, layer in chosen
+    }
+    return _replaced(model, swapped)
+
+
+def from_coordconv(model: nn.Module, *, force: bool = False) -> nn.Module:
+    """Swap all CoordConv layers of a model for plain convolutions, in place.
+
+    Args:
+        model: Any model with CoordConv layers.
+        force: Drop coordinate weights that are not zero, which changes what the model computes.
+
+    Returns:
+        The model; a new layer if the model is itself the CoordConv layer.
+
+    Raises:
+        ValueError: If there is none, one has coordinate weights that are not zero and ``force``
+            is off, or one shares its weight with another layer or has hooks. The model is then as
+            it was.
+
+    Example:
+        >>> from_coordconv(to_coordconv(nn.Conv2d(3, 8, 3)))
+        Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+    """
+    chosen = [(name, layer) for name, layer in model.named_modules() if type(layer) in _PLAIN]
+    if not chosen:
+        raise ValueError("the model has no CoordConv layer to swap")
+    shared = _shared_parameters(model)
+    swapped: dict[nn.Module, nn.Module] = {}
+    for name, layer in chosen:
+        assert isinstance(layer, CoordConv)
+        _refuse_ties_and_hooks(name, layer, shared)
+        _, coord_weight = layer.split_weight()
+        if not force and bool(coord_weight.any()):
+            raise ValueError(
+                f"{_quoted(name)} uses its coordinates: their weights are not zero; pass force=True"
+                " to drop them"
+            )
+        swapped[layer] = _narrowed(layer)
+    return _replaced(model, swapped)
+
+
+def _chosen(model: nn.Module, where: Where) -> list[tuple[str, _ConvNd]]:
+    if not callable(where) and where not in ("first", "all"):
+        raise ValueError(f'where must be "first", "all" or a function, got {where!r}')
+    candidates = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, _ConvNd) and type(module) not in _PLAIN
+    ]
+    if callable(where):
+        candidates = [(name, layer) for name, layer in candidates if where(name, layer)]
+    if not candidates:
+        raise ValueError(
+            "the model has no convolution to swap"
+            if not callable(where)
+            else "where matches no convolution of the model; it is called with name and layer"
+        )
+    return candidates[:1] if where == "first" else candidates
+
+
+def _refuse_what_cannot_be_swapped(name: str, layer: _ConvNd, shared: dict[int, list[str]]) -> None:
+    if isinstance(layer, LazyModuleMixin):
+        raise ValueError(
+            f"{_quoted(name)} is lazy and has no weights yet; run the model once, then swap"
+        )
+    if type(layer) not in _WIDE:
+        raise ValueError(
+            f"{_quoted(name)} is a {type(layer).__name__}, whose own forward pass would be lost;"
+            " leave it out with a function as where"
+        )
+    _refuse_ties_and_hooks(name, layer, shared)
+
+
+def _refuse_ties_and_hooks(name: str, layer: nn.Module, shared: dict[int, list[str]]) -> None:
+    for parameter in layer.parameters(recurse=False):
+        names = shared[id(parameter)]
+        if len(names) > 1:
+            raise ValueError(
+                f"{_quoted(name)} shares a parameter with another layer ({', '.join(names)});"
+                " untie them first"
+            )
+    # Every kind of hook is kept in a dictionary of its own, named for it.
+    if any(value for key, value in vars(layer).items() if key.endswith("_hooks") and value):
+        raise ValueError(f"{_quoted(name)} has hooks, which would be lost; remove them first")
+
+
+def _shared_parameters(model: nn.Module) -> dict[int, list[str]]:
+    """Return the layers' names for each parameter; a layer used in two places counts once."""
+    names: dict[int, list[str]] = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(f"{prefix}.{name}".lstrip("."))
+    return names
+
+
+def _quoted(name: str) -> str:
+    return f"layer {name!r}" if name else "the layer"
+
+
+def _arguments(layer: _ConvNd) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "kernel_size": layer.kernel_size,
+        "stride": layer.stride,
+        "padding": layer.padding,
+        "dilation": layer.dilation,
+        "groups": layer.groups,
+        "bias": layer.bias is not None,
+        "padding_mode": layer.padding_mode,
+        # No random numbers are drawn for weights that are replaced at once.
+        "device": "meta",
+        "dtype": layer.weight.dtype,
+    }
+    if layer.transposed:
+        arguments["output_padding"] = layer.output_padding
+    return arguments
+
+
+def _widened(layer: _ConvNd, *, with_r: bool, system: CoordinateSystem) -> nn.Module:
+    wide = _WIDE[type(layer)](
+        layer.in_channels, layer.out_channels, **_arguments(layer), with_r=with_r, system=system
+    )
+    weight, groups = layer.weight.detach(), layer.groups
+    if layer.transposed:
+        rows = weight.unflatten(0, (groups, -1))  # type: ignore[no-untyped-call]
+        zeros = rows.new_zeros(groups, wide.num_coords, *rows.shape[2:])
+        weight = torch.cat([rows, zeros], dim=1).flatten(0, 1)
+    else:
+        zeros = weight.new_zeros(len(weight), wide.num_coords, *weight.shape[2:])
+        weight = torch.cat([weight, zeros], dim=1)
+    return _filled(wide, weight, layer)
+
+
+def _narrowed(layer: CoordConv) -> nn.Module:
+    plain = _PLAIN[type(layer)](layer.in_channels, layer.out_channels, **_arguments(layer))
+    weight, _ = layer.split_weight()
+    return _filled(plain, weight.detach().clone(), layer)
+
+
+def _filled(target: nn.Module, weight: torch.Tensor, source: _ConvNd) -> nn.Module:
+    target.weight = nn.Parameter(weight, requires_grad=source.weight.requires_grad)
+    target.register_parameter("bias", cast(nn.Parameter | None, source.bias))
+    return target.train(source.training)
+
+
+def _replaced(model: nn.Module, swapped: dict[nn.Module, nn.Module]) -> nn.Module:
+    for parent, name, child in list(_children(model)):
+        if child in swapped:
+            setattr(parent, name, swapped[child])
+    return swapped.get(model, model)
+
+
+def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """Yield every place of a layer; one that is used twice has two."""
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if child is not None:
+                yield parent, name, child

@@ -1,0 +1,340 @@
+"""CoordConv put into models, taken out, examined, and loaded from other implementations."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.testing import assert_close
+
+from coordrl.convert import (
+    PORTS,
+    coordinate_report,
+    from_coordconv,
+    load_port,
+    to_coordconv,
+)
+from coordrl.layers import CoordConv2d, CoordinateSystem, coordinate_grid
+
+PLAIN: dict[str, Callable[[], nn.Module]] = {
+    "1d": lambda: nn.Conv1d(2, 4, 3, stride=2, dilation=2, padding=1),
+    "2d": lambda: nn.Conv2d(2, 4, (3, 2), padding="same", padding_mode="reflect", bias=False),
+    "2d, groups": lambda: nn.Conv2d(2, 4, 3, groups=2),
+    "3d": lambda: nn.Conv3d(2, 4, 2, dtype=torch.float64),
+    "transposed 1d": lambda: nn.ConvTranspose1d(2, 4, 3, stride=2, output_padding=1),
+    "transposed 2d, groups": lambda: nn.ConvTranspose2d(2, 4, 3, padding=1, groups=2),
+    "transposed 3d": lambda: nn.ConvTranspose3d(2, 4, 2, bias=False),
+}
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Sequential(nn.Conv2d(4, 2, 3, padding=1))
+    )
+
+
+@pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
+def test_a_swapped_layer_computes_the_same_bits_and_swaps_back(
+    make: Callable[[], nn.Module],
+) -> None:
+    plain = make()
+    axes = int(type(plain).__name__[-2])
+    x = torch.randn(2, 2, *[6, 7, 8][:axes], dtype=next(plain.parameters()).dtype)
+    expected = plain(x)
+
+    wide = to_coordconv(plain, with_r=True)
+
+    assert type(wide).__name__ == f"Coord{type(plain).__name__}"
+    assert torch.equal(wide(x), expected)
+    with torch.no_grad():
+        assert torch.equal(wide(x), expected)
+    back = from_coordconv(wide)
+    assert type(back) is type(plain)
+    assert repr(back) == repr(plain)
+    assert torch.equal(back(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("where", "swapped"),
+    [
+        ("first", ["0"]),
+        ("all", ["0", "2.0"]),
+        (lambda name, layer: layer.in_channels == 4, ["2.0"]),
+        (lambda name, layer: name.startswith("2"), ["2.0"]),
+    ],
+    ids=["first", "all", "by layer", "by name"],
+)
+def test_where_chooses_the_layers(where: Any, swapped: list[str]) -> None:
+    model = network()
+    x = torch.randn(2, 3, 6, 7)
+    expected = model(x)
+
+    assert to_coordconv(model, where) is model
+
+    assert [n for n, m in model.named_modules() if isinstance(m, CoordConv2d)] == swapped
+    assert torch.equal(model(x), expected)
+
+
+def test_swapped_coordinates_can_be_learned_and_are_then_kept() -> None:
+    model = to_coordconv(network(), "all")
+    x = torch.randn(2, 3, 6, 7)
+    model(x).square().sum().backward()
+    torch.optim.SGD(model.parameters(), 0.1).step()
+    learned = model(x)
+
+    with pytest.raises(ValueError, match=r"layer '0' uses its coordinates: .* pass force=True"):
+        from_coordconv(model)
+    assert torch.equal(model(x), learned)
+
+    assert not torch.allclose(from_coordconv(model, force=True)(x), learned)
+
+
+def test_swapping_keeps_mode_frozenness_and_random_numbers() -> None:
+    model = network().eval()
+    model[0].requires_grad_(False)
+    torch.manual_seed(0)
+
+    to_coordconv(model, "all")
+
+    assert not model[0].training
+    assert [p.requires_grad for p in model.parameters()] == [False, False, True, True]
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(1))
+
+
+def test_what_is_swapped_already_is_passed_over() -> None:
+    model = to_coordconv(network())
+    first = model.get_submodule("0")
+
+    to_coordconv(model, "all", with_r=True)
+
+    assert model.get_submodule("0") is first
+    with pytest.raises(ValueError, match="the model has no convolution to swap"):
+        to_coordconv(model, "all")
+
+
+def test_a_layer_that_is_used_twice_is_swapped_in_both_places() -> None:
+    layer = nn.Conv2d(3, 3, 3)
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+
+    to_coordconv(model)
+
+    assert isinstance(model[0], CoordConv2d)
+    assert model[2] is model[0]
+
+
+class Standardized(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.conv2d(input, self.weight - self.weight.mean(), self.bias)
+
+
+def tied() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
+    model[1].weight = model[0].weight
+    return model
+
+
+def hooked() -> nn.Module:
+    model = network()
+    model[0].register_forward_hook(lambda *_: None)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Sequential(nn.Linear(3, 4)), "the model has no convolution to swap"),
+        (lambda: nn.Sequential(nn.LazyConv2d(3, 3)), "layer '0' is lazy and has no weights yet"),
+        (tied, r"layer '0' shares a parameter with another layer \(0.weight, 1.weight\)"),
+        (hooked, "layer '0' has hooks, which would be lost"),
+        (lambda: nn.Sequential(Standardized(3, 3, 3)), "'0' is a Standardized, whose own forward"),
+        (
+            lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 3, 3))),
+            "'0' is a ParametrizedConv2d, whose own forward pass would be lost",
+        ),
+    ],
+    ids=["none", "lazy", "tied", "hooked", "subclass", "parametrized"],
+)
+def test_a_layer_that_cannot_be_swapped_is_named_and_nothing_changes(
+    make: Callable[[], nn.Module], message: str
+) -> None:
+    model = make()
+    before = repr(model)
+    with pytest.raises(ValueError, match=message):
+        to_coordconv(model, "all")
+    assert repr(model) == before
+
+
+def test_a_predicate_that_matches_nothing_and_a_wrong_word_are_named() -> None:
+    with pytest.raises(ValueError, match="where matches no convolution of the model"):
+        to_coordconv(network(), lambda name, layer: False)
+    with pytest.raises(ValueError, match='must be "first", "all" or a function, got \'last\''):
+        to_coordconv(network(), "last")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the model has no CoordConv layer to swap"):
+        from_coordconv(network())
+
+
+def test_one_layer_that_cannot_be_swapped_keeps_the_others_from_it() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), Standardized(3, 3, 3))
+    with pytest.raises(ValueError, match="'1' is a Standardized"):
+        to_coordconv(model, "all")
+    assert type(model[0]) is nn.Conv2d
+
+
+def positional(layer: CoordConv2d) -> nn.Sequential:
+    return nn.Sequential(layer, nn.Conv2d(layer.out_channels, 2, 3, padding=1))
+
+
+def test_report_of_coordinates_that_are_not_used_is_zero() -> None:
+    model = to_coordconv(network(), "all")
+
+    report = coordinate_report(model, torch.randn(2, 3, 8, 8))
+
+    assert report.change_without == report.change_shuffled == 0
+    assert report.shift_error == report.shift_error_without
+    assert [layer.name for layer in report.layers] == ["0", "2.0"]
+    assert all(layer.coordinate_norm == 0 < layer.image_norm for layer in report.layers)
+
+
+def test_report_of_a_model_of_coordinates_alone() -> None:
+    layer = CoordConv2d(1, 1, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([0.0, 3.0, 4.0]).view(1, 3, 1, 1))  # 3 x + 4 y
+
+    report = coordinate_report(
+        layer, torch.randn(2, 1, 5, 5), metric=lambda y: y.max().item(), shifts=[1]
+    )
+
+    assert report.layers[0].coordinate_norm == pytest.approx(math.sqrt(25 / 2))
+    assert report.change_without == pytest.approx(1)
+    assert report.change_shuffled > 0.5
+    assert (report.metric, report.metric_without) == (7, 0)
+    # f(shifted x) = f(x), so the error is that of the shifted picture of a plane.
+    plane = 3 * coordinate_grid(5, 5)[:, :1] + 4 * coordinate_grid(5, 5)[:, 1:]
+    rolled = plane.roll((1, 1), (2, 3))
+    expected = (plane - rolled).norm() / rolled.norm()
+    assert report.shift_error == {1: pytest.approx(expected.item())}
+    assert report.shift_error_without == {1: 0}
+    assert "without coordinates 0" in str(report)
+
+
+def test_report_tells_borders_from_coordinates() -> None:
+    torch.manual_seed(0)
+    around = nn.Sequential(
+        CoordConv2d(2, 4, 3, padding=1, padding_mode="circular"), nn.ReLU(), nn.Conv2d(4, 3, 1)
+    )
+    report = coordinate_report(around, torch.randn(2, 2, 8, 12))
+    assert all(error < 1e-5 for error in report.shift_error_without.values())
+    assert all(error > 1e-2 for error in report.shift_error.values())
+
+
+def test_report_leaves_out_shifts_that_are_no_whole_pixels_of_the_output() -> None:
+    model = CoordConv2d(1, 2, 2, stride=2)
+    report = coordinate_report(model, torch.randn(2, 1, 8, 8), shifts=[1, 2, 3, 4])
+    assert list(report.shift_error) == [2, 4]
+
+
+def test_report_of_a_classifier_is_of_invariance() -> None:
+    model = nn.Sequential(
+        CoordConv2d(1, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    report = coordinate_report(model, torch.randn(2, 1, 5, 7))
+    assert list(report.shift_error) == [1, 2, 4]
+    assert all(error < 1e-5 for error in report.shift_error_without.values())
+
+
+def test_report_leaves_the_model_as_it_was() -> None:
+    model = positional(CoordConv2d(1, 4, 3)).train()
+    model[1].eval()
+    weights = copy.deepcopy(model.state_dict())
+    x = torch.randn(2, 1, 8, 8)
+    expected = model(x)
+
+    first = coordinate_report(model, x, seed=1)
+
+    assert coordinate_report(model, x, seed=1) == first
+    assert torch.equal(model(x), expected)
+    assert [module.training for module in model] == [True, False]
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
+def test_report_names_what_is_missing_or_wrong() -> None:
+    with pytest.raises(ValueError, match="the model has no CoordConv layer; to_coordconv puts"):
+        coordinate_report(network(), torch.randn(2, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"shifts must be 1 or more, got \(0,\)"):
+        coordinate_report(CoordConv2d(3, 2, 1), torch.randn(2, 3, 8, 8), shifts=[0])
+
+
+def ramp(length: int) -> Tensor:
+    return torch.arange(length) / (length - 1) * 2 - 1
+
+
+def port_input(port: str, x: Tensor, *, with_r: bool) -> Tensor:
+    """What each implementation convolves, written anew from its formulas."""
+    n, _, height, width = x.shape
+    rows = ramp(height).view(1, 1, height, 1).expand(n, 1, height, width)
+    columns = ramp(width).view(1, 1, 1, width).expand(n, 1, height, width)
+    if port == "Wizaron/coord-conv-pytorch":
+        r = (rows**2 + columns**2).sqrt()
+        return torch.cat([rows, columns, *([r / r.max()] if with_r else []), x], dim=1)
+    if port == "uber-research/CoordConv":
+        columns = (columns + 1) * (width - 1) / (height - 1) - 1  # divided by the other length
+        rows = (rows + 1) * (height - 1) / (width - 1) - 1
+        r = (rows**2 + columns**2).sqrt()
+    else:
+        r = ((rows - 0.5) ** 2 + (columns - 0.5) ** 2).sqrt()
+    counts_rows_first = port in ("walsvid/CoordConv", "titu1994/keras-coordconv")
+    coordinates = [rows, columns] if counts_rows_first else [columns, rows]
+    return torch.cat([x, *coordinates, *([r] if with_r else [])], dim=1)
+
+
+@pytest.mark.parametrize("with_r", [False, True])
+@pytest.mark.parametrize("port", PORTS)
+def test_a_layer_with_the_weights_of_a_port_computes_the_same(port: str, with_r: bool) -> None:
+    size = (5, 5) if port == "mkocabas/CoordConv-pytorch" else (5, 8)
+    x, bias = torch.randn(2, 3, *size), torch.randn(4)
+    kernel = torch.randn(4, 5 + with_r, 3, 2)
+    expected = nn.functional.conv2d(port_input(port, x, with_r=with_r), kernel, bias)
+    system = PORTS[port].system if with_r else CoordinateSystem()
+    layer = CoordConv2d(3, 4, (3, 2), with_r=with_r, system=system)
+
+    stored = kernel.permute(2, 3, 1, 0) if PORTS[port].layout == "HWIO" else kernel
+    load_port(layer, port, stored, bias)
+
+    if port == "uber-research/CoordConv":
+        height, width = size
+        extent = 2 * (width - 1) / (height - 1), 2 * (height - 1) / (width - 1)
+        assert_close(layer(x, extent=extent), expected)
+    else:
+        assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("layer", "port", "shape", "message"),
+    [
+        (CoordConv2d(3, 4, 2), "someone/CoordConv", (4, 5, 2, 2), "port must be one of uber-res"),
+        (CoordConv2d(3, 4, 2), "walsvid/CoordConv", (4, 3, 2, 2), r"must have the shape \(4, 5, 2"),
+        (
+            CoordConv2d(3, 4, 2, with_r=True),
+            "walsvid/CoordConv",
+            (4, 6, 2, 2),
+            r"system=CoordinateSystem\(.*r_center=0.5.*, got groups=1, system=.*r_center=0.0",
+        ),
+    ],
+)
+def test_a_port_that_does_not_fit_is_named(
+    layer: CoordConv2d, port: str, shape: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_port(layer, port, torch.zeros(shape))
+
+
+def test_a_bias_that_the_layer_does_not_have_is_named() -> None:
+    layer = CoordConv2d(3, 4, 2, bias=False)
+    with pytest.raises(ValueError, match=r"the layer has no bias of shape \(4,\)"):
+        load_port(layer, "walsvid/CoordConv", torch.zeros(4, 5, 2, 2), torch.zeros(4))
