@@ -53,6 +53,7 @@ struct Running {
   Inputs inputs;
   const Machine* machine;
   PlainRom plain;
+  Index end_of_code;  // instructions below it, counted as `place` does, are plain ROM
   bool jammed;
   bool over;  // the frame has ended
 };
@@ -75,8 +76,9 @@ COORDRL_HD COORDRL_NOINLINE inline u8 read_tia(Running& running, u8 address, u8 
                                                i32 cycle) {
   const u8 reg = address & 0x0F;
   floating &= 0x3F;
+  running.beam.last_cycle = cycle;
+  running.beam.last_reg = kRead;
   if (reg < 8) return u8(read_collisions(running.beam, reg, cycle) | floating);
-  note(running.beam, 3 * cycle);
   if (reg < 12) {
     const i32 pin = reg - 8;
     const Machine& machine = *running.machine;
@@ -106,16 +108,15 @@ struct Board {
   }
 
   /// An address as distance from the first one of the cartridge, mirror images put aside.
-  COORDRL_HD COORDRL_INLINE u32 place(u16 address) const {
+  COORDRL_HD COORDRL_INLINE Index place(u16 address) const {
     return (address & running->plain.mask) - 0x1000;
   }
 
-  COORDRL_HD COORDRL_INLINE bool is_plain(u32 at, u32 bytes) const {
-    const u32 first = kFlat ? 0 : running->plain.first;
-    return at - first < running->plain.count - (bytes - 1);
+  COORDRL_HD COORDRL_INLINE bool is_plain(Index at) const {
+    return at - (kFlat ? 0 : running->plain.first) < running->plain.count;
   }
 
-  COORDRL_HD COORDRL_INLINE const u8* rom_byte(u32 at, u16 address) const {
+  COORDRL_HD COORDRL_INLINE const u8* rom_byte(Index at, u16 address) const {
     return kFlat ? rom + at
                  : rom + rom_offset(running->machine->bank, running->cartridge, address);
   }
@@ -126,9 +127,9 @@ struct Board {
   }
 
   /// Three bytes of plain ROM that lie in one bank. Four are loaded.
-  COORDRL_HD COORDRL_INLINE bool fetch(u32 at, u16 pc, u32& code) const {
-    if (!is_plain(at, 4)) return false;
-    if (!kFlat && (pc & 0x3FF) > 0x3FC) return false;  // the end of a slice
+  COORDRL_HD COORDRL_INLINE bool fetch(Index at, u16 pc, u32& code) const {
+    if (at >= running->end_of_code) return false;
+    if (!kFlat && (at < running->plain.first || (pc & 0x3FF) > 0x3FC)) return false;  // slice's end
     const u8* bytes = rom_byte(at, pc);
 #ifdef __CUDA_ARCH__
     code = bytes[0] | u32(bytes[1]) << 8 | u32(bytes[2]) << 16;
@@ -143,8 +144,8 @@ struct Board {
   }
 
   COORDRL_HD COORDRL_INLINE u8 read(u16 address, u8 floating) {
-    const u32 at = place(address);
-    if (likely(is_plain(at, 1))) return *rom_byte(at, address);
+    const Index at = place(address);
+    if (likely(is_plain(at))) return *rom_byte(at, address);
     if ((address & 0x1280) == 0x0080) return ram(u8(address));
     if (address & 0x1000) {
       const u8 value =
@@ -169,15 +170,19 @@ struct Board {
   /// `first`: not right after another write. Only then the CPU waits for WSYNC.
   COORDRL_HD COORDRL_INLINE void write_to_tia(u8 address, u8 value, bool first) {
     const u8 reg = address & 0x3F;
+    Beam& beam = running->beam;
+    if (unlikely(!first)) advance(beam, last_effect(beam));  // two writes in one cycle
+    beam.last_cycle = cycle;
+    beam.last_reg = reg;
     if (reg == kWsync) {
-      note(running->beam, 3 * cycle);
-      if (cycle >= running->beam.limit) end_frame();
+      if (cycle >= beam.limit) end_frame();
       // "Halts microprocessor by clearing RDY latch to zero. RDY is set true again by the leading
       // edge of horizontal blank."
       if (first) cycle = i32(u32(cycle + kLineCycles - 1) / kLineCycles * kLineCycles);
       return;
     }
-    if (unlikely(write_tia(running->beam, reg, value, cycle))) end_frame();
+    if (beam.settled[reg] == value && likely(cycle < beam.limit)) return;
+    if (unlikely(write_tia(beam, reg, value, cycle))) end_frame();
   }
 
   COORDRL_HD COORDRL_INLINE void write_zero_page(u8 address, u8 value) {
@@ -198,7 +203,7 @@ struct Board {
 
   COORDRL_HD COORDRL_INLINE void write(u16 address, u8 value) {
     if (address & 0x1000) {
-      if (is_plain(place(address), 1)) return;
+      if (is_plain(place(address))) return;
       write_cartridge(running->cartridge, *running->machine, address, value);
       refresh_rom();
     } else if (!(address & 0x0080)) {
@@ -208,6 +213,22 @@ struct Board {
     } else {
       ram(u8(address)) = value;
     }
+  }
+
+  /// How many rounds of a loop read the timer at `address` and find `floor` or more, and what the
+  /// last one finds. The loop reads at its fourth cycle.
+  COORDRL_HD COORDRL_NOINLINE static i32 timer_rounds(const Riot& riot, u16 address, i32 cycle,
+                                                      i32 round, i32 floor, i32 limit, u8& value) {
+    const bool instat = address & 1;
+    if ((address & 0x1284) != 0x0284 || (instat && floor != 0)) return 0;
+    i32 rounds = reads_above(riot, cycle + 4, round, floor);
+    if (rounds > limit / 2) rounds = limit / 2;
+    value = instat || rounds == 0 ? 0 : u8(counts_left(riot, cycle + 4 + (rounds - 1) * round));
+    return rounds;
+  }
+  COORDRL_HD COORDRL_INLINE i32 rounds_of_timer(u16 address, i32 round, i32 floor,
+                                                u8& value) const {
+    return timer_rounds(running->riot, address, cycle, round, floor, limit, value);
   }
 
   COORDRL_HD COORDRL_INLINE void end_frame() {
@@ -256,10 +277,15 @@ COORDRL_HD inline void system_reset(Console& console, const Machine& machine) {
 /// unfinished (`console.tia.partial` before the call), it goes on in the same buffer. Without
 /// kDraw, `frame` is not touched.
 ///
+/// With `shade`, the picture is drawn in shades of gray at once: shade[index] instead of a color's
+/// index, for each of 256 indices, and 0 for black. The graying of an unfinished frame is a rule for
+/// indices, so a picture in shades counts only if the frame is finished.
+///
 /// `console.tia.incomplete` says afterwards that the picture was not drawn to its end. It depends
 /// then on the frames before, which must have been drawn too.
 template <bool kDraw>
-COORDRL_HD inline void run_frame(Console& console, const Machine& machine, u8* frame) {
+COORDRL_HD inline void run_frame(Console& console, const Machine& machine, u8* frame,
+                                 const u8* shade = nullptr) {
   const Window window{machine.first_line, machine.height, machine.pal, machine.hmove_blanks};
   if (!console.tia.partial) {
     const i32 lines = console.cycle / kLineCycles * kLineCycles;
@@ -269,14 +295,16 @@ COORDRL_HD inline void run_frame(Console& console, const Machine& machine, u8* f
     console.cycle -= lines;
   }
   if (!console.cpu.jammed) {
-    Running running{Beam{console.tia, window, kDraw ? frame : nullptr},
+    Running running{Beam{console.tia, window, kDraw ? frame : nullptr, shade},
                     console.riot,
                     console.cartridge,
                     console.inputs,
                     &machine,
                     plain_rom(machine.bank),
+                    0,
                     false,
                     false};
+    running.end_of_code = running.plain.first + running.plain.count - 3;  // four bytes are loaded
     sweep(running.beam);
     const bool flat = machine.bank == Bank::k2K || machine.bank == Bank::k4K ||
                       machine.bank == Bank::kF8 || machine.bank == Bank::kF6;

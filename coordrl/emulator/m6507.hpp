@@ -8,8 +8,8 @@
 //
 //     i32 cycle;                                     // CPU cycles, counted up by the chip
 //     i32 limit;                                     // instructions left; 0 stops the chip
-//     u32 place(u16 pc);                             // where code is; a multiple of 256 below pc
-//     bool fetch(u32 at, u16 pc, u32& code);         // three bytes at once, where that is exact
+//     Index place(u16 pc);                           // where code is; a multiple of 256 below pc
+//     bool fetch(Index at, u16 pc, u32& code);       // three bytes at once, where that is exact
 //     u8 read(u16 address, u8 floating);             // `floating`: what undriven data lines show
 //     u8 read_zero_page(u8 address, u8 floating);
 //     void write(u16 address, u8 value);
@@ -17,6 +17,7 @@
 //     void write_stack(u8 s, u8 value, bool first);  // first: no write in the cycle before
 //     u8 read_stack(u8 s, u8 floating);
 //     void jam();                                    // a JAM opcode was met
+//     i32 rounds_of_timer(u16 address, i32 round, i32 floor, u8& value);  // see `branch`
 //
 // An instruction takes effect at its last cycle: the clock is advanced by its whole length, then
 // it reads and writes. That is the oracle's view of time (ale-py), not the chip's, and everything
@@ -127,6 +128,8 @@ COORDRL_HD inline i32 instruction_length(u8 opcode) {
   }
 }
 
+constexpr i32 kNoWait = -1;
+
 /// The chip while it runs: registers unpacked, so that the compiler keeps them in its own.
 ///
 /// The flags wait until they are asked for: N and Z as the byte that they describe, C and V as
@@ -134,10 +137,10 @@ COORDRL_HD inline i32 instruction_length(u8 opcode) {
 template <typename Bus>
 struct Processor {
   Bus bus;
-  u32 code = 0;    // opcode and operand, lowest byte first
-  u32 nz = 0;      // Z: bits 0-7 are all 0; N: bit 7 or bit 8 is set
-  u32 at = 0;      // the program counter as the bus counts ...
-  u32 origin = 0;  // ... and what is missing to PC
+  u32 code = 0;      // opcode and operand, lowest byte first
+  u32 nz = 0;        // Z: bits 0-7 are all 0; N: bit 7 or bit 8 is set
+  Index at = 0;      // the program counter as the bus counts ...
+  Index origin = 0;  // ... and what is missing to PC
   u8 a = 0, x = 0, y = 0, s = 0;
   bool carry = false, overflow = false, decimal = false, interrupt = false;
   u8 data_bus = 0;
@@ -207,7 +210,7 @@ struct Processor {
   // Where the operand is. Each advances PC and clock. ---------------------------------------------
 
   COORDRL_HD COORDRL_INLINE void step(i32 length, i32 cycles) {
-    at += u32(length);
+    at += Index(length);
     bus.cycle += cycles;
   }
 
@@ -418,12 +421,38 @@ struct Processor {
     return bus.read_stack(s, floating);
   }
 
+  /// Branches cost a cycle when taken, and another one into another page.
+  ///
+  /// Many games wait for the end of the vertical blank in a loop of two instructions, "read the
+  /// timer, branch back". A branch that goes back by five bytes asks the bus how many rounds of
+  /// that loop read a value of `floor` or more, and takes them at once.
+  template <i32 floor = kNoWait>
   COORDRL_HD COORDRL_INLINE void branch(bool taken) {
     step(2, 2);
-    if (taken) {
-      const u32 target = at + u32(i32(i8(operand())));
-      bus.cycle += (target ^ at) > 0xFF ? 2 : 1;
-      at = target;
+    if (!taken) return;
+    const Index target = at + Index(i64(i8(operand())));
+    const i32 cycles = (target ^ at) > 0xFF ? 2 : 1;
+    bus.cycle += cycles;
+    at = target;
+    if (floor != kNoWait && unlikely(operand() == 0xFB)) wait_for_timer(floor, cycles + 6);
+  }
+  COORDRL_HD COORDRL_INLINE void wait_for_timer(i32 floor, i32 round) {
+    u32 loop;
+    if (!bus.fetch(at, pc(), loop)) return;
+    const u8 opcode = u8(loop);
+    const bool loads = opcode == 0xAD || opcode == 0xAE || opcode == 0xAC;
+    const bool tests = opcode == 0x2C && floor != 1;  // BIT's Z depends on the accumulator, too
+    if (!loads && !tests) return;
+    u8 value;
+    const i32 rounds = bus.rounds_of_timer(u16(loop >> 8), round, floor, value);
+    if (rounds == 0) return;
+    bus.cycle += rounds * round;
+    bus.limit -= 2 * rounds;
+    switch (opcode) {
+      case 0xAD: load(a, value); break;
+      case 0xAE: load(x, value); break;
+      case 0xAC: load(y, value); break;
+      default: bit(value); break;
     }
   }
   COORDRL_HD COORDRL_INLINE void jump(u8 low, u8 high) {
@@ -613,13 +642,13 @@ struct Processor {
       case 0xF8: step(1, 2); decimal = true; break;
 
       // Branches, jumps, stack.
-      case 0x10: branch(!negative()); break;
-      case 0x30: branch(negative()); break;
+      case 0x10: branch<0>(!negative()); break;
+      case 0x30: branch<128>(negative()); break;
       case 0x50: branch(!overflow); break;
       case 0x70: branch(overflow); break;
       case 0x90: branch(!carry); break;
       case 0xB0: branch(carry); break;
-      case 0xD0: branch(!zero()); break;
+      case 0xD0: branch<1>(!zero()); break;
       case 0xF0: branch(zero()); break;
       case 0x4C: bus.cycle += 3; jump(operand(), operand_high()); break;
       case 0x6C: jump_indirect(); break;
@@ -746,8 +775,7 @@ template <typename Bus>
 COORDRL_HD COORDRL_INLINE void execute(M6507& cpu, Bus& bus) {
   Processor<Bus> processor{bus};
   processor.unpack(cpu);
-  while (processor.bus.limit != 0) {
-    --processor.bus.limit;
+  while (--processor.bus.limit >= 0) {
     if (unlikely(!processor.bus.fetch(processor.at, processor.pc(), processor.code))) {
       processor.go_to(processor.pc());  // the program ran from one mirror image into the next
       if (!processor.bus.fetch(processor.at, processor.pc(), processor.code)) {

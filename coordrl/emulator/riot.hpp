@@ -45,6 +45,14 @@ COORDRL_HD COORDRL_INLINE i32 counts_left(const Riot& riot, i32 cycle) {
   return i32(riot.timer - (elapsed >> riot.shift) - 1);
 }
 
+/// Reads at `cycle` and every `round` cycles after it: how many find `floor` counts left or more?
+COORDRL_HD inline i32 reads_above(const Riot& riot, i32 cycle, i32 round, i32 floor) {
+  if (riot.timer <= floor) return 0;
+  const u32 elapsed = u32(cycle) - 1 - u32(riot.timer_set);
+  const u32 end = u32(riot.timer - floor) << riot.shift;
+  return elapsed >= end ? 0 : i32((end - 1 - elapsed) / u32(round)) + 1;
+}
+
 /// INTIM, the timer's value.
 COORDRL_HD inline u8 read_intim(Riot& riot, i32 cycle) {
   const i32 counts = counts_left(riot, cycle);

@@ -85,14 +85,12 @@ struct Line {
   u64 word[3];
 };
 
-COORDRL_HD COORDRL_INLINE u64 ones(i32 count) {
-  return count <= 0 ? 0 : count >= 64 ? ~u64{0} : (u64{1} << count) - 1;
-}
-
-/// The pixels first <= x < last.
-COORDRL_HD COORDRL_INLINE Line span(i32 first, i32 last) {
-  return {ones(last) & ~ones(first), ones(last - 64) & ~ones(first - 64),
-          ones(last - 128) & ~ones(first - 128)};
+/// The pixels left of x, 0 <= x <= 160.
+COORDRL_HD COORDRL_INLINE Line left_of(i32 x) {
+  const u64 part = (u64{1} << (x & 63)) - 1;
+  if (x < 64) return {part, 0, 0};
+  if (x < 128) return {~u64{0}, part, 0};
+  return {~u64{0}, ~u64{0}, part};
 }
 
 COORDRL_HD COORDRL_INLINE bool any(const Line& a) { return (a.word[0] | a.word[1] | a.word[2]) != 0; }
@@ -103,8 +101,20 @@ COORDRL_HD COORDRL_INLINE Line operator&(const Line& a, const Line& b) {
 COORDRL_HD COORDRL_INLINE Line operator|(const Line& a, const Line& b) {
   return {a.word[0] | b.word[0], a.word[1] | b.word[1], a.word[2] | b.word[2]};
 }
-COORDRL_HD COORDRL_INLINE Line operator~(const Line& a) {
-  return {~a.word[0], ~a.word[1], ~a.word[2]};
+/// The pixels of a that are not in b.
+COORDRL_HD COORDRL_INLINE Line without(const Line& a, const Line& b) {
+  return {a.word[0] & ~b.word[0], a.word[1] & ~b.word[1], a.word[2] & ~b.word[2]};
+}
+
+/// The pixels first <= x < last, 0 <= first <= last <= 160.
+COORDRL_HD COORDRL_INLINE Line span(i32 first, i32 last) {
+  return without(left_of(last), left_of(first));
+}
+
+/// `before` left of x, `after` from there on.
+COORDRL_HD COORDRL_INLINE Line change_at(i32 x, const Line& before, const Line& after) {
+  const Line left = left_of(x);
+  return (before & left) | without(after, left);
 }
 
 /// The line around a pattern of up to 128 bits that starts at `position` and leaves on the right to
@@ -193,7 +203,7 @@ COORDRL_HD inline Line missile_mask(const Tia& tia, i32 player) {
   i32 size = nusiz >> 4 & 3;
   if (player == 0 && tia.star_look == 1) size |= 1;
   if (player == 0 && tia.star_look == 2) return {};
-  return copies(ones(1 << size), nusiz, true, tia.position[kM0 + player]);
+  return copies((1u << (1 << size)) - 1, nusiz, true, tia.position[kM0 + player]);
 }
 
 COORDRL_HD COORDRL_INLINE bool ball_enabled(const Tia& tia) {
@@ -202,16 +212,20 @@ COORDRL_HD COORDRL_INLINE bool ball_enabled(const Tia& tia) {
 
 COORDRL_HD inline Line ball_mask(const Tia& tia) {
   if (!ball_enabled(tia)) return {};
-  return rotated(ones(1 << (tia.ctrlpf >> 4 & 3)), 0, tia.position[kBall]);
+  return rotated((1u << (1 << (tia.ctrlpf >> 4 & 3))) - 1, 0, tia.position[kBall]);
+}
+
+/// The playfield's 20 bits in the right half of the picture.
+COORDRL_HD COORDRL_INLINE u32 right_half(const Tia& tia) {
+  const u32 left = tia.playfield;
+  if (!tia.reflected) return left;
+  return u32(reversed(u8(left))) << 12 | u32(reversed(u8(left >> 8))) << 4 |
+         reversed(u8(left >> 16 << 4));
 }
 
 COORDRL_HD inline Line playfield_mask(const Tia& tia) {
   if (tia.playfield == 0) return {};
-  u32 right = tia.playfield;
-  if (tia.reflected) {
-    right = u32(reversed(u8(right))) << 12 | u32(reversed(u8(right >> 8))) << 4 |
-            reversed(u8(right >> 16 << 4));
-  }
+  const u32 right = right_half(tia);
   const u64 right_low = quadrupled(right & 0xFFFF);
   const u64 right_high = quadrupled(right >> 16);
   return {quadrupled(tia.playfield & 0xFFFF),
@@ -256,24 +270,60 @@ COORDRL_HD inline bool playfield_alone(const Tia& tia) {
   return true;
 }
 
+// Registers that are written. ----------------------------------------------------------------------
+
+enum WriteRegister : u8 {
+  kVsync = 0x00, kVblank, kWsync, kRsync, kNusiz0, kNusiz1, kColup0, kColup1, kColupf, kColubk,
+  kCtrlpf, kRefp0, kRefp1, kPf0, kPf1, kPf2, kResp0, kResp1, kResm0, kResm1, kResbl,
+  kGrp0 = 0x1B, kGrp1, kEnam0, kEnam1, kEnabl, kHmp0, kHmp1, kHmm0, kHmm1, kHmbl,
+  kVdelp0, kVdelp1, kVdelbl, kResmp0, kResmp1, kHmove, kHmclr, kCxclr,
+  kRead = 0x3F,  // stands for a read where a register is remembered
+};
+
+/// Color clocks from the end of the CPU cycle of a write to its effect.
+COORDRL_HD COORDRL_INLINE i32 write_delay(u8 reg, i32 cycle) {
+  switch (reg) {
+    case kVblank:
+    case kRefp0:
+    case kRefp1:
+    case kGrp0:
+    case kGrp1: return 1;
+    case kNusiz0:
+    case kNusiz1:
+    case kResm0:
+    case kResm1: return 8;
+    case kPf0:
+    case kPf1:
+    case kPf2: return 0x3254 >> (4 * (cycle & 3)) & 15;  // 4, 5, 2, 3: sampled every four clocks
+    default: return 0;
+  }
+}
+
 // The beam. ----------------------------------------------------------------------------------------
 
 constexpr i32 kNever = 0x40000000;  // a color clock that no frame reaches
+constexpr u16 kNoValue = 0x100;
 
 /// The TIA at work on a line. Lives for one call of `run_frame`; between calls `Tia` says it all.
 struct Beam {
   Tia tia;
   Window window;
   u8* frame;            // window.height rows of 160 color indices; nullptr: draw nothing
+  const u8* shade = nullptr;  // 256 entries: what a color index is drawn as; nullptr: as itself
 
   i32 now = 0;          // color clock up to which registers have been used
-  i32 last_access = 0;  // color clock of the last read, or write that changed nothing to be seen
+  i32 last_cycle = 0;   // the last access: when, and ...
+  u8 last_reg = 0;      // ... the register that was written, or kRead
   i32 line = kNever;    // color clock where the line begins; kNever outside the window
   i32 line_end = 0;     // a later clock makes the beam leave the line
   i32 stop = 0;         // color clock where the window ends
   i32 limit = 0;        // cycle at which a write to the TIA ends the frame for want of VSYNC
   bool started = false; // the beam has reached the window
   bool last_line = false;
+
+  // For each register, the value that changes nothing if it is written again; kNoValue if none is
+  // known.
+  u16 settled[64] = {};
 
   // An object's picture on this line: what it was up to the pixel `since`, and what it is from
   // there on. A bit for each object says
@@ -289,8 +339,8 @@ struct Beam {
   i32 blank_since = 0;         // ... and from here on VBLANK tells
 
   bool changed = true;      // the line may look or collide unlike the one before
-  i32 painted = 0;          // pixels of this line in the frame
-  i32 collided = 0;         // pixels of this line whose collisions are latched, or were cleared
+  u8 painted = 0;           // pixels of this line in the frame
+  u8 collided = 0;          // pixels of this line whose collisions are latched, or were cleared
   bool hmove_here = false;  // the left border of this line is black
   bool hmove_late = false;  // ... and of the next one too
 };
@@ -311,14 +361,18 @@ COORDRL_HD COORDRL_INLINE const Line& present_mask(Beam& beam, i32 object) {
   return beam.present[object];
 }
 
+/// An object's picture on this line if nothing more changes.
+COORDRL_HD COORDRL_INLINE Line picture(Beam& beam, i32 object) {
+  const Line& mask = present_mask(beam, object);
+  if (!(beam.touched >> object & 1)) return mask;
+  return change_at(beam.since[object], beam.past[object], mask);
+}
+
 /// Keeps what an object has drawn on this line so far.
 COORDRL_HD COORDRL_NOINLINE inline void keep_past(Beam& beam, i32 object, i32 x) {
-  const u8 bit = u8(1 << object);
-  const bool before = beam.touched & bit;
-  const Line part = present_mask(beam, object) & span(before ? beam.since[object] : 0, x);
-  beam.past[object] = before ? beam.past[object] | part : part;
+  beam.past[object] = picture(beam, object);
   beam.since[object] = x;
-  beam.touched |= bit;
+  beam.touched |= u8(1 << object);
 }
 
 /// Announces that an object's look changes at this moment; call before the registers change.
@@ -329,18 +383,10 @@ COORDRL_HD COORDRL_INLINE void touch(Beam& beam, i32 object) {
   beam.changed = true;
 }
 
-/// An object's picture on this line if nothing more changes.
-COORDRL_HD COORDRL_INLINE Line picture(Beam& beam, i32 object) {
-  const Line& mask = present_mask(beam, object);
-  if (!(beam.touched >> object & 1)) return mask;
-  return beam.past[object] | (mask & span(beam.since[object], kWidth));
-}
-
 /// The pixels of this line that VBLANK keeps dark.
 COORDRL_HD COORDRL_INLINE Line blanked(const Beam& beam) {
-  Line dark = beam.blank_touched ? beam.blank : Line{};
-  if (beam.tia.vblank & 2) dark = dark | span(beam.blank_touched ? beam.blank_since : 0, kWidth);
-  return dark;
+  const Line now = beam.tia.vblank & 2 ? left_of(kWidth) : Line{};
+  return beam.blank_touched ? change_at(beam.blank_since, beam.blank, now) : now;
 }
 
 COORDRL_HD COORDRL_INLINE bool may_be_blanked(const Beam& beam) {
@@ -383,21 +429,45 @@ COORDRL_HD COORDRL_INLINE u32 open_latches(const Beam& beam) {
   return kLatches.of[beam.filled | beam.stale | beam.touched] & ~u32(beam.tia.collisions);
 }
 
+/// The latches that an object has a part in.
+COORDRL_HD constexpr u32 latches_of(i32 object) {
+  u32 latches = 0;
+  for (i32 latch = 0; latch < 16; ++latch) {
+    const Pair pair = pair_of_latch(latch);
+    if (latch != 12 && (pair.a == object || pair.b == object)) latches |= 1u << latch;
+  }
+  return latches;
+}
+
+/// The objects that have a part in any of some latches.
+COORDRL_HD COORDRL_INLINE u32 objects_of(u32 latches) {
+  constexpr u32 kLatches[kNumObjects] = {latches_of(kP0), latches_of(kP1),   latches_of(kM0),
+                                         latches_of(kM1), latches_of(kBall), latches_of(kPlayfield)};
+  u32 objects = 0;
+  for (i32 object = 0; object < kNumObjects; ++object) {
+    if (latches & kLatches[object]) objects |= 1u << object;
+  }
+  return objects;
+}
+
 /// Sets those of `latches` whose objects meet in the pixels first <= x < last of the line.
 COORDRL_HD COORDRL_NOINLINE inline void latch_collisions(Beam& beam, u32 latches, i32 first,
                                                          i32 last) {
-  const bool whole = first <= 0 && last >= kWidth && !may_be_blanked(beam);
-  const Line lit = whole ? Line{} : span(first, last) & ~blanked(beam);
+  const bool whole = first == 0 && last == kWidth && !may_be_blanked(beam);
   Line seen[kNumObjects];
-  u32 known = 0;
+  Line once{}, twice{};
+  for (u32 objects = objects_of(latches); objects != 0; objects &= objects - 1) {
+    const i32 object = lowest_bit(objects);
+    seen[object] = picture(beam, object);
+    if (!whole) seen[object] = without(seen[object] & span(first, last), blanked(beam));
+    twice = twice | (once & seen[object]);
+    once = once | seen[object];
+  }
+  if (!any(twice)) return;
   for (; latches != 0; latches &= latches - 1) {
     const i32 latch = lowest_bit(latches);
     const Pair pair = pair_of_latch(latch);
-    if (!(known >> pair.a & 1)) seen[pair.a] = picture(beam, pair.a);
-    if (!(known >> pair.b & 1)) seen[pair.b] = picture(beam, pair.b);
-    known |= 1u << pair.a | 1u << pair.b;
-    const Line both = seen[pair.a] & seen[pair.b];
-    if (any(whole ? both : both & lit)) beam.tia.collisions |= u16(1 << latch);
+    if (any(seen[pair.a] & seen[pair.b])) beam.tia.collisions |= u16(1 << latch);
   }
 }
 
@@ -405,7 +475,7 @@ COORDRL_HD COORDRL_NOINLINE inline void latch_collisions(Beam& beam, u32 latches
 COORDRL_HD COORDRL_INLINE void collide(Beam& beam, i32 last) {
   const u32 latches = open_latches(beam);
   if (latches != 0 && beam.collided < last) latch_collisions(beam, latches, beam.collided, last);
-  beam.collided = last;
+  beam.collided = u8(last);
 }
 
 // Pixels. ------------------------------------------------------------------------------------------
@@ -433,18 +503,18 @@ COORDRL_HD COORDRL_INLINE void paint(u8* row, const Line& mask, u8 color) {
   }
 }
 
-/// Paints a whole line in two colors.
-COORDRL_HD COORDRL_INLINE void paint_two(u8* row, const Line& mask, u8 fore, u8 back) {
-  const u64 backs = eight(back);
-  const u64 change = eight(fore) ^ backs;
-  for (i32 i = 0; i < kWidth / 8; ++i) {
-    const u64 bits = mask.word[i / 8] >> (8 * (i % 8)) & 0xFF;
-    store8(row + 8 * i, backs ^ (byte_mask(bits) & change));
-  }
-}
-
 COORDRL_HD COORDRL_INLINE void paint_one(u8* row, u8 color) {
   for (i32 i = 0; i < kWidth / 8; ++i) store8(row + 8 * i, eight(color));
+}
+
+/// Paints a whole line in the two colors of a playfield that stays the same. Eight pixels are two of
+/// its blocks.
+COORDRL_HD COORDRL_INLINE void paint_playfield(u8* row, const Tia& tia, u8 fore, u8 back) {
+  constexpr u64 kLeft = 0xFFFFFFFF;
+  const u64 f = eight(fore), b = eight(back);
+  const u64 blocks[4] = {b, (f & kLeft) | (b & ~kLeft), (b & kLeft) | (f & ~kLeft), f};
+  u64 bits = tia.playfield | u64{right_half(tia)} << 20;
+  for (i32 i = 0; i < kWidth / 8; ++i, bits >>= 2) store8(row + 8 * i, blocks[bits & 3]);
 }
 
 /// The frame's row of this line, or nullptr below the picture.
@@ -457,7 +527,7 @@ COORDRL_HD COORDRL_INLINE u8* row_of(const Beam& beam) {
 COORDRL_HD COORDRL_NOINLINE inline void paint_line(Beam& beam, i32 last) {
   const Tia& tia = beam.tia;
   const i32 first = beam.painted;
-  beam.painted = last;
+  beam.painted = u8(last);
   u8* row = row_of(beam);
   if (row == nullptr || first >= last) return;
   const bool whole = first <= 0 && last >= kWidth;
@@ -466,8 +536,12 @@ COORDRL_HD COORDRL_NOINLINE inline void paint_line(Beam& beam, i32 last) {
     paint_one(row, 0);
     return;
   }
-  const u8 fore = tia.color[2];
-  const u8 back = tia.color[3];
+  const u8* const shade = beam.shade;
+  const auto drawn_as = [shade](u8 color) { return shade == nullptr ? color : shade[color]; };
+  const u8 player0 = drawn_as(tia.color[0]);
+  const u8 player1 = drawn_as(tia.color[1]);
+  const u8 fore = drawn_as(tia.color[2]);
+  const u8 back = drawn_as(tia.color[3]);
   const u8 priority = tia.ctrlpf & (kScore | kPriority);
   // What this set leaves out has no pixels.
   for (u8 set = beam.stale; set != 0; set &= u8(set - 1)) present_mask(beam, lowest_bit(set));
@@ -482,17 +556,15 @@ COORDRL_HD COORDRL_NOINLINE inline void paint_line(Beam& beam, i32 last) {
   if (set >> kM1 & 1) p1 = p1 | (picture(beam, kM1) & here);
 
   if (priority == 0) {
-    const Line far = playfield | ball;
-    if (!whole) {
-      paint(row, here, back);
-      paint(row, far, fore);
-    } else if (any(far)) {
-      paint_two(row, far, fore, back);
+    if (whole && !(beam.touched >> kPlayfield & 1)) {
+      paint_playfield(row, tia, fore, back);
     } else {
-      paint_one(row, back);
+      paint(row, here, back);
+      paint(row, playfield, fore);
     }
-    paint(row, p1, tia.color[1]);
-    paint(row, p0, tia.color[0]);
+    paint(row, ball, fore);
+    paint(row, p1, player1);
+    paint(row, p0, player0);
   } else {
     if (whole) {
       paint_one(row, back);
@@ -503,17 +575,17 @@ COORDRL_HD COORDRL_NOINLINE inline void paint_line(Beam& beam, i32 last) {
     const Line right = playfield & span(80, kWidth);
     if (priority & kPriority) {
       const bool players_colors = (priority & kScore) && playfield_alone(tia);
-      paint(row, p1, tia.color[1]);
-      paint(row, p0, tia.color[0]);
+      paint(row, p1, player1);
+      paint(row, p0, player0);
       paint(row, ball, fore);
-      paint(row, left, players_colors ? tia.color[0] : fore);
-      paint(row, right, players_colors ? tia.color[1] : fore);
+      paint(row, left, players_colors ? player0 : fore);
+      paint(row, right, players_colors ? player1 : fore);
     } else {
       paint(row, ball, fore);
-      paint(row, right, tia.color[1]);
-      paint(row, p1, tia.color[1]);
-      paint(row, left, tia.color[0]);
-      paint(row, p0, tia.color[0]);
+      paint(row, right, player1);
+      paint(row, p1, player1);
+      paint(row, left, player0);
+      paint(row, p0, player0);
     }
   }
   if (may_be_blanked(beam)) paint(row, blanked(beam) & here, 0);
@@ -541,6 +613,7 @@ COORDRL_HD inline void step_star_field(Beam& beam) {
   const i32 position = tia.position[kM0] - motion;
   tia.position[kM0] = u8(position < 0 ? position + kWidth : position);
   tia.star_look = tia.star_step == 1 || tia.star_step == 2 ? tia.star_step : 0;
+  beam.settled[kNusiz0] = kNoValue;
 }
 
 COORDRL_HD COORDRL_INLINE void begin_line(Beam& beam, i32 line) {
@@ -566,7 +639,7 @@ COORDRL_HD COORDRL_INLINE void complete_line(Beam& beam) {
     for (i32 i = 0; i < kWidth; i += 8) store8(row + i, load8(row + i - kWidth));
     return;
   }
-  const bool from_start = beam.painted <= 0 && beam.collided <= 0;
+  const bool from_start = beam.painted == 0 && beam.collided == 0;
   collide(beam, kWidth);
   const bool uniform =
       beam.touched == 0 && !beam.blank_touched && !beam.hmove_here && from_start;
@@ -607,18 +680,16 @@ COORDRL_HD COORDRL_NOINLINE inline void advance_lines(Beam& beam, i32 clock) {
   while (clock > beam.line_end) end_line(beam);
 }
 
-/// Uses the registers as they are up to a color clock. Time never runs back: of two writes in one
-/// cycle the first may have the longer delay.
+/// Uses the registers as they are up to a color clock. Time never runs back.
 COORDRL_HD COORDRL_INLINE void advance(Beam& beam, i32 clock) {
-  if (clock < beam.last_access) clock = beam.last_access;
   if (clock <= beam.now) return;
   if (clock > beam.line_end) advance_lines(beam, clock);
   beam.now = clock;
 }
 
-/// An access that needs no drawing, but up to which the picture is drawn if none follows.
-COORDRL_HD COORDRL_INLINE void note(Beam& beam, i32 clock) {
-  if (clock > beam.last_access) beam.last_access = clock;
+/// The color clock up to which the last access asks for the picture.
+COORDRL_HD inline i32 last_effect(const Beam& beam) {
+  return 3 * beam.last_cycle + write_delay(beam.last_reg, beam.last_cycle);
 }
 
 /// Puts the beam where the last call left it, or at the start of a frame.
@@ -628,7 +699,8 @@ COORDRL_HD inline void sweep(Beam& beam) {
   beam.stop = (window.first_line + window.height) * kLineClocks;
   beam.limit = (window.pal ? 343 : 291) * kLineCycles;
   beam.now = tia.drawn;
-  beam.last_access = tia.drawn;
+  beam.last_reg = kRead;
+  for (u16& value : beam.settled) value = kNoValue;
   beam.stale = (1 << kNumObjects) - 1;
   beam.line = kNever;
   if (tia.drawn <= tia.first_clock) {
@@ -641,15 +713,14 @@ COORDRL_HD inline void sweep(Beam& beam) {
   // At a line's very end the beam has not passed it.
   const i32 into_line = (tia.drawn - tia.first_clock - 1) % kLineClocks + 1;
   begin_line(beam, tia.drawn - into_line);
-  beam.painted = pixel(beam);
-  beam.collided = pixel(beam);
+  if (pixel(beam) > 0) beam.painted = beam.collided = u8(pixel(beam));
   beam.hmove_here = tia.hmove_blank && into_line < kBlankClocks + 8;
 }
 
 /// Draws up to the last access and hands the beam's place back.
 COORDRL_HD inline void rest(Beam& beam) {
   Tia& tia = beam.tia;
-  advance(beam, beam.last_access);
+  advance(beam, last_effect(beam));
   const i32 x = pixel(beam);
   if (x > 0) {
     collide(beam, x);
@@ -662,23 +733,7 @@ COORDRL_HD inline void rest(Beam& beam) {
   tia.incomplete = tia.drawn < beam.stop;
 }
 
-// Registers that are written. ----------------------------------------------------------------------
-
-enum WriteRegister : u8 {
-  kVsync = 0x00, kVblank, kWsync, kRsync, kNusiz0, kNusiz1, kColup0, kColup1, kColupf, kColubk,
-  kCtrlpf, kRefp0, kRefp1, kPf0, kPf1, kPf2, kResp0, kResp1, kResm0, kResm1, kResbl,
-  kGrp0 = 0x1B, kGrp1, kEnam0, kEnam1, kEnabl, kHmp0, kHmp1, kHmm0, kHmm1, kHmbl,
-  kVdelp0, kVdelp1, kVdelbl, kResmp0, kResmp1, kHmove, kHmclr, kCxclr,
-};
-
-// A write takes effect some color clocks after the cycle that it ends in.
-constexpr i32 kDelay = 1;       // VBLANK, REFP, GRP
-constexpr i32 kDelayNusiz = 8;  // NUSIZ, and RESM too
-
-/// The playfield is sampled every four clocks.
-COORDRL_HD COORDRL_INLINE i32 playfield_delay(i32 cycle) {
-  return 0x3254 >> (4 * (cycle & 3)) & 15;  // 4, 5, 2, 3
-}
+// Writes. ------------------------------------------------------------------------------------------
 
 /// Announces that an object may appear or vanish at `clock`.
 COORDRL_HD COORDRL_INLINE void touch_enable(Beam& beam, i32 object, i32 clock) {
@@ -691,9 +746,8 @@ COORDRL_HD COORDRL_INLINE void touch_enable(Beam& beam, i32 object, i32 clock) {
 
 COORDRL_HD COORDRL_INLINE void write_playfield(Beam& beam, u32 bits, u32 mask, i32 cycle) {
   const u32 playfield = (beam.tia.playfield & ~mask) | bits;
-  const i32 clock = 3 * cycle + playfield_delay(cycle);
-  if (playfield == beam.tia.playfield) return note(beam, clock);
-  touch_enable(beam, kPlayfield, clock);
+  if (playfield == beam.tia.playfield) return;
+  touch_enable(beam, kPlayfield, 3 * cycle + write_delay(kPf0, cycle));
   beam.tia.playfield = playfield;
 }
 
@@ -701,9 +755,7 @@ COORDRL_HD COORDRL_INLINE void write_color(Beam& beam, i32 index, u8 value, i32 
   Tia& tia = beam.tia;
   // A PAL picture whose frame had an odd number of lines loses its color.
   const u8 color = u8((value & 0xFE) | (beam.window.pal && (tia.last_lines & 1)));
-  if (color == tia.color[index] || beam.frame == nullptr) {
-    note(beam, clock);
-  } else {
+  if (color != tia.color[index] && beam.frame != nullptr) {
     advance(beam, clock);
     touch_colors(beam);
   }
@@ -715,7 +767,6 @@ COORDRL_HD inline void write_ctrlpf(Beam& beam, u8 value, i32 cycle) {
   const bool reflected = value & kReflect;
   // Later on a line the mirror has to wait for the next one.
   const bool reflect_now = tia.reflected != reflected && 3 * (cycle % kLineCycles) < 147;
-  if (value == tia.ctrlpf && !reflect_now) return note(beam, 3 * cycle);
   advance(beam, 3 * cycle);
   if ((value ^ tia.ctrlpf) & (kScore | kPriority)) touch_colors(beam);
   if ((value ^ tia.ctrlpf) & 0x30) touch(beam, kBall);
@@ -724,6 +775,7 @@ COORDRL_HD inline void write_ctrlpf(Beam& beam, u8 value, i32 cycle) {
     tia.reflected = reflected;
   }
   tia.ctrlpf = value;
+  if (tia.reflected != reflected) beam.settled[kCtrlpf] = kNoValue;
 }
 
 /// GRP0 or GRP1. Writing one player's graphics makes the other's shadow catch up, and GRP1 also
@@ -731,10 +783,10 @@ COORDRL_HD inline void write_ctrlpf(Beam& beam, u8 value, i32 cycle) {
 COORDRL_HD COORDRL_INLINE void write_graphics(Beam& beam, i32 player, u8 value, i32 clock) {
   Tia& tia = beam.tia;
   const i32 other = 1 - player;
-  note(beam, clock);
   if (tia.grp[player] != value) {
     if (!(tia.vdel[player] & 1)) touch_enable(beam, kP0 + player, clock);
     tia.grp[player] = value;
+    beam.settled[kGrp0 + other] = kNoValue;
   }
   if (tia.old_grp[other] != tia.grp[other]) {
     if (tia.vdel[other] & 1) touch_enable(beam, kP0 + other, clock);
@@ -750,9 +802,9 @@ COORDRL_HD inline void write_nusiz(Beam& beam, i32 player, u8 value, i32 clock) 
   Tia& tia = beam.tia;
   const bool star = player == 0 && tia.star_look != 0;
   if (value == tia.nusiz[player] && !tia.first_copy_hidden[player] && !star) {
-    return note(beam, clock + kDelayNusiz);
+    return;
   }
-  advance(beam, clock + kDelayNusiz);
+  advance(beam, clock);
   touch(beam, kP0 + player);
   touch(beam, kM0 + player);
   tia.nusiz[player] = value;
@@ -762,7 +814,6 @@ COORDRL_HD inline void write_nusiz(Beam& beam, i32 player, u8 value, i32 clock) 
 
 COORDRL_HD inline void write_vdel(Beam& beam, i32 index, u8 value, i32 clock) {
   Tia& tia = beam.tia;
-  note(beam, clock);
   if ((tia.vdel[index] ^ value) & 1) {
     touch_enable(beam, index == 2 ? i32(kBall) : kP0 + index, clock);
     tia.vdel[index] = value;
@@ -772,13 +823,12 @@ COORDRL_HD inline void write_vdel(Beam& beam, i32 index, u8 value, i32 clock) {
 /// VBLANK: bit 1 darkens the picture, bit 7 grounds the paddles' capacitors.
 COORDRL_HD inline void write_vblank(Beam& beam, u8 value, i32 cycle) {
   Tia& tia = beam.tia;
-  note(beam, 3 * cycle + kDelay);
   if ((tia.vblank ^ value) & 2) {
-    advance(beam, 3 * cycle + kDelay);
+    advance(beam, 3 * cycle + write_delay(kVblank, cycle));
     beam.changed = true;
     const i32 x = pixel(beam);
     if (x > 0) {
-      beam.blank = blanked(beam) & span(0, x);
+      beam.blank = blanked(beam);
       beam.blank_since = x;
       beam.blank_touched = true;
     }
@@ -793,7 +843,6 @@ COORDRL_HD inline void write_vblank(Beam& beam, u8 value, i32 cycle) {
 /// VSYNC. Returns true when it ends the frame: on its way off, a scanline or more after it went on.
 COORDRL_HD inline bool write_vsync(Beam& beam, u8 value, i32 cycle) {
   Tia& tia = beam.tia;
-  note(beam, 3 * cycle);
   // Time since the start of the frame, because the far future is a number of it.
   const i32 frame_clock = 3 * (cycle - tia.start_cycle);
   tia.vsync = value;
@@ -834,6 +883,8 @@ COORDRL_HD COORDRL_NOINLINE inline void reset_player(Beam& beam, i32 player, i32
   touch(beam, kP0 + player);
   tia.position[player] = u8(position);
   tia.first_copy_hidden[player] = !delayed;
+  beam.settled[kResp0 + player] = kNoValue;
+  beam.settled[kNusiz0 + player] = kNoValue;
 }
 
 /// RESM0, RESM1 or RESBL: the position becomes the beam's, four pixels late.
@@ -844,7 +895,7 @@ COORDRL_HD COORDRL_NOINLINE inline void reset_position(Beam& beam, i32 object, i
   Tia& tia = beam.tia;
   const i32 clock = 3 * cycle;
   const i32 line_clock = 3 * (cycle % kLineCycles);
-  advance(beam, object == kBall ? clock : clock + kDelayNusiz);
+  advance(beam, object == kBall ? clock : clock + write_delay(kResm0, cycle));
   i32 position = line_clock < kBlankClocks ? 2 : (line_clock - kBlankClocks + 4) % kWidth;
   const u32 moving = u32(clock) - tia.hmove_clock;
   if (object == kM0) {
@@ -860,13 +911,14 @@ COORDRL_HD COORDRL_NOINLINE inline void reset_position(Beam& beam, i32 object, i
   touch(beam, object);
   tia.position[object] = u8(position);
   if (object == kM0) tia.star_look = 0;
+  beam.settled[kResm0 + object - kM0] = kNoValue;
 }
 
 /// RESMP0 or RESMP1: hides the missile; when it comes back it is at its player's middle.
 COORDRL_HD inline void write_resmp(Beam& beam, i32 player, u8 value, i32 clock) {
   Tia& tia = beam.tia;
   const i32 missile = kM0 + player;
-  if (!((tia.resmp[player] ^ value) & 2)) return note(beam, clock);
+  if (!((tia.resmp[player] ^ value) & 2)) return;
   touch_enable(beam, missile, clock);
   if (!(value & 2)) {
     const u8 mode = tia.nusiz[player] & 7;
@@ -926,18 +978,34 @@ COORDRL_HD COORDRL_NOINLINE inline void write_hmove(Beam& beam, i32 cycle) {
   tia.star_look = 0;
 }
 
+COORDRL_HD inline void clear_collisions(Beam& beam, i32 clock) {
+  advance(beam, clock);
+  beam.tia.collisions = 0;
+  beam.changed = true;
+  beam.settled[kCxclr] = kNoValue;
+  const i32 x = pixel(beam);
+  if (x > 0) beam.collided = u8(x);
+}
+
 /// Writes a register at a CPU cycle.
 ///
 /// Returns true when the frame is over: the end of VSYNC, or no VSYNC for too many lines.
 COORDRL_HD COORDRL_NOINLINE inline bool write_tia(Beam& beam, u8 reg, u8 value, i32 cycle) {
   Tia& tia = beam.tia;
   const i32 clock = 3 * cycle;
+  const i32 later = clock + 1;  // write_delay of GRP and REFP
   bool over = cycle >= beam.limit;
+  beam.settled[reg] = value;
   switch (reg) {
-    case kVsync: over |= write_vsync(beam, value, cycle); break;
+    case kVsync:
+      over |= write_vsync(beam, value, cycle);
+      beam.settled[kVsync] = kNoValue;
+      break;
     case kVblank: write_vblank(beam, value, cycle); break;
     case kNusiz0:
-    case kNusiz1: write_nusiz(beam, reg - kNusiz0, value, clock); break;
+    case kNusiz1:
+      write_nusiz(beam, reg - kNusiz0, value, clock + write_delay(kNusiz0, cycle));
+      break;
     case kColup0:
     case kColup1:
     case kColupf:
@@ -945,9 +1013,8 @@ COORDRL_HD COORDRL_NOINLINE inline bool write_tia(Beam& beam, u8 reg, u8 value, 
     case kCtrlpf: write_ctrlpf(beam, value, cycle); break;
     case kRefp0:
     case kRefp1:
-      note(beam, clock + kDelay);
       if ((tia.refp[reg - kRefp0] ^ value) & 8) {
-        advance(beam, clock + kDelay);
+        advance(beam, later);
         touch(beam, kP0 + reg - kRefp0);
         tia.refp[reg - kRefp0] = value;
       }
@@ -961,24 +1028,22 @@ COORDRL_HD COORDRL_NOINLINE inline bool write_tia(Beam& beam, u8 reg, u8 value, 
     case kResm1:
     case kResbl: reset_position(beam, kM0 + reg - kResm0, cycle); break;
     case kGrp0:
-    case kGrp1: write_graphics(beam, reg - kGrp0, value, clock + kDelay); break;
+    case kGrp1: write_graphics(beam, reg - kGrp0, value, later); break;
     case kEnam0:
     case kEnam1:
-      note(beam, clock);
       if ((tia.enam[reg - kEnam0] ^ value) & 2) {
         touch_enable(beam, kM0 + reg - kEnam0, clock);
         tia.enam[reg - kEnam0] = value;
       }
       break;
     case kEnabl:
-      note(beam, clock);
       if ((tia.enabl ^ value) & 2) {
         if (!(tia.vdel[2] & 1)) touch_enable(beam, kBall, clock);
         tia.enabl = value;
+        beam.settled[kGrp1] = kNoValue;
       }
       break;
     case kHmm0:
-      note(beam, clock);
       if (u32(clock) - tia.hmove_clock == 63 && tia.hm[kM0] == 7 && value >> 4 == 6) {
         tia.star_field = true;
         tia.star_step = 0;
@@ -988,29 +1053,25 @@ COORDRL_HD COORDRL_NOINLINE inline bool write_tia(Beam& beam, u8 reg, u8 value, 
     case kHmp0:
     case kHmp1:
     case kHmm1:
-    case kHmbl:
-      note(beam, clock);
-      tia.hm[reg - kHmp0] = value >> 4;
-      break;
+    case kHmbl: tia.hm[reg - kHmp0] = value >> 4; break;
     case kVdelp0:
     case kVdelp1:
     case kVdelbl: write_vdel(beam, reg - kVdelp0, value, clock); break;
     case kResmp0:
     case kResmp1: write_resmp(beam, reg - kResmp0, value, clock); break;
-    case kHmove: write_hmove(beam, cycle); break;
+    case kHmove:
+      write_hmove(beam, cycle);
+      beam.settled[kHmove] = kNoValue;
+      break;
     case kHmclr:
-      note(beam, clock);
-      for (u8& nibble : tia.hm) nibble = 0;
+      for (i32 object = kP0; object <= kBall; ++object) {
+        tia.hm[object] = 0;
+        beam.settled[kHmp0 + object] = kNoValue;
+      }
+      beam.settled[kHmclr] = kNoValue;
       break;
-    case kCxclr: {
-      advance(beam, clock);
-      tia.collisions = 0;
-      beam.changed = true;
-      const i32 x = pixel(beam);
-      if (x > 0) beam.collided = x;
-      break;
-    }
-    default: note(beam, clock); break;  // WSYNC is the CPU's affair; RSYNC and sound show nowhere
+    case kCxclr: clear_collisions(beam, clock); break;
+    default: break;  // WSYNC is the CPU's affair; RSYNC and sound show nowhere
   }
   return over;
 }
@@ -1018,7 +1079,6 @@ COORDRL_HD COORDRL_NOINLINE inline bool write_tia(Beam& beam, u8 reg, u8 value, 
 /// Bits 7 and 6 of CXM0P, CXM1P, CXP0FB, CXP1FB, CXM0FB, CXM1FB, CXBLPF or CXPPMM.
 COORDRL_HD COORDRL_NOINLINE inline u8 read_collisions(Beam& beam, u8 reg, i32 cycle) {
   const i32 shift = 2 * (reg & 7);
-  note(beam, 3 * cycle);
   if ((~beam.tia.collisions >> shift & 3) != 0) {
     advance(beam, 3 * cycle);
     const i32 x = pixel(beam);

@@ -28,6 +28,14 @@ using i64 = long long;
 using f32 = float;
 using f64 = double;
 
+/// An index as wide as an address, so that the processor need not widen it: 64 bits on a CPU; on a
+/// GPU, whose registers have 32, no wider than needed.
+#ifdef __CUDACC__
+using Index = u32;
+#else
+using Index = u64;
+#endif
+
 static_assert(sizeof(u16) == 2 && sizeof(u32) == 4 && sizeof(u64) == 8, "integers as named");
 static_assert(sizeof(f32) == 4 && sizeof(f64) == 8, "IEEE 754 single and double");
 
