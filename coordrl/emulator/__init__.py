@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from coordrl.config import AtariSettings
+from coordrl.emulator import states
 from coordrl.emulator.games import ACTIONS, GAMES, Game, RomError, UnknownGameError, load_rom
 from coordrl.emulator.games import palette as television_palette
 
@@ -179,10 +180,10 @@ class Emulator:
         if threads == 0:
             threads = len(os.sched_getaffinity(0))
         rom = load_rom(game, rom_path)
+        self._native_settings = _native_settings(self.game, self.settings, autoreset)
         self._batch = _compiled().Batch(
-            _native_settings(self.game, self.settings, autoreset), rom, num_envs,
-            min(threads, num_envs),
-        )  # fmt: skip
+            self._native_settings, rom, num_envs, min(threads, num_envs)
+        )
         self._codes = np.array(self.actions, np.int32)
         self._steps: list[Step] = []
         self._outputs: list[Any] = []
@@ -256,6 +257,85 @@ class Emulator:
         self._batch.step(self._codes[chosen], self._outputs[latest], self._outputs[self._latest])
         self._latest = latest
         return self._steps[latest]
+
+    def save(self) -> list[bytes]:
+        """Return every environment as bytes: the console, its game, its random numbers, the stack.
+
+        An environment that is restored from them goes on exactly as the saved one would have, on
+        any processor.
+
+        Raises:
+            ValueError: If there was no reset.
+
+        Example:
+            >>> emulator = Emulator("pong", num_envs=2)
+            >>> before = emulator.reset(seed=1).obs
+            >>> states = emulator.save()
+            >>> _ = emulator.step([2, 3])
+            >>> bool((emulator.restore(states).obs == before).all())
+            True
+        """
+        if not self._was_reset:
+            raise ValueError("call reset before saving")
+        obs = self._steps[self._latest].obs
+        key = self._state_key()
+        return [
+            states.pack(key, self._batch.save(i), obs[i].tobytes()) for i in range(self.num_envs)
+        ]
+
+    def restore(self, saved: Sequence[bytes], *, mask: NDArray[np.bool_] | None = None) -> Step:
+        """Put environments where they were when :meth:`save` returned ``saved``.
+
+        Args:
+            saved: One state for each environment, or for each that ``mask`` names; from any
+                emulator that plays the same game in the same mode and sees it the same way.
+            mask: Booleans of shape ``(num_envs,)``: which environments to restore. The others are
+                left alone.
+
+        Returns:
+            The step of all environments; rewards are 0 and no flag is set.
+
+        Raises:
+            ValueError: If a state is damaged, of another release, game or kind of observation, or
+                if their number is wrong. Nothing has changed then.
+        """
+        chosen = np.ones(self.num_envs, np.bool_) if mask is None else self._checked_mask(mask)
+        indices = np.flatnonzero(chosen)
+        if len(saved) != len(indices):
+            raise ValueError(
+                f"restore of {len(indices)} environments needs as many states, got {len(saved)}"
+            )
+        obs_bytes = self._steps[0].obs[0].nbytes
+        largest = self._batch.environment_bytes + 4 * self._batch.picture_bytes + obs_bytes
+        unpacked = [states.unpack(self._state_key(), state, largest=largest) for state in saved]
+        for content in unpacked:
+            if not self._batch.fits(content[:-obs_bytes]):
+                raise ValueError(
+                    "the saved environment is damaged: no console can be in that state"
+                )
+        latest = self._unused_outputs()
+        outputs, step = self._outputs[latest], self._steps[latest]
+        nothing = np.zeros(self.num_envs, np.bool_)
+        unseeded = np.full(self.num_envs, -1, np.int64)
+        self._batch.reset(unseeded, nothing, outputs, self._outputs[self._latest])
+        for i, content in zip(indices, unpacked, strict=True):
+            self._batch.restore(int(i), content[:-obs_bytes], outputs)
+            step.obs[i] = np.frombuffer(content[-obs_bytes:], np.uint8).reshape(self.obs_shape)
+        self._latest = latest
+        self._was_reset = True
+        return step
+
+    def _state_key(self) -> dict[str, object]:
+        settings = self._native_settings
+        return {
+            "game": self.game.name,
+            "mode": settings.mode,
+            "difficulty": settings.difficulty,
+            "obs_shape": list(self.obs_shape),
+            "observation": self.settings.observation,
+            "frame_skip": settings.frame_skip,
+            "environment_bytes": self._batch.environment_bytes,
+        }
 
     @property
     def ram(self) -> NDArray[np.uint8]:

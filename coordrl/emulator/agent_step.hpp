@@ -62,7 +62,7 @@ struct Album {
   u8* last_but_one;        // and the one it was pooled with
 };
 
-/// Memory for one step, lent by the caller: pictures of kWidth x height color indices.
+/// Memory for one step, lent by the caller. Both canvases have the shades of `pictures_shade`.
 struct Desk {
   Canvas canvas;
   Canvas past;
@@ -98,6 +98,11 @@ COORDRL_HD inline void copy_bytes(u8* to, const u8* from, i32 count) {
 
 COORDRL_HD inline i32 picture_bytes(const StepSetup& setup) {
   return kWidth * setup.setup.machine.height;
+}
+
+/// How pictures are drawn that are observed at once: in gray, if gray is all that is asked for.
+COORDRL_HD inline const u8* pictures_shade(const StepSetup& setup) {
+  return setup.observation == Observation::kGray ? setup.intensity[0] : nullptr;
 }
 
 /// Begins to keep pictures: draws all frames of the history again, into an album.
@@ -150,11 +155,12 @@ COORDRL_HD inline i32 play_frame(Environment& environment, const StepSetup& setu
   return reward;
 }
 
-/// Reduces pictures to one observation of a stack.
-COORDRL_HD inline void observe(const StepSetup& setup, Pictures pictures, u8* plane) {
+/// Reduces pictures, from the album or the desk, to one observation of a stack.
+COORDRL_HD inline void observe(const StepSetup& setup, Pictures pictures, bool kept, u8* plane) {
   const i32 channels = setup.observation == Observation::kRgb ? 3 : 1;
+  const bool shaded = !kept && pictures_shade(setup) != nullptr;
   for (i32 channel = 0; channel < channels; ++channel) {
-    pictures.intensity = setup.intensity[channel];
+    pictures.intensity = shaded ? nullptr : setup.intensity[channel];
     reduce(setup.reduction, pictures, plane + channel, channels);
   }
 }
@@ -257,7 +263,7 @@ COORDRL_HD inline void begin_episode(Environment& environment, const StepSetup& 
     const i32 frames = play.history.frames;
     picture = desk.past.picture[replay(play, setup.setup, frames, frames - 1, desk.past)];
   }
-  observe(setup, {{picture}, 1, nullptr}, plane);
+  observe(setup, {{picture}, 1, nullptr}, environment.album != kNoAlbum, plane);
 }
 
 // Steps. -------------------------------------------------------------------------------------------
@@ -306,10 +312,10 @@ COORDRL_HD inline void show_step(Environment& environment, const StepSetup& setu
       pooled = desk.past.picture[picture ^ 1];
     }
     Pictures pictures{{last_but_one, observed, pooled}, environment.pooled ? 3 : 2, nullptr};
-    observe(setup, pictures, plane);
+    observe(setup, pictures, kept, plane);
     return;
   }
-  observe(setup, {{last, last_but_one}, pooling ? 2 : 1, nullptr}, plane);
+  observe(setup, {{last, last_but_one}, pooling ? 2 : 1, nullptr}, kept, plane);
   environment.pooled = pooling;
   if (kept) {
     const Album album = albums.at(environment.album);

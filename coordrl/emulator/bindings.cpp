@@ -20,7 +20,7 @@
 #include <thread>
 #include <vector>
 
-#include "agent_step.hpp"
+#include "saved_state.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -83,7 +83,7 @@ class Albums {
   Album at(i32 album) {
     const std::lock_guard<std::mutex> lock(mutex_);
     u8* const pictures = memory_[size_t(album)]->data();
-    return {{{pictures, pictures + picture_bytes_}},
+    return {{{pictures, pictures + picture_bytes_}, nullptr},
             pictures + 2 * picture_bytes_,
             pictures + 3 * picture_bytes_};
   }
@@ -380,7 +380,7 @@ class Shelf {
       if (!change_past(other.play, trial)) continue;
       other.play.console.draws = u32(position);
       other.play.frame_number = 0;
-      other.canvas = {{drawn.data(), drawn.data() + size}};
+      other.canvas = {{drawn.data(), drawn.data() + size}, nullptr};
       Mt19937 random = seeded(u32(trial));
       reset_game<true>(other.play, random, setup_.setup, other.canvas);
       other.draws = other.play.console.draws - u32(position);
@@ -395,7 +395,7 @@ class Shelf {
       }
     }
     if (game.play.whole_frames >= 2) pictures = Bytes();
-    game.canvas = {{pictures.data(), pictures.data() + size}};
+    game.canvas = {{pictures.data(), pictures.data() + size}, nullptr};
   }
 
   /// Lets a game go on for a while and fills its RAM with something else.
@@ -491,19 +491,56 @@ class Batch {
   /// The color indices of the last frame of an environment.
   void read_screen(i32 index, Array<u8> screen) {
     const Environment& environment = environments_.at(size_t(index));
-    const Desk desk = desk_of(0);
+    Canvas canvas = desk_of(0).past;
+    canvas.shade = nullptr;
     const Play& play = environment.play;
     const i32 frames = play.history.frames;
     const u8* const picture =
         environment.album != kNoAlbum
             ? albums_.at(environment.album).canvas.picture[play.picture]
-            : desk.past.picture[replay(play, setup_.setup, frames, frames - 1, desk.past)];
+            : canvas.picture[replay(play, setup_.setup, frames, frames - 1, canvas)];
     std::memcpy(screen.data(), picture, size_t(picture_bytes(setup_)));
   }
 
-  i32 num_envs() const { return i32(environments_.size()); }
+  /// An environment as bytes: the struct, then the pictures of its album if it has one. What the
+  /// agent sees of it is not in there.
+  nb::bytes save(i32 index) {
+    const Environment& environment = environments_.at(size_t(index));
+    Bytes state(sizeof(Environment));
+    std::memcpy(state.data(), &environment, sizeof(Environment));
+    if (environment.album != kNoAlbum) {
+      const Bytes& pictures = albums_.memory(environment.album);
+      state.insert(state.end(), pictures.begin(), pictures.end());
+    }
+    return nb::bytes(state.data(), state.size());
+  }
 
-  i64 env_bytes() const { return sizeof(Environment); }
+  /// Whether `state` is one that `save` can have returned.
+  bool fits(nb::bytes state) const {
+    if (state.size() < sizeof(Environment)) return false;
+    const Environment saved = environment_in(state);
+    const size_t pictures = saved.album == kNoAlbum ? 0 : size_t(4 * picture_bytes(setup_));
+    return state.size() == sizeof(Environment) + pictures && is_possible(saved, setup_.setup);
+  }
+
+  /// Puts an environment where `state`, which fits, was saved.
+  void restore(i32 index, nb::bytes state, const Outputs& outputs) {
+    if (!fits(state)) throw std::invalid_argument("the saved environment is damaged");
+    Environment& environment = environments_.at(size_t(index));
+    close_album(environment, albums_);
+    environment = environment_in(state);
+    if (environment.album != kNoAlbum) {
+      environment.album = albums_.take();
+      Bytes& pictures = albums_.memory(environment.album);
+      std::memcpy(pictures.data(), static_cast<const u8*>(state.data()) + sizeof(Environment),
+                  pictures.size());
+    }
+    report(environment, outputs.row(size_t(index), obs_bytes(), outputs));
+  }
+
+  i64 environment_bytes() const { return sizeof(Environment); }
+
+  i32 picture_bytes_each() const { return picture_bytes(setup_); }
 
   i32 albums_in_use() const {
     return i32(std::count_if(environments_.begin(), environments_.end(),
@@ -516,7 +553,15 @@ class Batch {
   Desk desk_of(i32 worker) {
     u8* const pictures = desks_[size_t(worker)].data();
     const i32 size = picture_bytes(setup_);
-    return {{{pictures, pictures + size}}, {{pictures + 2 * size, pictures + 3 * size}}};
+    const u8* const shade = pictures_shade(setup_);
+    return {{{pictures, pictures + size}, shade},
+            {{pictures + 2 * size, pictures + 3 * size}, shade}};
+  }
+
+  static Environment environment_in(const nb::bytes& state) {
+    Environment environment;
+    std::memcpy(static_cast<void*>(&environment), state.data(), sizeof(Environment));
+    return environment;
   }
 
   void reload(Environment& environment, u32 seed) {
@@ -671,7 +716,7 @@ class Player {
 
  private:
   Canvas canvas() {
-    return {{pictures_.data(), pictures_.data() + pictures_.size() / 2}};
+    return {{pictures_.data(), pictures_.data() + pictures_.size() / 2}, nullptr};
   }
 
   void provide_random() {
@@ -711,7 +756,7 @@ void reduce_pictures(Array<const u8> pictures, Array<const u8> intensity, Array<
   const i32 height = i32(pictures.shape(1));
   const Reduction plan = reduction(height, i32(plane.shape(0)), i32(plane.shape(1)));
   Pictures stack{{}, i32(pictures.shape(0)), intensity.data()};
-  for (i32 i = 0; i < stack.count; ++i) stack.indices[i] = pictures.data() + i * height * kWidth;
+  for (i32 i = 0; i < stack.count; ++i) stack.pixels[i] = pictures.data() + i * height * kWidth;
   reduce(plan, stack, plane.data(), 1);
 }
 
@@ -766,7 +811,11 @@ NB_MODULE(_native, module) {
       .def("step", &Batch::step)
       .def("read_ram", &Batch::read_ram)
       .def("read_screen", &Batch::read_screen)
-      .def_prop_ro("env_bytes", &Batch::env_bytes)
+      .def("save", &Batch::save)
+      .def("fits", &Batch::fits)
+      .def("restore", &Batch::restore)
+      .def_prop_ro("environment_bytes", &Batch::environment_bytes)
+      .def_prop_ro("picture_bytes", &Batch::picture_bytes_each)
       .def_prop_ro("albums_in_use", &Batch::albums_in_use);
 
   nb::class_<Player>(module, "Player")

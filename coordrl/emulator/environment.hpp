@@ -29,9 +29,11 @@ struct Setup {
   f64 repeat_action_probability;  // "sticky actions": a frame repeats the action before it
 };
 
-/// The pictures that a console draws into by turns, kWidth x height color indices each.
+/// The pictures that a console draws into by turns, kWidth x height color indices each, or, with
+/// `shade`, 256 shades of gray, what they are looked up as.
 struct Canvas {
   u8* picture[2];
+  const u8* shade;
 };
 
 /// A machine, and the picture that it drew into last.
@@ -133,7 +135,11 @@ COORDRL_HD COORDRL_NOINLINE inline void show_frame(Scene& scene, const Setup& se
                                   const Canvas& canvas) {
   apply(scene.console.inputs, setup, action);
   if (!scene.console.tia.partial) scene.picture ^= 1;
-  run_frame<kDraw>(scene.console, setup.machine, kDraw ? canvas.picture[scene.picture] : nullptr);
+  if (kDraw) {
+    run_frame<true>(scene.console, setup.machine, canvas.picture[scene.picture], canvas.shade);
+  } else {
+    run_frame<false>(scene.console, setup.machine, nullptr);
+  }
 }
 
 /// True if the last frame drew every line of its picture, so that nothing older shows in it.

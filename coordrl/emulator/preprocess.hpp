@@ -128,30 +128,32 @@ COORDRL_HD inline Reduction reduction(i32 height, i32 target_height, i32 target_
 /// Two are a step's last frames. A step that ends one frame early has a third: its maximum still
 /// holds the picture of the step before.
 struct Pictures {
-  const u8* indices[3];  // color indices, kWidth to a line
+  const u8* pixels[3];  // color indices, kWidth to a line
   i32 count;
-  const u8* intensity;   // 256 entries: what a color index contributes to the channel at hand
+  const u8* intensity;  // 256 entries: what a color index contributes to the channel at hand;
+                        // nullptr: `pixels` are intensities already
 };
 
 COORDRL_HD inline bool equals_row_above(const Pictures& pictures, i32 row) {
   u64 difference = 0;
   for (i32 i = 0; i < pictures.count; ++i) {
-    const u8* const line = pictures.indices[i] + row * kWidth;
+    const u8* const line = pictures.pixels[i] + row * kWidth;
     for (i32 x = 0; x < kWidth; x += 8) difference |= load8(line + x) ^ load8(line + x - kWidth);
   }
   return difference == 0;
 }
 
-COORDRL_HD inline void pooled_row(const Pictures& pictures, i32 row, u8* pixels) {
+COORDRL_HD inline void pooled_row(const Pictures& pictures, i32 row, u8* pooled) {
   const u8* const intensity = pictures.intensity;
-  const u8* const last = pictures.indices[0] + row * kWidth;
-  for (i32 x = 0; x < kWidth; ++x) pixels[x] = intensity[last[x]];
-  for (i32 i = 1; i < pictures.count; ++i) {
-    const u8* const other = pictures.indices[i] + row * kWidth;
-    for (i32 x = 0; x < kWidth; ++x) {
-      const u8 value = intensity[other[x]];
-      if (value > pixels[x]) pixels[x] = value;
+  for (i32 x = 0; x < kWidth; ++x) pooled[x] = 0;
+  for (i32 i = 0; i < pictures.count; ++i) {
+    const u8* const line = pictures.pixels[i] + row * kWidth;
+    u8 values[kWidth];
+    for (i32 x = 0; x < kWidth; ++x) values[x] = line[x];
+    if (intensity != nullptr) {
+      for (i32 x = 0; x < kWidth; ++x) values[x] = intensity[line[x]];
     }
+    for (i32 x = 0; x < kWidth; ++x) pooled[x] = values[x] > pooled[x] ? values[x] : pooled[x];
   }
 }
 
@@ -161,10 +163,12 @@ COORDRL_HD inline void average_columns(const Reduction& plan, const u8* pixels, 
   constexpr i32 sources = kWidth / kQuarters;
   const i32 taps = kTaps > 0 ? kTaps : plan.taps;
   const i32 outputs = plan.columns.target / kQuarters;
-  f32 values[kWidth];
+  u8 interleaved[kWidth];
   for (i32 i = 0; i < sources; ++i) {
-    for (i32 q = 0; q < kQuarters; ++q) values[i * kQuarters + q] = pixels[q * sources + i];
+    for (i32 q = 0; q < kQuarters; ++q) interleaved[i * kQuarters + q] = pixels[q * sources + i];
   }
+  f32 values[kWidth];
+  for (i32 x = 0; x < kWidth; ++x) values[x] = interleaved[x];
   const f32* weights = plan.weights;
   for (i32 i = 0; i < outputs; ++i, weights += taps * kQuarters) {
     const f32* const value = values + plan.first[i] * kQuarters;
