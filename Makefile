@@ -12,6 +12,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# What the compiled emulator is made of: a change there is compiled by the next command.
+SOURCES := $(wildcard coordrl/emulator/*.hpp coordrl/emulator/*.cpp coordrl/emulator/*.json) \
+	$(wildcard coordrl/emulator/*.txt coordrl/emulator/generate_games.py)
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -25,7 +28,7 @@ setup: $(INSTALLED)
 
 # torch goes first and alone: a resolver that meets it among the other requirements may take a
 # build for the wrong hardware before the constraint is read.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "coordrl needs Python 3.11 or newer; try: make setup PYTHON=python3.12" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
