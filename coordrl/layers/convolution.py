@@ -181,11 +181,10 @@ class _CoordConv(_ConvNd):
         """
         parts = [self.in_channels // self.groups, self.num_coords]
         if not self.transposed:
-            weight, coord_weight = torch.unsafe_split_with_sizes(self.weight, parts, dim=1)
-            return weight, coord_weight
+            return _split(self.weight, parts)
         # Rows of a transposed weight are input channels: those of group 0, then of group 1, ...
         rows = self.weight.view(self.groups, sum(parts), *self.weight.shape[1:])
-        weight, coord_weight = torch.unsafe_split_with_sizes(rows, parts, dim=1)
+        weight, coord_weight = _split(rows, parts)
         return weight.flatten(0, 1), coord_weight.transpose(0, 1).flatten(1, 2)
 
     def _convolve(
@@ -302,6 +301,14 @@ def _keep(kept: dict[_Place, Tensor], place: _Place, value: Tensor) -> None:
     if len(kept) >= _MAX_PLACES:
         kept.clear()
     kept[place] = value
+
+
+def _split(weight: Tensor, parts: list[int]) -> tuple[Tensor, Tensor]:
+    """Return two parts of dimension 1, for reading."""
+    if torch.compiler.is_compiling():  # exporters fold slices of a constant, but not splits
+        return weight[:, : parts[0]], weight[:, parts[0] :]
+    first, second = torch.unsafe_split_with_sizes(weight, parts, dim=1)
+    return first, second
 
 
 def _map_dtype(weight: Tensor) -> torch.dtype:

@@ -134,12 +134,13 @@ def coordinate_grid(
     origins = _per_axis("origin", system.origin if origin is None else origin, len(size))
     extents = _per_axis("extent", system.extent if extent is None else extent, len(size))
 
-    lengths = size[::-1]  # of x, y, z
     ramps = []
-    for axis, length in enumerate(lengths):
-        share = _share(length, max(lengths), system)
-        start = origins[axis] + extents[axis] * ((1 - share) / 2)
-        ramp = _ramp(start, extents[axis] * share, length, system.anchor, device, wide)
+    for axis, length in enumerate(reversed(size)):  # of x, y, z
+        half = extents[axis] / 2
+        middle = origins[axis] + half
+        if system.keep_aspect:
+            half = half * (_intervals(length, system) / _intervals(max(size), system))
+        ramp = _ramp(middle, half, length, system, device, wide)
         ramps.append(ramp.view(-1, *[1] * (len(size) - 1 - axis), length, *[1] * axis))
     coordinates = list(torch.broadcast_tensors(*ramps))  # type: ignore[no-untyped-call]
     channels = list(coordinates)
@@ -154,31 +155,31 @@ def coordinate_grid(
     return torch.stack(channels, dim=1).to(dtype)
 
 
-def _share(length: int, longest: int, system: CoordinateSystem) -> float:
-    """Return which part of the extent an axis covers."""
-    if not system.keep_aspect or length == longest:
-        return 1.0
-    if system.anchor == "centers":
-        return length / longest
-    return (length - 1) / (longest - 1)
+def _intervals(length: int, system: CoordinateSystem) -> int:
+    """Return how many steps from pixel to pixel the extent is divided into."""
+    return length if system.anchor == "centers" else max(length - 1, 1)
 
 
 def _ramp(
-    start: float | Tensor,
-    extent: float | Tensor,
+    middle: float | Tensor,
+    half: float | Tensor,
     length: int,
-    anchor: Anchor,
+    system: CoordinateSystem,
     device: torch.device | str | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Return the coordinates along an axis, ``(length,)``, or ``(N, length)`` for N samples."""
-    inset = 0.5 / length if anchor == "centers" else 0.5 if length == 1 else 0.0
-    first, last = start + extent * inset, start + extent * (1 - inset)
-    if not isinstance(first, Tensor) and not isinstance(last, Tensor):
-        return torch.linspace(first, last, length, device=device, dtype=dtype)
-    unit = torch.linspace(0, 1, length, device=device, dtype=dtype)
-    first, last = (torch.as_tensor(end, device=device, dtype=dtype) for end in (first, last))
-    return torch.lerp(first.unsqueeze(-1), last.unsqueeze(-1), unit)
+    """Return the coordinates along an axis, ``(length,)``, or ``(N, length)`` for N samples.
+
+    They come from whole numbers by one division, so that the ends, the middle and the symmetry
+    are exact; and without linspace, which some runtimes of exported models lack.
+    """
+    doubled = 2 * torch.arange(length, device=device) - (length - 1)
+    unit = doubled.to(dtype) / _intervals(length, system)
+    if isinstance(middle, Tensor):
+        middle = middle.to(unit).unsqueeze(-1)
+    if isinstance(half, Tensor):
+        half = half.to(unit).unsqueeze(-1)
+    return unit * half + middle
 
 
 def _per_axis(name: str, value: PerAxis, axes: int) -> list[float | Tensor]:
