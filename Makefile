@@ -11,7 +11,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+# An editable install remembers where each module lies, so a list of other modules is another stamp.
+MODULES := $(shell find coordrl -name '*.py' | LC_ALL=C sort | cksum | cut -d' ' -f1)
+INSTALLED := $(VENV)/.installed-$(MODULES)
 # What the compiled emulator is made of: a change there is compiled by the next command.
 SOURCES := $(wildcard coordrl/emulator/*.hpp coordrl/emulator/*.cpp coordrl/emulator/*.json) \
 	$(wildcard coordrl/emulator/*.txt coordrl/emulator/generate_games.py)
@@ -34,6 +36,7 @@ $(INSTALLED): pyproject.toml constraints.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	rm -f $(VENV)/.installed-*
 	touch $@
 
 pong: setup
