@@ -481,9 +481,27 @@ COORDRL_HD COORDRL_INLINE void collide(Beam& beam, i32 last) {
 // Pixels. ------------------------------------------------------------------------------------------
 
 /// Eight pixels as eight bytes: 0xFF where the bit is set.
-COORDRL_HD COORDRL_INLINE u64 byte_mask(u64 bits) {
+COORDRL_HD COORDRL_INLINE constexpr u64 spread_bits(u64 bits) {
   const u64 spread = (bits * 0x0101010101010101ULL) & 0x8040201008040201ULL;
   return ((spread + 0x7F7F7F7F7F7F7F7FULL) >> 7 & 0x0101010101010101ULL) * 0xFF;
+}
+
+struct ByteMaskTable {
+  u64 of[256];
+
+  constexpr ByteMaskTable() : of{} {
+    for (u64 bits = 0; bits < 256; ++bits) of[bits] = spread_bits(bits);
+  }
+};
+
+/// A CPU looks it up in its cache; a GPU, where lanes would wait for each other, computes it.
+COORDRL_HD COORDRL_INLINE u64 byte_mask(u64 bits) {
+#ifdef __CUDA_ARCH__
+  return spread_bits(bits);
+#else
+  static constexpr ByteMaskTable kMasks;
+  return kMasks.of[bits];
+#endif
 }
 
 COORDRL_HD COORDRL_INLINE u64 eight(u8 color) { return color * 0x0101010101010101ULL; }
@@ -493,12 +511,15 @@ COORDRL_HD COORDRL_INLINE void paint(u8* row, const Line& mask, u8 color) {
   const u64 colors = eight(color);
   for (i32 w = 0; w < 3; ++w) {
     u64 word = mask.word[w];
+    u8* pixels = row + 64 * w;
     while (word != 0) {
-      const i32 shift = lowest_bit(word) & ~7;
-      u8* pixels = row + 64 * w + shift;
-      const u64 covered = byte_mask(word >> shift & 0xFF);
-      store8(pixels, (load8(pixels) & ~covered) | (colors & covered));
-      word &= ~(u64{0xFF} << shift);
+      const i32 skip = lowest_bit(word) & ~7;
+      word >>= skip;
+      pixels += skip;
+      const u64 before = load8(pixels);
+      store8(pixels, before ^ ((before ^ colors) & byte_mask(word & 0xFF)));
+      word >>= 8;
+      pixels += 8;
     }
   }
 }
