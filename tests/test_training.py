@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -19,7 +20,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
+from torch.testing import assert_close
 
+from coordrl import emulator
 from coordrl.agents import evaluate, load_agent
 from coordrl.algorithms import make_model
 from coordrl.config import AtariSettings, Schedule, SettingsError, TrainingSettings, parse_override
@@ -309,6 +312,34 @@ class TestResume:
         # Logged at a step: the rate of the last update, in the straight line of the whole run.
         assert rates[80] == pytest.approx(0.01 * (1 - 80 / 96))
 
+    @pytest.mark.skipif(not emulator.available(), reason="ale-py cannot save a game")
+    @pytest.mark.parametrize("algo", ALGORITHM)
+    def test_a_killed_run_that_goes_on_learns_bit_for_bit_the_same(
+        self, algo: str, tmp_path: Path
+    ) -> None:
+        chosen = settings(algo, "run.evaluation_interval=48")
+        whole = train(chosen, tmp_path / "whole")
+        # As if it had been killed after the checkpoint of step 64, with an evaluation behind it.
+        killed = tmp_path / "killed"
+        shutil.copytree(tmp_path / "whole", killed)
+        for name in ("last", "checkpoints/000000000096"):
+            shutil.rmtree(killed / name)
+
+        resumed = train(chosen, killed, resume=True)
+
+        assert same(weights(whole.agent), weights(resumed.agent))
+        states = [
+            torch.load(folder / "checkpoints" / "000000000096" / "state.pt", weights_only=True)
+            for folder in (tmp_path / "whole", killed)
+        ]
+        for part in ("optimizer", "counters", "episode_starts"):
+            assert_close(states[0][part], states[1][part], rtol=0, atol=0)
+        drawn = [state["random"] for state in states]
+        assert torch.equal(drawn[0]["torch"], drawn[1]["torch"])
+        assert torch.equal(*(random["numpy"]["state"]["key"] for random in drawn))
+        assert drawn[0]["python"] == drawn[1]["python"]
+        assert whole.evaluation == resumed.evaluation
+
     def test_points_that_a_killed_run_has_left_behind_its_checkpoint_are_hidden(
         self, tmp_path: Path
     ) -> None:
@@ -338,7 +369,7 @@ class TestResume:
 
         other: Any = make_model(chosen, env, seed=2)
         assert not same(model.policy.state_dict(), other.policy.state_dict())
-        assert read_checkpoint(other, tmp_path) == "what was noted"
+        assert read_checkpoint(other, tmp_path).journal == "what was noted"
 
         drawn = (random.random(), np.random.rand(), torch.rand(1))  # noqa: NPY002
         assert (drawn, other.action_space.sample()) == (expected, action)

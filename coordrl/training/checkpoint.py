@@ -3,13 +3,14 @@
 A checkpoint is read without unpickling anything but tensors, numbers and texts.
 """
 
+import contextlib
 import io
 import random
 import zipfile
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from coordrl.algorithms import FrameReplayBuffer
 from coordrl.runs import RunError
+from coordrl.sb3_envs import VectorEnvAdapter
 
 STATE_FILE = "state.pt"
+GAMES_FILE = "games.bin"
 REPLAY_FILE = "replay.npz"
 FORMAT_VERSION = 1
 
@@ -30,11 +33,23 @@ _COUNTERS = (
 )
 
 
+class Restored(NamedTuple):
+    """What a checkpoint gives back besides the model.
+
+    Attributes:
+        journal: What was written with it.
+        games: Whether the games go on where they were; if not, new ones have to begin.
+    """
+
+    journal: str
+    games: bool
+
+
 def write_checkpoint(model: BaseAlgorithm, journal: str, folder: Path) -> None:
     """Write the state of a model between a rollout and the next.
 
     Args:
-        model: The model, with its environments.
+        model: The model, with a :class:`~coordrl.sb3_envs.VectorEnvAdapter` as environments.
         journal: What else the run wants back.
         folder: Empty folder.
     """
@@ -47,21 +62,25 @@ def write_checkpoint(model: BaseAlgorithm, journal: str, folder: Path) -> None:
         "random": _random_state(model),
         "episodes": [{key: float(value) for key, value in info.items()} for info in episodes],
         "journal": journal,
+        "episode_starts": torch.as_tensor(model._last_episode_starts),
     }
     # torch.save hides the reason of a failed write, such as a full disk.
     content = io.BytesIO()
     torch.save(state, content)
     (folder / STATE_FILE).write_bytes(content.getbuffer())
+    # ale-py, which plays where our emulator could not be built, cannot save a game.
+    with contextlib.suppress(ValueError):
+        (folder / GAMES_FILE).write_bytes(_environments(model).save())
     replay = getattr(model, "replay_buffer", None)
     if isinstance(replay, FrameReplayBuffer):
         _write_arrays(replay.state(), folder / REPLAY_FILE)
 
 
-def read_checkpoint(model: BaseAlgorithm, folder: Path) -> str:
-    """Put a model, built from the same settings, into the state of a checkpoint.
+def read_checkpoint(model: BaseAlgorithm, folder: Path) -> Restored:
+    """Put a model, built from the same settings, and its environments into a checkpoint's state.
 
-    Returns:
-        The journal that was written with it.
+    With our emulator on the CPU, training that goes on from here does what it would have done
+    without the interruption, to the last bit.
 
     Raises:
         RunError: If the checkpoint comes from a version that is not understood.
@@ -82,9 +101,25 @@ def read_checkpoint(model: BaseAlgorithm, folder: Path) -> str:
     if isinstance(replay, FrameReplayBuffer):
         with np.load(folder / REPLAY_FILE, allow_pickle=False) as arrays:
             replay.restore(arrays)
+    games = folder / GAMES_FILE
+    is_restored = games.exists() and _restore_games(model, games.read_bytes())
+    if is_restored:
+        model._last_episode_starts = state["episode_starts"].numpy()
     _restore_random_state(model, state["random"])
-    journal: str = state["journal"]
-    return journal
+    return Restored(state["journal"], is_restored)
+
+
+def _environments(model: BaseAlgorithm) -> VectorEnvAdapter:
+    assert isinstance(model.env, VectorEnvAdapter)
+    return model.env
+
+
+def _restore_games(model: BaseAlgorithm, games: bytes) -> bool:
+    try:
+        model._last_obs = _environments(model).restore(games)  # type: ignore[assignment]
+    except ValueError:  # another emulator plays here than where the run began
+        return False
+    return True
 
 
 def _random_state(model: BaseAlgorithm) -> dict[str, Any]:

@@ -67,7 +67,9 @@ def train(
 
     The first Ctrl-C or SIGTERM ends the run after the update that is being made, with a
     checkpoint; the second aborts it. A resumed run goes on with everything: weights, optimizer,
-    schedules, random streams, replay buffer, statistics, best score, curves.
+    schedules, random streams, replay buffer, games, statistics, best score, curves. On the CPU and
+    with our emulator, its weights at the end are those of the run that was never interrupted, to
+    the last bit.
 
     On Linux the process keeps freed memory from here on; see
     :func:`~coordrl.algorithms.keep_freed_memory`.
@@ -265,10 +267,13 @@ class _Run:
             return
         for sentence in checkpoint.skipped:
             self._progress.say(sentence)
-        self._journal = _Journal(**json.loads(read_checkpoint(self._model, checkpoint.path)))
-        # ale-py cannot save a game, so new ones begin, from a random stream of their own.
-        self._env.seed(_stream(self._settings, "environment", self._steps))
-        self._progress.say(f"going on from the checkpoint of step {self._steps:,}; new games begin")
+        restored = read_checkpoint(self._model, checkpoint.path)
+        self._journal = _Journal(**json.loads(restored.journal))
+        how = ""
+        if not restored.games:
+            self._env.seed(_stream(self._settings, "environment", self._steps))
+            how = ", with new games: those of the checkpoint cannot be gone on with here"
+        self._progress.say(f"going on from the checkpoint of step {self._steps:,}{how}")
 
     def show(self) -> None:
         """Show how far the run is."""
