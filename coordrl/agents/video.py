@@ -161,12 +161,17 @@ def _film(path: Path) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
     if path.suffix not in _ENCODERS:
         raise AgentError(f"a film ends in {' or '.join(_ENCODERS)}, got {path.name}")
     partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    try:
+        partial.touch()  # fails with the system's own words, which the encoder's process would not
+    except OSError as error:
+        raise AgentError(f"cannot write {path}: {error.strerror}") from error
     encoder = imageio_ffmpeg.write_frames(
         str(partial),
         (_COLUMNS, _LINES),
         fps=FRAMES_PER_SECOND,
         quality=None,
         macro_block_size=1,
+        ffmpeg_log_level="quiet",
         **_ENCODERS[path.suffix],
     )
     try:
