@@ -13,7 +13,7 @@ PACKAGE = Path(coordrl.__file__).parent
 
 FLOORS = [
     {"layers", "config", "runs"},
-    {"convert", "backbone", "emulator"},
+    {"convert", "backbone", "export", "emulator"},
     {"extractors", "envs", "coordinates", "generative", "detection"},
     {"sb3_envs", "algorithms", "device_algorithms"},
     {"agents"},

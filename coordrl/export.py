@@ -1,0 +1,181 @@
+"""Models for other runtimes: ONNX and ``torch.export``, each compared with the model it is of.
+
+CoordConv layers export as plain operations. Where the size of the picture is fixed, the coordinate
+map is a constant, and a layer is a convolution and an addition. Where it is not, the coordinates
+are computed by whole numbers and a division, without linspace or meshgrid.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from coordrl.runs import atomic_file
+
+Dynamic = Literal["none", "batch", "all"]
+
+# Float32 sums in another order differ by rounding; a wrong graph differs by more.
+TOLERANCE = 1e-4
+
+
+class ExportError(ValueError):
+    """A model cannot be exported; the message is one sentence that says why."""
+
+
+def export_onnx(
+    model: nn.Module, inputs: Tensor, path: Path, *, dynamic: Dynamic = "batch"
+) -> float:
+    """Write a model as ONNX, after onnxruntime has computed from it what the model computes.
+
+    Args:
+        model: Model of one tensor, returning one tensor; exported in evaluation mode.
+        inputs: Example of its input, ``(N, C, H, W)``.
+        path: File to write.
+        dynamic: Dimensions of the input that may differ later: none, the batch, or batch, height
+            and width.
+
+    Returns:
+        Largest difference between onnxruntime's output and the model's, relative to the largest
+        output, over the example and inputs of other sizes that ``dynamic`` allows.
+
+    Raises:
+        ExportError: If a package is missing, the model cannot be exported, or the results differ
+            by more than ``TOLERANCE``.
+        RunError: If the file cannot be written.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch.onnx needs it
+    except ImportError as error:
+        raise ExportError(
+            f"ONNX needs the package {error.name}; pip install 'coordrl[export]'"
+        ) from error
+    with _evaluating(model), _quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                model,
+                (_example(inputs, dynamic),),
+                dynamo=True,
+                dynamic_shapes=_dynamic_shapes(inputs, dynamic),
+                input_names=["input"],
+                output_names=["output"],
+                verbose=False,
+            )
+        except Exception as error:  # the exporter wraps whatever the model raises
+            raise ExportError(f"torch.onnx cannot export the model: {_cause(error)}") from error
+        assert program is not None
+        content = program.model_proto.SerializeToString()
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+        def run(x: Tensor) -> Tensor:
+            return torch.from_numpy(session.run(None, {"input": x.cpu().numpy()})[0])
+
+        difference = _largest_difference(model, run, inputs, dynamic)
+    with atomic_file(path) as file:
+        file.write(content)
+    return difference
+
+
+def export_program(
+    model: nn.Module, inputs: Tensor, path: Path, *, dynamic: Dynamic = "batch"
+) -> float:
+    """Write a model by ``torch.export``, after its program has computed what the model computes.
+
+    Arguments, result and errors are those of :func:`export_onnx`. ``torch.export.load`` opens the
+    file.
+    """
+    content = BytesIO()
+    with _evaluating(model), _quiet(), torch.no_grad():
+        try:
+            program = torch.export.export(
+                model, (_example(inputs, dynamic),), dynamic_shapes=_dynamic_shapes(inputs, dynamic)
+            )
+        except Exception as error:  # whatever the model raises
+            raise ExportError(f"torch.export cannot export the model: {_cause(error)}") from error
+        torch.export.save(program, content)
+        content.seek(0)
+        loaded = torch.export.load(content).module()
+        difference = _largest_difference(model, loaded, inputs, dynamic)
+    with atomic_file(path) as file:
+        file.write(content.getvalue())
+    return difference
+
+
+def _dynamic_shapes(inputs: Tensor, dynamic: Dynamic) -> tuple[dict[int, Any]] | None:
+    if dynamic == "none":
+        return None
+    free = range(inputs.ndim) if dynamic == "all" else range(1)
+    return ({axis: torch.export.Dim.DYNAMIC for axis in free if axis != 1},)
+
+
+def _example(inputs: Tensor, dynamic: Dynamic) -> Tensor:
+    """Return what to trace: a dimension of length 1 would be taken for fixed."""
+    return inputs if dynamic == "none" or len(inputs) > 1 else torch.cat([inputs, inputs])
+
+
+def _other_sizes(inputs: Tensor, dynamic: Dynamic) -> Tensor:
+    """Return an input that is 3 longer on each axis that is free, by repeating the example."""
+    free = {"none": (), "batch": (0,), "all": (0, *range(2, inputs.ndim))}[dynamic]
+    for axis in free:
+        length = inputs.shape[axis]
+        index = torch.arange(length + 3, device=inputs.device) % length
+        inputs = inputs.index_select(axis, index)
+    return inputs
+
+
+def _largest_difference(model: nn.Module, run: Any, inputs: Tensor, dynamic: Dynamic) -> float:
+    largest = 0.0
+    for x in (inputs, _other_sizes(inputs, dynamic)):
+        expected = model(x)
+        actual = run(x)
+        if actual.shape != expected.shape:
+            raise ExportError(
+                f"the exported model returns {tuple(actual.shape)} for an input of"
+                f" {tuple(x.shape)}, the model {tuple(expected.shape)}"
+            )
+        scale = max(expected.abs().max().item(), torch.finfo(torch.float32).tiny)
+        largest = max(largest, (actual - expected.cpu()).abs().max().item() / scale)
+    if not largest <= TOLERANCE:
+        raise ExportError(
+            f"the exported model differs from the model by {largest:.2g} of its largest output,"
+            f" more than {TOLERANCE:g}; nothing was written"
+        )
+    return largest
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what torch tells about itself: packages it could use, names it will drop."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

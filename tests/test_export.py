@@ -1,0 +1,173 @@
+"""Exported models compute what the model computes, from operations that every runtime has."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.envs import FakeImageEnv
+from torch import Tensor, nn
+
+from coordrl.agents import load_agent
+from coordrl.export import ExportError, export_onnx, export_program
+from coordrl.extractors import policy_kwargs
+from coordrl.layers import CoordConv1d, CoordConv2d, CoordConv3d, CoordConvTranspose2d
+from coordrl.runs import RunError
+
+# Each export to ONNX takes seconds.
+onnx = pytest.importorskip("onnx", reason="pip install 'coordrl[export]'")
+
+
+def script() -> ModuleType:
+    path = Path(__file__).parent.parent / "scripts" / "export.py"
+    spec = importlib.util.spec_from_file_location("export_script", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def operations(path: Path) -> list[str]:
+    return sorted(node.op_type for node in onnx.load(path).graph.node)
+
+
+def picture_network() -> nn.Sequential:
+    return nn.Sequential(
+        CoordConv2d(3, 8, 3, stride=2, padding=1, with_r=True),
+        nn.ReLU(),
+        CoordConvTranspose2d(8, 4, 4, stride=2, padding=1),
+    )
+
+
+def test_onnx_of_a_picture_of_fixed_size_is_convolutions_and_additions(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+
+    difference = export_onnx(picture_network(), torch.randn(2, 3, 10, 14), path)
+
+    assert 0 <= difference < 1e-5
+    assert operations(path) == ["Add", "Add", "Conv", "ConvTranspose", "Relu"]
+
+
+@pytest.mark.slow
+def test_onnx_of_any_size_has_no_linspace_and_no_meshgrid(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+
+    export_onnx(picture_network(), torch.randn(1, 3, 10, 14), path, dynamic="all")
+
+    network = {"Add", "Conv", "ConvTranspose", "Relu"}
+    arithmetic = {"Cast", "Div", "Max", "Mul", "Pow", "Range", "ReduceSum", "Sqrt", "Sub"}
+    shapes = {"Concat", "Expand", "Reshape", "Shape", "Squeeze", "Unsqueeze"}
+    assert set(operations(path)) <= network | arithmetic | shapes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(CoordConv1d(2, 3, 3), (2, 2, 9)), (CoordConv3d(2, 3, 2), (2, 2, 4, 5, 6))]
+)
+def test_onnx_of_other_axes(layer: nn.Module, shape: tuple[int, ...], tmp_path: Path) -> None:
+    assert export_onnx(layer, torch.randn(shape), tmp_path / "model.onnx", dynamic="all") < 1e-5
+
+
+@pytest.mark.parametrize("dynamic", ["none", "batch", "all"])
+def test_program_computes_what_the_model_does(dynamic: str, tmp_path: Path) -> None:
+    model, x = picture_network().train(), torch.randn(1, 3, 10, 14)
+    path = tmp_path / "model.pt2"
+
+    assert export_program(model, x, path, dynamic=dynamic) < 1e-5  # type: ignore[arg-type]
+
+    loaded = torch.export.load(path).module()
+    batch, height, width = {"none": (1, 10, 14), "batch": (7, 10, 14)}.get(dynamic, (7, 8, 6))
+    x = torch.randn(batch, 3, height, width)
+    torch.testing.assert_close(loaded(x), model(x))
+    assert model.training
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+class Counting(nn.Module):
+    """Computes something else each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.calls
+
+
+def test_a_model_that_cannot_be_exported_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    with pytest.raises(ExportError, match=r"torch.export cannot export the model: \w+"):
+        export_program(Branching(), torch.ones(2, 1, 3, 3), path)
+    assert not path.exists()
+
+
+def test_a_program_that_computes_something_else_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    with pytest.raises(ExportError, match=r"differs from the model by .*; nothing was written"):
+        export_program(Counting(), torch.ones(2, 1, 3, 3), path)
+    assert not path.exists()
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"cannot write .*model\.pt2"):
+        export_program(nn.ReLU(), torch.ones(2, 1, 3, 3), tmp_path / "missing" / "model.pt2")
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "onnxscript"])
+def test_a_missing_package_is_named(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ExportError, match=f"needs the package {package}; pip install"):
+        export_onnx(nn.ReLU(), torch.ones(2, 1, 3, 3), tmp_path / "model.onnx")
+
+
+def saved(algorithm: str, path: Path) -> BaseAlgorithm:
+    env = FakeImageEnv(screen_height=40, screen_width=48, n_channels=4, channel_first=True)
+    settings = policy_kwargs("all", specs=[[8, 4, 4], [8, 3, 2]], features_dim=16)
+    model: BaseAlgorithm
+    if algorithm == "DQN":
+        model = DQN("CnnPolicy", env, policy_kwargs=settings, buffer_size=1, device="cpu")
+    else:
+        model = PPO("CnnPolicy", env, policy_kwargs=settings, n_steps=2, batch_size=2, device="cpu")
+    model.save(path)
+    return model
+
+
+@pytest.mark.parametrize("algorithm", ["PPO", "DQN"])
+def test_an_exported_agent_chooses_the_actions_of_the_agent(
+    algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(algorithm, tmp_path / "agent.zip")
+    path = tmp_path / "agent.pt2"
+
+    arguments = [str(tmp_path / "agent.zip"), "--program", str(path), "--trust-pickle"]
+    assert script().main(arguments) == 0
+
+    assert "agrees with the agent to" in capsys.readouterr().out
+    agent = load_agent(tmp_path / "agent.zip", trust_pickle=True)
+    obs = np.random.default_rng(0).integers(0, 256, (9, 4, 40, 48), dtype=np.uint8)
+    scores = torch.export.load(path).module()(torch.from_numpy(obs))
+    expected, _ = agent.policy.predict(obs, deterministic=True)
+    assert scores.argmax(dim=1).tolist() == expected.tolist()
+
+
+def test_the_script_says_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script().main([str(tmp_path / "nobody")]) == 2
+    assert "nothing to write; give --onnx FILE or --program FILE" in capsys.readouterr().err
+    assert script().main([str(tmp_path / "nobody"), "--onnx", "x.onnx"]) == 2
+    assert "there is no agent at" in capsys.readouterr().err
