@@ -694,7 +694,7 @@ class Player {
     for (i32 i = 0; i < 5; ++i) {
       const std::string name = kPosition[i];
       state[("position " + name).c_str()] = tia.position[i];
-      state[("HM" + name).c_str()] = tia.hm[i] >> 4;
+      state[("HM" + name).c_str()] = tia.hm[i];
     }
     constexpr const char* kColor[4] = {"COLUP0", "COLUP1", "COLUPF", "COLUBK"};
     for (i32 i = 0; i < 4; ++i) state[kColor[i]] = tia.color[i];

@@ -1,0 +1,376 @@
+"""Our emulator beside ale-py, which is right by definition: the first difference between the two.
+
+:func:`compare_frames` plays the same actions on one console of each and compares everything that
+can be seen after every frame. :func:`compare_steps` does so for environments, step by step.
+"""
+
+import dataclasses
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ale_py
+import numpy as np
+from ale_py import roms
+
+from coordrl.config import AtariSettings
+from coordrl.emulator import Autoreset, Console, Emulator, Step
+
+Policy = Literal["random", "held", "fire", "direction"]
+POLICIES: tuple[Policy, ...] = ("random", "held", "fire", "direction")
+
+_DIRECTIONS = range(2, 10)
+_FIRING = (1, *range(10, 18))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where the two came apart first."""
+
+    game: str
+    where: str
+    """The frame or step, counted from 0, or the reset, and the settings that lead there."""
+    component: str
+    """What differs: RAM, screen, reward, ... or an observation's environment and plane."""
+    ours: str
+    theirs: str
+    registers: str = ""
+    """Registers in the chips that differ as well, at the same moment."""
+
+    def __str__(self) -> str:
+        text = f"{self.game}, {self.where}: {self.component} is {self.ours}, not {self.theirs}"
+        return f"{text}; registers: {self.registers}" if self.registers else text
+
+
+@dataclass
+class Tally:
+    """How much was compared."""
+
+    frames: int = 0
+    resets: int = 0
+    rewards: int = 0
+    """Frames or steps with a reward other than 0."""
+    life_losses: int = 0
+    games_over: int = 0
+
+
+def actions(policy: Policy, rng: np.random.Generator, legal: Sequence[int]) -> Iterator[int]:
+    """Yield actions without end, out of ``legal``.
+
+    Args:
+        policy: Another action in every frame; one for up to 30 frames; mostly FIRE, with or
+            without a direction; one direction for up to 300 frames.
+        rng: Where the choices come from.
+        legal: Numbers of the actions to choose from.
+    """
+    firing = [action for action in legal if action in _FIRING] or list(legal)
+    directions = [action for action in legal if action in _DIRECTIONS] or list(legal)
+    while True:
+        chosen: Sequence[int] = legal
+        longest = 1
+        if policy == "held":
+            longest = 30
+        elif policy == "fire" and rng.random() < 0.75:
+            chosen, longest = firing, 8
+        elif policy == "direction" and rng.random() < 0.75:
+            chosen, longest = directions, 300
+        action = int(rng.choice(chosen))
+        yield from [action] * int(rng.integers(1, longest + 1))
+
+
+def compare_frames(
+    game: str,
+    *,
+    frames: int,
+    seed: int = 0,
+    policy: Policy = "held",
+    repeat_action_probability: float = 0.0,
+    mode: int | None = None,
+    difficulty: int | None = None,
+    longest_game: int = 5000,
+    tally: Tally | None = None,
+) -> Difference | None:
+    """Play ``frames`` frames on our console and on ale-py's; return the first difference.
+
+    RAM, screen, reward, lives, game over and both frame counters are compared after loading, after
+    every reset and after every frame. Actions are chosen from all legal ones.
+
+    Args:
+        game: Name of the game.
+        frames: Frames to play, those of resets aside.
+        seed: Of the actions, and of the repetition of actions.
+        policy: How actions are chosen; see :func:`actions`.
+        repeat_action_probability: Probability that a frame repeats the action before it.
+        mode: Game mode, or the default one.
+        difficulty: Difficulty switches, or both at B.
+        longest_game: Frames after which a game is broken off by a reset.
+        tally: Is added to.
+    """
+    tally = Tally() if tally is None else tally
+    ale = load_ale(game, seed, repeat_action_probability)
+    ours = Console(
+        game,
+        seed=seed,
+        repeat_action_probability=repeat_action_probability,
+        mode=mode,
+        difficulty=difficulty,
+    )
+    chosen = f"seed {seed}, {policy} actions, mode {mode}, difficulty {difficulty}"
+    where = f"after loading ({chosen})"
+    if (found := _compare(game, where, ours, ale)) is not None:
+        return found
+    if mode is not None:
+        ale.setMode(mode)
+    if difficulty is not None:
+        ale.setDifficulty(difficulty)
+    numbers = [int(getattr(action, "value", action)) for action in ale.getLegalActionSet()]
+    stream = actions(policy, np.random.default_rng(seed), numbers)
+    age = 0
+    for frame in range(frames):
+        if frame == 0 or age >= longest_game or ale.game_over():
+            ale.reset_game()
+            ours.reset_game()
+            tally.resets += 1
+            age = 0
+            where = f"reset {tally.resets} before frame {frame} ({chosen})"
+            if (found := _compare(game, where, ours, ale)) is not None:
+                return found
+        action = next(stream)
+        lives = ale.lives()
+        rewards = ours.act(action), int(ale.act(ale_py.Action(action)))
+        age += 1
+        tally.frames += 1
+        tally.rewards += rewards[1] != 0
+        tally.life_losses += ale.lives() < lives
+        tally.games_over += ale.game_over()
+        where = f"frame {frame} ({chosen})"
+        if (found := _compare(game, where, ours, ale, *rewards)) is not None:
+            return found
+    return None
+
+
+def load_ale(game: str, seed: int, repeat_action_probability: float) -> Any:
+    """Return ale-py's console, an ``ALEInterface``, with a game in it."""
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    ale = ale_py.ALEInterface()
+    ale.setInt("random_seed", seed)
+    ale.setFloat("repeat_action_probability", repeat_action_probability)
+    ale.loadROM(_rom_path(game))
+    return ale
+
+
+def _rom_path(game: str) -> Path:
+    path = roms.get_rom_path(game)
+    assert path is not None, "the names of our games are those of ale-py's ROMs"
+    return path
+
+
+def _compare(
+    game: str, where: str, ours: Console, ale: Any, our_reward: int = 0, their_reward: int = 0
+) -> Difference | None:
+    for component, mine, theirs in (
+        ("RAM", ours.ram, ale.getRAM()),
+        ("screen", ours.screen, ale.getScreen()),
+    ):
+        if not np.array_equal(mine, theirs):
+            places = np.argwhere(mine != theirs)
+            place = tuple(int(i) for i in places[0])
+            return Difference(
+                game,
+                where,
+                f"{component} at {place}, the first of {len(places)} bytes,",
+                f"{mine[place]:#04x}",
+                f"{theirs[place]:#04x}",
+                _differing_registers(ours, ale),
+            )
+    for component, one, other in (
+        ("reward", our_reward, their_reward),
+        ("lives", ours.lives, ale.lives()),
+        ("game over", ours.game_over, ale.game_over()),
+        ("frame_number", ours.frame_number, ale.getFrameNumber()),
+        ("episode_frame_number", ours.episode_frame_number, ale.getEpisodeFrameNumber()),
+    ):
+        if one != other:
+            return Difference(game, where, component, str(one), str(other))
+    return None
+
+
+# Where ale-py's serialized state has a register, in 32-bit words after the name of its chip.
+_CHIPS: dict[bytes, dict[str, int]] = {
+    b"M6502Low": {"A": 0, "X": 1, "Y": 2, "SP": 3, "PC": 5},
+    b"M6532": {"timer": 129, "timer_shift": 130},
+    b"TIA": {
+        "VSYNC": 9, "VBLANK": 10, "NUSIZ0": 11, "NUSIZ1": 12, "COLUP0": 13, "COLUP1": 14,
+        "COLUPF": 15, "COLUBK": 16, "CTRLPF": 17, "REFP0": 19, "REFP1": 20, "playfield": 21,
+        "GRP0": 22, "GRP1": 23, "ENAM0": 26, "ENAM1": 27, "ENABL": 28, "HMP0": 30, "HMP1": 31,
+        "HMM0": 32, "HMM1": 33, "HMBL": 34, "VDELP0": 35, "VDELP1": 36, "VDELBL": 37, "RESMP0": 38,
+        "RESMP1": 39, "collisions": 40, "position P0": 41, "position P1": 42, "position M0": 43,
+        "position M1": 44, "position BL": 45,
+    },
+}  # fmt: skip
+# Ours are in the order of the read registers; theirs have bit 7 before bit 6, and CXBLPF but one.
+_COLLISION_BITS = {**{bit: bit ^ 1 for bit in range(12)}, 13: 12, 15: 13, 14: 14}
+_BOOLEANS = {0xFAB1FAB2: 1, 0xBAD1BAD2: 0}
+
+
+def oracle_registers(ale: Any) -> dict[str, int]:
+    """Return what is in ale-py's chips, by the names of :attr:`Console.registers`."""
+    state: bytes = ale.cloneState().serialize()
+    registers = {}
+    for chip, words in _CHIPS.items():
+        start = state.index(struct.pack("<I", len(chip)) + chip) + 4 + len(chip)
+        for name, word in words.items():
+            (value,) = struct.unpack_from("<I", state, start + 4 * word)
+            registers[name] = _BOOLEANS.get(value, value)
+    for name in ("COLUP0", "COLUP1", "COLUPF", "COLUBK"):  # four pixels of the color
+        registers[name] &= 0xFF
+    registers["collisions"] = sum(
+        1 << ours
+        for ours, theirs in _COLLISION_BITS.items()
+        if registers["collisions"] >> theirs & 1
+    )
+    pf1 = registers["playfield"] >> 4 & 0xFF  # ours are in the order of the screen, PF1 is not
+    registers["playfield"] &= ~0xFF0
+    registers["playfield"] |= int(f"{pf1:08b}"[::-1], 2) << 4
+    return registers
+
+
+def _differing_registers(ours: Console, ale: Any) -> str:
+    mine, theirs = ours.registers, oracle_registers(ale)
+    return ", ".join(
+        f"{name} {mine[name]:#x} not {theirs[name]:#x}"
+        for name in theirs
+        if name in mine and mine[name] != theirs[name]
+    )
+
+
+def compare_steps(
+    game: str,
+    settings: AtariSettings,
+    *,
+    steps: int,
+    num_envs: int = 3,
+    seed: int = 0,
+    autoreset: Autoreset = "same_step",
+    num_threads: int = 1,
+    policy: Policy = "held",
+    tally: Tally | None = None,
+) -> Difference | None:
+    """Step our environments and ale-py's ``AtariVectorEnv``; return the first difference.
+
+    Observations, rewards, flags, lives, counters and last observations are compared after every
+    step, and after a partial reset in the middle.
+
+    Args:
+        game: Name of the game.
+        settings: What both are set to; ale-py has no mode, difficulty or RAM observation, and
+            presses FIRE after no lost life.
+        steps: Steps to play.
+        num_envs: Environments on either side.
+        seed: Of the environments and of the actions.
+        autoreset: When the next episode begins.
+        num_threads: Threads on our side.
+        policy: How actions are chosen, one step at a time.
+        tally: Is added to.
+    """
+    tally = Tally() if tally is None else tally
+    settings = dataclasses.replace(settings, fire_after_life_loss=False)
+    ours = Emulator(game, num_envs, settings, autoreset=autoreset, num_threads=num_threads)
+    ale = _vector_interface(game, num_envs, settings, autoreset)
+    everyone = np.arange(num_envs)
+    chosen = f"seed {seed}, {policy} actions, {autoreset}, {settings}"
+    theirs = ale.reset(everyone, everyone + seed)
+    found = _compare_results(game, f"reset ({chosen})", ours.reset(seed=seed), *theirs)
+    if found is not None:
+        return found
+    rng = np.random.default_rng(seed)
+    streams = [actions(policy, rng, range(len(ours.actions))) for _ in everyone]
+    strength = np.ones(num_envs, np.float32)
+    for number in range(steps):
+        where = f"step {number} ({chosen})"
+        if number == steps // 2:
+            mask = everyone % 2 == 0
+            theirs = ale.reset(everyone[mask], np.full(mask.sum(), -1))
+            found = _compare_results(
+                game, f"partial reset before {where}", ours.reset(mask=mask), *theirs
+            )
+            if found is not None:
+                return found
+        choice = np.array([next(stream) for stream in streams])
+        step = ours.step(choice)
+        ale.send(choice, strength)
+        obs, rewards, terminated, truncated, info = ale.recv()
+        flags = {"rewards": rewards, "terminated": terminated, "truncated": truncated}
+        found = _compare_results(game, where, step, obs, info, flags)
+        if found is not None:
+            return found
+        if autoreset == "same_step" and step.ended.any() and "final_obs" not in info:
+            return Difference(game, where, "final_obs", "there", "missing")
+        tally.frames += num_envs * settings.frame_skip
+        tally.rewards += int(np.count_nonzero(rewards))
+        tally.life_losses += int(step.life_lost.sum())
+        tally.games_over += int(step.ended.sum())
+    return None
+
+
+def _vector_interface(
+    game: str, num_envs: int, settings: AtariSettings, autoreset: Autoreset
+) -> Any:
+    height, width = settings.screen_size
+    mode = {"same_step": "SameStep", "next_step": "NextStep"}[autoreset]
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    return ale_py.ALEVectorInterface(
+        rom_path=_rom_path(game),
+        num_envs=num_envs,
+        frame_skip=settings.frame_skip,
+        stack_num=settings.stack_size,
+        img_height=height,
+        img_width=width,
+        grayscale=settings.observation == "gray",
+        maxpool=settings.max_pool,
+        noop_max=settings.noop_max,
+        use_fire_reset=settings.fire_reset,
+        episodic_life=settings.life_loss == "reset",
+        life_loss_info=settings.life_loss == "terminate",
+        reward_clipping=settings.clip_reward,
+        max_episode_steps=settings.max_frames_per_episode,
+        repeat_action_probability=settings.repeat_action_probability,
+        full_action_space=settings.full_action_space,
+        batch_size=0,
+        num_threads=1,
+        thread_affinity_offset=-1,
+        autoreset_mode=mode,
+    )
+
+
+def _compare_results(
+    game: str,
+    where: str,
+    step: Step,
+    obs: Any,
+    info: dict[str, Any],
+    flags: dict[str, Any] | None = None,
+) -> Difference | None:
+    pairs = [("obs", step.obs, obs)]
+    pairs += [
+        (name, getattr(step, name), info[name])
+        for name in ("lives", "frame_number", "episode_frame_number")
+    ]
+    pairs += [(name, getattr(step, name), value) for name, value in (flags or {}).items()]
+    if "final_obs" in info:  # only the rows of episodes that ended are set
+        ended = np.flatnonzero(step.ended)
+        pairs.append(("final_obs", step.final_obs[ended], info["final_obs"][ended]))
+    for name, mine, theirs in pairs:
+        if not np.array_equal(mine, theirs):
+            places = np.argwhere(mine != theirs)
+            place = tuple(int(i) for i in places[0])
+            return Difference(
+                game,
+                where,
+                f"{name} at {place}, the first of {len(places)}",
+                str(mine[place]),
+                str(theirs[place]),
+            )
+    return None
