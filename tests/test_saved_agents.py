@@ -47,7 +47,7 @@ def test_card_is_complete(folder: Path) -> None:
 
     assert folder.name == card.name
     assert card.settings["run"]["seed"] == card.seed
-    assert card.settings["extractor"]["coords"] == card.coords
+    assert card.settings["extractor"].get("coords", "all") == card.coords  # policy_kwargs' default
     assert card.frames == card.agent_steps * card.env.frame_skip > 0
     assert {"python", "torch", "stable-baselines3", "ale-py", "numpy"} <= card.versions.keys()
     by_policy = {result.deterministic: result for result in card.evaluations}
