@@ -4,10 +4,14 @@ What plays them is our own emulator, or ale-py's vector environment, which gives
 slowly and knows fewer settings.
 """
 
+import dataclasses
 import difflib
+import io
+import json
 import re
 import warnings
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import gymnasium
@@ -287,6 +291,62 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
         emulator = self._own_emulator("render")
         return tuple(emulator.screen(i) for i in range(self.num_envs))
 
+    def save(self) -> bytes:
+        """Return the games as bytes, to go on exactly from here with :meth:`restore`.
+
+        That is everything: consoles, random numbers, stacks of observations, statistics.
+
+        Raises:
+            ValueError: If ale-py plays the games: it cannot save them.
+            gymnasium.error.ResetNeeded: Before the first reset.
+
+        Example:
+            >>> envs = AtariVectorEnv("Pong", num_envs=2, emulator="coordrl")
+            >>> _ = envs.reset(seed=0)
+            >>> state = envs.save()
+            >>> gone_on = envs.step([2, 3])[0]
+            >>> _ = envs.restore(state)
+            >>> bool((envs.step([2, 3])[0] == gone_on).all())
+            True
+        """
+        self._require_open()
+        emulator = self._own_emulator("save its games")
+        if not self._was_reset:
+            raise gymnasium.error.ResetNeeded("call reset before save")
+        consoles = {f"console_{i}": state for i, state in enumerate(emulator.save())}
+        arrays = {name: getattr(self, name) for name in _SAVED}
+        return pack_state(self._state_key(), arrays, consoles)
+
+    def restore(self, state: bytes) -> NDArray[np.uint8]:
+        """Go on from where :meth:`save` was called, in this environment or one made like it.
+
+        Args:
+            state: What ``save`` returned.
+
+        Returns:
+            The observations that were the latest then.
+
+        Raises:
+            ValueError: If the state is damaged, or was saved with another game, number of games,
+                settings or autoreset mode. Nothing has changed then.
+        """
+        self._require_open()
+        emulator = self._own_emulator("restore its games")
+        arrays, parts = unpack_state(self._state_key(), state)
+        step = emulator.restore([parts[f"console_{i}"] for i in range(self.num_envs)])
+        for name in _SAVED:
+            setattr(self, name, arrays[name])
+        self._was_reset = True
+        return step.obs
+
+    def _state_key(self) -> dict[str, Any]:
+        return {
+            "game": self.game,
+            "num_envs": self.num_envs,
+            "autoreset_mode": self._autoreset_mode.value,
+            **dataclasses.asdict(self.settings),
+        }
+
     def close_extras(self, **kwargs: Any) -> None:
         """Let go of the games."""
         del self._backend
@@ -375,6 +435,63 @@ def _info(step: Step) -> dict[str, Any]:
         "frame_number": step.frame_number.copy(),
         "episode_frame_number": step.episode_frame_number.copy(),
     }
+
+
+# What an environment knows beside the consoles' states.
+_SAVED = ("_game_ended", "_life_ended", "_started_at", "_reset_frames", "_lives")
+
+
+def pack_state(
+    key: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], parts: Mapping[str, bytes]
+) -> bytes:
+    """Return arrays and byte strings as one, with a key that says what they belong to.
+
+    Example:
+        >>> state = pack_state({"game": "pong"}, {"lives": np.array([3])}, {"console": b"..."})
+        >>> unpack_state({"game": "pong"}, state)
+        ({'lives': array([3])}, {'console': b'...'})
+    """
+    file = io.BytesIO()
+    texts = {"key": json.dumps(key).encode(), **{f"part_{name}": b for name, b in parts.items()}}
+    np.savez(
+        file,
+        allow_pickle=False,
+        **{f"array_{name}": array for name, array in arrays.items()},
+        **{name: np.frombuffer(text, np.uint8) for name, text in texts.items()},
+    )
+    return file.getvalue()
+
+
+def unpack_state(
+    key: Mapping[str, Any], state: bytes
+) -> tuple[dict[str, NDArray[Any]], dict[str, bytes]]:
+    """Return the arrays and byte strings of :func:`pack_state`.
+
+    Raises:
+        ValueError: If the state is damaged or belongs to something else than ``key`` says.
+    """
+    try:
+        with np.load(io.BytesIO(state), allow_pickle=False) as file:
+            contents = {name: file[name] for name in file.files}
+        found = json.loads(contents.pop("key").tobytes())
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"the saved games are damaged or something else: {error}") from error
+    for name, value in json.loads(json.dumps(key)).items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"the games were saved with {name}={found.get(name)!r}, here it is {value!r}"
+            )
+    arrays = {
+        name.removeprefix("array_"): array
+        for name, array in contents.items()
+        if name.startswith("array_")
+    }
+    parts = {
+        name.removeprefix("part_"): array.tobytes()
+        for name, array in contents.items()
+        if name.startswith("part_")
+    }
+    return arrays, parts
 
 
 class _Backend(Protocol):

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from torch import Tensor
 
 from coordrl.config import AtariSettings
-from coordrl.envs import AtariVectorEnv
+from coordrl.envs import AtariVectorEnv, pack_state, unpack_state
 
 
 class TorchStep(NamedTuple):
@@ -164,6 +164,43 @@ class VectorEnvAdapter(VecEnv):
         episode["t"] = round(now - float(self._started_at[i]), 6)
         self._started_at[i] = now
         return episode
+
+    def save(self) -> bytes:
+        """Return the environments as bytes, to go on exactly from here with :meth:`restore`.
+
+        Raises:
+            ValueError: If the environments cannot be saved.
+        """
+        save = getattr(self.envs, "save", None)
+        if save is None:
+            raise ValueError(f"{self.envs} cannot be saved: it has no method save")
+        arrays = {
+            "episode_return": self._episode_return,
+            "episode_length": self._episode_length,
+            "elapsed": time.time() - self._started_at,
+        }
+        return pack_state({"num_envs": self.num_envs}, arrays, {"envs": save()})
+
+    def restore(self, state: bytes) -> VecEnvObs:
+        """Go on from where :meth:`save` was called.
+
+        A model whose training goes on has to be given what is returned, as its ``_last_obs``.
+
+        Returns:
+            The observations that were the latest then.
+
+        Raises:
+            ValueError: If the state is damaged or does not belong to these environments.
+        """
+        restore = getattr(self.envs, "restore", None)
+        if restore is None:
+            raise ValueError(f"{self.envs} cannot be restored: it has no method restore")
+        arrays, parts = unpack_state({"num_envs": self.num_envs}, state)
+        obs: VecEnvObs = restore(parts["envs"])
+        self._episode_return = arrays["episode_return"]
+        self._episode_length = arrays["episode_length"]
+        self._started_at = time.time() - arrays["elapsed"]
+        return obs
 
     def close(self) -> None:
         """Close the environments."""

@@ -571,6 +571,65 @@ def test_modes_and_difficulties_change_the_game() -> None:
     assert len(set(pictures.values())) == 3
 
 
+@MODES
+def test_restored_games_go_on_as_the_saved_ones_did(mode: AutoresetMode) -> None:
+    settings = AtariSettings(repeat_action_probability=0.25, max_frames_per_episode=402)
+    games_ended = 0
+    with (
+        playing("breakout", 3, settings, autoreset_mode=mode) as envs,
+        playing("breakout", 3, settings, autoreset_mode=mode) as restored,
+    ):
+        envs.reset(seed=4)
+        actions = random_actions(envs, 330)
+        saved_at = 0
+        for step, chosen in enumerate(actions):
+            obs, *_, info = envs.step(chosen)
+            # Also where the next step is between two lives or two games.
+            if "_game" in info or step == 50:
+                state, saved_at = envs.save(), step
+                assert_array_equal(restored.restore(state), obs)
+                assert_array_equal(restored.lives, envs.lives)
+                break
+        for chosen in actions[saved_at + 1 :]:
+            expected = envs.step(chosen)
+            games_ended += "game" in expected[-1]
+            assert_same(restored.step(chosen), expected)
+        assert_same(restored.reset(), envs.reset())
+    assert games_ended > 1
+
+
+def test_states_of_other_environments_and_damaged_ones_are_refused() -> None:
+    with playing("breakout", 2) as envs:
+        with pytest.raises(gymnasium.error.ResetNeeded, match="call reset before save"):
+            envs.save()
+        envs.reset(seed=0)
+        state = envs.save()
+        others: list[tuple[dict[str, Any], str]] = [
+            ({"game": "pong"}, "saved with game='breakout', here it is 'pong'"),
+            ({"num_envs": 3}, "saved with num_envs=2, here it is 3"),
+            ({"settings": AtariSettings(noop_max=0)}, "saved with noop_max=30, here it is 0"),
+            ({"autoreset_mode": NEXT_STEP}, "autoreset_mode='SameStep', here it is 'NextStep'"),
+        ]
+        for arguments, message in others:
+            with (
+                playing(**{"game": "breakout", "num_envs": 2, **arguments}) as other,
+                pytest.raises(ValueError, match=message),
+            ):
+                other.restore(state)
+        before = envs.step([0, 0])[4]["frame_number"]
+        middle = len(state) // 2
+        for damaged in (
+            b"",
+            b"some text",
+            state[:-100],
+            state[:middle],
+            state[:middle] + bytes([state[middle] ^ 1]) + state[middle + 1 :],
+        ):
+            with pytest.raises(ValueError, match="damaged or something else"):
+                envs.restore(damaged)
+        assert_array_equal(envs.step([0, 0])[4]["frame_number"], before + 4)
+
+
 def test_render_shows_the_screen() -> None:
     settings = replace(
         PLAIN, observation="rgb", screen_size=(210, 160), max_pool=False, stack_size=1
@@ -700,6 +759,15 @@ def test_what_ale_py_lacks_is_named(
 ) -> None:
     with pytest.raises(ValueError, match="emulator='ale' " + message):
         AtariVectorEnv("breakout", 1, replace(PLAIN, **settings), emulator="ale", **arguments)
+
+
+def test_ale_py_cannot_save() -> None:
+    with playing("pong", 1, emulator="ale") as envs:
+        envs.reset(seed=0)
+        with pytest.raises(ValueError, match="cannot save its games; emulator='coordrl' can"):
+            envs.save()
+        with pytest.raises(ValueError, match="cannot restore its games; emulator='coordrl' can"):
+            envs.restore(b"")
 
 
 def test_without_a_compiled_emulator_ale_py_plays_and_says_why(

@@ -413,3 +413,38 @@ def test_vec_monitor_counts_lives_where_the_adapter_counts_games(
             assert infos[i]["episode"]["r"] == points[i]
             assert infos[i]["episode"]["l"] == lengths[i]
             points[i] = lengths[i] = 0
+
+
+def test_restored_environments_go_on_with_their_statistics() -> None:
+    settings = AtariSettings(max_frames_per_episode=200)
+    ours, theirs = (make_sb3_env("Breakout", 2, settings, seed=seed) for seed in (0, 1))
+    ours.reset()
+    actions = np.random.default_rng(0).integers(4, size=(130, 2))
+    for chosen in actions[:30]:
+        obs = ours.step(chosen)[0]
+    assert_array_equal(theirs.restore(ours.save()), obs)
+    episodes = []
+    for chosen in actions[30:]:
+        *arrays, infos = ours.step(chosen)
+        *expected, expected_infos = theirs.step(chosen)
+        for array, other in zip(arrays, expected, strict=True):
+            assert_array_equal(array, other)
+        for info, other_info in zip(infos, expected_infos, strict=True):
+            assert info.keys() == other_info.keys()
+            if "episode" in info:
+                seconds, other_seconds = (each["episode"].pop("t") for each in (info, other_info))
+                assert seconds == pytest.approx(other_seconds, abs=0.5)
+                assert info["episode"] == other_info["episode"]
+                episodes.append(info["episode"])
+    assert len(episodes) > 3
+    assert episodes[0]["l"] == 50
+    for envs in (ours, theirs):
+        envs.close()
+
+
+def test_environments_without_save_are_named() -> None:
+    envs = VectorEnvAdapter(Counting())
+    with pytest.raises(ValueError, match=r"Counting.* cannot be saved: it has no method save"):
+        envs.save()
+    with pytest.raises(ValueError, match="cannot be restored: it has no method restore"):
+        envs.restore(b"")
