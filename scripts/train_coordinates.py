@@ -62,12 +62,15 @@ class Arguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, args=argv)
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    has_gpu = torch.cuda.is_available()
+    device = ("cuda" if has_gpu else "cpu") if arguments.device == "auto" else arguments.device
     try:
+        if device == "cuda" and not has_gpu:
+            raise SettingsError("--device cuda: PyTorch finds no GPU; leave it out or take cpu")
+        if arguments.threads is not None:
+            if arguments.threads < 1:
+                raise SettingsError(f"--threads must be at least 1, got {arguments.threads}")
+            torch.set_num_threads(arguments.threads)
         overrides = [parse_override(text) for text in arguments.set]
         if arguments.max_seconds is not None and arguments.table is None:
             overrides.append(

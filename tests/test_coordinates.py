@@ -555,9 +555,12 @@ def test_a_keyword_that_the_network_lacks_is_named() -> None:
 
 def test_a_table_of_no_task_is_named(tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
-    path.write_text("[classify.coordconv]\n")
-    with pytest.raises(SettingsError, match=r"expects tables .* got 'classify'"):
-        load_coordinate_settings(path, "classification", "coordconv", "uniform")
+    for text, got in (("[classify.coordconv]", "classify"), ("[rendering.coord]", "coord")):
+        path.write_text(text)
+        with pytest.raises(SettingsError, match=rf"expects tables .* got '{got}'"):
+            load_coordinate_settings(path, "classification", "coordconv", "uniform")
+    with pytest.raises(SettingsError, match="cannot be read as a settings file"):
+        load_coordinate_settings(tmp_path / "none", "classification", "coordconv", "uniform")
 
 
 # Analysis
@@ -810,6 +813,8 @@ def test_the_script_trains_seeds_and_writes_record_and_figure(
     [
         (["--set", "training.epoch=3"], "unknown key 'training.epoch'"),
         (["--model", "conv", "--sweep"], "no table [classification.conv.sweep]"),
+        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
     ],
 )
 def test_the_script_names_what_does_not_fit(

@@ -7,7 +7,6 @@ stopped goes on.
 import dataclasses
 import itertools
 import json
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from coordrl.coordinates.training import (
     Run,
     RunResult,
     load_coordinate_settings,
+    read_table,
 )
 from coordrl.runs import SETTINGS_FILE, Progress, StopRequest, atomic_file, open_run
 
@@ -70,6 +70,8 @@ class Experiments:
 
         Writes ``<name>.json`` and the figure of the learning curves, or of the grid, to ``report``.
         """
+        if seeds < 1:
+            raise SettingsError(f"--seeds must be at least 1, got {seeds}")
         points = sweep_points(self.config, task, model) if sweep else [()]
         results = []
         for point, seed in itertools.product(points, range(seeds)):
@@ -264,8 +266,7 @@ def sweep_points(config: Path, task: TaskName, model: Model) -> list[tuple[Overr
     Raises:
         SettingsError: If there is no such table.
     """
-    document = tomllib.loads(config.read_text(encoding="utf-8"))
-    grid = document.get(task, {}).get(model, {}).get("sweep")
+    grid = read_table(config, task, model).get("sweep")
     if not grid:
         raise SettingsError(f"{config} has no table [{task}.{model}.sweep]")
     source = f"{config}, [{task}.{model}.sweep]"

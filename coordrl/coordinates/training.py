@@ -146,17 +146,25 @@ def load_coordinate_settings(
     chosen = {"task": task, "model": model, "split": split}
     fixed = tuple(Override(key, value, "the command line") for key, value in chosen.items())
     keywords = accepted_keywords(network_class(task, model, split), without={"canvas_size"})
+    table = {} if path is None else read_table(path, task, model)
+    own = [
+        Override(key, value, f"{path}, [{task}.{model}]")
+        for key, value in table.items()
+        if key != "sweep"  # which is about many runs
+    ]
     return load_settings(
         CoordinateSettings,
-        overrides=(*_table_of(path, task, model), *overrides, *fixed),
+        overrides=(*own, *overrides, *fixed),
         keywords={"network": keywords},
     )
 
 
-def _table_of(path: Path | None, task: TaskName, model: Model) -> list[Override]:
-    """Return the settings of the file's table for a task and a model, by their full names."""
-    if path is None:
-        return []
+def read_table(path: Path, task: TaskName, model: Model) -> dict[str, Any]:
+    """Return the file's table ``[<task>.<model>]``, empty if it has none.
+
+    Raises:
+        SettingsError: If the file cannot be read or holds anything but such tables.
+    """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -167,16 +175,14 @@ def _table_of(path: Path | None, task: TaskName, model: Model) -> list[Override]
                 f"{path}: expects tables [<task>.<model>] of the tasks"
                 f" {', '.join(get_args(TaskName))}, got {name!r}"
             )
-        for inner in tables:
-            if inner not in get_args(Model):
+        for inner, table in tables.items():
+            if inner not in get_args(Model) or not isinstance(table, dict):
                 raise SettingsError(
                     f"{path}: [{name}] expects tables of the models"
                     f" {', '.join(get_args(Model))}, got {inner!r}"
                 )
-    source = f"{path}, [{task}.{model}]"
-    table = document.get(task, {}).get(model, {})
-    # A sweep is no setting of a run.
-    return [Override(key, value, source) for key, value in table.items() if key != "sweep"]
+    found: dict[str, Any] = document.get(task, {}).get(model, {})
+    return found
 
 
 @dataclass(frozen=True)
