@@ -24,6 +24,11 @@ def card_of(folder: Path) -> AgentCard:
     return card
 
 
+def test_pong_comes_with_and_without_coordinates() -> None:
+    cards = [card_of(folder) for folder in FOLDERS]
+    assert {card.coords for card in cards if card.game == "Pong"} >= {"all", "none"}
+
+
 @EVERY_AGENT
 def test_opens_both_ways_as_the_same_agent(folder: Path) -> None:
     safe = load_agent(folder)
