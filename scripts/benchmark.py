@@ -233,7 +233,7 @@ class Concatenating(nn.Module):
 
 @dataclass(frozen=True)
 class Layers(Benchmark):
-    """CoordConv by concatenation and ours, as ratios to the plain convolution of the same shape.
+    """CoordConv by concatenation, ours and CoordBias, as ratios to the plain convolution.
 
     Forward computes the coordinate map, as in training; without gradient it is remembered.
     """
@@ -274,6 +274,10 @@ class Layers(Benchmark):
             "plain": case.plain(*case.channels, **case.arguments),
             "concatenating": Concatenating(case),
             "ours": case.ours(*case.channels, **case.arguments),
+            "coord bias": nn.Sequential(
+                case.plain(*case.channels, **case.arguments),
+                coordrl.CoordBias(case.channels[1], len(case.size)),
+            ),
         }
         x = torch.randn(case.batch, case.channels[0], *case.size)
         if channels_last:
@@ -303,7 +307,7 @@ class Layers(Benchmark):
         )
         row: Row = {"forward ms": round(min(costs["forward, plain"]) * 1000, 2)}
         for mode in modes:
-            for name in ("concatenating", "ours"):
+            for name in ("concatenating", "ours", "coord bias"):
                 row[f"{mode}: {name}"] = Ratio.of(costs[f"{mode}, {name}"], costs[f"{mode}, plain"])
         return row
 

@@ -663,6 +663,24 @@ def test_channels_last_is_kept(needs_grad: bool) -> None:
         assert_close(y, layer(x))
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradients_are_the_textbooks_in_either_layout(memory_format: torch.memory_format) -> None:
+    layer = CoordConv2d(3, 8, 3, padding=1)
+    textbook = Textbook(nn.Conv2d, 3, 8, axes=2, with_r=False, kernel_size=3, padding=1)
+    textbook.convolution.load_state_dict(layer.state_dict())
+    layer.to(memory_format=memory_format)  # type: ignore[call-overload]
+    x = torch.randn(5, 3, 9, 7).contiguous(memory_format=memory_format)
+    y = layer(x)
+    weights = torch.randn_like(y)  # in the layout of y
+
+    (y * weights).sum().backward()
+    (textbook(x) * weights).sum().backward()
+
+    assert y.is_contiguous(memory_format=memory_format)
+    for ours, theirs in zip(layer.parameters(), textbook.parameters(), strict=True):
+        assert_close(ours.grad, theirs.grad)
+
+
 def root_mean_square(error: Tensor) -> float:
     return error.square().mean().sqrt().item()
 
@@ -719,6 +737,9 @@ def test_compiles_into_one_graph() -> None:
 
 
 @pytest.mark.slow
+# Inductor builds its own operators by means that torch deprecates.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @EVERY_LAYER
 def test_compiles_with_inductor(ours: type[nn.Module], textbook: type[nn.Module]) -> None:
     layer = ours(2, 3, 3, stride=2, groups=1, with_r=True)

@@ -224,8 +224,7 @@ class _CoordConv(_ConvNd):
             self._remembered = remembered
         coord_map = remembered.maps.get(place)
         if coord_map is None:
-            # A tensor made in inference mode could not take part in autograd later.
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.no_grad():
                 coord_map = self._compute_map(coord_weight, place, out_shape)
             _keep(remembered.maps, place, coord_map)
         return coord_map
@@ -278,6 +277,7 @@ class _CoordConv(_ConvNd):
         rows = self.num_coords * taps
         if rows * out_shape[-self.axes :].numel() > _MAX_BASIS:
             return None
+        # A tensor made in inference mode could not take part in autograd later.
         with torch.inference_mode(False), torch.no_grad(), _no_autocast(place.device):
             one_each = torch.eye(taps, device=place.device, dtype=place.dtype)
             one_each = one_each.view(taps, 1, *self.kernel_size)
