@@ -5,7 +5,7 @@
 //
 // Only pictures that are observed are drawn, into memory that the caller lends for one step. An
 // environment keeps none, but can draw those of its last frames again (`replay`), which it does
-// when a step ends early. A frame that stops before the picture is full is another matter: it goes
+// when a step ends early. A frame that stops before its picture is full is another matter: it goes
 // on showing what was drawn before, for as long as that takes. From such a frame on the environment
 // keeps its pictures in an album, and draws every frame, until two frames in a row are whole.
 #pragma once
@@ -122,6 +122,8 @@ COORDRL_HD inline void open_album(Environment& environment, const StepSetup& set
                  picture_bytes(setup));
     }
     show_frame<true>(scene, setup.setup, history.actions[i], album.canvas);
+    const bool last = i == history.frames - 1;  // the one that is not whole
+    if (!last) blacken_rest(scene, setup.setup.machine, album.canvas);
   }
 }
 
@@ -149,8 +151,11 @@ COORDRL_HD inline i32 play_frame(Environment& environment, const StepSetup& setu
   const i32 reward = kept || draw
                          ? act<true>(play, environment.random, setup.setup, action, canvas)
                          : act<false>(play, environment.random, setup.setup, action, canvas);
-  if (!kept && play.whole_frames == 0 && setup.observation != Observation::kRam) {
+  if (kept || setup.observation == Observation::kRam) return reward;
+  if (play.whole_frames == 0) {
     open_album(environment, setup, step, albums);
+  } else if (draw) {
+    blacken_rest(play, setup.setup.machine, canvas);
   }
   return reward;
 }
@@ -321,7 +326,12 @@ COORDRL_HD inline void show_step(Environment& environment, const StepSetup& setu
     const Album album = albums.at(environment.album);
     copy_bytes(album.last, last, picture_bytes(setup));
     if (pooling) copy_bytes(album.last_but_one, last_but_one, picture_bytes(setup));
-    if (play.whole_frames >= 2) close_album(environment, albums);
+    if (play.whole_frames >= 2) {
+      close_album(environment, albums);
+    } else if (!play.console.tia.partial &&
+               is_rest_black(play, setup.setup.machine, canvas)) {
+      play.black_from = play.console.tia.drawn;
+    }
   }
 }
 

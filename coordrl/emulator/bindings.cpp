@@ -422,7 +422,7 @@ class Shelf {
   static bool same_beginning(const FreshGame& a, const FreshGame& b) {
     const auto state = [](const Play& play) {
       return std::vector<i32>{play.picture, play.last_action, play.frame_number,
-                              play.episode_frame_number, play.whole_frames};
+                              play.episode_frame_number, play.whole_frames, play.black_from};
     };
     return same_bytes(a.play.console, b.play.console) && same_bytes(a.play.score, b.play.score) &&
            state(a.play) == state(b.play) && a.draws == b.draws &&
@@ -766,6 +766,8 @@ void reduce_pictures(Array<const u8> pictures, Array<const u8> intensity, Array<
 NB_MODULE(_native, module) {
   using namespace coordrl;
   module.doc() = "The compiled part of coordrl.emulator; use that.";
+  // Python does not clear every global name at its end; an emulator in one is no mistake.
+  nb::set_leak_warnings(false);
 
   nb::class_<Settings>(module, "Settings")
       .def(nb::init<>())

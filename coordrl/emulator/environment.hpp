@@ -65,7 +65,8 @@ struct Play : Scene {
   u8 last_action;            // what a repeated frame repeats
   i32 frame_number;          // frames since the game was loaded
   i32 episode_frame_number;  // frames of this game; a reset that presses SELECT counts, too
-  i32 whole_frames;          // frames in a row that filled the picture, up to this one
+  i32 whole_frames;          // frames in a row that are whole pictures, up to this one
+  i32 black_from;            // color clock from which on both pictures are black
   History history;
 };
 static_assert(__is_trivially_copyable(Play), "games move between devices as bytes");
@@ -142,9 +143,39 @@ COORDRL_HD COORDRL_NOINLINE inline void show_frame(Scene& scene, const Setup& se
   }
 }
 
-/// True if the last frame drew every line of its picture, so that nothing older shows in it.
-COORDRL_HD inline bool is_whole(const Console& console) {
-  return !console.tia.incomplete && !console.tia.partial;
+/// Rows of the picture that the last frame reached, if it stopped between two; else all of them.
+COORDRL_HD inline i32 rows_reached(const Tia& tia, const Machine& machine) {
+  const i32 clocks = tia.drawn - tia.first_clock;
+  const bool between = clocks % kLineClocks <= kBlankClocks;
+  return tia.incomplete && between ? clocks / kLineClocks : machine.height;
+}
+
+/// True if nothing older shows in the last frame: it reached the end of its picture, or a row below
+/// which there never was anything but black.
+COORDRL_HD inline bool is_whole(const Play& play, const Machine& machine) {
+  const Tia& tia = play.console.tia;
+  if (tia.partial) return false;
+  if (!tia.incomplete) return true;
+  return tia.drawn >= play.black_from && rows_reached(tia, machine) < machine.height;
+}
+
+/// Completes the picture of a whole frame that stopped early.
+COORDRL_HD inline void blacken_rest(const Scene& scene, const Machine& machine,
+                                    const Canvas& canvas) {
+  const i32 rows = rows_reached(scene.console.tia, machine);
+  u8* const picture = canvas.picture[scene.picture];
+  for (i32 i = rows * kWidth; i < machine.height * kWidth; ++i) picture[i] = 0;
+}
+
+/// True if the last frame stopped above a row from which on both pictures are black.
+COORDRL_HD inline bool is_rest_black(const Scene& scene, const Machine& machine,
+                                     const Canvas& canvas) {
+  const i32 rows = rows_reached(scene.console.tia, machine);
+  u8 any = 0;
+  for (i32 i = rows * kWidth; i < machine.height * kWidth; ++i) {
+    any |= canvas.picture[0][i] | canvas.picture[1][i];
+  }
+  return rows < machine.height && any == 0;
 }
 
 template <bool kDraw>
@@ -153,7 +184,8 @@ COORDRL_HD inline void run_frame(Play& play, const Setup& setup, u8 action, cons
   if (history.frames - history.split == setup.scene_frames) turn_page(play);
   history.actions[history.frames++] = action;
   show_frame<kDraw>(play, setup, action, canvas);
-  play.whole_frames = is_whole(play.console) ? play.whole_frames + 1 : 0;
+  if (play.console.tia.drawn > play.black_from) play.black_from = play.console.tia.drawn;
+  play.whole_frames = is_whole(play, setup.machine) ? play.whole_frames + 1 : 0;
 }
 
 COORDRL_HD inline Memory memory(const Play& play, const Setup& setup) {
@@ -253,6 +285,7 @@ COORDRL_HD inline void reset_game(Play& play, Mt19937& random, const Setup& setu
   }
   play.picture = 0;
   play.whole_frames = 0;
+  play.black_from = 0;
   begin_history(play);
 
   Opening<kDraw> opening{play, random, setup, canvas, kPatience};
@@ -281,7 +314,7 @@ COORDRL_HD inline void load(Play& play, Mt19937& random, const Setup& setup,
 }
 
 /// Runs the frames since the older scene of the history again, up to `frames` of them, and draws
-/// those from `drawn` on. Returns the picture that the last one is in.
+/// those from `drawn` on, which must be whole. Returns the picture that the last one is in.
 COORDRL_HD inline u8 replay(const Play& play, const Setup& setup, i32 frames, i32 drawn,
                             const Canvas& canvas) {
   const History& history = play.history;
@@ -291,6 +324,7 @@ COORDRL_HD inline u8 replay(const Play& play, const Setup& setup, i32 frames, i3
       show_frame<false>(scene, setup, history.actions[i], canvas);
     } else {
       show_frame<true>(scene, setup, history.actions[i], canvas);
+      blacken_rest(scene, setup.machine, canvas);
     }
   }
   return scene.picture;

@@ -77,6 +77,7 @@ COORDRL_HD inline bool is_possible(const Environment& environment, const Setup& 
   return is_possible(static_cast<const Scene&>(play), setup.machine) && is_possible(play.score) &&
          play.last_action < kNumActions && is_within(play.frame_number, 0, kFar) &&
          is_within(play.episode_frame_number, 0, kFar) && is_within(play.whole_frames, 0, kFar) &&
+         is_within(play.black_from, 0, kFar) &&
          is_possible(play.history, setup) && is_within(environment.random.next, 0, 623) &&
          is_within(environment.idle_random.next, 0, 623) &&
          is_within(environment.lives, -kFar, kFar) && is_within(environment.elapsed, 0, kFar) &&
