@@ -128,7 +128,13 @@ COORDRL_HD inline i32 instruction_length(u8 opcode) {
   }
 }
 
-constexpr i32 kNoWait = -1;
+/// What is done to a byte in memory.
+enum Operation : u8 {
+  kAsl, kLsr, kRol, kRor, kInc, kDec,
+  kSlo, kRla, kSre, kRra, kDcp, kIsb,  // undocumented
+};
+
+constexpr i32 kNoWait = -1;  // of a branch that no loop around the timer uses
 
 /// The chip while it runs: registers unpacked, so that the compiler keeps them in its own.
 ///
@@ -281,6 +287,12 @@ struct Processor {
   // What is done with it. -------------------------------------------------------------------------
 
   COORDRL_HD COORDRL_INLINE void load(u8& reg, u8 value) { nz = reg = value; }
+  COORDRL_HD COORDRL_INLINE void lda(u8 value) { load(a, value); }
+  COORDRL_HD COORDRL_INLINE void ldx(u8 value) { load(x, value); }
+  COORDRL_HD COORDRL_INLINE void ldy(u8 value) { load(y, value); }
+  COORDRL_HD COORDRL_INLINE void and_(u8 value) { load(a, a & value); }
+  COORDRL_HD COORDRL_INLINE void ora(u8 value) { load(a, a | value); }
+  COORDRL_HD COORDRL_INLINE void eor(u8 value) { load(a, a ^ value); }
 
   COORDRL_HD COORDRL_INLINE void finish(const Arithmetic& sum) {
     nz = a = sum.result;
@@ -298,88 +310,114 @@ struct Processor {
     carry = reg >= value;
     nz = u8(reg - value);
   }
+  COORDRL_HD COORDRL_INLINE void cmp(u8 value) { compare(a, value); }
+  COORDRL_HD COORDRL_INLINE void cpx(u8 value) { compare(x, value); }
+  COORDRL_HD COORDRL_INLINE void cpy(u8 value) { compare(y, value); }
   COORDRL_HD COORDRL_INLINE void bit(u8 value) {
     overflow = value & 0x40;
     nz = ((a & value) != 0) | (u32(value & 0x80) << 1);
   }
 
-  COORDRL_HD COORDRL_INLINE u8 asl(u8 value) {
-    carry = value & 0x80;
-    nz = u8(value << 1);
-    return u8(nz);
-  }
-  COORDRL_HD COORDRL_INLINE u8 lsr(u8 value) {
-    carry = value & 1;
-    nz = u8(value >> 1);
-    return u8(nz);
-  }
-  COORDRL_HD COORDRL_INLINE u8 rol(u8 value) {
-    nz = u8(value << 1 | carry);
-    carry = value & 0x80;
-    return u8(nz);
-  }
-  COORDRL_HD COORDRL_INLINE u8 ror(u8 value) {
-    nz = u8(value >> 1 | carry << 7);
-    carry = value & 1;
-    return u8(nz);
-  }
-  COORDRL_HD COORDRL_INLINE u8 inc(u8 value) {
-    nz = u8(value + 1);
-    return u8(nz);
-  }
-  COORDRL_HD COORDRL_INLINE u8 dec(u8 value) {
-    nz = u8(value - 1);
-    return u8(nz);
-  }
-
-  // Undocumented: a shift or count in memory, then an operation of the accumulator with it.
-  COORDRL_HD COORDRL_INLINE u8 slo(u8 value) {
-    value = asl(value);
-    nz = a |= value;
-    return value;
-  }
-  COORDRL_HD COORDRL_INLINE u8 rla(u8 value) {
-    value = rol(value);
-    nz = a &= value;
-    return value;
-  }
-  COORDRL_HD COORDRL_INLINE u8 sre(u8 value) {
-    value = lsr(value);
-    nz = a ^= value;
-    return value;
-  }
-  COORDRL_HD COORDRL_INLINE u8 rra(u8 value) {
-    value = ror(value);
-    adc(value);
-    return value;
-  }
-  COORDRL_HD COORDRL_INLINE u8 dcp(u8 value) {
-    compare(a, --value);
-    return value;
-  }
-  COORDRL_HD COORDRL_INLINE u8 isb(u8 value) {
-    sbc(++value);
-    return value;
+  /// Shifts, counts, and the undocumented operations that do one of them in memory and go on with
+  /// the accumulator.
+  COORDRL_HD COORDRL_INLINE u8 apply(Operation operation, u8 value) {
+    switch (operation) {
+      case kAsl:
+        carry = value & 0x80;
+        nz = value = u8(value << 1);
+        return value;
+      case kLsr:
+        carry = value & 1;
+        nz = value = u8(value >> 1);
+        return value;
+      case kRol: {
+        const u8 rotated = u8(value << 1 | carry);
+        carry = value & 0x80;
+        nz = rotated;
+        return rotated;
+      }
+      case kRor: {
+        const u8 rotated = u8(value >> 1 | carry << 7);
+        carry = value & 1;
+        nz = rotated;
+        return rotated;
+      }
+      case kInc:
+        nz = ++value;
+        return value;
+      case kDec:
+        nz = --value;
+        return value;
+      case kSlo:
+        value = apply(kAsl, value);
+        ora(value);
+        return value;
+      case kRla:
+        value = apply(kRol, value);
+        and_(value);
+        return value;
+      case kSre:
+        value = apply(kLsr, value);
+        eor(value);
+        return value;
+      case kRra:
+        value = apply(kRor, value);
+        adc(value);
+        return value;
+      case kDcp:
+        cmp(--value);
+        return value;
+      default:  // kIsb
+        sbc(++value);
+        return value;
+    }
   }
 
   /// Read, change, write, at one moment.
-  template <u8 (Processor::*operation)(u8)>
-  COORDRL_HD COORDRL_INLINE void modify_zero_page(u8 address) {
-    bus.write_zero_page(address, (this->*operation)(bus.read_zero_page(address, operand())));
+  COORDRL_HD COORDRL_INLINE void modify_zero_page(Operation operation, u8 address) {
+    bus.write_zero_page(address, apply(operation, bus.read_zero_page(address, operand())));
   }
-  template <u8 (Processor::*operation)(u8)>
-  COORDRL_HD COORDRL_INLINE void modify(u16 address, u8 floating) {
-    bus.write(address, (this->*operation)(bus.read(address, floating)));
+  COORDRL_HD COORDRL_INLINE void modify(Operation operation, u16 address, u8 floating) {
+    bus.write(address, apply(operation, bus.read(address, floating)));
   }
-  template <u8 (Processor::*operation)(u8)>
-  COORDRL_HD COORDRL_INLINE void modify_indexed_indirect() {
+  COORDRL_HD COORDRL_INLINE void modify(Operation operation, u16 address) {
+    modify(operation, address, operand_high());
+  }
+  COORDRL_HD COORDRL_INLINE void modify_indexed_indirect(Operation operation) {
     const u16 address = indexed_indirect(8);
-    modify<operation>(address, u8(address >> 8));
+    modify(operation, address, u8(address >> 8));
   }
-  template <u8 (Processor::*operation)(u8)>
-  COORDRL_HD COORDRL_INLINE void modify_indirect_indexed() {
+  COORDRL_HD COORDRL_INLINE void modify_indirect_indexed(Operation operation) {
     const u16 address = indirect_indexed(8);
-    modify<operation>(address, u8(u16(address - y) >> 8));
+    modify(operation, address, u8(u16(address - y) >> 8));
+  }
+  COORDRL_HD COORDRL_INLINE void shift_a(Operation operation) {
+    step(1, 2);
+    a = apply(operation, a);
+  }
+  COORDRL_HD COORDRL_INLINE void count(u8& reg, Operation operation) {
+    step(1, 2);
+    reg = apply(operation, reg);
+  }
+
+  COORDRL_HD COORDRL_INLINE void store_zero_page(u8 address, u8 value) {
+    bus.write_zero_page(address, value);
+  }
+  COORDRL_HD COORDRL_INLINE void store(u16 address, u8 value) { bus.write(address, value); }
+
+  COORDRL_HD COORDRL_INLINE void nop() { step(1, 2); }
+  COORDRL_HD COORDRL_INLINE void flag(bool& flag, bool value) {
+    step(1, 2);
+    flag = value;
+  }
+  COORDRL_HD COORDRL_INLINE void transfer(u8 from, u8& to) {
+    step(1, 2);
+    load(to, from);
+  }
+  /// TXS is the one transfer that leaves the flags alone.
+  COORDRL_HD COORDRL_INLINE void txs() {
+    step(1, 2);
+    s = x;
   }
 
   /// Undocumented stores of SHA, SHX, SHY and SHS: the value and one more than the address's page.
@@ -387,10 +425,26 @@ struct Processor {
     bus.write(address, u8(value & ((address >> 8) + 1)));
   }
 
-  /// Undocumented ANC and ARR.
+  COORDRL_HD COORDRL_INLINE void shs(u16 address) {
+    s = a & x;
+    store_and_page(address, s);
+  }
+
+  // Other undocumented ones. ANE and LXA mix the accumulator with a constant that varies from chip
+  // to chip; the oracle's is $EE.
+  COORDRL_HD COORDRL_INLINE void lax(u8 value) { load(a, x = value); }
+  COORDRL_HD COORDRL_INLINE void las(u8 value) { lax(s = s & value); }
+  COORDRL_HD COORDRL_INLINE void ane(u8 value) { load(a, (a | 0xEE) & x & value); }
+  COORDRL_HD COORDRL_INLINE void lxa(u8 value) { lax((a | 0xEE) & value); }
   COORDRL_HD COORDRL_INLINE void anc(u8 value) {
-    nz = a &= value;
+    and_(value);
     carry = negative();
+  }
+  COORDRL_HD COORDRL_INLINE void asr(u8 value) { a = apply(kLsr, a & value); }
+  COORDRL_HD COORDRL_INLINE void sbx(u8 value) {
+    const u8 both = a & x;
+    compare(both, value);
+    x = u8(both - value);
   }
   COORDRL_HD inline void arr(u8 value) {
     const u8 both = a & value;
@@ -407,6 +461,7 @@ struct Processor {
     carry = both + (both & 0x10) >= 0x60;
     if (carry) a = u8(a + 0x60);
   }
+  COORDRL_HD COORDRL_INLINE void jam() { bus.jam(); }
 
   // Stack and jumps. ------------------------------------------------------------------------------
 
@@ -421,13 +476,29 @@ struct Processor {
     return bus.read_stack(s, floating);
   }
 
+  COORDRL_HD COORDRL_INLINE void pha() {
+    step(1, 3);
+    push(a, true);
+  }
+  COORDRL_HD COORDRL_INLINE void php() {
+    step(1, 3);
+    push(status(), true);
+  }
+  COORDRL_HD COORDRL_INLINE void pla() {
+    step(1, 4);
+    lda(pull(peek_stack()));
+  }
+  COORDRL_HD COORDRL_INLINE void plp() {
+    step(1, 4);
+    set_status(pull(peek_stack()));
+  }
+
   /// Branches cost a cycle when taken, and another one into another page.
   ///
   /// Many games wait for the end of the vertical blank in a loop of two instructions, "read the
   /// timer, branch back". A branch that goes back by five bytes asks the bus how many rounds of
   /// that loop read a value of `floor` or more, and takes them at once.
-  template <i32 floor = kNoWait>
-  COORDRL_HD COORDRL_INLINE void branch(bool taken) {
+  COORDRL_HD COORDRL_INLINE void branch(bool taken, i32 floor) {
     step(2, 2);
     if (!taken) return;
     const Index target = at + Index(i64(i8(operand())));
@@ -459,7 +530,11 @@ struct Processor {
     data_bus = high;
     go_to(u16(low | high << 8));
   }
-  COORDRL_HD COORDRL_INLINE void jump_indirect() {
+  COORDRL_HD COORDRL_INLINE void jmp() {
+    bus.cycle += 3;
+    jump(operand(), operand_high());
+  }
+  COORDRL_HD COORDRL_INLINE void jmp_indirect() {
     const u16 address = absolute(5);
     const u8 low = bus.read(address, operand_high());
     // The page is not carried into: the byte after $xxFF is read from $xx00.
@@ -495,302 +570,341 @@ struct Processor {
     const u8 low = bus.read(0xFFFE, 0);
     jump(low, bus.read(0xFFFF, 0));
   }
-
-  /// Runs one instruction, already fetched into `code`.
-  COORDRL_HD COORDRL_INLINE void decode() {
-    // The columns of the opcode table, documented instructions first in each row.
-    switch (u8(code)) {
-      // Loads and stores.
-      case 0xA9: load(a, imm()); break;
-      case 0xA5: load(a, zp()); break;
-      case 0xB5: load(a, zpx()); break;
-      case 0xAD: load(a, abs()); break;
-      case 0xBD: load(a, absx()); break;
-      case 0xB9: load(a, absy()); break;
-      case 0xA1: load(a, indx()); break;
-      case 0xB1: load(a, indy()); break;
-      case 0xA2: load(x, imm()); break;
-      case 0xA6: load(x, zp()); break;
-      case 0xB6: load(x, zpy()); break;
-      case 0xAE: load(x, abs()); break;
-      case 0xBE: load(x, absy()); break;
-      case 0xA0: load(y, imm()); break;
-      case 0xA4: load(y, zp()); break;
-      case 0xB4: load(y, zpx()); break;
-      case 0xAC: load(y, abs()); break;
-      case 0xBC: load(y, absx()); break;
-      case 0x85: bus.write_zero_page(zero_page(3), a); break;
-      case 0x95: bus.write_zero_page(zero_page_indexed(x, 4), a); break;
-      case 0x8D: bus.write(absolute(4), a); break;
-      case 0x9D: bus.write(absolute_indexed(x, 5), a); break;
-      case 0x99: bus.write(absolute_indexed(y, 5), a); break;
-      case 0x81: bus.write(indexed_indirect(6), a); break;
-      case 0x91: bus.write(indirect_indexed(6), a); break;
-      case 0x86: bus.write_zero_page(zero_page(3), x); break;
-      case 0x96: bus.write_zero_page(zero_page_indexed(y, 4), x); break;
-      case 0x8E: bus.write(absolute(4), x); break;
-      case 0x84: bus.write_zero_page(zero_page(3), y); break;
-      case 0x94: bus.write_zero_page(zero_page_indexed(x, 4), y); break;
-      case 0x8C: bus.write(absolute(4), y); break;
-
-      // Arithmetic and logic.
-      case 0x69: adc(imm()); break;
-      case 0x65: adc(zp()); break;
-      case 0x75: adc(zpx()); break;
-      case 0x6D: adc(abs()); break;
-      case 0x7D: adc(absx()); break;
-      case 0x79: adc(absy()); break;
-      case 0x61: adc(indx()); break;
-      case 0x71: adc(indy()); break;
-      case 0xE9:
-      case 0xEB: sbc(imm()); break;
-      case 0xE5: sbc(zp()); break;
-      case 0xF5: sbc(zpx()); break;
-      case 0xED: sbc(abs()); break;
-      case 0xFD: sbc(absx()); break;
-      case 0xF9: sbc(absy()); break;
-      case 0xE1: sbc(indx()); break;
-      case 0xF1: sbc(indy()); break;
-      case 0x29: load(a, a & imm()); break;
-      case 0x25: load(a, a & zp()); break;
-      case 0x35: load(a, a & zpx()); break;
-      case 0x2D: load(a, a & abs()); break;
-      case 0x3D: load(a, a & absx()); break;
-      case 0x39: load(a, a & absy()); break;
-      case 0x21: load(a, a & indx()); break;
-      case 0x31: load(a, a & indy()); break;
-      case 0x09: load(a, a | imm()); break;
-      case 0x05: load(a, a | zp()); break;
-      case 0x15: load(a, a | zpx()); break;
-      case 0x0D: load(a, a | abs()); break;
-      case 0x1D: load(a, a | absx()); break;
-      case 0x19: load(a, a | absy()); break;
-      case 0x01: load(a, a | indx()); break;
-      case 0x11: load(a, a | indy()); break;
-      case 0x49: load(a, a ^ imm()); break;
-      case 0x45: load(a, a ^ zp()); break;
-      case 0x55: load(a, a ^ zpx()); break;
-      case 0x4D: load(a, a ^ abs()); break;
-      case 0x5D: load(a, a ^ absx()); break;
-      case 0x59: load(a, a ^ absy()); break;
-      case 0x41: load(a, a ^ indx()); break;
-      case 0x51: load(a, a ^ indy()); break;
-      case 0xC9: compare(a, imm()); break;
-      case 0xC5: compare(a, zp()); break;
-      case 0xD5: compare(a, zpx()); break;
-      case 0xCD: compare(a, abs()); break;
-      case 0xDD: compare(a, absx()); break;
-      case 0xD9: compare(a, absy()); break;
-      case 0xC1: compare(a, indx()); break;
-      case 0xD1: compare(a, indy()); break;
-      case 0xE0: compare(x, imm()); break;
-      case 0xE4: compare(x, zp()); break;
-      case 0xEC: compare(x, abs()); break;
-      case 0xC0: compare(y, imm()); break;
-      case 0xC4: compare(y, zp()); break;
-      case 0xCC: compare(y, abs()); break;
-      case 0x24: bit(zp()); break;
-      case 0x2C: bit(abs()); break;
-
-      // Shifts and counts.
-      case 0x0A: step(1, 2); a = asl(a); break;
-      case 0x06: modify_zero_page<&Processor::asl>(zero_page(5)); break;
-      case 0x16: modify_zero_page<&Processor::asl>(zero_page_indexed(x, 6)); break;
-      case 0x0E: modify<&Processor::asl>(absolute(6), operand_high()); break;
-      case 0x1E: modify<&Processor::asl>(absolute_indexed(x, 7), operand_high()); break;
-      case 0x4A: step(1, 2); a = lsr(a); break;
-      case 0x46: modify_zero_page<&Processor::lsr>(zero_page(5)); break;
-      case 0x56: modify_zero_page<&Processor::lsr>(zero_page_indexed(x, 6)); break;
-      case 0x4E: modify<&Processor::lsr>(absolute(6), operand_high()); break;
-      case 0x5E: modify<&Processor::lsr>(absolute_indexed(x, 7), operand_high()); break;
-      case 0x2A: step(1, 2); a = rol(a); break;
-      case 0x26: modify_zero_page<&Processor::rol>(zero_page(5)); break;
-      case 0x36: modify_zero_page<&Processor::rol>(zero_page_indexed(x, 6)); break;
-      case 0x2E: modify<&Processor::rol>(absolute(6), operand_high()); break;
-      case 0x3E: modify<&Processor::rol>(absolute_indexed(x, 7), operand_high()); break;
-      case 0x6A: step(1, 2); a = ror(a); break;
-      case 0x66: modify_zero_page<&Processor::ror>(zero_page(5)); break;
-      case 0x76: modify_zero_page<&Processor::ror>(zero_page_indexed(x, 6)); break;
-      case 0x6E: modify<&Processor::ror>(absolute(6), operand_high()); break;
-      case 0x7E: modify<&Processor::ror>(absolute_indexed(x, 7), operand_high()); break;
-      case 0xE6: modify_zero_page<&Processor::inc>(zero_page(5)); break;
-      case 0xF6: modify_zero_page<&Processor::inc>(zero_page_indexed(x, 6)); break;
-      case 0xEE: modify<&Processor::inc>(absolute(6), operand_high()); break;
-      case 0xFE: modify<&Processor::inc>(absolute_indexed(x, 7), operand_high()); break;
-      case 0xC6: modify_zero_page<&Processor::dec>(zero_page(5)); break;
-      case 0xD6: modify_zero_page<&Processor::dec>(zero_page_indexed(x, 6)); break;
-      case 0xCE: modify<&Processor::dec>(absolute(6), operand_high()); break;
-      case 0xDE: modify<&Processor::dec>(absolute_indexed(x, 7), operand_high()); break;
-      case 0xE8: step(1, 2); x = inc(x); break;
-      case 0xC8: step(1, 2); y = inc(y); break;
-      case 0xCA: step(1, 2); x = dec(x); break;
-      case 0x88: step(1, 2); y = dec(y); break;
-
-      // Between registers; flags.
-      case 0xAA: step(1, 2); load(x, a); break;
-      case 0xA8: step(1, 2); load(y, a); break;
-      case 0x8A: step(1, 2); load(a, x); break;
-      case 0x98: step(1, 2); load(a, y); break;
-      case 0xBA: step(1, 2); load(x, s); break;
-      case 0x9A: step(1, 2); s = x; break;
-      case 0x18: step(1, 2); carry = false; break;
-      case 0x38: step(1, 2); carry = true; break;
-      case 0x58: step(1, 2); interrupt = false; break;
-      case 0x78: step(1, 2); interrupt = true; break;
-      case 0xB8: step(1, 2); overflow = false; break;
-      case 0xD8: step(1, 2); decimal = false; break;
-      case 0xF8: step(1, 2); decimal = true; break;
-
-      // Branches, jumps, stack.
-      case 0x10: branch<0>(!negative()); break;
-      case 0x30: branch<128>(negative()); break;
-      case 0x50: branch(!overflow); break;
-      case 0x70: branch(overflow); break;
-      case 0x90: branch(!carry); break;
-      case 0xB0: branch(carry); break;
-      case 0xD0: branch<1>(!zero()); break;
-      case 0xF0: branch(zero()); break;
-      case 0x4C: bus.cycle += 3; jump(operand(), operand_high()); break;
-      case 0x6C: jump_indirect(); break;
-      case 0x20: jsr(); break;
-      case 0x60: rts(); break;
-      case 0x40: rti(); break;
-      case 0x00: brk(); break;
-      case 0x48: step(1, 3); push(a, true); break;
-      case 0x08: step(1, 3); push(status(), true); break;
-      case 0x68: step(1, 4); load(a, pull(peek_stack())); break;
-      case 0x28: step(1, 4); set_status(pull(peek_stack())); break;
-
-      // No operation. The undocumented ones read their operand and forget it.
-      case 0xEA:
-      case 0x1A:
-      case 0x3A:
-      case 0x5A:
-      case 0x7A:
-      case 0xDA:
-      case 0xFA: step(1, 2); break;
-      case 0x80:
-      case 0x82:
-      case 0x89:
-      case 0xC2:
-      case 0xE2: imm(); break;
-      case 0x04:
-      case 0x44:
-      case 0x64: zp(); break;
-      case 0x14:
-      case 0x34:
-      case 0x54:
-      case 0x74:
-      case 0xD4:
-      case 0xF4: zpx(); break;
-      case 0x0C: abs(); break;
-      case 0x1C:
-      case 0x3C:
-      case 0x5C:
-      case 0x7C:
-      case 0xDC:
-      case 0xFC: absx(); break;
-
-      // Undocumented.
-      case 0xA7: load(a, x = zp()); break;
-      case 0xB7: load(a, x = zpy()); break;
-      case 0xAF: load(a, x = abs()); break;
-      case 0xBF: load(a, x = absy()); break;
-      case 0xA3: load(a, x = indx()); break;
-      case 0xB3: load(a, x = indy()); break;
-      case 0x87: bus.write_zero_page(zero_page(3), a & x); break;
-      case 0x97: bus.write_zero_page(zero_page_indexed(y, 4), a & x); break;
-      case 0x8F: bus.write(absolute(4), a & x); break;
-      case 0x83: bus.write(indexed_indirect(6), a & x); break;
-      case 0x07: modify_zero_page<&Processor::slo>(zero_page(5)); break;
-      case 0x17: modify_zero_page<&Processor::slo>(zero_page_indexed(x, 6)); break;
-      case 0x0F: modify<&Processor::slo>(absolute(6), operand_high()); break;
-      case 0x1F: modify<&Processor::slo>(absolute_indexed(x, 7), operand_high()); break;
-      case 0x1B: modify<&Processor::slo>(absolute_indexed(y, 7), operand_high()); break;
-      case 0x03: modify_indexed_indirect<&Processor::slo>(); break;
-      case 0x13: modify_indirect_indexed<&Processor::slo>(); break;
-      case 0x27: modify_zero_page<&Processor::rla>(zero_page(5)); break;
-      case 0x37: modify_zero_page<&Processor::rla>(zero_page_indexed(x, 6)); break;
-      case 0x2F: modify<&Processor::rla>(absolute(6), operand_high()); break;
-      case 0x3F: modify<&Processor::rla>(absolute_indexed(x, 7), operand_high()); break;
-      case 0x3B: modify<&Processor::rla>(absolute_indexed(y, 7), operand_high()); break;
-      case 0x23: modify_indexed_indirect<&Processor::rla>(); break;
-      case 0x33: modify_indirect_indexed<&Processor::rla>(); break;
-      case 0x47: modify_zero_page<&Processor::sre>(zero_page(5)); break;
-      case 0x57: modify_zero_page<&Processor::sre>(zero_page_indexed(x, 6)); break;
-      case 0x4F: modify<&Processor::sre>(absolute(6), operand_high()); break;
-      case 0x5F: modify<&Processor::sre>(absolute_indexed(x, 7), operand_high()); break;
-      case 0x5B: modify<&Processor::sre>(absolute_indexed(y, 7), operand_high()); break;
-      case 0x43: modify_indexed_indirect<&Processor::sre>(); break;
-      case 0x53: modify_indirect_indexed<&Processor::sre>(); break;
-      case 0x67: modify_zero_page<&Processor::rra>(zero_page(5)); break;
-      case 0x77: modify_zero_page<&Processor::rra>(zero_page_indexed(x, 6)); break;
-      case 0x6F: modify<&Processor::rra>(absolute(6), operand_high()); break;
-      case 0x7F: modify<&Processor::rra>(absolute_indexed(x, 7), operand_high()); break;
-      case 0x7B: modify<&Processor::rra>(absolute_indexed(y, 7), operand_high()); break;
-      case 0x63: modify_indexed_indirect<&Processor::rra>(); break;
-      case 0x73: modify_indirect_indexed<&Processor::rra>(); break;
-      case 0xC7: modify_zero_page<&Processor::dcp>(zero_page(5)); break;
-      case 0xD7: modify_zero_page<&Processor::dcp>(zero_page_indexed(x, 6)); break;
-      case 0xCF: modify<&Processor::dcp>(absolute(6), operand_high()); break;
-      case 0xDF: modify<&Processor::dcp>(absolute_indexed(x, 7), operand_high()); break;
-      case 0xDB: modify<&Processor::dcp>(absolute_indexed(y, 7), operand_high()); break;
-      case 0xC3: modify_indexed_indirect<&Processor::dcp>(); break;
-      case 0xD3: modify_indirect_indexed<&Processor::dcp>(); break;
-      case 0xE7: modify_zero_page<&Processor::isb>(zero_page(5)); break;
-      case 0xF7: modify_zero_page<&Processor::isb>(zero_page_indexed(x, 6)); break;
-      case 0xEF: modify<&Processor::isb>(absolute(6), operand_high()); break;
-      case 0xFF: modify<&Processor::isb>(absolute_indexed(x, 7), operand_high()); break;
-      case 0xFB: modify<&Processor::isb>(absolute_indexed(y, 7), operand_high()); break;
-      case 0xE3: modify_indexed_indirect<&Processor::isb>(); break;
-      case 0xF3: modify_indirect_indexed<&Processor::isb>(); break;
-      case 0x0B:
-      case 0x2B: anc(imm()); break;
-      case 0x4B: a = lsr(a & imm()); break;
-      case 0x6B: arr(imm()); break;
-      // ANE and LXA mix the accumulator with a constant that varies from chip to chip.
-      case 0x8B: load(a, (a | 0xEE) & x & imm()); break;
-      case 0xAB: load(a, x = u8((a | 0xEE) & imm())); break;
-      case 0xCB: {
-        const u8 value = imm();
-        const u8 both = a & x;
-        compare(both, value);
-        x = u8(nz);
-        break;
-      }
-      case 0xBB: load(a, x = s = s & absy()); break;
-      case 0x9F: store_and_page(absolute_indexed(y, 5), a & x); break;
-      case 0x93: store_and_page(indirect_indexed(6), a & x); break;
-      case 0x9E: store_and_page(absolute_indexed(y, 5), x); break;
-      case 0x9C: store_and_page(absolute_indexed(x, 5), y); break;
-      case 0x9B: s = a & x; store_and_page(absolute_indexed(y, 5), s); break;
-
-      default: bus.jam(); break;  // $x2: the clock generator stops
-    }
-  }
 };
+
+// The opcodes in their order. An address in parentheses advances PC and clock; `zero_page(5)` is the
+// zero-page address of an instruction of 5 cycles.
+#define COORDRL_OPCODES(OP)                                                     \
+  OP(0x00, cpu.brk())                                                           \
+  OP(0x01, cpu.ora(cpu.indx()))                                                 \
+  OP(0x02, cpu.jam())                                                           \
+  OP(0x03, cpu.modify_indexed_indirect(kSlo))                                   \
+  OP(0x04, cpu.zp())                                                            \
+  OP(0x05, cpu.ora(cpu.zp()))                                                   \
+  OP(0x06, cpu.modify_zero_page(kAsl, cpu.zero_page(5)))                        \
+  OP(0x07, cpu.modify_zero_page(kSlo, cpu.zero_page(5)))                        \
+  OP(0x08, cpu.php())                                                           \
+  OP(0x09, cpu.ora(cpu.imm()))                                                  \
+  OP(0x0A, cpu.shift_a(kAsl))                                                   \
+  OP(0x0B, cpu.anc(cpu.imm()))                                                  \
+  OP(0x0C, cpu.abs())                                                           \
+  OP(0x0D, cpu.ora(cpu.abs()))                                                  \
+  OP(0x0E, cpu.modify(kAsl, cpu.absolute(6)))                                   \
+  OP(0x0F, cpu.modify(kSlo, cpu.absolute(6)))                                   \
+  OP(0x10, cpu.branch(!cpu.negative(), 0))                                      \
+  OP(0x11, cpu.ora(cpu.indy()))                                                 \
+  OP(0x12, cpu.jam())                                                           \
+  OP(0x13, cpu.modify_indirect_indexed(kSlo))                                   \
+  OP(0x14, cpu.zpx())                                                           \
+  OP(0x15, cpu.ora(cpu.zpx()))                                                  \
+  OP(0x16, cpu.modify_zero_page(kAsl, cpu.zero_page_indexed(cpu.x, 6)))         \
+  OP(0x17, cpu.modify_zero_page(kSlo, cpu.zero_page_indexed(cpu.x, 6)))         \
+  OP(0x18, cpu.flag(cpu.carry, false))                                          \
+  OP(0x19, cpu.ora(cpu.absy()))                                                 \
+  OP(0x1A, cpu.nop())                                                           \
+  OP(0x1B, cpu.modify(kSlo, cpu.absolute_indexed(cpu.y, 7)))                    \
+  OP(0x1C, cpu.absx())                                                          \
+  OP(0x1D, cpu.ora(cpu.absx()))                                                 \
+  OP(0x1E, cpu.modify(kAsl, cpu.absolute_indexed(cpu.x, 7)))                    \
+  OP(0x1F, cpu.modify(kSlo, cpu.absolute_indexed(cpu.x, 7)))                    \
+  OP(0x20, cpu.jsr())                                                           \
+  OP(0x21, cpu.and_(cpu.indx()))                                                \
+  OP(0x22, cpu.jam())                                                           \
+  OP(0x23, cpu.modify_indexed_indirect(kRla))                                   \
+  OP(0x24, cpu.bit(cpu.zp()))                                                   \
+  OP(0x25, cpu.and_(cpu.zp()))                                                  \
+  OP(0x26, cpu.modify_zero_page(kRol, cpu.zero_page(5)))                        \
+  OP(0x27, cpu.modify_zero_page(kRla, cpu.zero_page(5)))                        \
+  OP(0x28, cpu.plp())                                                           \
+  OP(0x29, cpu.and_(cpu.imm()))                                                 \
+  OP(0x2A, cpu.shift_a(kRol))                                                   \
+  OP(0x2B, cpu.anc(cpu.imm()))                                                  \
+  OP(0x2C, cpu.bit(cpu.abs()))                                                  \
+  OP(0x2D, cpu.and_(cpu.abs()))                                                 \
+  OP(0x2E, cpu.modify(kRol, cpu.absolute(6)))                                   \
+  OP(0x2F, cpu.modify(kRla, cpu.absolute(6)))                                   \
+  OP(0x30, cpu.branch(cpu.negative(), 128))                                     \
+  OP(0x31, cpu.and_(cpu.indy()))                                                \
+  OP(0x32, cpu.jam())                                                           \
+  OP(0x33, cpu.modify_indirect_indexed(kRla))                                   \
+  OP(0x34, cpu.zpx())                                                           \
+  OP(0x35, cpu.and_(cpu.zpx()))                                                 \
+  OP(0x36, cpu.modify_zero_page(kRol, cpu.zero_page_indexed(cpu.x, 6)))         \
+  OP(0x37, cpu.modify_zero_page(kRla, cpu.zero_page_indexed(cpu.x, 6)))         \
+  OP(0x38, cpu.flag(cpu.carry, true))                                           \
+  OP(0x39, cpu.and_(cpu.absy()))                                                \
+  OP(0x3A, cpu.nop())                                                           \
+  OP(0x3B, cpu.modify(kRla, cpu.absolute_indexed(cpu.y, 7)))                    \
+  OP(0x3C, cpu.absx())                                                          \
+  OP(0x3D, cpu.and_(cpu.absx()))                                                \
+  OP(0x3E, cpu.modify(kRol, cpu.absolute_indexed(cpu.x, 7)))                    \
+  OP(0x3F, cpu.modify(kRla, cpu.absolute_indexed(cpu.x, 7)))                    \
+  OP(0x40, cpu.rti())                                                           \
+  OP(0x41, cpu.eor(cpu.indx()))                                                 \
+  OP(0x42, cpu.jam())                                                           \
+  OP(0x43, cpu.modify_indexed_indirect(kSre))                                   \
+  OP(0x44, cpu.zp())                                                            \
+  OP(0x45, cpu.eor(cpu.zp()))                                                   \
+  OP(0x46, cpu.modify_zero_page(kLsr, cpu.zero_page(5)))                        \
+  OP(0x47, cpu.modify_zero_page(kSre, cpu.zero_page(5)))                        \
+  OP(0x48, cpu.pha())                                                           \
+  OP(0x49, cpu.eor(cpu.imm()))                                                  \
+  OP(0x4A, cpu.shift_a(kLsr))                                                   \
+  OP(0x4B, cpu.asr(cpu.imm()))                                                  \
+  OP(0x4C, cpu.jmp())                                                           \
+  OP(0x4D, cpu.eor(cpu.abs()))                                                  \
+  OP(0x4E, cpu.modify(kLsr, cpu.absolute(6)))                                   \
+  OP(0x4F, cpu.modify(kSre, cpu.absolute(6)))                                   \
+  OP(0x50, cpu.branch(!cpu.overflow, kNoWait))                                  \
+  OP(0x51, cpu.eor(cpu.indy()))                                                 \
+  OP(0x52, cpu.jam())                                                           \
+  OP(0x53, cpu.modify_indirect_indexed(kSre))                                   \
+  OP(0x54, cpu.zpx())                                                           \
+  OP(0x55, cpu.eor(cpu.zpx()))                                                  \
+  OP(0x56, cpu.modify_zero_page(kLsr, cpu.zero_page_indexed(cpu.x, 6)))         \
+  OP(0x57, cpu.modify_zero_page(kSre, cpu.zero_page_indexed(cpu.x, 6)))         \
+  OP(0x58, cpu.flag(cpu.interrupt, false))                                      \
+  OP(0x59, cpu.eor(cpu.absy()))                                                 \
+  OP(0x5A, cpu.nop())                                                           \
+  OP(0x5B, cpu.modify(kSre, cpu.absolute_indexed(cpu.y, 7)))                    \
+  OP(0x5C, cpu.absx())                                                          \
+  OP(0x5D, cpu.eor(cpu.absx()))                                                 \
+  OP(0x5E, cpu.modify(kLsr, cpu.absolute_indexed(cpu.x, 7)))                    \
+  OP(0x5F, cpu.modify(kSre, cpu.absolute_indexed(cpu.x, 7)))                    \
+  OP(0x60, cpu.rts())                                                           \
+  OP(0x61, cpu.adc(cpu.indx()))                                                 \
+  OP(0x62, cpu.jam())                                                           \
+  OP(0x63, cpu.modify_indexed_indirect(kRra))                                   \
+  OP(0x64, cpu.zp())                                                            \
+  OP(0x65, cpu.adc(cpu.zp()))                                                   \
+  OP(0x66, cpu.modify_zero_page(kRor, cpu.zero_page(5)))                        \
+  OP(0x67, cpu.modify_zero_page(kRra, cpu.zero_page(5)))                        \
+  OP(0x68, cpu.pla())                                                           \
+  OP(0x69, cpu.adc(cpu.imm()))                                                  \
+  OP(0x6A, cpu.shift_a(kRor))                                                   \
+  OP(0x6B, cpu.arr(cpu.imm()))                                                  \
+  OP(0x6C, cpu.jmp_indirect())                                                  \
+  OP(0x6D, cpu.adc(cpu.abs()))                                                  \
+  OP(0x6E, cpu.modify(kRor, cpu.absolute(6)))                                   \
+  OP(0x6F, cpu.modify(kRra, cpu.absolute(6)))                                   \
+  OP(0x70, cpu.branch(cpu.overflow, kNoWait))                                   \
+  OP(0x71, cpu.adc(cpu.indy()))                                                 \
+  OP(0x72, cpu.jam())                                                           \
+  OP(0x73, cpu.modify_indirect_indexed(kRra))                                   \
+  OP(0x74, cpu.zpx())                                                           \
+  OP(0x75, cpu.adc(cpu.zpx()))                                                  \
+  OP(0x76, cpu.modify_zero_page(kRor, cpu.zero_page_indexed(cpu.x, 6)))         \
+  OP(0x77, cpu.modify_zero_page(kRra, cpu.zero_page_indexed(cpu.x, 6)))         \
+  OP(0x78, cpu.flag(cpu.interrupt, true))                                       \
+  OP(0x79, cpu.adc(cpu.absy()))                                                 \
+  OP(0x7A, cpu.nop())                                                           \
+  OP(0x7B, cpu.modify(kRra, cpu.absolute_indexed(cpu.y, 7)))                    \
+  OP(0x7C, cpu.absx())                                                          \
+  OP(0x7D, cpu.adc(cpu.absx()))                                                 \
+  OP(0x7E, cpu.modify(kRor, cpu.absolute_indexed(cpu.x, 7)))                    \
+  OP(0x7F, cpu.modify(kRra, cpu.absolute_indexed(cpu.x, 7)))                    \
+  OP(0x80, cpu.imm())                                                           \
+  OP(0x81, cpu.store(cpu.indexed_indirect(6), cpu.a))                           \
+  OP(0x82, cpu.imm())                                                           \
+  OP(0x83, cpu.store(cpu.indexed_indirect(6), cpu.a & cpu.x))                   \
+  OP(0x84, cpu.store_zero_page(cpu.zero_page(3), cpu.y))                        \
+  OP(0x85, cpu.store_zero_page(cpu.zero_page(3), cpu.a))                        \
+  OP(0x86, cpu.store_zero_page(cpu.zero_page(3), cpu.x))                        \
+  OP(0x87, cpu.store_zero_page(cpu.zero_page(3), cpu.a & cpu.x))                \
+  OP(0x88, cpu.count(cpu.y, kDec))                                              \
+  OP(0x89, cpu.imm())                                                           \
+  OP(0x8A, cpu.transfer(cpu.x, cpu.a))                                          \
+  OP(0x8B, cpu.ane(cpu.imm()))                                                  \
+  OP(0x8C, cpu.store(cpu.absolute(4), cpu.y))                                   \
+  OP(0x8D, cpu.store(cpu.absolute(4), cpu.a))                                   \
+  OP(0x8E, cpu.store(cpu.absolute(4), cpu.x))                                   \
+  OP(0x8F, cpu.store(cpu.absolute(4), cpu.a & cpu.x))                           \
+  OP(0x90, cpu.branch(!cpu.carry, kNoWait))                                     \
+  OP(0x91, cpu.store(cpu.indirect_indexed(6), cpu.a))                           \
+  OP(0x92, cpu.jam())                                                           \
+  OP(0x93, cpu.store_and_page(cpu.indirect_indexed(6), cpu.a & cpu.x))          \
+  OP(0x94, cpu.store_zero_page(cpu.zero_page_indexed(cpu.x, 4), cpu.y))         \
+  OP(0x95, cpu.store_zero_page(cpu.zero_page_indexed(cpu.x, 4), cpu.a))         \
+  OP(0x96, cpu.store_zero_page(cpu.zero_page_indexed(cpu.y, 4), cpu.x))         \
+  OP(0x97, cpu.store_zero_page(cpu.zero_page_indexed(cpu.y, 4), cpu.a & cpu.x)) \
+  OP(0x98, cpu.transfer(cpu.y, cpu.a))                                          \
+  OP(0x99, cpu.store(cpu.absolute_indexed(cpu.y, 5), cpu.a))                    \
+  OP(0x9A, cpu.txs())                                                           \
+  OP(0x9B, cpu.shs(cpu.absolute_indexed(cpu.y, 5)))                             \
+  OP(0x9C, cpu.store_and_page(cpu.absolute_indexed(cpu.x, 5), cpu.y))           \
+  OP(0x9D, cpu.store(cpu.absolute_indexed(cpu.x, 5), cpu.a))                    \
+  OP(0x9E, cpu.store_and_page(cpu.absolute_indexed(cpu.y, 5), cpu.x))           \
+  OP(0x9F, cpu.store_and_page(cpu.absolute_indexed(cpu.y, 5), cpu.a & cpu.x))   \
+  OP(0xA0, cpu.ldy(cpu.imm()))                                                  \
+  OP(0xA1, cpu.lda(cpu.indx()))                                                 \
+  OP(0xA2, cpu.ldx(cpu.imm()))                                                  \
+  OP(0xA3, cpu.lax(cpu.indx()))                                                 \
+  OP(0xA4, cpu.ldy(cpu.zp()))                                                   \
+  OP(0xA5, cpu.lda(cpu.zp()))                                                   \
+  OP(0xA6, cpu.ldx(cpu.zp()))                                                   \
+  OP(0xA7, cpu.lax(cpu.zp()))                                                   \
+  OP(0xA8, cpu.transfer(cpu.a, cpu.y))                                          \
+  OP(0xA9, cpu.lda(cpu.imm()))                                                  \
+  OP(0xAA, cpu.transfer(cpu.a, cpu.x))                                          \
+  OP(0xAB, cpu.lxa(cpu.imm()))                                                  \
+  OP(0xAC, cpu.ldy(cpu.abs()))                                                  \
+  OP(0xAD, cpu.lda(cpu.abs()))                                                  \
+  OP(0xAE, cpu.ldx(cpu.abs()))                                                  \
+  OP(0xAF, cpu.lax(cpu.abs()))                                                  \
+  OP(0xB0, cpu.branch(cpu.carry, kNoWait))                                      \
+  OP(0xB1, cpu.lda(cpu.indy()))                                                 \
+  OP(0xB2, cpu.jam())                                                           \
+  OP(0xB3, cpu.lax(cpu.indy()))                                                 \
+  OP(0xB4, cpu.ldy(cpu.zpx()))                                                  \
+  OP(0xB5, cpu.lda(cpu.zpx()))                                                  \
+  OP(0xB6, cpu.ldx(cpu.zpy()))                                                  \
+  OP(0xB7, cpu.lax(cpu.zpy()))                                                  \
+  OP(0xB8, cpu.flag(cpu.overflow, false))                                       \
+  OP(0xB9, cpu.lda(cpu.absy()))                                                 \
+  OP(0xBA, cpu.transfer(cpu.s, cpu.x))                                          \
+  OP(0xBB, cpu.las(cpu.absy()))                                                 \
+  OP(0xBC, cpu.ldy(cpu.absx()))                                                 \
+  OP(0xBD, cpu.lda(cpu.absx()))                                                 \
+  OP(0xBE, cpu.ldx(cpu.absy()))                                                 \
+  OP(0xBF, cpu.lax(cpu.absy()))                                                 \
+  OP(0xC0, cpu.cpy(cpu.imm()))                                                  \
+  OP(0xC1, cpu.cmp(cpu.indx()))                                                 \
+  OP(0xC2, cpu.imm())                                                           \
+  OP(0xC3, cpu.modify_indexed_indirect(kDcp))                                   \
+  OP(0xC4, cpu.cpy(cpu.zp()))                                                   \
+  OP(0xC5, cpu.cmp(cpu.zp()))                                                   \
+  OP(0xC6, cpu.modify_zero_page(kDec, cpu.zero_page(5)))                        \
+  OP(0xC7, cpu.modify_zero_page(kDcp, cpu.zero_page(5)))                        \
+  OP(0xC8, cpu.count(cpu.y, kInc))                                              \
+  OP(0xC9, cpu.cmp(cpu.imm()))                                                  \
+  OP(0xCA, cpu.count(cpu.x, kDec))                                              \
+  OP(0xCB, cpu.sbx(cpu.imm()))                                                  \
+  OP(0xCC, cpu.cpy(cpu.abs()))                                                  \
+  OP(0xCD, cpu.cmp(cpu.abs()))                                                  \
+  OP(0xCE, cpu.modify(kDec, cpu.absolute(6)))                                   \
+  OP(0xCF, cpu.modify(kDcp, cpu.absolute(6)))                                   \
+  OP(0xD0, cpu.branch(!cpu.zero(), 1))                                          \
+  OP(0xD1, cpu.cmp(cpu.indy()))                                                 \
+  OP(0xD2, cpu.jam())                                                           \
+  OP(0xD3, cpu.modify_indirect_indexed(kDcp))                                   \
+  OP(0xD4, cpu.zpx())                                                           \
+  OP(0xD5, cpu.cmp(cpu.zpx()))                                                  \
+  OP(0xD6, cpu.modify_zero_page(kDec, cpu.zero_page_indexed(cpu.x, 6)))         \
+  OP(0xD7, cpu.modify_zero_page(kDcp, cpu.zero_page_indexed(cpu.x, 6)))         \
+  OP(0xD8, cpu.flag(cpu.decimal, false))                                        \
+  OP(0xD9, cpu.cmp(cpu.absy()))                                                 \
+  OP(0xDA, cpu.nop())                                                           \
+  OP(0xDB, cpu.modify(kDcp, cpu.absolute_indexed(cpu.y, 7)))                    \
+  OP(0xDC, cpu.absx())                                                          \
+  OP(0xDD, cpu.cmp(cpu.absx()))                                                 \
+  OP(0xDE, cpu.modify(kDec, cpu.absolute_indexed(cpu.x, 7)))                    \
+  OP(0xDF, cpu.modify(kDcp, cpu.absolute_indexed(cpu.x, 7)))                    \
+  OP(0xE0, cpu.cpx(cpu.imm()))                                                  \
+  OP(0xE1, cpu.sbc(cpu.indx()))                                                 \
+  OP(0xE2, cpu.imm())                                                           \
+  OP(0xE3, cpu.modify_indexed_indirect(kIsb))                                   \
+  OP(0xE4, cpu.cpx(cpu.zp()))                                                   \
+  OP(0xE5, cpu.sbc(cpu.zp()))                                                   \
+  OP(0xE6, cpu.modify_zero_page(kInc, cpu.zero_page(5)))                        \
+  OP(0xE7, cpu.modify_zero_page(kIsb, cpu.zero_page(5)))                        \
+  OP(0xE8, cpu.count(cpu.x, kInc))                                              \
+  OP(0xE9, cpu.sbc(cpu.imm()))                                                  \
+  OP(0xEA, cpu.nop())                                                           \
+  OP(0xEB, cpu.sbc(cpu.imm()))                                                  \
+  OP(0xEC, cpu.cpx(cpu.abs()))                                                  \
+  OP(0xED, cpu.sbc(cpu.abs()))                                                  \
+  OP(0xEE, cpu.modify(kInc, cpu.absolute(6)))                                   \
+  OP(0xEF, cpu.modify(kIsb, cpu.absolute(6)))                                   \
+  OP(0xF0, cpu.branch(cpu.zero(), kNoWait))                                     \
+  OP(0xF1, cpu.sbc(cpu.indy()))                                                 \
+  OP(0xF2, cpu.jam())                                                           \
+  OP(0xF3, cpu.modify_indirect_indexed(kIsb))                                   \
+  OP(0xF4, cpu.zpx())                                                           \
+  OP(0xF5, cpu.sbc(cpu.zpx()))                                                  \
+  OP(0xF6, cpu.modify_zero_page(kInc, cpu.zero_page_indexed(cpu.x, 6)))         \
+  OP(0xF7, cpu.modify_zero_page(kIsb, cpu.zero_page_indexed(cpu.x, 6)))         \
+  OP(0xF8, cpu.flag(cpu.decimal, true))                                         \
+  OP(0xF9, cpu.sbc(cpu.absy()))                                                 \
+  OP(0xFA, cpu.nop())                                                           \
+  OP(0xFB, cpu.modify(kIsb, cpu.absolute_indexed(cpu.y, 7)))                    \
+  OP(0xFC, cpu.absx())                                                          \
+  OP(0xFD, cpu.sbc(cpu.absx()))                                                 \
+  OP(0xFE, cpu.modify(kInc, cpu.absolute_indexed(cpu.x, 7)))                    \
+  OP(0xFF, cpu.modify(kIsb, cpu.absolute_indexed(cpu.x, 7)))
+
+/// Fetches an instruction where a plain look into the ROM is not exact.
+template <typename Bus>
+COORDRL_HD COORDRL_INLINE void fetch_elsewhere(Processor<Bus>& cpu) {
+  cpu.go_to(cpu.pc());  // the program ran from one mirror image into the next
+  if (cpu.bus.fetch(cpu.at, cpu.pc(), cpu.code)) return;
+  // By value: what has an address is not kept in a register.
+  Bus bus = cpu.bus;
+  u8 data_bus = cpu.data_bus;
+  cpu.code = Processor<Bus>::fetch_slowly(bus, cpu.pc(), data_bus);
+  cpu.data_bus = data_bus;
+  cpu.bus = bus;
+}
+
+#if defined(__GNUC__) && !defined(__CUDACC__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wpedantic"
+
+/// Runs instructions until the bus's `limit` is used up or set to 0.
+///
+/// Every opcode ends with a jump of its own to the next one, which the processor learns to foresee
+/// far better than one jump that they all share. The language extension that this takes, labels
+/// as values, exists in GCC and Clang.
+template <typename Bus>
+COORDRL_NOINLINE void execute(M6507& state, Bus& bus) {
+#define COORDRL_LABEL(opcode, action) &&op_##opcode,
+  static const void* const kLabels[256] = {COORDRL_OPCODES(COORDRL_LABEL)};
+#undef COORDRL_LABEL
+  Processor<Bus> cpu{bus};
+  cpu.unpack(state);
+
+#define COORDRL_NEXT                                                          \
+  if (--cpu.bus.limit < 0) goto stop;                                         \
+  if (unlikely(!cpu.bus.fetch(cpu.at, cpu.pc(), cpu.code))) goto elsewhere;   \
+  goto* kLabels[u8(cpu.code)];
+#define COORDRL_HANDLER(opcode, action) \
+  op_##opcode : action;                 \
+  COORDRL_NEXT
+
+  COORDRL_NEXT
+elsewhere:
+  fetch_elsewhere(cpu);
+  goto* kLabels[u8(cpu.code)];
+  COORDRL_OPCODES(COORDRL_HANDLER)
+#undef COORDRL_HANDLER
+#undef COORDRL_NEXT
+
+stop:
+  cpu.pack(state);
+  bus = cpu.bus;
+}
+
+#pragma GCC diagnostic pop
+#else
 
 /// Runs instructions until the bus's `limit` is used up or set to 0.
 template <typename Bus>
-COORDRL_HD COORDRL_INLINE void execute(M6507& cpu, Bus& bus) {
-  Processor<Bus> processor{bus};
-  processor.unpack(cpu);
-  while (--processor.bus.limit >= 0) {
-    if (unlikely(!processor.bus.fetch(processor.at, processor.pc(), processor.code))) {
-      processor.go_to(processor.pc());  // the program ran from one mirror image into the next
-      if (!processor.bus.fetch(processor.at, processor.pc(), processor.code)) {
-        // By value: what has an address is not kept in a register.
-        Bus slow = processor.bus;
-        u8 data_bus = processor.data_bus;
-        processor.code = Processor<Bus>::fetch_slowly(slow, processor.pc(), data_bus);
-        processor.data_bus = data_bus;
-        processor.bus = slow;
-      }
+COORDRL_HD COORDRL_INLINE void execute(M6507& state, Bus& bus) {
+  Processor<Bus> cpu{bus};
+  cpu.unpack(state);
+  while (--cpu.bus.limit >= 0) {
+    if (unlikely(!cpu.bus.fetch(cpu.at, cpu.pc(), cpu.code))) fetch_elsewhere(cpu);
+    switch (u8(cpu.code)) {
+#define COORDRL_CASE(opcode, action) \
+  case opcode: action; break;
+      COORDRL_OPCODES(COORDRL_CASE)
+#undef COORDRL_CASE
     }
-    processor.decode();
   }
-  processor.pack(cpu);
-  bus = processor.bus;
+  cpu.pack(state);
+  bus = cpu.bus;
 }
+
+#endif
+#undef COORDRL_OPCODES
 
 }  // namespace coordrl
