@@ -3,7 +3,7 @@
 #   make setup                         the virtual environment, with everything the rest needs
 #   make pong [ARGS="--steps 20000"]   train a CoordConv agent to play Pong
 #   make coordinates                   the paper's coordinate tasks: a quick table and its figures
-#   make check                         what a change has to pass: lint, types, all tests, sanitizers
+#   make check                         what a change has to pass: lint, types, all tests
 #
 # Choose the interpreter with `make setup PYTHON=python3.12`. pip reads its own settings: to take a
 # CPU-only torch from another index, set PIP_EXTRA_INDEX_URL.
