@@ -441,13 +441,13 @@ COORDRL_HD constexpr u32 latches_of(i32 object) {
 
 /// The objects that have a part in any of some latches.
 COORDRL_HD COORDRL_INLINE u32 objects_of(u32 latches) {
-  constexpr u32 kLatches[kNumObjects] = {latches_of(kP0), latches_of(kP1),   latches_of(kM0),
-                                         latches_of(kM1), latches_of(kBall), latches_of(kPlayfield)};
-  u32 objects = 0;
-  for (i32 object = 0; object < kNumObjects; ++object) {
-    if (latches & kLatches[object]) objects |= 1u << object;
-  }
-  return objects;
+  constexpr u32 kOfP0 = latches_of(kP0), kOfP1 = latches_of(kP1), kOfM0 = latches_of(kM0);
+  constexpr u32 kOfM1 = latches_of(kM1), kOfBall = latches_of(kBall);
+  constexpr u32 kOfPlayfield = latches_of(kPlayfield);
+  return u32((latches & kOfP0) != 0) << kP0 | u32((latches & kOfP1) != 0) << kP1 |
+         u32((latches & kOfM0) != 0) << kM0 | u32((latches & kOfM1) != 0) << kM1 |
+         u32((latches & kOfBall) != 0) << kBall |
+         u32((latches & kOfPlayfield) != 0) << kPlayfield;
 }
 
 /// Sets those of `latches` whose objects meet in the pixels first <= x < last of the line.
@@ -506,8 +506,9 @@ COORDRL_HD COORDRL_INLINE u64 byte_mask(u64 bits) {
 
 COORDRL_HD COORDRL_INLINE u64 eight(u8 color) { return color * 0x0101010101010101ULL; }
 
-/// Paints the pixels of a mask.
+/// Paints the pixels of a mask over what is there.
 COORDRL_HD COORDRL_INLINE void paint(u8* row, const Line& mask, u8 color) {
+  if (!any(mask)) return;
   const u64 colors = eight(color);
   for (i32 w = 0; w < 3; ++w) {
     u64 word = mask.word[w];
@@ -528,9 +529,26 @@ COORDRL_HD COORDRL_INLINE void paint_one(u8* row, u8 color) {
   for (i32 i = 0; i < kWidth / 8; ++i) store8(row + 8 * i, eight(color));
 }
 
+/// Paints the pixels first <= x < last in two colors.
+COORDRL_HD COORDRL_INLINE void paint_two(u8* row, const Line& mask, i32 first, i32 last, u8 fore,
+                                         u8 back) {
+  const u64 backs = eight(back);
+  const u64 change = eight(fore) ^ backs;
+  for (i32 x = first & ~7; x < last; x += 8) {
+    u64 pixels = backs ^ (byte_mask(mask.word[x >> 6] >> (x & 63) & 0xFF) & change);
+    if (x < first || x + 8 > last) {  // at the ends only some of the eight
+      const u32 from = x < first ? 0xFFu << (first - x) : 0xFFu;
+      const u32 to = x + 8 > last ? 0xFFu >> (x + 8 - last) : 0xFFu;
+      const u64 before = load8(row + x);
+      pixels = before ^ ((before ^ pixels) & byte_mask(from & to & 0xFF));
+    }
+    store8(row + x, pixels);
+  }
+}
+
 /// Paints a whole line in the two colors of a playfield that stays the same. Eight pixels are two of
 /// its blocks.
-COORDRL_HD COORDRL_INLINE void paint_playfield(u8* row, const Tia& tia, u8 fore, u8 back) {
+COORDRL_HD COORDRL_INLINE void paint_blocks(u8* row, const Tia& tia, u8 fore, u8 back) {
   constexpr u64 kLeft = 0xFFFFFFFF;
   const u64 f = eight(fore), b = eight(back);
   const u64 blocks[4] = {b, (f & kLeft) | (b & ~kLeft), (b & kLeft) | (f & ~kLeft), f};
@@ -544,7 +562,12 @@ COORDRL_HD COORDRL_INLINE u8* row_of(const Beam& beam) {
   return row < beam.window.height ? beam.frame + row * kWidth : nullptr;
 }
 
-/// Paints the pixels painted <= x < last of the line, farthest layer first.
+/// Paints the pixels painted <= x < last of the line.
+///
+/// Whatever CTRLPF says, there are three layers over the background: one in the playfield's color,
+/// one in that of player 1, one in that of player 0. SCORE moves the halves of the playfield to the
+/// players' layers, where they lie under the right player and over the left one, whose color they
+/// have. PRIORITY takes from the players what the playfield covers.
 COORDRL_HD COORDRL_NOINLINE inline void paint_line(Beam& beam, i32 last) {
   const Tia& tia = beam.tia;
   const i32 first = beam.painted;
@@ -552,64 +575,54 @@ COORDRL_HD COORDRL_NOINLINE inline void paint_line(Beam& beam, i32 last) {
   u8* row = row_of(beam);
   if (row == nullptr || first >= last) return;
   const bool whole = first <= 0 && last >= kWidth;
-  const Line here = span(first, last);
-  if (whole && !beam.blank_touched && (tia.vblank & 2)) {
-    paint_one(row, 0);
-    return;
-  }
+  if (whole && !beam.blank_touched && (tia.vblank & 2)) return paint_one(row, 0);
+
   const u8* const shade = beam.shade;
   const auto drawn_as = [shade](u8 color) { return shade == nullptr ? color : shade[color]; };
   const u8 player0 = drawn_as(tia.color[0]);
   const u8 player1 = drawn_as(tia.color[1]);
   const u8 fore = drawn_as(tia.color[2]);
   const u8 back = drawn_as(tia.color[3]);
-  const u8 priority = tia.ctrlpf & (kScore | kPriority);
+
   // What this set leaves out has no pixels.
   for (u8 set = beam.stale; set != 0; set &= u8(set - 1)) present_mask(beam, lowest_bit(set));
   const u8 set = beam.filled | beam.touched;
-
   Line playfield{}, ball{}, p0{}, p1{};
-  if (set >> kPlayfield & 1) playfield = picture(beam, kPlayfield) & here;
-  if (set >> kBall & 1) ball = picture(beam, kBall) & here;
-  if (set >> kP0 & 1) p0 = picture(beam, kP0) & here;
-  if (set >> kM0 & 1) p0 = p0 | (picture(beam, kM0) & here);
-  if (set >> kP1 & 1) p1 = picture(beam, kP1) & here;
-  if (set >> kM1 & 1) p1 = p1 | (picture(beam, kM1) & here);
+  if (set >> kPlayfield & 1) playfield = picture(beam, kPlayfield);
+  if (set >> kBall & 1) ball = picture(beam, kBall);
+  if (set >> kP0 & 1) p0 = picture(beam, kP0);
+  if (set >> kM0 & 1) p0 = p0 | picture(beam, kM0);
+  if (set >> kP1 & 1) p1 = picture(beam, kP1);
+  if (set >> kM1 & 1) p1 = p1 | picture(beam, kM1);
 
-  if (priority == 0) {
-    if (whole && !(beam.touched >> kPlayfield & 1)) {
-      paint_playfield(row, tia, fore, back);
-    } else {
-      paint(row, here, back);
-      paint(row, playfield, fore);
-    }
-    paint(row, ball, fore);
-    paint(row, p1, player1);
-    paint(row, p0, player0);
-  } else {
-    if (whole) {
-      paint_one(row, back);
-    } else {
-      paint(row, here, back);
-    }
-    const Line left = playfield & span(0, 80);
-    const Line right = playfield & span(80, kWidth);
-    if (priority & kPriority) {
-      const bool players_colors = (priority & kScore) && playfield_alone(tia);
-      paint(row, p1, player1);
-      paint(row, p0, player0);
-      paint(row, ball, fore);
-      paint(row, left, players_colors ? player0 : fore);
-      paint(row, right, players_colors ? player1 : fore);
-    } else {
-      paint(row, ball, fore);
-      paint(row, right, player1);
-      paint(row, p1, player1);
-      paint(row, left, player0);
-      paint(row, p0, player0);
-    }
+  const bool priority = tia.ctrlpf & kPriority;
+  const bool score = (tia.ctrlpf & kScore) && (!priority || playfield_alone(tia));
+  if (score) {
+    p0 = p0 | (playfield & span(0, kWidth / 2));
+    p1 = p1 | (playfield & span(kWidth / 2, kWidth));
+    playfield = Line{};
   }
-  if (may_be_blanked(beam)) paint(row, blanked(beam) & here, 0);
+  if (priority) {
+    p0 = without(p0, playfield | ball);
+    p1 = without(p1, playfield | ball);
+  }
+  if (!whole) {
+    const Line here = span(first, last);
+    paint_two(row, playfield | ball, first, last, fore, back);
+    p0 = p0 & here;
+    p1 = p1 & here;
+  } else if (score || !any(playfield)) {
+    paint_one(row, back);
+    paint(row, ball, fore);
+  } else if (beam.touched >> kPlayfield & 1) {
+    paint_two(row, playfield | ball, 0, kWidth, fore, back);
+  } else {
+    paint_blocks(row, tia, fore, back);
+    paint(row, ball, fore);
+  }
+  paint(row, p1, player1);
+  paint(row, p0, player0);
+  if (may_be_blanked(beam)) paint(row, blanked(beam) & span(first, last), 0);
   if (beam.hmove_here && first < 8) paint(row, span(first, 8), 0);
 }
 
@@ -983,10 +996,12 @@ COORDRL_HD COORDRL_NOINLINE inline void write_hmove(Beam& beam, i32 cycle) {
       (here ? beam.hmove_here : beam.hmove_late) = true;
     }
   }
+  const bool in_time = line_cycle <= 3 || line_cycle == 75;
   for (i32 object = kP0; object <= kBall; ++object) {
-    const i32 motion = hmove_motion(line_cycle, tia.hm[object]);
     const bool unhide = object <= kP1 && tia.first_copy_hidden[object];
     const bool unstar = object == kM0 && tia.star_look != 0;
+    if (in_time && tia.hm[object] == 0 && !unhide && !unstar) continue;
+    const i32 motion = hmove_motion(line_cycle, tia.hm[object]);
     if (motion == 0 && !unhide && !unstar) continue;
     touch(beam, object);
     i32 position = tia.position[object] + motion;
