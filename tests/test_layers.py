@@ -736,17 +736,61 @@ def test_compiles_into_one_graph() -> None:
         assert_close(compiled(x), layer(x))
 
 
+def assert_compiles_for_any_size(layer: nn.Module, **options: Any) -> None:
+    """Compile once, for all sizes, and compare values and gradients at two of them."""
+    torch._dynamo.reset()  # another size seen before would make a graph of fixed size dynamic
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, **options)
+    for size in ((9, 8), (6, 11)):
+        x = torch.randn(4, 2, *size)
+        layer.zero_grad()
+        y = compiled(x)
+        y.square().sum().backward()
+        gradients = [parameter.grad for parameter in layer.parameters()]
+        layer.zero_grad()
+        expected = layer(x)
+        expected.square().sum().backward()
+
+        assert_close(y, expected)
+        for gradient, parameter in zip(gradients, layer.parameters(), strict=True):
+            assert_close(gradient, parameter.grad)
+        with torch.no_grad():
+            assert_close(compiled(x), layer(x))
+
+
+def test_compiles_for_any_size() -> None:
+    system = CoordinateSystem(anchor="centers", origin=0.5)
+    layer = CoordConv2d(2, 4, 3, stride=2, groups=2, with_r=True, system=system)
+    assert_compiles_for_any_size(layer, backend="aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("ours", [CoordConv2d, CoordConvTranspose2d])
+def test_compiles_for_any_size_with_inductor(ours: type[nn.Module]) -> None:
+    assert_compiles_for_any_size(ours(2, 4, 3, stride=2, with_r=True))
+
+
 @pytest.mark.slow
 # Inductor builds its own operators by means that torch deprecates.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @EVERY_LAYER
 def test_compiles_with_inductor(ours: type[nn.Module], textbook: type[nn.Module]) -> None:
-    layer = ours(2, 3, 3, stride=2, groups=1, with_r=True)
+    torch._dynamo.reset()
+    layer = ours(2, 3, 3, stride=2, with_r=True)
     compiled = torch.compile(layer, fullgraph=True)
     x = torch.randn(4, 2, *[9, 8, 7][: int(ours.__name__[-2])])
 
-    assert_close(compiled(x), layer(x))
+    y = compiled(x)
+    y.square().sum().backward()
+    gradients = [parameter.grad for parameter in layer.parameters()]
+    layer.zero_grad()
+    layer(x).square().sum().backward()
+
+    assert_close(y, layer(x))
+    for gradient, parameter in zip(gradients, layer.parameters(), strict=True):
+        assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         assert_close(compiled(x), layer(x))
 

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import has_static_value
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -82,6 +83,8 @@ class _CoordConv(_ConvNd):
         return described if self.system == PAPER_SYSTEM else f"{described}, system={self.system}"
 
     def _forward(self, x: Tensor, output_padding: tuple[int, ...], given: Tensor | None) -> Tensor:
+        if given is None and x.ndim == self.axes + 2 and _compiles_any_size(x.shape[2:]):
+            return self._concatenate(x, output_padding)
         weight, coord_weight = self.split_weight()
         y = self._convolve(x, weight, self.bias, self.groups, output_padding)
         channels_last = not y.is_contiguous()
@@ -256,6 +259,15 @@ class _CoordConv(_ConvNd):
             weight = coord_weight.to(place.dtype)
             return self._convolve(grid, weight, None, 1, place.output_padding)
 
+    def _concatenate(self, x: Tensor, output_padding: tuple[int, ...]) -> Tensor:
+        """Return the output by the definition, in which nothing is of batch 1."""
+        grid = coordinate_grid(
+            *x.shape[2:], with_r=self.with_r, system=self.system, device=x.device, dtype=x.dtype
+        ).expand(x.shape[0], -1, *x.shape[2:])
+        parts = [torch.cat([part, grid], dim=1) for part in x.chunk(self.groups, dim=1)]
+        wide = torch.cat(parts, dim=1)
+        return self._convolve(wide, self.weight, self.bias, self.groups, output_padding)
+
     def _own_grid(self, place: _Place) -> Tensor:
         return coordinate_grid(
             *place.size,
@@ -301,6 +313,17 @@ def _keep(kept: dict[_Place, Tensor], place: _Place, value: Tensor) -> None:
     if len(kept) >= _MAX_PLACES:
         kept.clear()
     kept[place] = value
+
+
+def _compiles_any_size(size: torch.Size) -> bool:
+    """Tell whether a graph to be trained is being compiled for more than one size.
+
+    Inductor (torch 2.13) sorts the strides of what it saves for backward, and fails on those of a
+    batch of 1 whose size it does not know.
+    """
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    return torch.is_grad_enabled() and not all(has_static_value(length) for length in size)
 
 
 def _split(weight: Tensor, parts: list[int]) -> tuple[Tensor, Tensor]:

@@ -194,7 +194,8 @@ def _per_axis(name: str, value: PerAxis, axes: int) -> list[float | Tensor]:
             if not value.isfinite().all() or (name == "extent" and (value == 0).any()):
                 raise ValueError(f"{name} must be finite{_NOT_ZERO[name]}, got {value.tolist()}")
         return list(value.unbind(dim=1))
-    _check_finite(name, value)
+    if not torch.compiler.is_compiling():  # there, numbers may be symbols
+        _check_finite(name, value)
     if not isinstance(value, Sequence):
         return [value] * axes
     if len(value) != axes:
