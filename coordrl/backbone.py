@@ -7,13 +7,16 @@ The Atari agents, the coordinate tasks, generator, discriminator and detector di
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from coordrl.layers import CoordConv2d, CoordConvTranspose2d
+from coordrl.layers import CoordConv2d, CoordConvTranspose2d, coordinate_grid
 
 Coords = Literal["none", "first", "all"]
 Norm = Literal["none", "batch"]
@@ -248,3 +251,73 @@ def _followers(spec: ConvSpec) -> list[nn.Module]:
     norm = [nn.BatchNorm2d(spec.out_channels)] if spec.norm == "batch" else []
     pool = [nn.MaxPool2d(spec.pool)] if spec.pool > 1 else []
     return [*norm, *activations[spec.activation], *pool]
+
+
+def pointwise(
+    backbone: ConvBackbone, vectors: Tensor, height: int, width: int, *, depth: int | None = None
+) -> Tensor:
+    """Return what a stack of 1x1 convolutions makes of vectors tiled over a canvas.
+
+    Equal to ``backbone(vectors[:, :, None, None].expand(-1, -1, height, width))`` with the channels
+    last, but nothing is tiled: the first layer multiplies each vector once and adds the
+    coordinates' part, which all vectors share. The other layers are products of matrices, which
+    are 3 times as fast on a CPU as 1x1 convolutions in NCHW.
+
+    Args:
+        backbone: 1x1 convolutions of stride 1 with ReLU or nothing behind them; the first may be a
+            CoordConv, the others may not.
+        vectors: One vector per picture, ``(N, in_channels)``.
+        height: Rows of the canvas.
+        width: Columns of the canvas.
+        depth: Modules of the backbone to apply, of ``len(backbone)``; all if None.
+
+    Returns:
+        Tensor of shape ``(N, height * width, channels)``.
+
+    Raises:
+        ValueError: If the backbone is not of that kind.
+    """
+    for spec in backbone.specs:
+        plain = ConvSpec(spec.out_channels, 1, bias=spec.bias, activation=spec.activation)
+        if spec not in (plain, ConvSpec(spec.out_channels, 1, padding="same", bias=spec.bias)):
+            raise ValueError(f"pointwise needs plain 1x1 convolutions, got {spec}")
+    if backbone.coords == "all":
+        raise ValueError('pointwise needs coords="none" or coords="first", got "all"')
+    x = vectors
+    for index, module in enumerate(list(backbone)[:depth]):
+        if isinstance(module, nn.Conv2d):
+            weight = module.weight.flatten(1)
+            if isinstance(module, CoordConv2d):
+                grid = coordinate_grid(
+                    height, width, with_r=module.with_r, device=x.device, dtype=x.dtype
+                )
+                own, coords = torch.split(weight, [module.in_channels, module.num_coords], dim=1)
+                shared = F.linear(grid.flatten(2).mT, coords, module.bias)
+                x = F.linear(x, own).unsqueeze(1) + shared
+            else:
+                x = F.linear(x, weight, module.bias)
+                x = x.unsqueeze(1).expand(-1, height * width, -1) if index == 0 else x
+        else:
+            x = module(x)
+    return x
+
+
+def initialize_he_normal(network: nn.Module, generator: torch.Generator) -> None:
+    """Draw weights as the authors' TensorFlow does: He-normal, truncated, with biases at zero.
+
+    A normal distribution is cut at two standard deviations and widened by 1/0.8796, so that the
+    weights have variance 2 / fan_in. The fan-in of a transposed convolution counts its output
+    channels, as in TensorFlow.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            fan_in = module.weight[0].numel()
+            std = math.sqrt(2 / fan_in) / 0.8796
+            nn.init.trunc_normal_(module.weight, 0.0, std, -2 * std, 2 * std, generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Return the number of trainable parameters."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)

@@ -7,7 +7,15 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from coordrl.backbone import NATURE_DQN, ConvBackbone, ConvSpec, Coords, conv_specs
+from coordrl.backbone import (
+    NATURE_DQN,
+    ConvBackbone,
+    ConvSpec,
+    Coords,
+    conv_specs,
+    initialize_he_normal,
+    pointwise,
+)
 from coordrl.layers import CoordConv2d, CoordConvTranspose2d
 
 DOWN = ConvSpec(6, 5, stride=2, padding=2, norm="batch", activation="leaky_relu")
@@ -139,3 +147,53 @@ def test_wrong_arguments_are_named() -> None:
 def test_an_image_that_is_too_small_names_the_convolution_it_ends_at() -> None:
     with pytest.raises(ValueError, match=r"24x84 pixels is too small: 1x9 .* convolution 2 \(3x3"):
         ConvBackbone(3).out_size(24, 84)
+
+
+@pytest.mark.parametrize(
+    ("coords", "with_r"),
+    [("none", False), ("first", False), ("first", True)],
+    ids=["none", "xy", "xyr"],
+)
+def test_pointwise_equals_the_convolutions_over_tiled_vectors(coords: Coords, with_r: bool) -> None:
+    torch.manual_seed(0)
+    specs = [ConvSpec(5, 1), ConvSpec(7, 1, bias=False), ConvSpec(3, 1, activation="none")]
+    backbone = ConvBackbone(4, specs, coords, with_r).double()
+    vectors = torch.randn(2, 4, dtype=torch.double, requires_grad=True)
+    tiled = vectors[:, :, None, None].expand(-1, -1, 6, 9)
+
+    pixels = pointwise(backbone, vectors, 6, 9)
+    expected = backbone(tiled)
+
+    assert_close(pixels.mT.reshape(2, 3, 6, 9), expected)
+    weights = [vectors, *backbone.parameters()]
+    upstream = torch.randn_like(expected)
+    got = torch.autograd.grad((pixels.mT.reshape(2, 3, 6, 9) * upstream).sum(), weights)
+    assert_close(got, torch.autograd.grad((expected * upstream).sum(), weights))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [ConvSpec(4, 3), ConvSpec(4, 1, 2), ConvSpec(4, 1, norm="batch"), ConvSpec(4, 1, pool=2)],
+)
+def test_pointwise_refuses_what_looks_beyond_the_pixel(spec: ConvSpec) -> None:
+    with pytest.raises(ValueError, match="pointwise needs plain 1x1 convolutions, got ConvSpec"):
+        pointwise(ConvBackbone(2, [spec]), torch.zeros(1, 2), 8, 8)
+
+
+def test_pointwise_refuses_coordinates_in_all_layers() -> None:
+    backbone = ConvBackbone(2, [ConvSpec(4, 1)] * 2, coords="all")
+    with pytest.raises(ValueError, match='coords="none" or coords="first", got "all"'):
+        pointwise(backbone, torch.zeros(1, 2), 8, 8)
+
+
+def test_initial_weights_are_truncated_he_normal() -> None:
+    network = nn.Sequential(nn.Conv2d(50, 200, 3), nn.ConvTranspose2d(200, 50, 4))
+    initialize_he_normal(network, torch.Generator().manual_seed(0))
+
+    for layer, fan_in in zip(network, (50 * 9, 50 * 16), strict=True):
+        assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+        weight = layer.weight.detach()
+        assert_close(weight.std(), torch.tensor((2 / fan_in) ** 0.5), rtol=0.02, atol=0)
+        assert weight.abs().max() <= 2 * (2 / fan_in) ** 0.5 / 0.8796
+        assert layer.bias is not None
+        assert not layer.bias.any()

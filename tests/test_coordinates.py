@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from coordrl.backbone import ConvBackbone, ConvSpec, Coords
+from coordrl.backbone import count_parameters
 from coordrl.config import SettingsError, parse_override
 from coordrl.coordinates import analysis, figures, table
 from coordrl.coordinates.data import (
@@ -32,9 +32,7 @@ from coordrl.coordinates.networks import (
     CoordConvRenderer,
     DeconvPainter,
     StridedConvRegressor,
-    count_parameters,
     initialize_like_the_authors,
-    pointwise,
 )
 from coordrl.coordinates.tasks import Classification, Goal, Regression, Rendering
 from coordrl.coordinates.training import (
@@ -180,43 +178,6 @@ def test_deconv_painters_have_the_authors_parameters(
     assert counts == parameters
 
 
-@pytest.mark.parametrize(
-    ("coords", "with_r"),
-    [("none", False), ("first", False), ("first", True)],
-    ids=["none", "xy", "xyr"],
-)
-def test_pointwise_equals_the_convolutions_over_tiled_vectors(coords: Coords, with_r: bool) -> None:
-    torch.manual_seed(0)
-    specs = [ConvSpec(5, 1), ConvSpec(7, 1, bias=False), ConvSpec(3, 1, activation="none")]
-    backbone = ConvBackbone(4, specs, coords, with_r).double()
-    vectors = torch.randn(2, 4, dtype=torch.double, requires_grad=True)
-    tiled = vectors[:, :, None, None].expand(-1, -1, 6, 9)
-
-    pixels = pointwise(backbone, vectors, 6, 9)
-    expected = backbone(tiled)
-
-    assert_close(pixels.mT.reshape(2, 3, 6, 9), expected)
-    weights = [vectors, *backbone.parameters()]
-    upstream = torch.randn_like(expected)
-    got = torch.autograd.grad((pixels.mT.reshape(2, 3, 6, 9) * upstream).sum(), weights)
-    assert_close(got, torch.autograd.grad((expected * upstream).sum(), weights))
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [ConvSpec(4, 3), ConvSpec(4, 1, 2), ConvSpec(4, 1, norm="batch"), ConvSpec(4, 1, pool=2)],
-)
-def test_pointwise_refuses_what_looks_beyond_the_pixel(spec: ConvSpec) -> None:
-    with pytest.raises(ValueError, match="pointwise needs plain 1x1 convolutions, got ConvSpec"):
-        pointwise(ConvBackbone(2, [spec]), torch.zeros(1, 2), 8, 8)
-
-
-def test_pointwise_refuses_coordinates_in_all_layers() -> None:
-    backbone = ConvBackbone(2, [ConvSpec(4, 1)] * 2, coords="all")
-    with pytest.raises(ValueError, match='coords="none" or coords="first", got "all"'):
-        pointwise(backbone, torch.zeros(1, 2), 8, 8)
-
-
 def tensorflow_same_transposed(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
     """TensorFlow's transposed convolution with "same" padding: it crops the end of odd rests."""
     size = x.shape[-1] * stride
@@ -298,18 +259,7 @@ def test_a_relative_painter_starts_as_a_function_of_the_difference() -> None:
     assert_close(logits[1, 0, :-1, 2:], logits[0, 0, 1:, :-2])
 
 
-def test_initial_weights_are_truncated_he_normal_and_their_own() -> None:
-    network = nn.Sequential(nn.Conv2d(50, 200, 3), nn.ConvTranspose2d(200, 50, 4))
-    initialize_like_the_authors(network, torch.Generator().manual_seed(0))
-
-    for layer, fan_in in zip(network, (50 * 9, 50 * 16), strict=True):
-        assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
-        weight = layer.weight.detach()
-        assert_close(weight.std(), torch.tensor((2 / fan_in) ** 0.5), rtol=0.02, atol=0)
-        assert weight.abs().max() <= 2 * (2 / fan_in) ** 0.5 / 0.8796
-        assert layer.bias is not None
-        assert not layer.bias.any()
-
+def test_initial_weights_are_the_seeds_own() -> None:
     torch.manual_seed(1)
     first = build_network(CoordinateSettings(seed=3)).state_dict()
     torch.manual_seed(2)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from coordrl.backbone import count_parameters
 from coordrl.config import Override, SettingsError, accepted_keywords, load_settings
 from coordrl.coordinates.data import Canvas, InputScale, Split, is_test, places
 from coordrl.coordinates.networks import (
@@ -26,7 +27,6 @@ from coordrl.coordinates.networks import (
     CoordConvRenderer,
     DeconvPainter,
     StridedConvRegressor,
-    count_parameters,
     initialize_like_the_authors,
 )
 from coordrl.coordinates.tasks import Goal, Task, TaskName, make_task
