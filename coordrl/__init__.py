@@ -3,7 +3,7 @@
 The layers can be had from here; everything else is imported from its module. Modules import from
 floors below their own only (``tests/test_floors.py``):
 
-- 0: ``layers``, ``config``, ``runs``
+- 0: ``layers``, ``config``, ``runs``, ``digits``
 - 1: ``convert``, ``backbone``, ``export``, ``emulator``
 - 2: ``extractors``, ``envs``, ``coordinates``, ``generative``, ``detection``
 - 3: ``sb3_envs``, ``algorithms``, ``device_algorithms``

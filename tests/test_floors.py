@@ -12,7 +12,7 @@ import coordrl
 PACKAGE = Path(coordrl.__file__).parent
 
 FLOORS = [
-    {"layers", "config", "runs"},
+    {"layers", "config", "runs", "digits"},
     {"convert", "backbone", "export", "emulator"},
     {"extractors", "envs", "coordinates", "generative", "detection"},
     {"sb3_envs", "algorithms", "device_algorithms"},
