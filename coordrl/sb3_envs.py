@@ -30,6 +30,12 @@ class TorchStep(NamedTuple):
     truncated: Tensor
     next_obs: Tensor
     """What the actions led to: ``obs``, but the last observation where an episode ended."""
+    game_ended: Tensor
+    """``(N,)``, booleans: where a whole game ended, and a new one has begun in ``obs``."""
+    episode_return: Tensor
+    """``(N,)``, float32: return of the games that ended, 0 elsewhere."""
+    episode_length: Tensor
+    """``(N,)``, int64: their agent steps, likewise."""
 
 
 class VectorEnvAdapter(VecEnv):
@@ -45,8 +51,14 @@ class VectorEnvAdapter(VecEnv):
     the number of agent steps of the whole game, however many lives it had (SB3's ``Monitor`` sits
     below the frame skip and counts frames); with any other environment a game is an episode.
 
+    Environments on a GPU, whose ``step`` takes and returns tensors, are copied to the host for this
+    contract; :meth:`step_torch` leaves everything where it is.
+
     Args:
         envs: Vector environment that resets in the same step.
+
+    Attributes:
+        device: Where the environments live.
 
     Raises:
         ValueError: If ``envs`` resets at another time.
@@ -71,7 +83,7 @@ class VectorEnvAdapter(VecEnv):
         self._episode_length = np.zeros(envs.num_envs, np.int64)
         self._started_at = np.full(envs.num_envs, time.time())
         self._counts_games = isinstance(envs.unwrapped, AtariVectorEnv)
-        self._ended_games: list[dict[str, Any]] = []
+        self.device = torch.device(getattr(envs.unwrapped, "device", "cpu"))
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
     def reset(self) -> VecEnvObs:
@@ -82,7 +94,7 @@ class VectorEnvAdapter(VecEnv):
             raise ValueError(
                 f"the environments are reset together, with the same options, got {self._options}"
             )
-        obs, info = self.envs.reset(seed=self._seeds[0], options=options or None)
+        obs, info = _on_host(self.envs.reset(seed=self._seeds[0], options=options or None))
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = [_row(info, i) for i in range(self.num_envs)]
@@ -97,73 +109,87 @@ class VectorEnvAdapter(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """Step the environments with the actions given to :meth:`step_async`."""
-        obs, rewards, terminated, truncated, info = self.envs.step(self._actions)
+        obs, rewards, terminated, truncated, info = _on_host(self.envs.step(self._actions))
         dones = terminated | truncated
         self._count(rewards)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        game_ended, returns, lengths = self._ended_games(info, dones)
         for i in np.flatnonzero(dones).tolist():
             infos[i]["terminal_observation"] = info["final_obs"][i]
             infos[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
-            episode = self._ended_game(i, info)
-            if episode is not None:
+            if game_ended[i]:
+                episode = {"r": float(returns[i]), "l": int(lengths[i]), "t": self._duration(i)}
+                if self._counts_games:
+                    episode["frames"] = int(info["game"]["frames"][i])
                 infos[i]["episode"] = episode
         return obs, rewards.astype(np.float32, copy=False), dones, infos
 
     def reset_torch(self) -> Tensor:
         """Begin new episodes like :meth:`reset`, for :meth:`step_torch`."""
-        return torch.as_tensor(self.reset())
+        return torch.as_tensor(self.reset(), device=self.device)
+
+    @property
+    def shortest_timeout(self) -> int:
+        """Least agent steps of an episode that is truncated; 1 if that is not known."""
+        envs: Any = self.envs.unwrapped
+        if not isinstance(envs, AtariVectorEnv):
+            return 1
+        return max(envs.settings.max_frames_per_episode // envs.settings.frame_skip, 1)
 
     def step_torch(self, actions: Tensor) -> TorchStep:
         """Step the environments like :meth:`step`, from tensors to tensors and without ``infos``.
 
-        The tensors share their memory with what the environment returned. Which games ended is
-        told by :meth:`take_ended_games`.
+        Where the environment lives on a GPU, nothing is copied to the host and nothing waited for,
+        and what is returned may be written to by the next step. Where it gives arrays, the tensors
+        share their memory.
 
         Args:
-            actions: Actions of all environments, on the CPU.
+            actions: Actions of all environments, on any device.
         """
-        obs, rewards, terminated, truncated, info = self.envs.step(actions.numpy())
-        self._count(rewards)
-        next_obs = obs
-        ended = np.flatnonzero(terminated | truncated).tolist()
-        if ended:
-            next_obs = obs.copy()
-        for i in ended:
-            next_obs[i] = info["final_obs"][i]
-            episode = self._ended_game(i, info)
-            if episode is not None:
-                self._ended_games.append(episode)
-        arrays = (obs, rewards.astype(np.float32, copy=False), terminated, truncated, next_obs)
-        return TorchStep(*map(torch.as_tensor, arrays))
-
-    def take_ended_games(self) -> list[dict[str, Any]]:
-        """Return the ``episode`` of each game that ended in ``step_torch`` since the last call."""
-        games, self._ended_games = self._ended_games, []
-        return games
+        if self.device.type == "cpu":
+            obs, rewards, terminated, truncated, info = self.envs.step(actions.cpu().numpy())
+            self._count(rewards)
+            dones = terminated | truncated
+            next_obs = obs.copy() if dones.any() else obs
+            for i in np.flatnonzero(dones).tolist():
+                next_obs[i] = info["final_obs"][i]
+            game = self._ended_games(info, dones)
+        else:
+            obs, rewards, terminated, truncated, info = self.envs.step(actions)
+            dones = (terminated | truncated).view(-1, *(1 for _ in obs.shape[1:]))
+            next_obs = torch.where(dones, info["final_obs"], obs)
+            game = info["_game"], info["game"]["episode_return"], info["game"]["agent_steps"]
+        tensors = (obs, rewards, terminated, truncated, next_obs, *game)
+        step = TorchStep(*map(torch.as_tensor, tensors))
+        return step._replace(
+            rewards=step.rewards.float(),
+            episode_return=step.episode_return.float(),
+            episode_length=step.episode_length.long(),
+        )
 
     def _count(self, rewards: NDArray[Any]) -> None:
         if not self._counts_games:
             self._episode_return += rewards
             self._episode_length += 1
 
-    def _ended_game(self, i: int, info: dict[str, Any]) -> dict[str, Any] | None:
-        """Return what ``Monitor`` would write, or None if only a life was lost."""
-        if not self._counts_games:
-            episode = {"r": float(self._episode_return[i]), "l": int(self._episode_length[i])}
-            self._episode_return[i] = self._episode_length[i] = 0
-        elif "_game" in info and info["_game"][i]:
-            game = info["game"]
-            episode = {
-                "r": float(game["episode_return"][i]),
-                "l": int(game["agent_steps"][i]),
-                "frames": int(game["frames"][i]),
-            }
-        else:
-            return None
+    def _ended_games(
+        self, info: dict[str, Any], dones: NDArray[np.bool_]
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Return where a game ended, and there its return and its agent steps."""
+        if self._counts_games:
+            ended = info.get("_game", np.zeros(self.num_envs, np.bool_))
+            game = info.get("game", {"episode_return": ended, "agent_steps": ended})
+            return ended, game["episode_return"], game["agent_steps"]
+        returns = np.where(dones, self._episode_return, 0)
+        lengths = np.where(dones, self._episode_length, 0)
+        self._episode_return[dones] = self._episode_length[dones] = 0
+        return dones, returns, lengths
+
+    def _duration(self, i: int) -> float:
+        """Return the seconds since the last game of an environment ended."""
         now = time.time()
-        episode["t"] = round(now - float(self._started_at[i]), 6)
-        self._started_at[i] = now
-        return episode
+        before, self._started_at[i] = float(self._started_at[i]), now
+        return round(now - before, 6)
 
     def save(self) -> bytes:
         """Return the environments as bytes, to go on exactly from here with :meth:`restore`.
@@ -277,6 +303,17 @@ def make_sb3_env(
     if seed is not None:
         adapter.seed(seed)
     return adapter
+
+
+def _on_host(value: Any) -> Any:
+    """Return tensors as arrays, also within tuples and dictionaries, and all else as it is."""
+    if isinstance(value, Tensor):
+        return value.cpu().numpy()
+    if isinstance(value, tuple):
+        return tuple(map(_on_host, value))
+    if isinstance(value, dict):
+        return {key: _on_host(item) for key, item in value.items()}
+    return value
 
 
 def _attribute(envs: VectorEnv[Any, Any, Any], name: str) -> Any:

@@ -122,6 +122,7 @@ def test_tensors_tell_what_numpy_tells() -> None:
     ours, theirs = VectorEnvAdapter(Counting()), VectorEnvAdapter(Counting())
     assert_array_equal(ours.reset_torch(), theirs.reset())
     episodes = []
+    games: list[tuple[float, int]] = []
     for actions in np.random.default_rng(0).integers(2, size=(7, 2)):
         step = ours.step_torch(torch.tensor(actions))
         obs, rewards, dones, infos = theirs.step(actions)
@@ -138,10 +139,69 @@ def test_tensors_tell_what_numpy_tells() -> None:
         assert_array_equal(step.next_obs, next_obs)
         timeouts = [bool(info) and info["TimeLimit.truncated"] for info in infos]
         assert (step.truncated & ~step.terminated).tolist() == timeouts
-    taken = ours.take_ended_games()
-    assert [(e["r"], e["l"]) for e in taken] == [(e["r"], e["l"]) for e in episodes]
-    assert len(taken) == 5
-    assert ours.take_ended_games() == []
+        ended = step.game_ended
+        ends = torch.stack([step.episode_return[ended], step.episode_length[ended]], dim=1)
+        games += [(points, int(length)) for points, length in ends.tolist()]
+    assert games == [(episode["r"], episode["l"]) for episode in episodes]
+    assert len(games) == 5
+
+
+class OnDevice(Counting):
+    """Counting, as an environment on a GPU: ``step`` takes and returns tensors."""
+
+    device = "meta"  # only its name is asked for
+
+    def reset(self, **kwargs: Any) -> Any:
+        obs, info = super().reset(**kwargs)
+        return torch.from_numpy(obs), info
+
+    def step(self, actions: Any) -> Any:
+        obs, rewards, terminated, truncated, counted = super().step(np.asarray(actions))
+        dones = terminated | truncated
+        final = obs.copy()
+        for i in np.flatnonzero(dones):
+            final[i] = counted["final_obs"][i]
+        game = {"episode_return": torch.from_numpy(2 * dones), "agent_steps": torch.tensor([1, 3])}
+        ended, last = torch.from_numpy(dones), torch.from_numpy(final)
+        arrays = (obs, rewards, terminated, truncated)
+        return (*map(torch.from_numpy, arrays), {"final_obs": last, "_game": ended, "game": game})
+
+
+def test_an_environment_on_a_device_gives_arrays_to_sb3_and_tensors_to_us() -> None:
+    ours, sb3s, theirs = (VectorEnvAdapter(cls()) for cls in (OnDevice, OnDevice, Counting))
+    assert_array_equal(ours.envs.reset()[0], theirs.reset())
+    assert_array_equal(sb3s.reset(), ours.envs.reset()[0])
+    for actions in np.random.default_rng(0).integers(2, size=(7, 2)):
+        step = ours.step_torch(torch.tensor(actions))
+        obs, rewards, dones, infos = theirs.step(actions)
+        assert_array_equal(step.obs, obs)
+        assert_array_equal(step.rewards, rewards)
+        assert_array_equal(step.game_ended, dones)
+        assert step.episode_return.tolist() == (2 * dones).tolist()
+        for i, info in enumerate(infos):
+            if info:
+                assert_array_equal(step.next_obs[i], info["terminal_observation"])
+            else:
+                assert_array_equal(step.next_obs[i], step.obs[i])
+        returned: Any = sb3s.step(actions)
+        for value, expected in zip(returned[:3], (obs, rewards, dones), strict=True):
+            assert isinstance(value, np.ndarray)
+            assert_array_equal(value, expected)
+
+
+@pytest.mark.parametrize("frame_skip", [1, 3])
+@pytest.mark.parametrize("emulator", ["coordrl", "ale"])
+def test_no_episode_is_truncated_before_its_shortest_time(emulator: str, frame_skip: int) -> None:
+    settings = AtariSettings(max_frames_per_episode=100, frame_skip=frame_skip)
+    envs = make_sb3_env("Breakout", 4, settings, seed=0, emulator=emulator)
+    envs.reset()
+    lengths: list[int] = []
+    for _ in range(240 // frame_skip):
+        step = envs.step_torch(torch.zeros(4, dtype=torch.int64))
+        lengths += step.episode_length[step.truncated & step.game_ended].tolist()
+    assert len(lengths) >= 8
+    assert envs.shortest_timeout <= min(lengths) <= envs.shortest_timeout + 1
+    envs.close()
 
 
 def test_attributes_and_methods_are_those_of_the_vector_environment() -> None:
