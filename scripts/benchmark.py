@@ -3,6 +3,7 @@
     python scripts/benchmark.py layers --json benchmarks/layers.json
     python scripts/benchmark.py training --json benchmarks/training.json
     python scripts/benchmark.py envs --json benchmarks/envs.json
+    python scripts/benchmark.py emulator --json benchmarks/emulator.json
 
 Costs are CPU seconds of this process, so that other work on the machine distorts them little. What
 it does distort, it distorts for all contestants, because they take turns: ratios are trustworthy
@@ -34,6 +35,8 @@ import numpy as np
 import stable_baselines3
 import torch
 import tyro
+from ale_py.vector_env import AtariVectorEnv as AleVectorEnv
+from gymnasium.vector import AutoresetMode
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3.common.env_util import make_atari_env
@@ -46,7 +49,9 @@ from torch import Tensor, nn
 import coordrl
 from coordrl.algorithms import keep_freed_memory, make_model
 from coordrl.backbone import NATURE_DQN
-from coordrl.config import Schedule, TrainingSettings, parse_override
+from coordrl.config import AtariSettings, Schedule, TrainingSettings, parse_override
+from coordrl.emulator import GAMES
+from coordrl.envs import AtariVectorEnv, canonical_game, gymnasium_name
 from coordrl.runs import RunError, atomic_file
 from coordrl.sb3_envs import make_sb3_env
 from coordrl.training import load_training_settings
@@ -57,19 +62,25 @@ class Ratio:
     """How many times as much one costs as the other."""
 
     best: float
-    """Of the cheapest calls: least disturbed by other work."""
+    """Of the cheapest calls: least disturbed by other work. Where calls differ in what they have to
+    do, of all calls together."""
     low: float
     """First quartile over the turns."""
     high: float
     """Third quartile over the turns."""
 
     @classmethod
-    def of(cls, costs: list[float], peers: list[float]) -> "Ratio":
+    def of(
+        cls,
+        costs: list[float],
+        peers: list[float],
+        of_calls: Callable[[list[float]], float] = min,
+    ) -> "Ratio":
         """Compare costs, the n-th of which were measured in the same turn."""
         quartiles = statistics.quantiles(
             [cost / peer for cost, peer in zip(costs, peers, strict=True)], n=4
         )
-        return cls(min(costs) / min(peers), quartiles[0], quartiles[2])
+        return cls(of_calls(costs) / of_calls(peers), quartiles[0], quartiles[2])
 
     def __str__(self) -> str:
         """Return the ratio and its spread."""
@@ -448,7 +459,7 @@ class Envs(Benchmark):
                 if importlib.util.find_spec("envpool") is not None:
                     makers["EnvPool"] = envpool
                 contestants: dict[str, Callable[[], object]] = {
-                    name: functools.partial(self._play, *make(game, num_envs))
+                    name: functools.partial(play, *make(game, num_envs), self.steps)
                     for name, make in makers.items()
                 }
                 costs = take_turns(contestants, self.seconds)
@@ -470,13 +481,14 @@ class Envs(Benchmark):
             if isinstance(value, Ratio)
         }
 
-    def _play(self, step: Callable[[Any], object], actions: Iterator[Any]) -> None:
-        for _ in range(self.steps):
-            step(next(actions))
-
 
 Player = tuple[Callable[[Any], object], Iterator[Any]]
 """A function that plays one action in each environment, and the actions to play."""
+
+
+def play(step: Callable[[Any], object], actions: Iterator[Any], steps: int) -> None:
+    for _ in range(steps):
+        step(next(actions))
 
 
 def at_random(num_envs: int, action_space: Any) -> Iterator[Any]:
@@ -511,10 +523,92 @@ def envpool(game: str, num_envs: int) -> Player:
     return envs.step, at_random(num_envs, envs.action_space)
 
 
+@dataclass(frozen=True)
+class Emulators(Benchmark):
+    """How many times as fast as ale-py's our vector environment is, alone, on one thread.
+
+    Both have ale-py's default settings (84x84 gray, stack 4, four frames a step, of which the last
+    two are pooled), seeds and actions, and so play the same games to the last byte. EnvPool is
+    set to the same and measured beside them where it is installed; its games are its own.
+    """
+
+    seconds: float = 5.0
+    """To spend on each game, at least."""
+    games: tuple[str, ...] = ()
+    """Games to play; the 57 that agents are usually compared on if none is named."""
+    num_envs: int = 8
+    """Games that are played at the same time."""
+    steps: int = 16
+    """Steps of a call."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yield a row for each game."""
+        names = [canonical_game(name) for name in self.games]
+        makers = {"ours": our_vector_env, "ale-py": ale_vector_env}
+        if importlib.util.find_spec("envpool") is not None:
+            makers["EnvPool"] = envpool_vector_env
+        for game in names or [name for name, game in GAMES.items() if game.atari57]:
+            costs = take_turns(
+                {
+                    name: functools.partial(play, *make(game, self.num_envs), self.steps)
+                    for name, make in makers.items()
+                },
+                self.seconds,
+            )
+            frames = 4 * self.steps * self.num_envs * len(costs["ours"])
+            row: Row = {"game": gymnasium_name(game)}
+            row |= {"frames per CPU second": round(frames / sum(costs["ours"]))}
+            row |= {
+                f"times as fast as {name}": Ratio.of(costs[name], costs["ours"], sum)
+                for name in makers
+                if name != "ours"
+            }
+            yield row
+
+    def summary(self, rows: list[Row]) -> Row:
+        """Return geometric means over the games, and where the ratio is least."""
+        result: Row = {"games": len(rows)}
+        for column, value in rows[0].items():
+            if isinstance(value, Ratio):
+                ratios = {str(row["game"]): row[column].best for row in rows}  # type: ignore[union-attr]
+                least = min(ratios, key=ratios.__getitem__)
+                result[f"{column}, geometric mean"] = round(geometric_mean([*ratios.values()]), 2)
+                result[f"{column}, least"] = f"{ratios[least]:.2f} ({least})"
+        return result
+
+
+def our_vector_env(game: str, num_envs: int) -> Player:
+    settings = AtariSettings(life_loss="ignore", fire_after_life_loss=False)
+    envs = AtariVectorEnv(
+        game,
+        num_envs,
+        settings,
+        num_threads=1,
+        autoreset_mode=AutoresetMode.NEXT_STEP,
+    )
+    envs.reset(seed=0)
+    return envs.step, at_random(num_envs, envs.single_action_space)
+
+
+def ale_vector_env(game: str, num_envs: int) -> Player:
+    envs = AleVectorEnv(game, num_envs, num_threads=1, autoreset_mode=AutoresetMode.NEXT_STEP)
+    envs.reset(seed=0)
+    return envs.step, at_random(num_envs, envs.single_action_space)
+
+
+def envpool_vector_env(game: str, num_envs: int) -> Player:
+    envs = importlib.import_module("envpool").make_gymnasium(
+        f"{gymnasium_name(game)}-v5", num_envs=num_envs, num_threads=1, seed=0, reward_clip=True
+    )
+    envs.reset()
+    return envs.step, at_random(num_envs, envs.action_space)
+
+
 BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
     "layers": Layers,
     "training": Training,
     "envs": Envs,
+    "emulator": Emulators,
 }
 
 
