@@ -3,13 +3,14 @@
 The layers can be had from here; everything else is imported from its module. Modules import from
 floors below their own only (``tests/test_floors.py``):
 
-- 0: ``layers``, ``config``, ``runs``, ``digits``
+- 0: ``layers``, ``config``, ``runs``, ``ranks``, ``digits``
 - 1: ``convert``, ``backbone``, ``export``, ``emulator``
 - 2: ``extractors``, ``envs``, ``coordinates``, ``generative``, ``detection``
-- 3: ``sb3_envs``, ``algorithms``, ``device_algorithms``
-- 4: ``agents``
-- 5: ``training``
-- 6: ``study``, ``report``
+- 3: ``sb3_envs``, ``algorithms``
+- 4: ``device_algorithms``
+- 5: ``agents``
+- 6: ``training``
+- 7: ``study``, ``report``
 """
 
 from coordrl.layers import (

@@ -179,6 +179,20 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True)
+class AccelerationSettings:
+    """How algorithms compute whose rollouts stay on the device (``run.on_device``)."""
+
+    bfloat16: bool = False
+    """Compute features in bfloat16 (autocast); weights, heads, losses and optimizer in float32."""
+    channels_last: bool = True
+    """Keep weights and observations in the layout that convolutions read fastest."""
+    compile: bool = False
+    """Compile the network with torch.compile, which takes a minute at the start."""
+    cuda_graphs: bool = False
+    """Record acting and PPO's update as CUDA graphs, which Python need not launch anew."""
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """One training run: what is trained, for how long, and what is looked at on the way.
 
@@ -200,6 +214,8 @@ class RunSettings:
     """Seed of the run, split into environment, policy, data and evaluation streams."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network lives; auto takes the GPU if there is one."""
+    on_device: bool = False
+    """Keep games, rollouts and replay there as well, instead of in arrays of the host."""
     target_return: float | None = None
     """End the run as soon as an evaluation reaches this mean episode return."""
     evaluation_interval: int = 250_000
@@ -232,6 +248,7 @@ class TrainingSettings:
     algorithm: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the algorithm's class in Stable-Baselines3."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    acceleration: AccelerationSettings = field(default_factory=AccelerationSettings)
     extractor: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of :func:`coordrl.extractors.policy_kwargs`."""
 

@@ -12,10 +12,11 @@ import coordrl
 PACKAGE = Path(coordrl.__file__).parent
 
 FLOORS = [
-    {"layers", "config", "runs", "digits"},
+    {"layers", "config", "runs", "ranks", "digits"},
     {"convert", "backbone", "export", "emulator"},
     {"extractors", "envs", "coordinates", "generative", "detection"},
-    {"sb3_envs", "algorithms", "device_algorithms"},
+    {"sb3_envs", "algorithms"},
+    {"device_algorithms"},
     {"agents"},
     {"training"},
     {"study", "report"},

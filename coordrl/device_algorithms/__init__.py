@@ -1,0 +1,12 @@
+"""Stable-Baselines3's PPO, A2C and DQN whose rollouts and replay never leave the device.
+
+SB3 copies every observation to arrays of the host and back, and waits for the device several times
+in every step and every minibatch. Here a step goes from tensors to tensors (``step_torch``), and
+what is logged is read once for each rollout. Losses, logs, callbacks and what is saved are SB3's;
+everything runs on ``device="cpu"`` as well.
+"""
+
+from coordrl.device_algorithms.buffers import DeviceRolloutBuffer, generalized_advantages
+from coordrl.device_algorithms.on_policy import A2C, PPO
+
+__all__ = ["A2C", "PPO", "DeviceRolloutBuffer", "generalized_advantages"]

@@ -1,0 +1,103 @@
+"""What callbacks of SB3 find in ``locals``, copied to the host only if one looks at it."""
+
+from collections.abc import Sequence
+from typing import Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coordrl.sb3_envs import TorchStep
+
+
+class HostView:
+    """A tensor that callbacks take for an array; each look copies it from the device.
+
+    Example:
+        >>> dones = HostView(torch.tensor([True, False, True]))
+        >>> int(np.sum(dones)), dones.shape, bool(dones[1])
+        (2, (3,), False)
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self._tensor.cpu().numpy(), dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__array__(), name)
+
+    def __len__(self) -> int:
+        return len(self._tensor)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.__array__()[index]
+
+
+class Infos(Sequence[dict[str, Any]]):
+    """The ``infos`` of a step, made when a callback looks at them."""
+
+    def __init__(self, step: TorchStep) -> None:
+        self._step = step
+        self._infos: list[dict[str, Any]] | None = None
+
+    def __len__(self) -> int:
+        return len(self._step.rewards)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | Sequence[dict[str, Any]]:
+        if self._infos is None:
+            self._infos = self._made()
+        return self._infos[index]
+
+    def _made(self) -> list[dict[str, Any]]:
+        step = self._step
+        infos: list[dict[str, Any]] = [{} for _ in range(len(self))]
+        for i in (step.terminated | step.truncated).nonzero().flatten().tolist():
+            infos[i]["terminal_observation"] = step.next_obs[i].cpu().numpy()
+            infos[i]["TimeLimit.truncated"] = bool(step.truncated[i] & ~step.terminated[i])
+            if step.game_ended[i]:
+                points, length = float(step.episode_return[i]), int(step.episode_length[i])
+                infos[i]["episode"] = {"r": points, "l": length}
+        return infos
+
+
+class EpisodeLog:
+    """The games that end in a rollout, noted on the device and read in one copy at its end.
+
+    Args:
+        steps: Most steps of a rollout.
+        num_envs: Environments.
+        device: Where they live.
+    """
+
+    def __init__(self, steps: int, num_envs: int, device: torch.device) -> None:
+        self._ended = torch.zeros((steps, num_envs), dtype=torch.bool, device=device)
+        self._returns = torch.zeros((steps, num_envs), dtype=torch.float64, device=device)
+        self._lengths = torch.zeros_like(self._returns)
+        self._steps = 0
+
+    def add(self, step: TorchStep) -> None:
+        """Note the games that ended in a step."""
+        self._ended[self._steps] = step.game_ended
+        self._returns[self._steps] = step.episode_return
+        self._lengths[self._steps] = step.episode_length
+        self._steps += 1
+
+    def read(self, seconds: float) -> list[dict[str, Any]]:
+        """Return the games since the last call as ``Monitor`` writes them, in their order.
+
+        Args:
+            seconds: Time to write to them.
+        """
+        taken = slice(0, self._steps)
+        self._steps = 0
+        ended = self._ended[taken]
+        both = torch.stack([self._returns[taken][ended], self._lengths[taken][ended]], dim=1)
+        time = round(seconds, 6)
+        return [{"r": points, "l": int(length), "t": time} for points, length in both.tolist()]

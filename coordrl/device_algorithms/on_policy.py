@@ -1,0 +1,308 @@
+"""PPO and A2C: the losses and logs of SB3, without its copies and waits."""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import stable_baselines3
+import torch
+import torch.nn.functional as F
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from coordrl.config import AccelerationSettings
+from coordrl.device_algorithms.buffers import DeviceRolloutBuffer
+from coordrl.device_algorithms.callbacks import EpisodeLog, HostView, Infos
+from coordrl.device_algorithms.networks import Recorded, accelerated, draw, entropy, estimate
+from coordrl.ranks import Ranks
+from coordrl.sb3_envs import TorchStep, VectorEnvAdapter
+
+# Attributes that plain SB3 would not understand, or that belong to a run and its device.
+NOT_SAVED = (
+    *("acceleration", "ranks", "episodes", "rollout_buffer_class", "rollout_buffer_kwargs"),
+    *("replay_buffer_class", "replay_buffer_kwargs", "_last_obs", "_last_episode_starts"),
+    *("_last_original_obs", "_estimate", "_act", "_update", "_learning_rate", "_totals"),
+)
+
+
+class _OnPolicy(OnPolicyAlgorithm):
+    """What PPO and A2C on a device share: rollouts."""
+
+    rollout_buffer: DeviceRolloutBuffer
+
+    def __init__(
+        self,
+        *args: Any,
+        acceleration: AccelerationSettings | None = None,
+        ranks: Ranks | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.acceleration = acceleration or AccelerationSettings()
+        self.ranks = ranks or Ranks()
+        super().__init__(*args, **kwargs)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), *NOT_SAVED]
+
+    def _setup_model(self) -> None:
+        if not isinstance(self.env, VectorEnvAdapter | None):
+            raise ValueError(
+                f"{type(self).__name__} on a device needs environments as they come from "
+                f"make_sb3_env, got {self.env}"
+            )
+        self.rollout_buffer_class = DeviceRolloutBuffer
+        self.rollout_buffer_kwargs = {
+            "channels_last": self.acceleration.channels_last,
+            "shortest_timeout": getattr(self.env, "shortest_timeout", 1),
+        }
+        super()._setup_model()
+        if self.acceleration.channels_last:
+            self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.episodes = EpisodeLog(self.n_steps, self.n_envs, self.device)
+        self._estimate = accelerated(estimate, self.acceleration)
+        is_recorded = self.acceleration.cuda_graphs and self.device.type == "cuda"
+        self._act: Any = Recorded(self._choose) if is_recorded else self._choose
+
+    @torch.no_grad()
+    def _choose(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return actions, values and the actions' log probabilities, each ``(N,)``."""
+        log_probs, values = self._estimate(self.policy, obs, self.acceleration.bfloat16)
+        actions = draw(log_probs)
+        return actions, values, log_probs.gather(1, actions[:, None]).squeeze(1)
+
+    @torch.no_grad()
+    def _values(self, obs: Tensor) -> Tensor:
+        return estimate(self.policy, obs, self.acceleration.bfloat16).values
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """Play ``n_rollout_steps`` steps in each environment, as SB3's method of this name does.
+
+        In ``locals`` callbacks find what they are used to; what a step returned is copied to the
+        host if they look at it.
+        """
+        assert isinstance(env, VectorEnvAdapter)
+        buffer = self.rollout_buffer
+        self.policy.set_training_mode(False)
+        buffer.reset()
+        callback.on_rollout_start()
+        obs = torch.as_tensor(self._last_obs, device=self.device)
+        starts = torch.as_tensor(self._last_episode_starts, device=self.device)
+        for n_steps in range(n_rollout_steps):
+            obs = buffer.observe(obs)
+            actions, values, log_probs = self._act(obs)
+            step = TorchStep(*(part.to(self.device) for part in env.step_torch(actions)))
+            self.num_timesteps += env.num_envs * self.ranks.count
+            dones = step.terminated | step.truncated
+            callback.update_locals(
+                {
+                    **{"self": self, "env": env, "rollout_buffer": buffer, "n_steps": n_steps},
+                    **{"actions": HostView(actions), "values": values, "log_probs": log_probs},
+                    **{"new_obs": HostView(step.obs), "rewards": HostView(step.rewards)},
+                    **{"dones": HostView(dones), "infos": Infos(step)},
+                }
+            )
+            if not callback.on_step():
+                self._note_games()
+                return False
+            self.episodes.add(step)
+            buffer.add(obs, actions, step.rewards, starts, values, log_probs)
+            buffer.add_timeouts(step.next_obs, step.truncated & ~step.terminated)
+            obs, starts = step.obs, dones
+        self._last_obs = obs  # type: ignore[assignment]
+        self._last_episode_starts = starts  # type: ignore[assignment]
+        buffer.bootstrap_timeouts(self._values)
+        buffer.compute_returns_and_advantage(self._values(obs), starts)
+        self._note_games()
+        callback.on_rollout_end()
+        return True
+
+    def _note_games(self) -> None:
+        assert self.ep_info_buffer is not None
+        seconds = (time.time_ns() - self.start_time) / 1e9
+        for games in self.ranks.gather(self.episodes.read(seconds)):
+            self.ep_info_buffer.extend(games)
+
+    def _normalized(self, advantages: Tensor) -> Tensor:
+        """Return advantages with mean 0 and deviation 1 over the minibatch of all ranks."""
+        if self.ranks.count == 1:
+            return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        count = advantages.numel() * self.ranks.count
+        mean = self.ranks.sum(advantages.sum()) / count
+        variance = self.ranks.sum((advantages - mean).square().sum()) / (count - 1)
+        return (advantages - mean) / (variance.sqrt() + 1e-8)
+
+    def _descend(self, loss: Tensor) -> None:
+        """Make one step of the optimizer."""
+        self.policy.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.ranks.average_gradients(self.policy.parameters())
+        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        self.policy.optimizer.step()
+
+    def _explained_variance(self) -> Tensor:
+        values, returns = self.rollout_buffer.values, self.rollout_buffer.returns
+        return 1 - (returns - values).var(correction=0) / returns.var(correction=0)
+
+    def _read(self, numbers: Iterable[Tensor]) -> list[float]:
+        """Copy numbers to the host at once, as means over the ranks."""
+        together = torch.stack([number.detach() for number in numbers])
+        read: list[float] = (self.ranks.sum(together) / self.ranks.count).tolist()
+        return read
+
+
+class PPO(_OnPolicy, stable_baselines3.PPO):
+    """SB3's PPO with its rollouts on the device.
+
+    Args:
+        *args: As of :class:`stable_baselines3.PPO`.
+        acceleration: How to compute.
+        ranks: Processes that train together. Sizes that this class is given, such as
+            ``batch_size``, are those of one process.
+        **kwargs: As of :class:`stable_baselines3.PPO`.
+
+    Example:
+        >>> from coordrl.sb3_envs import make_sb3_env
+        >>> env = make_sb3_env("Pong", num_envs=2)
+        >>> model = PPO("CnnPolicy", env, n_steps=4, batch_size=8, n_epochs=1, device="cpu")
+        >>> model.learn(8).num_timesteps
+        8
+        >>> env.close()
+    """
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        # Sums over minibatches: entropy loss, policy loss, value loss, clip fraction, divergence.
+        self._totals = torch.zeros(5, device=self.device)
+        is_recorded = (
+            self.acceleration.cuda_graphs and self.device.type == "cuda" and self.ranks.count == 1
+        )
+        if is_recorded and self.target_kl is not None:
+            raise ValueError(
+                "target_kl may end an update, so the host has to see it: a recorded update cannot "
+                "have one, set acceleration.cuda_graphs = false"
+            )
+        self._update: Any = Recorded(self._minibatch) if is_recorded else self._minibatch
+        if is_recorded:
+            self._learning_rate = torch.zeros((), device=self.device)
+
+    def _update_learning_rate(self, optimizers: Any) -> None:
+        super()._update_learning_rate(optimizers)
+        if isinstance(self._update, Recorded):
+            # A recorded step reads the rate from the device.
+            for group in self.policy.optimizer.param_groups:
+                group["lr"] = self._learning_rate.fill_(float(group["lr"]))
+
+    def train(self) -> None:
+        """Update the policy with the rollout, as SB3's method of this name does.
+
+        What is logged is summed up on the device and read once. With ``target_kl``, which may end
+        an epoch, one number of each minibatch is read as well.
+        """
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        schedules: list[Any] = [self.clip_range, self.clip_range_vf or self.clip_range]
+        ranges = [float(schedule(self._current_progress_remaining)) for schedule in schedules]
+        limits = torch.tensor(ranges, device=self.device)
+        self._totals.zero_()
+        num_updates = num_updates_of_epoch = 0
+        for _ in range(self.n_epochs):
+            self._totals[-1] = 0  # SB3 logs the divergence of the last epoch alone
+            num_updates_of_epoch = 0
+            for samples in self.rollout_buffer.get(self.batch_size):
+                fields = (samples.observations, samples.actions, samples.old_values)
+                rest = (samples.old_log_prob, samples.advantages, samples.returns)
+                loss, goes_on = self._update(*fields, *rest, limits)
+                num_updates += 1
+                num_updates_of_epoch += 1
+                if self.target_kl is not None and not goes_on:
+                    break
+            self._n_updates += 1
+            if self.target_kl is not None and not goes_on:
+                break
+        totals = [total / num_updates for total in self._totals[:-1]]
+        divergence = self._totals[-1] / num_updates_of_epoch
+        keys = (
+            *("entropy_loss", "policy_gradient_loss", "value_loss", "clip_fraction"),
+            *("approx_kl", "loss", "explained_variance"),
+        )
+        read = self._read([*totals, divergence, loss, self._explained_variance()])
+        for key, value in zip(keys, read, strict=True):
+            self.logger.record(f"train/{key}", value)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/clip_range", ranges[0])
+        if self.clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", ranges[1])
+
+    def _minibatch(
+        self,
+        obs: Tensor,
+        actions: Tensor,
+        old_values: Tensor,
+        old_log_prob: Tensor,
+        advantages: Tensor,
+        returns: Tensor,
+        limits: Tensor,
+    ) -> tuple[Tensor, bool]:
+        """Make one update, and return its loss and whether more may follow."""
+        clip_range, clip_range_vf = limits
+        all_log_probs, values = self._estimate(self.policy, obs, self.acceleration.bfloat16)
+        log_prob = all_log_probs.gather(1, actions[:, None]).squeeze(1)
+        if self.normalize_advantage and len(advantages) * self.ranks.count > 1:
+            advantages = self._normalized(advantages)
+        log_ratio = log_prob - old_log_prob
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+        policy_loss = -torch.min(advantages * ratio, advantages * clipped).mean()
+        if self.clip_range_vf is not None:
+            values = old_values + (values - old_values).clamp(-clip_range_vf, clip_range_vf)
+        value_loss = F.mse_loss(returns, values)
+        entropy_loss = -entropy(all_log_probs).mean()
+        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        with torch.no_grad():
+            clip_fraction = ((ratio - 1).abs() > clip_range).float().mean()
+            divergence = ((ratio - 1) - log_ratio).mean()
+            logged = (entropy_loss, policy_loss, value_loss, clip_fraction, divergence)
+            self._totals += torch.stack(logged)
+        if self.target_kl is not None:
+            [mean_divergence] = self._read([divergence])
+            if mean_divergence > 1.5 * self.target_kl:
+                return loss.detach(), False
+        self._descend(loss)
+        return loss.detach(), True
+
+
+class A2C(_OnPolicy, stable_baselines3.A2C):
+    """SB3's A2C with its rollouts on the device; see :class:`PPO` for the arguments."""
+
+    def train(self) -> None:
+        """Update the policy with the rollout, as SB3's method of this name does."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        [samples] = self.rollout_buffer.get(batch_size=None)
+        all_log_probs, values = self._estimate(
+            self.policy, samples.observations, self.acceleration.bfloat16
+        )
+        log_prob = all_log_probs.gather(1, samples.actions[:, None]).squeeze(1)
+        advantages = samples.advantages
+        if self.normalize_advantage:
+            advantages = self._normalized(advantages)
+        policy_loss = -(advantages * log_prob).mean()
+        value_loss = F.mse_loss(samples.returns, values)
+        entropy_loss = -entropy(all_log_probs).mean()
+        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        self._descend(loss)
+        self._n_updates += 1
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        keys = ("explained_variance", "entropy_loss", "policy_loss", "value_loss")
+        numbers = (self._explained_variance(), entropy_loss, policy_loss, value_loss)
+        for key, value in zip(keys, self._read(numbers), strict=True):
+            self.logger.record(f"train/{key}", value)

@@ -1,0 +1,97 @@
+"""Processes that train one model together, as ``torchrun`` starts them."""
+
+import datetime
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together; by default it is alone.
+
+    Every method is a collective: all ranks call it at the same point. Alone, it does nothing.
+    """
+
+    index: int = 0
+    """Number of this process. Rank 0 writes, speaks and evaluates."""
+    count: int = 1
+    """Number of processes."""
+
+    def share(self, total: int, what: str) -> int:
+        """Return the equal share of one rank.
+
+        Raises:
+            ValueError: If ``total`` is not a multiple of the number of ranks.
+
+        Example:
+            >>> Ranks(index=1, count=4).share(64, "run.num_envs")
+            16
+        """
+        if total % self.count:
+            raise ValueError(
+                f"{what} = {total} is shared by {self.count} processes, so it must be a multiple "
+                f"of {self.count}"
+            )
+        return total // self.count
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Add up a tensor over all ranks, in place, and return it."""
+        if self.count > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Give every rank the mean of all ranks' gradients, in one exchange."""
+        if self.count == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        mean = self.sum(torch.cat([gradient.flatten() for gradient in gradients])) / self.count
+        parts = torch.split(mean, [gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view(gradient.shape))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return what each rank has given, in their order."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def first(self, value: Any) -> Any:
+        """Return what rank 0 has given; that of the others does not matter."""
+        if self.count == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+
+def join(device: str) -> Ranks:
+    """Join the other processes that ``torchrun`` has started; without it, be alone.
+
+    Args:
+        device: ``"cuda"`` talks through NCCL, each process of a host with a GPU of its own, which
+            becomes the current one; anything else through gloo.
+    """
+    if not dist.is_torchelastic_launched():
+        return Ranks()
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if not dist.is_initialized():
+        # While rank 0 evaluates or writes, the others wait.
+        backend = "nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(hours=2))
+    return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def leave() -> None:
+    """End what :func:`join` has begun."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,291 @@
+"""Algorithms on a device, run on the CPU beside SB3's own: same rollouts, losses and logs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import stable_baselines3
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecCheckNan
+from torch.testing import assert_close
+
+from coordrl import device_algorithms
+from coordrl.config import AccelerationSettings, AtariSettings
+from coordrl.device_algorithms import DeviceRolloutBuffer, generalized_advantages
+from coordrl.device_algorithms.buffers import TimeoutFrames
+from coordrl.device_algorithms.networks import draw
+from coordrl.extractors import policy_kwargs
+from coordrl.sb3_envs import VectorEnvAdapter, make_sb3_env
+
+# Short games, most of which run out of time, on a screen as small as it goes.
+GAME = AtariSettings(screen_size=(36, 40), stack_size=3, max_frames_per_episode=60)
+NUM_ENVS = 3
+NETWORK = policy_kwargs(specs=[[4, 8, 8], [4, 3, 1]], features_dim=8)
+KEYWORDS: dict[str, dict[str, Any]] = {
+    "PPO": {"n_steps": 20, "batch_size": 20, "n_epochs": 2, "ent_coef": 0.01},
+    "A2C": {"n_steps": 20, "ent_coef": 0.01},
+}
+
+
+def games(num_envs: int = NUM_ENVS) -> VectorEnvAdapter:
+    return make_sb3_env("Breakout", num_envs, GAME, seed=1)
+
+
+def model(module: Any, name: str, **keywords: Any) -> Any:
+    keywords = {**KEYWORDS[name], "policy_kwargs": NETWORK, **keywords}
+    return getattr(module, name)("CnnPolicy", games(), seed=2, device="cpu", **keywords)
+
+
+def pair(name: str, **keywords: Any) -> tuple[Any, Any]:
+    """Return our model and SB3's, with the same weights, and random streams that agree."""
+    return model(device_algorithms, name, **keywords), model(stable_baselines3, name, **keywords)
+
+
+def learn(algorithm: Any, steps: int, callback: Any = None) -> dict[str, Any]:
+    """Train with seeded streams, and return what was logged last."""
+    torch.manual_seed(3)
+    np.random.seed(3)  # noqa: NPY002 - SB3's buffers draw from it
+    algorithm.set_logger(Logger(None, []))
+    algorithm.learn(steps, callback=callback, log_interval=1000)
+    logged: dict[str, Any] = dict(algorithm.logger.name_to_value)
+    return logged
+
+
+@pytest.fixture
+def same_minibatches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let our rollout buffer draw the minibatches that SB3's draws."""
+
+    def permutation(size: int, device: Any) -> torch.Tensor:
+        indices = torch.from_numpy(np.random.permutation(size))  # noqa: NPY002
+        steps = size // NUM_ENVS
+        return indices % steps * NUM_ENVS + indices // steps
+
+    monkeypatch.setattr(torch, "randperm", permutation)
+
+
+def test_advantages_are_those_of_sb3() -> None:
+    steps, num_envs, rng = 13, 4, np.random.default_rng(0)
+    stock = RolloutBuffer(
+        steps, spaces.Box(0, 1, (2,)), spaces.Discrete(2), "cpu", 0.8, 0.97, n_envs=num_envs
+    )
+    stock.rewards, stock.values = rng.standard_normal((2, steps, num_envs)).astype(np.float32)
+    stock.episode_starts = (rng.random((steps, num_envs)) < 0.3).astype(np.float32)
+    last_values = torch.from_numpy(rng.standard_normal(num_envs)).float()
+    last_dones = np.array([True, False, True, False])
+    stock.compute_returns_and_advantage(last_values, last_dones)
+
+    ours = generalized_advantages(
+        torch.from_numpy(stock.rewards),
+        torch.from_numpy(stock.values),
+        torch.from_numpy(stock.episode_starts),
+        last_values,
+        torch.from_numpy(last_dones),
+        gamma=0.97,
+        gae_lambda=0.8,
+    )
+
+    assert_close(ours, torch.from_numpy(stock.advantages), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("gae_lambda", [0.0, 1.0])
+def test_advantages_reduce_to_one_step_and_to_the_whole_return(gae_lambda: float) -> None:
+    rewards, values = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[8.0], [16.0], [32.0]])
+    goes_on = torch.zeros(3, 1), torch.tensor([64.0]), torch.tensor([0.0])
+    advantages = generalized_advantages(rewards, values, *goes_on, 0.5, gae_lambda)
+    expected = {0.0: [1.0, 2.0, 4.0], 1.0: [3.0, 4.0, 4.0]}[gae_lambda]
+    assert advantages.flatten().tolist() == expected
+
+
+def test_frames_at_timeouts_stay_for_as_long_as_they_are_needed() -> None:
+    steps, shortest, num_envs = 10, 4, 5
+    frames = TimeoutFrames(steps, shortest, num_envs, (1, 1), torch.device("cpu"))
+    assert frames.frames.shape == (4, num_envs, 1, 1)
+    rng = np.random.default_rng(0)
+    since = np.full(num_envs, shortest)  # any episode may have begun long before
+    kept: list[tuple[int, int, int, int]] = []
+    for step in range(200):
+        numbers = torch.from_numpy(rng.integers(0, 256, (num_envs, 1, 1), np.uint8))
+        keep = (since >= shortest) & (rng.random(num_envs) < 0.7)
+        since = np.where(keep, 1, since + 1)
+        places = frames.write(numbers, torch.from_numpy(keep))
+        for env in np.flatnonzero(keep).tolist():
+            kept.append((step, env, int(places[env]), int(numbers[env])))
+        for then, env, place, number in kept:
+            if step - then < steps:
+                assert frames.frames[place, env] == number
+    assert len(kept) > 100
+
+
+def test_drawn_actions_are_those_of_torchs_distribution() -> None:
+    logits = 3 * torch.randn(500, 6)
+    torch.manual_seed(0)
+    expected = torch.distributions.Categorical(logits=logits).sample()  # type: ignore[no-untyped-call]
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    assert torch.equal(draw(logits.log_softmax(dim=1)), expected)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.usefixtures("same_minibatches")  # which keeps torch's random stream in step
+@pytest.mark.parametrize("name", KEYWORDS)
+def test_rollouts_are_those_of_sb3_step_by_step(name: str) -> None:
+    ours, stock = pair(name, learning_rate=0.0)
+    for algorithm in (ours, stock):
+        learn(algorithm, 3 * 20 * NUM_ENVS)
+
+    buffers = ours.rollout_buffer, stock.rollout_buffer
+    if buffers[1].generator_ready:  # SB3 has turned its arrays: environment by environment
+        for key in ("observations", "actions", "values", "log_probs", "advantages", "returns"):
+            array = getattr(buffers[1], key)
+            array = array.reshape(NUM_ENVS, 20, *array.shape[1:]).swapaxes(0, 1)
+            setattr(buffers[1], key, array if key == "observations" else array[..., 0])
+    for key in ("observations", "actions", "episode_starts"):
+        expected = torch.from_numpy(getattr(buffers[1], key))
+        assert torch.equal(getattr(buffers[0], key), expected.to(getattr(buffers[0], key).dtype))
+    for key in ("rewards", "values", "log_probs", "advantages", "returns"):
+        expected = torch.from_numpy(getattr(buffers[1], key))
+        assert_close(getattr(buffers[0], key), expected, rtol=1e-5, atol=1e-6)
+    assert ours.rollout_buffer._timeouts.sum() > NUM_ENVS  # some were bootstrapped
+    assert ours.num_timesteps == stock.num_timesteps
+    games_of = [[(game["r"], game["l"]) for game in m.ep_info_buffer] for m in (ours, stock)]
+    assert games_of[0] == games_of[1]
+    assert len(games_of[0]) > 5
+    assert torch.equal(ours._last_obs, torch.from_numpy(stock._last_obs))
+
+
+@pytest.mark.usefixtures("same_minibatches")
+@pytest.mark.parametrize(
+    ("name", "keywords"),
+    [
+        ("PPO", {}),
+        ("PPO", {"clip_range_vf": 0.01, "normalize_advantage": False, "batch_size": 60}),
+        ("PPO", {"policy_kwargs": {**NETWORK, "share_features_extractor": False}}),
+        ("PPO", {"policy_kwargs": {**NETWORK, "net_arch": [5]}}),
+        ("PPO", {"target_kl": 1e-4, "learning_rate": 0.05, "n_epochs": 9}),
+        ("A2C", {}),
+        ("A2C", {"normalize_advantage": True, "gae_lambda": 0.9}),
+    ],
+)
+def test_losses_weights_and_logs_are_those_of_sb3(name: str, keywords: dict[str, Any]) -> None:
+    ours, stock = pair(name, **keywords)
+    before = {key: value.clone() for key, value in stock.policy.state_dict().items()}
+
+    logged = [learn(algorithm, 2 * 20 * NUM_ENVS) for algorithm in (ours, stock)]
+
+    after = stock.policy.state_dict()
+    assert any(not torch.equal(before[key], after[key]) for key in after)
+    for key, value in ours.policy.state_dict().items():
+        assert_close(value, after[key], rtol=1e-3, atol=1e-5)
+    assert logged[0].keys() == logged[1].keys()
+    assert ours._n_updates == stock._n_updates
+    for key, value in logged[1].items():
+        if not key.startswith("time/"):
+            assert logged[0][key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+
+
+def test_buffer_yields_every_step_once_in_the_layout_of_convolutions() -> None:
+    space = spaces.Box(0, 255, (2, 5, 6), np.uint8)
+    buffers = [
+        DeviceRolloutBuffer(4, space, spaces.Discrete(3), "cpu", n_envs=2, channels_last=last)
+        for last in (True, False)
+    ]
+    obs = torch.arange(8 * 2 * 5 * 6, dtype=torch.uint8).view(4, 2, 2, 5, 6)
+    numbers = torch.arange(8.0).view(4, 2)
+    for buffer in buffers:
+        for t in range(4):
+            kept = buffer.observe(obs[t]) if t % 2 else obs[t]
+            buffer.add(kept, numbers[t].long(), *(numbers[t] for _ in range(4)))
+        batches = list(buffer.get(3))
+        assert [len(batch.actions) for batch in batches] == [3, 3, 2]
+        drawn = torch.cat([batch.actions for batch in batches])
+        assert sorted(drawn.tolist()) == list(range(8))
+        images = torch.cat([batch.observations for batch in batches])
+        assert torch.equal(images, obs.flatten(0, 1)[drawn])
+    assert batches[0].observations.is_contiguous()
+    [first, *_] = buffers[0].get(3)
+    assert first.observations.is_contiguous(memory_format=torch.channels_last)
+
+
+class Watch(BaseCallback):
+    """Notes what a callback sees of each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def _on_step(self) -> bool:
+        look = self.locals
+        infos = [dict(info) for info in look["infos"]]
+        for info in infos:
+            if "terminal_observation" in info:
+                info["terminal_observation"] = int(info["terminal_observation"].sum())
+            if "episode" in info:
+                info["episode"] = (info["episode"]["r"], info["episode"]["l"])
+        arrays = [np.asarray(look[key]).tolist() for key in ("actions", "rewards", "dones")]
+        self.seen.append((arrays, int(np.sum(look["new_obs"])), infos, self.num_timesteps))
+        return True
+
+
+@pytest.mark.parametrize("name", KEYWORDS)
+def test_callbacks_see_what_they_see_in_sb3(name: str) -> None:
+    ours, stock = pair(name)
+    seen = []
+    for algorithm in (ours, stock):
+        watch = Watch()
+        learn(algorithm, 20 * NUM_ENVS, watch)
+        seen.append(watch.seen)
+    assert seen[0] == seen[1]
+    assert any(info for step in seen[0] for info in step[2])
+
+
+def test_a_callback_ends_the_training_within_a_rollout() -> None:
+    ended = []
+    for algorithm in pair("A2C"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("builtins.print", lambda *_: None)
+            learn(algorithm, 10_000, StopTrainingOnMaxEpisodes(2))
+        ended.append((algorithm.num_timesteps, len(algorithm.ep_info_buffer)))
+    assert ended[0] == ended[1]
+    assert ended[0][0] < 200
+
+
+@pytest.mark.parametrize("name", KEYWORDS)
+def test_what_is_saved_loads_in_plain_sb3_and_in_ours(name: str, tmp_path: Path) -> None:
+    ours = model(device_algorithms, name)
+    learn(ours, 20 * NUM_ENVS)
+    path = tmp_path / "model.zip"
+    ours.save(path)
+    assert path.stat().st_size < 100_000
+
+    for module in (stable_baselines3, device_algorithms):
+        cls = getattr(module, name)
+        loaded = cls.load(path, device="cpu")
+        for key, value in ours.policy.state_dict().items():
+            assert torch.equal(loaded.policy.state_dict()[key], value)
+        loaded = cls.load(path, env=games(), device="cpu")
+        loaded.learn(20 * NUM_ENVS, reset_num_timesteps=False)
+        assert loaded.num_timesteps == 40 * NUM_ENVS
+
+
+def test_bfloat16_computes_features_alone_in_few_bits() -> None:
+    exact = model(device_algorithms, "PPO")
+    coarse = model(device_algorithms, "PPO", acceleration=AccelerationSettings(bfloat16=True))
+    obs = torch.as_tensor(games().reset())
+    results = [m._estimate(m.policy, obs, m.acceleration.bfloat16) for m in (exact, coarse)]
+    for expected, value in zip(*results, strict=True):
+        assert value.dtype == torch.float32
+        assert not torch.equal(value, expected)
+        assert_close(value, expected, rtol=0.02, atol=0.02)
+    logged = learn(coarse, 20 * NUM_ENVS)
+    assert np.isfinite(logged["train/loss"])
+    assert all(p.dtype == torch.float32 for p in coarse.policy.parameters())
+
+
+def test_environments_without_tensors_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"A2C on a device needs .* make_sb3_env, got <.*VecCheck"):
+        device_algorithms.A2C("CnnPolicy", VecCheckNan(games()))
