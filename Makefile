@@ -3,6 +3,7 @@
 #   make setup                         the virtual environment, with everything the rest needs
 #   make pong [ARGS="--steps 20000"]   train a CoordConv agent to play Pong
 #   make coordinates                   the paper's coordinate tasks: a quick table and its figures
+#   make detection                     detectors with and without coordinates: a quick table
 #   make check                         what a change has to pass: lint, types, all tests
 #
 # Choose the interpreter with `make setup PYTHON=python3.12`. pip reads its own settings: to take a
@@ -20,10 +21,10 @@ SOURCES := $(wildcard coordrl/emulator/*.hpp coordrl/emulator/*.cpp coordrl/emul
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pong coordinates test test-slow lint types bench check
+.PHONY: help setup pong coordinates detection test test-slow lint types bench check
 
 help:
-	@sed -n '3,6s/^# *//p' $(MAKEFILE_LIST)
+	@sed -n '3,7s/^# *//p' $(MAKEFILE_LIST)
 	@echo "others: test test-slow lint types bench"
 
 setup: $(INSTALLED)
@@ -46,6 +47,10 @@ pong: setup
 # benchmarks/ is made with --table full.
 coordinates: setup
 	$(BIN)/python scripts/train_coordinates.py --table quick $(ARGS)
+
+# One seed and three epochs of each arm; the record in benchmarks/ is made with --table full.
+detection: setup
+	$(BIN)/python scripts/train_detector.py --table quick $(ARGS)
 
 # Two workers with one torch thread each: on few cores more threads only wait for each other.
 test: setup

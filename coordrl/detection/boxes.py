@@ -1,0 +1,198 @@
+"""Boxes: overlap, coding, clipping, suppression and RoIAlign, on whole batches.
+
+A box is ``(x1, y1, x2, y2)`` with ``x1 < x2`` and ``y1 < y2``, in pixels: the picture's first
+column runs from x = 0 to x = 1. Everything here takes boxes with any leading batch axes.
+"""
+
+import importlib.util
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Sizes change by at most this factor in one step, as in torchvision; the exponential stays finite.
+_LARGEST_LOG_SCALE = math.log(1000 / 16)
+
+
+def area(boxes: Tensor) -> Tensor:
+    """Return the area of each box; ``(..., 4)`` to ``(...)``."""
+    sides: Tensor = boxes[..., 2:] - boxes[..., :2]
+    return sides.prod(dim=-1)
+
+
+def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Return intersection over union of every box with every other one.
+
+    Args:
+        boxes: Boxes of shape ``(..., A, 4)``.
+        others: Boxes of shape ``(..., B, 4)``.
+
+    Returns:
+        Values in [0, 1], ``(..., A, B)``; 0 where both boxes are without area.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+        >>> pairwise_iou(boxes, boxes + torch.tensor([1.0, 0.0, 1.0, 0.0]))
+        tensor([[0.3333]])
+    """
+    own, other = boxes.unsqueeze(-2), others.unsqueeze(-3)
+    low = torch.maximum(own[..., :2], other[..., :2])
+    high = torch.minimum(own[..., 2:], other[..., 2:])
+    shared = (high - low).clamp(min=0).prod(dim=-1)
+    union = area(own) + area(other) - shared
+    return torch.where(union > 0, shared / union, 0.0)
+
+
+def encode(anchors: Tensor, boxes: Tensor) -> Tensor:
+    """Return the transforms that move anchors to boxes: what :func:`decode` undoes.
+
+    The center's way is measured in widths and heights of the anchor, the size as a logarithm.
+
+    Args:
+        anchors: Boxes to start from, ``(..., 4)``.
+        boxes: Boxes to arrive at, of the same shape.
+
+    Returns:
+        Transforms ``(x, y, width, height)`` of the same shape.
+    """
+    size, target = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
+    way = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) / 2
+    return torch.cat([way / size, (target / size).log()], dim=-1)
+
+
+def decode(anchors: Tensor, transforms: Tensor) -> Tensor:
+    """Return anchors moved by transforms, of the same shape ``(..., 4)``.
+
+    A side grows to at most 62.5 times its length, so that no transform leads to infinity; the
+    released code has no such limit, nor ever needs it once it trains.
+    """
+    size = anchors[..., 2:] - anchors[..., :2]
+    center = (anchors[..., :2] + anchors[..., 2:]) / 2 + transforms[..., :2] * size
+    half = size * transforms[..., 2:].clamp(max=_LARGEST_LOG_SCALE).exp() / 2
+    return torch.cat([center - half, center + half], dim=-1)
+
+
+def clip(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Return the part of each box that is in the picture; one outside becomes a box without area.
+
+    Example:
+        >>> clip(torch.tensor([[-3.0, 1.0, 5.0, 9.0]]), height=4, width=8)
+        tensor([[0., 1., 5., 4.]])
+    """
+    limit = boxes.new_tensor([width, height, width, height])
+    return boxes.clamp(min=0).minimum(limit)
+
+
+def pull_inside(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Return boxes with all edges on pixels of the picture, 0 to ``width - 1`` and ``height - 1``.
+
+    What the released code calls clipping: a box outside becomes a sliver of one pixel at the border
+    of the picture, so that it still has an area.
+
+    Example:
+        >>> pull_inside(torch.tensor([[-9.0, 1.0, -3.0, 9.0]]), height=4, width=8)
+        tensor([[0., 1., 1., 3.]])
+    """
+    last = boxes.new_tensor([width - 1, height - 1])
+    low = boxes[..., :2].clamp(min=0).minimum(last - 1)
+    return torch.cat([low, boxes[..., 2:].clamp(min=1).minimum(last)], dim=-1)
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int) -> tuple[Tensor, Tensor]:
+    """Keep the best boxes of each picture that do not overlap a better one too much.
+
+    Greedy non-maximum suppression, all pictures at once: in each of ``limit`` rounds every picture
+    keeps its best remaining box, and loses those that overlap it by more than ``iou_threshold``.
+    On CUDA the kernel of torchvision does it where torchvision is installed.
+
+    Args:
+        boxes: Boxes of shape ``(N, A, 4)``.
+        scores: Their scores, ``(N, A)``; a box of score ``-inf`` is never kept.
+        iou_threshold: Overlap above which the worse of two boxes is lost.
+        limit: Boxes to keep of each picture at most.
+
+    Returns:
+        Indices of the boxes kept, the best first, ``(N, limit)``; and which of them are there,
+        ``(N, limit)``: a picture that runs out of boxes has indices 0 at its end.
+
+    Example:
+        >>> boxes = torch.tensor([[[0.0, 0, 4, 4], [0, 0, 4, 5], [9, 9, 12, 12]]])
+        >>> kept, is_there = nms(boxes, torch.tensor([[0.6, 0.9, 0.2]]), 0.5, limit=3)
+        >>> kept[is_there].tolist()
+        [1, 2]
+    """
+    if boxes.is_cuda and importlib.util.find_spec("torchvision") is not None:
+        return torchvision_nms(boxes, scores, iou_threshold, limit)
+    n, num_boxes = scores.shape
+    kept = torch.zeros(n, limit, dtype=torch.long, device=boxes.device)
+    is_there = torch.zeros(n, limit, dtype=torch.bool, device=boxes.device)
+    if num_boxes == 0:
+        return kept, is_there
+    left = scores.clone()
+    for place in range(limit):
+        best, index = left.max(dim=1)
+        kept[:, place], is_there[:, place] = index, best > -torch.inf
+        chosen = boxes.gather(1, index.view(n, 1, 1).expand(-1, -1, 4))
+        is_lost = pairwise_iou(boxes, chosen).squeeze(2) > iou_threshold
+        left.masked_fill_(is_lost, -torch.inf).scatter_(1, index.unsqueeze(1), -torch.inf)
+    return kept.masked_fill(~is_there, 0), is_there
+
+
+def torchvision_nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int
+) -> tuple[Tensor, Tensor]:
+    """Do what :func:`nms` does with torchvision's kernel."""
+    from torchvision.ops import batched_nms
+
+    n, num_boxes = scores.shape
+    picture = torch.arange(n, device=boxes.device).repeat_interleave(num_boxes)
+    flat = batched_nms(boxes.flatten(0, 1), scores.flatten(), picture, iou_threshold)
+    flat = flat[scores.flatten()[flat] > -torch.inf]
+    # They come in the order of their scores: count the better ones of the same picture.
+    is_own = picture[flat] == torch.arange(n, device=boxes.device).unsqueeze(1)
+    rank = (is_own.cumsum(dim=1) - 1).gather(0, picture[flat].unsqueeze(0)).squeeze(0)
+    flat, rank = flat[rank < limit], rank[rank < limit]
+    kept = torch.zeros(n, limit, dtype=torch.long, device=boxes.device)
+    is_there = torch.zeros(n, limit, dtype=torch.bool, device=boxes.device)
+    kept[picture[flat], rank] = flat % max(num_boxes, 1)
+    is_there[picture[flat], rank] = True
+    return kept, is_there
+
+
+def roi_align(
+    features: Tensor, boxes: Tensor, size: int, *, scale: float, samples: int = 2
+) -> Tensor:
+    """Read the features under boxes into grids of one size, by interpolation.
+
+    He et al., "Mask R-CNN", ICCV 2017. Equal to torchvision's ``roi_align`` with ``aligned=True``:
+    each cell of the grid is the mean of ``samples`` x ``samples`` points within it; a point up to
+    one feature outside counts as on the border, one further outside as 0.
+
+    Args:
+        features: Feature map of each picture, ``(N, C, H, W)``.
+        boxes: Boxes of each picture, in pixels of the picture, ``(N, R, 4)``.
+        size: Cells along each side of the grid.
+        scale: Features per pixel.
+        samples: Points along each side of a cell.
+
+    Returns:
+        Tensor of shape ``(N, R, C, size, size)``.
+    """
+    n, channels, height, width = features.shape
+    num_rois = boxes.shape[1]
+    steps = (torch.arange(size * samples, device=boxes.device) + 0.5) / (size * samples)
+    corner, sides = boxes[..., :2] * scale - 0.5, (boxes[..., 2:] - boxes[..., :2]) * scale
+    points = corner.unsqueeze(2) + sides.unsqueeze(2) * steps.unsqueeze(1)  # (N, R, steps, 2)
+    shape = (n, num_rois, size * samples, size * samples)
+    x = points[..., 0].unsqueeze(2).expand(shape)
+    y = points[..., 1].unsqueeze(3).expand(shape)
+    is_near = (x >= -1) & (x <= width) & (y >= -1) & (y <= height)
+    # grid_sample counts from -1 at the outer edge of the first feature to 1 at that of the last.
+    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
+    values = F.grid_sample(
+        features, grid.flatten(1, 2), padding_mode="border", align_corners=False
+    ).view(n, channels, num_rois, size * samples, size * samples)
+    values = values * is_near.unsqueeze(1)
+    cells: Tensor = F.avg_pool2d(values.flatten(0, 1), samples)
+    return cells.view(n, channels, num_rois, size, size).transpose(1, 2)

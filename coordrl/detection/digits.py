@@ -1,0 +1,248 @@
+"""Handwritten digits: the 10,000 that come with the package, or MNIST files of the user's.
+
+Nothing is downloaded. ``LICENSE-MNIST`` beside this file tells where the shipped digits come from.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from coordrl.config import SettingsError
+
+Bytes = npt.NDArray[np.uint8]
+
+_SHIPPED_FILE = "mnist10k.npz"
+_SHIPPED_SHA256 = "d8870085e085c862e254ac1fd4a7b109021b7fd4ff9d6cf52ccc9f29042a0ec0"
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff"}
+_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, struct.error)
+
+
+@dataclass(frozen=True)
+class DigitSet:
+    """Pictures of digits and what they show.
+
+    Attributes:
+        images: Ink from 0 to 255, ``(N, 28, 28)``; every picture has some.
+        labels: Digits from 0 to 9, ``(N,)``.
+
+    Raises:
+        SettingsError: If it is none of that; the message says what is wrong.
+    """
+
+    images: Bytes
+    labels: Bytes
+
+    def __post_init__(self) -> None:
+        shape = self.images.shape
+        if self.images.dtype != np.uint8 or len(shape) != 3 or shape[1:] != (28, 28):
+            raise SettingsError(
+                f"digits must be bytes of shape (N, 28, 28), got {self.images.dtype} of {shape}"
+            )
+        if self.labels.shape != shape[:1]:
+            raise SettingsError(
+                f"{shape[0]} digits need as many labels, got shape {self.labels.shape}"
+            )
+        if shape[0] == 0:
+            raise SettingsError("there is no digit in it")
+        if self.labels.dtype != np.uint8 or self.labels.max() > 9:
+            raise SettingsError("labels must be bytes from 0 to 9")
+        blank = np.flatnonzero(~self.images.any(axis=(1, 2)))
+        if len(blank):
+            raise SettingsError(f"digit {blank[0]} is blank, as are {len(blank) - 1} others")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, chosen: slice | npt.NDArray[np.int64]) -> "DigitSet":
+        """Return some of the digits."""
+        return DigitSet(self.images[chosen], self.labels[chosen])
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Digits to train with, others to test with, and where they come from."""
+
+    train: DigitSet
+    test: DigitSet
+    source: str
+    """What was read, for the user."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The first characters of a checksum of all pictures and labels."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.test):
+            digest.update(part.images.tobytes())
+            digest.update(part.labels.tobytes())
+        return digest.hexdigest()[:16]
+
+
+def load_digits(path: Path | None = None) -> Digits:
+    """Read digits from what the user has, or those that come with the package.
+
+    Sources without a split of their own are split here: a tenth, at random but always the same,
+    is for testing.
+
+    Args:
+        path: A folder with the four MNIST files in IDX format (``train-images-idx3-ubyte`` ...,
+            plain or ``.gz``); a folder with a folder of pictures for each digit, ``0`` to ``9``;
+            or an ``.npz`` file with ``x_train, y_train, x_test, y_test``, with ``x, y`` or with
+            ``images, labels``. None for the digits that come with the package.
+
+    Raises:
+        SettingsError: If there is nothing of that kind, or it cannot be read.
+
+    Example:
+        >>> digits = load_digits()
+        >>> digits.source
+        '10,000 MNIST digits that come with coordrl (9,000 to train with, 1,000 to test with)'
+    """
+    if path is None:
+        with resources.as_file(resources.files(__package__).joinpath(_SHIPPED_FILE)) as file:
+            shipped = _read_npz(file)
+        checksum = hashlib.sha256(shipped[0].images.tobytes()).hexdigest()
+        if len(shipped) != 1 or checksum != _SHIPPED_SHA256:
+            raise SettingsError(f"{_SHIPPED_FILE} has changed; install coordrl anew")
+        # They come in random order.
+        return _digits(shipped[0][:9000], shipped[0][9000:], "MNIST digits that come with coordrl")
+    with _naming(path):
+        if path.is_dir():
+            sets = _read_idx_folder(path) or _read_image_folder(path)
+        elif path.exists():
+            sets = _read_npz(path)
+        else:
+            raise SettingsError("there is no such file or folder")
+        train, test = sets if len(sets) == 2 else _split(sets[0])
+    return _digits(train, test, f"digits from {path}")
+
+
+def _digits(train: DigitSet, test: DigitSet, what: str) -> Digits:
+    total = len(train) + len(test)
+    parts = f"{len(train):,} to train with, {len(test):,} to test with"
+    return Digits(train, test, f"{total:,} {what} ({parts})")
+
+
+def _split(digits: DigitSet) -> tuple[DigitSet, DigitSet]:
+    if len(digits) < 10:
+        raise SettingsError(f"a split needs at least 10 digits, got {len(digits)}")
+    order = np.random.default_rng(0).permutation(len(digits))
+    num_test = len(digits) // 10
+    return digits[np.sort(order[num_test:])], digits[np.sort(order[:num_test])]
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the path before what is wrong with it."""
+    try:
+        yield
+    except SettingsError as error:
+        raise SettingsError(f"--mnist {path}: {error}") from error
+    except _UNREADABLE as error:
+        raise SettingsError(f"--mnist {path}: cannot be read: {error}") from error
+
+
+def _read_npz(path: Path) -> tuple[DigitSet, ...]:
+    with path.open("rb") as file:
+        arrays = np.load(file, allow_pickle=False)
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise SettingsError("is no .npz file; it needs named arrays such as x and y")
+        for names in ("x_train y_train x_test y_test", "x y", "images labels"):
+            keys = names.split()
+            if set(keys) <= set(arrays.files):
+                pairs = zip(keys[::2], keys[1::2], strict=True)
+                return tuple(DigitSet(arrays[x], _label_bytes(arrays[y])) for x, y in pairs)
+    raise SettingsError(
+        f"holds {', '.join(arrays.files) or 'nothing'}; it needs x_train, y_train, x_test and"
+        " y_test, or x and y, or images and labels"
+    )
+
+
+def _label_bytes(labels: npt.NDArray[np.generic]) -> Bytes:
+    as_bytes = labels.astype(np.uint8)
+    if not np.array_equal(as_bytes, labels):
+        raise SettingsError("labels must be whole numbers from 0 to 9")
+    return as_bytes
+
+
+def _read_idx_folder(folder: Path) -> tuple[DigitSet, ...]:
+    names = [
+        f"{part}-{what}"
+        for part in ("train", "t10k")
+        for what in ("images-idx3-ubyte", "labels-idx1-ubyte")
+    ]
+    found = [_with_any_suffix(folder, name) for name in names]
+    if not any(found):
+        return ()
+    arrays = []
+    for name, path in zip(names, found, strict=True):
+        if path is None:
+            raise SettingsError(f"lacks {name}, plain or .gz")
+        try:
+            arrays.append(_read_idx(path))
+        except _UNREADABLE as error:
+            raise SettingsError(f"{path.name} cannot be read: {error}") from error
+    return DigitSet(arrays[0], arrays[1]), DigitSet(arrays[2], arrays[3])
+
+
+def _with_any_suffix(folder: Path, name: str) -> Path | None:
+    # Some unpackers write a dot in place of the second dash.
+    for stem in (name, name.replace("-idx", ".idx")):
+        for suffix in ("", ".gz"):
+            if (folder / f"{stem}{suffix}").is_file():
+                return folder / f"{stem}{suffix}"
+    return None
+
+
+def _read_idx(path: Path) -> Bytes:
+    """Read a file of bytes in LeCun's IDX format: 0, 0, 8, rank, sizes in big-endian, bytes."""
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        data = gzip.decompress(data)
+    zeros, kind, rank = struct.unpack_from(">HBB", data)
+    if zeros != 0 or kind != 8:
+        raise ValueError("it does not start as an IDX file of bytes")
+    shape = struct.unpack_from(f">{rank}I", data, 4)
+    expected, got = int(np.prod(shape, dtype=np.int64)), len(data) - 4 - 4 * rank
+    if got != expected:
+        raise ValueError(f"it promises {expected:,} bytes of shape {shape} and has {got:,}")
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape).copy()
+
+
+def _read_image_folder(folder: Path) -> tuple[DigitSet, ...]:
+    images, labels = [], []
+    for label in range(10):
+        for path in sorted((folder / str(label)).glob("*")):
+            if path.suffix.lower() in _IMAGE_SUFFIXES:
+                images.append(_read_image(path))
+                labels.append(label)
+    if not images:
+        raise SettingsError(
+            "holds neither train-images-idx3-ubyte and its three companions nor folders 0 to 9 of"
+            " pictures"
+        )
+    return (DigitSet(np.stack(images), np.array(labels, np.uint8)),)
+
+
+def _read_image(path: Path) -> Bytes:
+    try:
+        with Image.open(path) as picture:
+            image = np.asarray(picture.convert("L"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise SettingsError(f"{path.name} cannot be read: {error}") from error
+    if image.shape != (28, 28):
+        raise SettingsError(
+            f"{path.parent.name}/{path.name} is {image.shape[1]}x{image.shape[0]} pixels; digits"
+            " are 28x28, white ink on black"
+        )
+    return image

@@ -1,0 +1,213 @@
+"""Many runs: over seeds, and all of them for the table and its pictures.
+
+Each run has its folder, which is found again by its settings: what is finished is read, what was
+stopped goes on.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from coordrl.backbone import Coords
+from coordrl.config import Override, SettingsError, dump_settings
+from coordrl.detection import figures, table
+from coordrl.detection.digits import Digits
+from coordrl.detection.rpn import AnchorLayout
+from coordrl.detection.training import (
+    DetectorSettings,
+    Evaluation,
+    Run,
+    RunResult,
+    Stage,
+    find,
+    load_detector_settings,
+)
+from coordrl.runs import SETTINGS_FILE, Progress, RunFolder, StopRequest, atomic_file, open_run
+
+RESULT_FILE = "result.json"
+PICTURE_FILE = "detections.png"
+_DRAWN = 6  # scenes in a picture
+
+TableSize = Literal["quick", "full"]
+
+
+class Interrupted(Exception):
+    """The user asked to stop; everything is saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiments:
+    """Trains runs into the folders below one, and makes tables and figures of them.
+
+    Raises:
+        RunError: In all methods, if a folder holds other settings, a file cannot be written, or a
+            run diverges.
+        SettingsError: In all methods, if a setting does not fit.
+    """
+
+    config: Path
+    """Settings of each stage."""
+    out: Path
+    """Folder of the runs."""
+    digits: Digits
+    """What the pictures are made of."""
+    device: str = "cpu"
+    """Where the detectors live."""
+    overrides: tuple[Override, ...] = ()
+    """Settings that win over the file."""
+
+    def train_seeds(
+        self, stage: Stage, coords: Coords, layout: AnchorLayout | None, *, seeds: int
+    ) -> str:
+        """Train with each seed, and return the table's row."""
+        if seeds < 1:
+            raise SettingsError(f"--seeds must be at least 1, got {seeds}")
+        results = [self.train(self._settings(stage, coords, layout, seed)) for seed in range(seeds)]
+        return table.to_markdown(results)
+
+    def make_table(self, size: TableSize, report: Path) -> str:
+        """Train everything that the table needs; write ``detection.md``, ``.json`` and figures.
+
+        The arms of one seed are trained one after another, so that a table which is cut short
+        compares what it has.
+
+        Args:
+            size: ``"quick"``: one seed, cut short. ``"full"``: the recipes of the configuration.
+            report: Folder to write to.
+        """
+        report.mkdir(parents=True, exist_ok=True)
+        results: list[RunResult] = []
+        for settings in self._plan(size):
+            results.append(self.train(settings))
+            self._write(size, results, report)
+        self._draw(results, report)
+        return table.to_markdown(results)
+
+    def train(self, settings: DetectorSettings) -> RunResult:
+        """Train one run, go on with it, or read what came of it.
+
+        Raises:
+            Interrupted: If Ctrl-C or SIGTERM came; the run can go on.
+        """
+        path = self._path(settings)
+        known = (path / SETTINGS_FILE).exists()
+        with open_run(path, dump_settings(settings), resume=known) as folder:
+            if (path / RESULT_FILE).exists():
+                return _read_result(path / RESULT_FILE, settings)
+            return self._train(settings, folder)
+
+    def _train(self, settings: DetectorSettings, folder: RunFolder) -> RunResult:
+        path = folder.path
+        run = Run(settings, self.digits, device=self.device, folder=folder)
+        purge_step = run.step + 1 if run.step else None
+        with (
+            StopRequest() as stop,
+            SummaryWriter(path, purge_step=purge_step) as tensorboard,
+            Progress(path.name, run.total_steps, "steps", done=run.step) as progress,
+        ):
+
+            def report(run: Run) -> None:
+                last = run.curve[-1] if run.curve else None
+                note = "" if last is None else f"test IOU {last.test['best_iou']:.3f}"
+                progress.update(run.step, note, [point.test["best_iou"] for point in run.curve])
+                if last is not None and last.step == run.step:
+                    _log(tensorboard, last)
+                    tensorboard.add_image("test", _picture(run), run.step, dataformats="HWC")
+
+            result = run.train(stop=stop, on_step=report)
+        if result is None:
+            raise Interrupted
+        figures.save_picture(_picture(run), path / PICTURE_FILE)
+        _write_json(result.to_json(), path / RESULT_FILE)
+        return result
+
+    def _settings(
+        self,
+        stage: Stage,
+        coords: Coords,
+        layout: AnchorLayout | None,
+        seed: int,
+        more: Sequence[Override] = (),
+    ) -> DetectorSettings:
+        chosen = {"coords": coords, "seed": seed, "digits": self.digits.fingerprint}
+        if layout is not None:
+            chosen["proposals.anchor_layout"] = layout
+        fixed = [Override(key, value, "the command line") for key, value in chosen.items()]
+        return load_detector_settings(self.config, stage, (*more, *self.overrides, *fixed))
+
+    def _plan(self, size: TableSize) -> list[DetectorSettings]:
+        arms: list[Coords] = ["none", "all"]
+        layouts: tuple[AnchorLayout, ...] = get_args(AnchorLayout)
+        short = [Override("training.epochs", 3, "the quick table")] if size == "quick" else []
+        return [
+            *(
+                self._settings("rpn", coords, layout, seed, short)
+                for seed in range(1 if size == "quick" else 5)
+                for layout in layouts
+                for coords in arms
+            ),
+            *(self._settings("full", coords, None, 0, short) for coords in arms),
+        ]
+
+    def _path(self, settings: DetectorSettings) -> Path:
+        layout = settings.proposals.anchor_layout
+        return self.out / f"{settings.stage}-{layout}-{settings.coords}-s{settings.seed}"
+
+    def _write(self, size: TableSize, results: Sequence[RunResult], report: Path) -> None:
+        last = results[-1]
+        head = (
+            "# Scattered MNIST\n\n"
+            f"Made by `python scripts/train_detector.py --table {size}`; torch {torch.__version__},"
+            f" {last.device}, {last.threads} thread(s); {last.source}. The mean over seeds and its"
+            " 95 % interval (Student's t); seeds change weights, order and sampling, not the"
+            " pictures. Both arms are trained alike.\n\n"
+        )
+        with atomic_file(report / "detection.md") as file:
+            file.write((head + table.to_markdown(results)).encode())
+        _write_json(table.to_json(results), report / "detection.json")
+
+    def _draw(self, results: Sequence[RunResult], report: Path) -> None:
+        layouts = dict.fromkeys(
+            result.settings.proposals.anchor_layout
+            for result in results
+            if result.settings.stage == "rpn"
+        )
+        proposals = [result for result in results if result.settings.stage == "rpn"]
+        curves = figures.learning_curves(proposals, list(layouts))
+        figures.save_figure(curves, report / "detection-curves.png")
+        for result in results:
+            settings = result.settings
+            if settings.seed == 0:
+                path = self._path(settings)
+                picture = (path / PICTURE_FILE).read_bytes()
+                with atomic_file(report / f"detection-{path.name}.png") as file:
+                    file.write(picture)
+
+
+def _picture(run: Run) -> figures.Picture:
+    scenes = run.test_scenes[:_DRAWN]
+    margin = 12 if run.settings.scatter.min_visible is None else 0
+    return figures.draw_scenes(scenes, *find(run.detector, scenes), margin=margin)
+
+
+def _log(tensorboard: SummaryWriter, point: Evaluation) -> None:
+    tensorboard.add_scalar("train/loss", point.loss, point.step)
+    tensorboard.add_scalar("train/iou", point.train_iou, point.step)
+    for name, value in point.test.items():
+        tensorboard.add_scalar(f"test/{name}", value, point.step)
+
+
+def _read_result(path: Path, settings: DetectorSettings) -> RunResult:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    curve = tuple(Evaluation(**point) for point in record.pop("curve"))
+    return RunResult(**{**record, "curve": curve, "settings": settings})
+
+
+def _write_json(record: object, path: Path) -> None:
+    with atomic_file(path) as file:
+        file.write(json.dumps(record, indent=1, allow_nan=True).encode())

@@ -1,0 +1,221 @@
+"""The table of the detector: runs over seeds, with intervals, and the gain of coordinates."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import scipy.stats
+
+from coordrl.backbone import Coords
+from coordrl.detection.rpn import AnchorLayout
+from coordrl.detection.training import RunResult, Stage
+
+PAPER_GAIN = 1.24
+"""Test IOU with coordinates over that without, "about 24 % better" in the paper's abstract."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean of a number over seeds and the 95 % interval of that mean, by Student's t.
+
+    A single run has no interval: its ends are NaN.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Return mean and interval.
+
+        Example:
+            >>> Spread.of([1.0, 2.0, 3.0])  # doctest: +ELLIPSIS
+            Spread(mean=2.0, low=-0.484..., high=4.484...)
+        """
+        mean = statistics.fmean(values)
+        if len(values) < 2:
+            return cls(mean, math.nan, math.nan)
+        error = statistics.stdev(values) / math.sqrt(len(values))
+        reach = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error
+        return cls(mean, mean - reach, mean + reach)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of detector over its seeds, at the end of training."""
+
+    stage: Stage
+    anchor_layout: AnchorLayout
+    coords: Coords
+    picture_size: int
+    objects: int
+    is_cropped: bool
+    parameters: int
+    seeds: tuple[int, ...]
+    epochs: int
+    train_iou: Spread
+    """Overlap of the positive pairs learned from in the last epoch."""
+    test_iou_of_pairs: Spread
+    """The same, of pairs sampled in the test pictures."""
+    best_iou: Spread
+    """Overlap of each proposal with the digit that it overlaps most; the paper's test IOU."""
+    mean_iou: Spread
+    """Overlap of all proposals with all digits."""
+    recall: Spread
+    ap50: Spread | None
+    """Average precision at an overlap of 0.5, of a detector with a second stage."""
+    ap: Spread | None
+    """Average precision over overlaps from 0.50 to 0.95."""
+    cpu_seconds: Spread
+    """Processor time of training."""
+
+
+def kind(result: RunResult) -> tuple[Any, ...]:
+    """Return what runs that differ in their seed alone have in common."""
+    own = result.settings
+    return own.stage, own.scatter, own.proposals, own.coords, own.training
+
+
+def summarize(results: Sequence[RunResult]) -> Row:
+    """Return the row of runs that differ in their seed alone.
+
+    Raises:
+        ValueError: If there is no run, or the runs are not of one kind.
+    """
+    if len({kind(result) for result in results}) != 1:
+        raise ValueError(f"a row needs runs of one kind, got {[kind(own) for own in results]}")
+    own = results[0].settings
+    last = [result.curve[-1] for result in results]
+
+    def spread(name: str) -> Spread:
+        return Spread.of([point.test[name] for point in last])
+
+    is_full = own.stage == "full"
+    return Row(
+        stage=own.stage,
+        anchor_layout=own.proposals.anchor_layout,
+        coords=own.coords,
+        picture_size=own.scatter.picture_size,
+        objects=own.scatter.objects,
+        is_cropped=own.scatter.crop is not None,
+        parameters=results[0].parameters,
+        seeds=tuple(result.settings.seed for result in results),
+        epochs=own.training.epochs,
+        train_iou=Spread.of([point.train_iou for point in last]),
+        test_iou_of_pairs=Spread.of([result.test_iou_of_pairs for result in results]),
+        best_iou=spread("best_iou"),
+        mean_iou=spread("mean_iou"),
+        recall=spread("recall"),
+        ap50=spread("ap50") if is_full else None,
+        ap=spread("ap") if is_full else None,
+        cpu_seconds=Spread.of([point.cpu_seconds for point in last]),
+    )
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Test IOU with coordinates over that without, of pairs of runs with the same seed."""
+
+    anchor_layout: AnchorLayout
+    coords: Coords
+    seeds: tuple[int, ...]
+    ratio: Spread
+
+
+def gains(results: Sequence[RunResult]) -> list[Gain]:
+    """Return the gain of each kind of proposal detector over its like without coordinates."""
+    found = []
+    ratios: dict[tuple[AnchorLayout, Coords], dict[int, float]] = {}
+    own = [result for result in results if result.settings.stage == "rpn"]
+    baselines = {
+        (result.settings.proposals.anchor_layout, result.settings.seed): result
+        for result in own
+        if result.settings.coords == "none"
+    }
+    for result in own:
+        settings = result.settings
+        layout = settings.proposals.anchor_layout
+        baseline = baselines.get((layout, settings.seed))
+        if settings.coords != "none" and baseline is not None:
+            ratio = result.curve[-1].test["best_iou"] / baseline.curve[-1].test["best_iou"]
+            ratios.setdefault((layout, settings.coords), {})[settings.seed] = ratio
+    for (layout, coords), by_seed in ratios.items():
+        found.append(Gain(layout, coords, tuple(by_seed), Spread.of(list(by_seed.values()))))
+    return found
+
+
+def to_markdown(results: Sequence[RunResult]) -> str:
+    """Write the rows of runs, in the order in which their kinds come, and the gains under them."""
+    rows = rows_of(results)
+    heads = [
+        *("stage", "pictures", "anchors", "coords", "parameters", "seeds", "epochs"),
+        *("train IOU", "test IOU of pairs", "**test IOU of proposals**", "IOU of all pairs"),
+        *("recall", "AP50", "AP", "CPU s"),
+    ]
+    rule = [*["---"] * 4, *["---:"] * (len(heads) - 4)]
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, rule)]
+    for row in rows:
+        cut = "cropped" if row.is_cropped else "whole"
+        cells = [
+            row.stage,
+            f"{row.objects} digits, {row.picture_size} px, {cut}",
+            row.anchor_layout,
+            row.coords,
+            f"{row.parameters:,}",
+            str(len(row.seeds)),
+            str(row.epochs),
+            *(
+                _cell(value)
+                for value in (
+                    *(row.train_iou, row.test_iou_of_pairs, row.best_iou, row.mean_iou),
+                    *(row.recall, row.ap50, row.ap),
+                )
+            ),
+            f"{row.cpu_seconds.mean:,.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append("")
+    for gain in gains(results):
+        ratio = gain.ratio
+        interval = (
+            "" if math.isnan(ratio.low) else f" ({_percent(ratio.low)} to {_percent(ratio.high)})"
+        )
+        lines.append(
+            f"- {gain.anchor_layout} anchors, coords={gain.coords}: test IOU of proposals"
+            f" {_percent(ratio.mean)}{interval} against none, {len(gain.seeds)} pair(s) of runs;"
+            f" the paper: about {_percent(PAPER_GAIN)}."
+        )
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def rows_of(results: Sequence[RunResult]) -> list[Row]:
+    """Return a row for each kind of run, in the order in which the kinds come."""
+    groups: dict[tuple[Any, ...], list[RunResult]] = {}
+    for result in results:
+        groups.setdefault(kind(result), []).append(result)
+    return [summarize(group) for group in groups.values()]
+
+
+def to_json(results: Sequence[RunResult]) -> dict[str, Any]:
+    """Return rows, gains and every run as what JSON can hold."""
+    return {
+        "rows": [asdict(row) for row in rows_of(results)],
+        "gains": [asdict(gain) for gain in gains(results)],
+        "paper_gain": PAPER_GAIN,
+        "runs": [result.to_json() for result in results],
+    }
+
+
+def _cell(spread: Spread | None) -> str:
+    if spread is None:
+        return "-"
+    if math.isnan(spread.low):
+        return f"{spread.mean:.3f}"
+    return f"{spread.mean:.3f} ({spread.low:.3f} to {spread.high:.3f})"
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.1f} %"

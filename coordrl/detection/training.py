@@ -1,0 +1,426 @@
+"""Training a detector: settings, one run, and what is measured on the way.
+
+All pictures are made on the device before the run starts, and stay there as bytes. Time is counted
+for training alone: evaluations stop the clocks.
+"""
+
+import math
+import time
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from coordrl.backbone import ConvSpec, Coords, count_parameters
+from coordrl.config import Override, SettingsError, load_settings
+from coordrl.detection.data import Scatter, Scenes, scatter_digits
+from coordrl.detection.digits import Digits
+from coordrl.detection.faster_rcnn import PAPER_BACKBONE, FasterRCNN, build_detector
+from coordrl.detection.metrics import average_precision, proposal_metrics, require_coco
+from coordrl.detection.roi_heads import Detections, RoISettings
+from coordrl.detection.rpn import Proposals, ProposalSettings
+from coordrl.runs import RunError, RunFolder, StopRequest
+
+Stage = Literal["rpn", "full"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a detector is trained. The authors' settings are not known; these are ours.
+
+    Raises:
+        ValueError: If a number is outside its range.
+    """
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Adam, or the released code's default, SGD with momentum 0.9."""
+    learning_rate: float = 1e-3
+    """Step size at the start."""
+    decay: Literal["none", "cosine"] = "cosine"
+    """The step size later: the same, or half a cosine down to 0 at the end."""
+    batch_size: int = 16
+    """Pictures in a step; the released code takes one. The last ones of an epoch that fill no batch
+    are left out."""
+    epochs: int = 10
+    """Passes over the training pictures, with an evaluation after each."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+    def learning_rate_at(self, fraction: float) -> float:
+        """Return the step size when a fraction in [0, 1] of all steps is over.
+
+        Example:
+            >>> Recipe(learning_rate=1.0).learning_rate_at(0.5)
+            0.5
+        """
+        if self.decay == "cosine":
+            return self.learning_rate * (0.5 + 0.5 * math.cos(math.pi * fraction))
+        return self.learning_rate
+
+
+@dataclass(frozen=True)
+class DetectorSettings:
+    """Everything that decides a run; two runs with equal settings are the same run."""
+
+    stage: Stage = "rpn"
+    """The paper's region proposal network alone, or a whole Faster R-CNN."""
+    coords: Coords = "none"
+    """Where the detector sees coordinates: nowhere; in the picture; or in all of the paper's
+    places."""
+    seed: int = 0
+    """Seed of initial weights, order of the pictures and sampling; not of the pictures."""
+    digits: str = ""
+    """Fingerprint of the digits that the pictures are made of."""
+    train_images: int = 9000
+    """Pictures to train with."""
+    test_images: int = 1000
+    """Pictures to test with."""
+    specs: tuple[ConvSpec, ...] = PAPER_BACKBONE
+    """Convolutions of the backbone."""
+    scatter: Scatter = field(default_factory=Scatter)
+    proposals: ProposalSettings = field(default_factory=ProposalSettings)
+    roi: RoISettings = field(default_factory=RoISettings)
+    training: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        if self.stage not in get_args(Stage):
+            raise ValueError(f"stage must be one of {get_args(Stage)}, got {self.stage!r}")
+
+
+def load_detector_settings(
+    path: Path | None, stage: Stage, overrides: tuple[Override, ...] = ()
+) -> DetectorSettings:
+    """Read the settings of a run: defaults, the file's table ``[<stage>]``, ``overrides``.
+
+    Raises:
+        SettingsError: If the file cannot be read or a setting does not fit.
+    """
+    document: dict[str, Any] = {}
+    if path is not None:
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"{path}: cannot be read as a settings file: {error}") from error
+    for name, table in document.items():
+        if name not in get_args(Stage) or not isinstance(table, dict):
+            raise SettingsError(
+                f"{path}: expects the tables [{'] and ['.join(get_args(Stage))}], got {name!r}"
+            )
+    own = [
+        Override(key, value, f"{path}, [{stage}]") for key, value in document.get(stage, {}).items()
+    ]
+    fixed = Override("stage", stage, "the command line")
+    return load_settings(DetectorSettings, overrides=(*own, *overrides, fixed))
+
+
+class DivergedError(RunError):
+    """The loss of a run is no number any more."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One point of a learning curve."""
+
+    step: int
+    """Steps of the optimizer until here."""
+    cpu_seconds: float
+    """Processor time of training until here, over all threads."""
+    loss: float
+    """Mean training loss of the epoch."""
+    train_iou: float
+    """Mean overlap of the positive pairs that were learned from in the epoch: the paper's training
+    IOU."""
+    test: Mapping[str, float]
+    """What :func:`evaluate` returns for the test pictures."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of a run.
+
+    Attributes:
+        settings: What was run.
+        parameters: Trainable parameters of the detector.
+        source: Where the digits come from.
+        curve: All evaluations; the last one is the result.
+        test_iou_of_pairs: Mean overlap of sampled positive pairs in the test pictures.
+        threads: Threads of PyTorch.
+        device: Where it was trained.
+    """
+
+    settings: DetectorSettings
+    parameters: int
+    source: str
+    curve: tuple[Evaluation, ...]
+    test_iou_of_pairs: float
+    threads: int
+    device: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as what JSON can hold."""
+        return asdict(self)
+
+
+class Run:
+    """One training run, which can stop after any step and go on in another process.
+
+    Args:
+        settings: What to run.
+        digits: What the pictures are made of.
+        device: Where to run it.
+        folder: Where to keep checkpoints; the run goes on from the newest one there. None keeps
+            none.
+
+    Attributes:
+        detector: The detector in training.
+        train_scenes: Pictures to train with.
+        test_scenes: Pictures to test with.
+        curve: Evaluations so far, one an epoch.
+        step: Steps of the optimizer so far.
+
+    Raises:
+        SettingsError: If there are too few pictures, or a second stage is to be measured and
+            faster-coco-eval is not installed.
+    """
+
+    def __init__(
+        self,
+        settings: DetectorSettings,
+        digits: Digits,
+        *,
+        device: torch.device | str = "cpu",
+        folder: RunFolder | None = None,
+    ) -> None:
+        if settings.train_images < settings.training.batch_size or settings.test_images < 1:
+            raise SettingsError(
+                f"there must be at least a batch of {settings.training.batch_size} pictures to"
+                f" train with and 1 to test with, got {settings.train_images} and"
+                f" {settings.test_images}"
+            )
+        if settings.stage == "full":
+            require_coco()
+        self.settings, self.folder, self.source = settings, folder, digits.source
+        self.device = torch.device(device)
+        # The released generator's seeds of training and test pictures.
+        self.train_scenes, self.test_scenes = (
+            scatter_digits(own, settings.scatter, count=count, seed=seed, device=self.device)
+            for seed, (own, count) in enumerate(
+                [(digits.train, settings.train_images), (digits.test, settings.test_images)]
+            )
+        )
+        weights, self._order_seed, self._sampling_seed = _seeds(settings.seed)
+        detector = build_detector(
+            settings.coords,
+            settings.specs,
+            settings.proposals,
+            settings.roi if settings.stage == "full" else None,
+            torch.Generator().manual_seed(weights),
+        )
+        # Channels last: a tenth less processor time on a CPU, and what tensor cores want.
+        self.detector: FasterRCNN = detector.to(
+            device=self.device, memory_format=torch.channels_last
+        )  # type: ignore[call-overload]  # the stub lacks memory_format
+        self._optimizer = _optimizer(self.detector, settings.training)
+        self.curve: list[Evaluation] = []
+        self.step, self._cpu_seconds = 0, 0.0
+        self._sums = {"loss": 0.0, "iou": 0.0}
+        self._order = torch.empty(0)
+        checkpoint = folder.newest_checkpoint() if folder is not None else None
+        if checkpoint is not None:
+            self._load(checkpoint.path / _STATE_FILE)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the optimizer in an epoch."""
+        return len(self.train_scenes) // self.settings.training.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.settings.training.epochs * self.steps_per_epoch
+
+    def train(
+        self,
+        *,
+        stop: StopRequest | None = None,
+        on_step: Callable[["Run"], None] | None = None,
+    ) -> RunResult | None:
+        """Train to the end, and judge the detector; return None if asked to stop before.
+
+        Args:
+            stop: Ask it after each step whether to stop.
+            on_step: Called after each step, outside of the counted time.
+
+        Raises:
+            DivergedError: If the loss is no number; the last checkpoint is kept.
+        """
+        saved = time.monotonic()
+        while self.step < self.total_steps:
+            self._train_step()
+            if self.step % self.steps_per_epoch == 0:
+                self._evaluate()
+            if on_step is not None:
+                on_step(self)
+            is_asked = stop is not None and stop.requested
+            if is_asked or time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                self._save()
+                saved = time.monotonic()
+            if is_asked:
+                return None
+        self._save()
+        return RunResult(
+            settings=self.settings,
+            parameters=count_parameters(self.detector),
+            source=self.source,
+            curve=tuple(self.curve),
+            test_iou_of_pairs=self._test_iou_of_pairs(),
+            threads=torch.get_num_threads(),
+            device=self.device.type,
+        )
+
+    def _train_step(self) -> None:
+        clock = time.process_time()
+        recipe = self.settings.training
+        epoch, index = divmod(self.step, self.steps_per_epoch)
+        if index == 0 or len(self._order) == 0:
+            order = torch.Generator().manual_seed(_seed(self._order_seed, epoch))
+            self._order = torch.randperm(len(self.train_scenes), generator=order).to(self.device)
+        batch = self._order[index * recipe.batch_size : (index + 1) * recipe.batch_size]
+        for group in self._optimizer.param_groups:
+            group["lr"] = recipe.learning_rate_at(self.step / self.total_steps)
+
+        sampling = torch.Generator().manual_seed(_seed(self._sampling_seed, self.step))
+        losses = self.detector.losses(self.train_scenes[batch], sampling)
+        loss = float(losses.total.detach())
+        if not math.isfinite(loss):
+            raise DivergedError(self._advice(loss))
+        self._optimizer.zero_grad()
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+
+        self.step += 1
+        self._sums["loss"] += loss
+        self._sums["iou"] += float(losses.proposals.iou)
+        self._cpu_seconds += time.process_time() - clock
+
+    def _advice(self, loss: float) -> str:
+        checkpoint = self.folder.newest_checkpoint() if self.folder is not None else None
+        kept = (
+            "there is no checkpoint yet"
+            if checkpoint is None
+            else f"the checkpoint of step {checkpoint.step} is kept"
+        )
+        return (
+            f"the loss became {loss} at step {self.step}; {kept}. Start anew in another folder with"
+            f" a training.learning_rate below {self.settings.training.learning_rate:g}"
+        )
+
+    def _evaluate(self) -> None:
+        means = {name: total / self.steps_per_epoch for name, total in self._sums.items()}
+        self._sums = dict.fromkeys(self._sums, 0.0)
+        self.curve.append(
+            Evaluation(
+                step=self.step,
+                cpu_seconds=self._cpu_seconds,
+                loss=means["loss"],
+                train_iou=means["iou"],
+                test=evaluate(self.detector, self.test_scenes),
+            )
+        )
+
+    @torch.no_grad()
+    def _test_iou_of_pairs(self) -> float:
+        total = 0.0
+        for index, part in enumerate(_parts(self.test_scenes)):
+            sampling = torch.Generator().manual_seed(_seed(self._sampling_seed, self.step, index))
+            total += float(self.detector.losses(part, sampling).proposals.iou) * len(part)
+        return total / len(self.test_scenes)
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        state = {
+            "detector": self.detector.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "sums": self._sums,
+            "step": self.step,
+            "cpu_seconds": self._cpu_seconds,
+            "curve": [asdict(evaluation) for evaluation in self.curve],
+        }
+        with self.folder.checkpoint(self.step) as path:
+            torch.save(state, path / _STATE_FILE)
+
+    def _load(self, path: Path) -> None:
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.detector.load_state_dict(state["detector"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._sums, self.step = state["sums"], state["step"]
+        self._cpu_seconds = state["cpu_seconds"]
+        self.curve = [Evaluation(**evaluation) for evaluation in state["curve"]]
+
+
+_STATE_FILE = "state.pt"
+_CHECKPOINT_SECONDS = 30.0
+_PICTURES_AT_ONCE = 50
+
+
+def evaluate(detector: FasterRCNN, scenes: Scenes) -> dict[str, float]:
+    """Return what is measured of a detector.
+
+    Returns:
+        What :func:`~coordrl.detection.metrics.proposal_metrics` says of its proposals and, with a
+        second stage, :func:`~coordrl.detection.metrics.average_precision` of its detections.
+    """
+    proposals, detections = find(detector, scenes)
+    metrics = proposal_metrics(proposals, scenes, clip_truth=detector.rpn.settings.clip)
+    if detections is not None:
+        metrics |= average_precision(detections, scenes)
+    return metrics
+
+
+@torch.no_grad()
+def find(detector: FasterRCNN, scenes: Scenes) -> tuple[Proposals, Detections | None]:
+    """Return the proposals for all scenes and, with a second stage, the detections."""
+    detector.eval()
+    parts = _parts(scenes)
+    proposals = [detector.propose(part.images) for part in parts]
+    detections = None
+    if detector.roi_heads is not None:
+        detections = _joined(Detections, [detector.detect(part.images) for part in parts])
+    detector.train()
+    return _joined(Proposals, proposals), detections
+
+
+def _joined(cls: Any, parts: list[Any]) -> Any:
+    return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])))
+
+
+def _parts(scenes: Scenes) -> list[Scenes]:
+    starts = range(0, len(scenes), _PICTURES_AT_ONCE)
+    return [scenes[start : start + _PICTURES_AT_ONCE] for start in starts]
+
+
+def _optimizer(detector: FasterRCNN, recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(detector.parameters(), lr=recipe.learning_rate, fused=True)
+    return torch.optim.SGD(detector.parameters(), lr=recipe.learning_rate, momentum=0.9)
+
+
+def _seeds(seed: int) -> tuple[int, int, int]:
+    """Return the seeds of initial weights, of the pictures' order and of the sampling."""
+    weights, order, sampling = np.random.SeedSequence(seed).generate_state(3)
+    return int(weights), int(order), int(sampling)
+
+
+def _seed(*numbers: int) -> int:
+    """Return a seed that is new for each of these."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -1,0 +1,92 @@
+"""Train detectors on scattered MNIST with and without coordinates, and make the table of them.
+
+python scripts/train_detector.py --coords all --seeds 5
+python scripts/train_detector.py --coords none --stage full --mnist ~/mnist
+python scripts/train_detector.py --table quick
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from coordrl.backbone import Coords
+from coordrl.config import SettingsError, parse_override
+from coordrl.detection.digits import load_digits
+from coordrl.detection.experiments import Experiments, Interrupted, TableSize
+from coordrl.detection.rpn import AnchorLayout
+from coordrl.detection.training import Stage
+from coordrl.runs import RunError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train a detector over several seeds, or make the table of all arms.
+
+    A run that was stopped goes on where it was, one that is finished is not repeated.
+    """
+
+    coords: Coords = "all"
+    """Where it sees coordinates: nowhere, in the picture, or in all of the paper's places."""
+    stage: Stage = "rpn"
+    """The paper's region proposal network alone, or a whole Faster R-CNN."""
+    anchors: AnchorLayout | None = None
+    """Around each feature, as the paper describes, or where the released code puts them; the
+    configuration's if not given."""
+    seeds: int = 1
+    """Number of runs, with the seeds 0, 1, 2, ..."""
+    table: TableSize | None = None
+    """Make the table of all arms instead: quick (one seed, cut short) or full."""
+    mnist: Path | None = None
+    """Digits of your own: a folder of IDX files or of pictures, or an .npz file."""
+    set: tuple[str, ...] = ()
+    """Settings that win over the configuration, such as training.epochs=20."""
+    config: Path = Path(__file__).parents[1] / "configs" / "detection.toml"
+    """Settings of each stage."""
+    out: Path = Path("runs/detection")
+    """Folder of the runs."""
+    report: Path | None = None
+    """Where the table and its figures go; the folder of the runs if not given."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the detectors live; auto takes the GPU if there is one."""
+    threads: int | None = None
+    """Threads of PyTorch on the CPU; all cores if not given."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = tyro.cli(Arguments, args=argv)
+    has_gpu = torch.cuda.is_available()
+    device = ("cuda" if has_gpu else "cpu") if arguments.device == "auto" else arguments.device
+    try:
+        if device == "cuda" and not has_gpu:
+            raise SettingsError("--device cuda: PyTorch finds no GPU; leave it out or take cpu")
+        if arguments.threads is not None:
+            if arguments.threads < 1:
+                raise SettingsError(f"--threads must be at least 1, got {arguments.threads}")
+            torch.set_num_threads(arguments.threads)
+        overrides = tuple(parse_override(text) for text in arguments.set)
+        digits = load_digits(arguments.mnist)
+        print(f"digits: {digits.source}", file=sys.stderr)
+        experiments = Experiments(arguments.config, arguments.out, digits, device, overrides)
+        if arguments.table is not None:
+            text = experiments.make_table(arguments.table, arguments.report or arguments.out)
+        else:
+            text = experiments.train_seeds(
+                arguments.stage, arguments.coords, arguments.anchors, seeds=arguments.seeds
+            )
+    except Interrupted:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except (RunError, SettingsError) as error:
+        print(f"train_detector.py: {error}", file=sys.stderr)
+        return 2
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

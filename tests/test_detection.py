@@ -1,0 +1,1239 @@
+"""The detector: digits from every source, pictures against the authors' recipe, boxes, runs."""
+
+import gzip
+import importlib
+import importlib.util
+import json
+import math
+import runpy
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from coordrl.backbone import ConvSpec, Coords, count_parameters
+from coordrl.config import SettingsError, parse_override
+from coordrl.detection import figures, table
+from coordrl.detection.boxes import (
+    area,
+    clip,
+    decode,
+    encode,
+    nms,
+    pairwise_iou,
+    pull_inside,
+    roi_align,
+    torchvision_nms,
+)
+from coordrl.detection.data import Scatter, Scenes, scatter_digits
+from coordrl.detection.digits import Digits, DigitSet, load_digits
+from coordrl.detection.faster_rcnn import FasterRCNN, build_detector, feature_spacing
+from coordrl.detection.metrics import average_precision, proposal_metrics
+from coordrl.detection.roi_heads import Detections, RoIHeads, RoISettings
+from coordrl.detection.rpn import (
+    ANCHOR_SIZES,
+    Proposals,
+    ProposalSettings,
+    RegionProposalNetwork,
+    anchor_boxes,
+    mean_of,
+    sample_boxes,
+    transform_loss,
+)
+from coordrl.detection.training import (
+    DetectorSettings,
+    DivergedError,
+    Evaluation,
+    Recipe,
+    Run,
+    RunResult,
+    evaluate,
+    load_detector_settings,
+)
+from coordrl.runs import StopRequest, open_run
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "detection.toml"
+SCRIPT = ROOT / "scripts" / "train_detector.py"
+
+
+@pytest.fixture(scope="module")
+def digits() -> Digits:
+    return load_digits()
+
+
+def digit_set(count: int, first: int = 0) -> DigitSet:
+    """Digits that differ: a bar at another place in each."""
+    images = np.zeros((count, 28, 28), np.uint8)
+    for i in range(count):
+        images[i, 4 + (i + first) % 20, 3:20] = 200
+    return DigitSet(images, np.arange(first, first + count).astype(np.uint8) % 10)
+
+
+# Digits
+
+
+def test_the_shipped_digits_are_those_of_their_note(digits: Digits) -> None:
+    labels = np.concatenate([digits.train.labels, digits.test.labels])
+    note = resources.files("coordrl.detection").joinpath("LICENSE-MNIST").read_text()
+
+    assert np.bincount(labels).tolist() == [1001, 1127, 991, 1032, 980, 863, 1014, 1070, 944, 978]
+    assert (len(digits.train), len(digits.test)) == (9000, 1000)
+    assert "d8870085e085c862e254ac1fd4a7b109021b7fd4ff9d6cf52ccc9f29042a0ec0" in note
+    assert "CC" not in note.split()  # the licence is written out
+    assert "Attribution-ShareAlike" in note
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+    data = header + array.tobytes()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def write_mnist(folder: Path, suffix: str = "") -> tuple[DigitSet, DigitSet]:
+    train, test = digit_set(7), digit_set(3, first=7)
+    for part, own in (("train", train), ("t10k", test)):
+        write_idx(folder / f"{part}-images-idx3-ubyte{suffix}", own.images)
+        write_idx(folder / f"{part}-labels-idx1-ubyte{suffix}", own.labels)
+    return train, test
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"], ids=["plain", "gz"])
+def test_idx_files_keep_their_own_split(tmp_path: Path, suffix: str) -> None:
+    train, test = write_mnist(tmp_path, suffix)
+
+    found = load_digits(tmp_path)
+
+    assert np.array_equal(found.train.images, train.images)
+    assert np.array_equal(found.test.labels, test.labels)
+    assert found.source == f"10 digits from {tmp_path} (7 to train with, 3 to test with)"
+
+
+@pytest.mark.parametrize("names", [("x", "y"), ("images", "labels")])
+def test_an_npz_file_without_a_split_is_split_the_same_way_each_time(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    own = digit_set(20)
+    arrays: dict[str, np.ndarray] = dict(zip(names, (own.images, own.labels * 1), strict=True))
+    npz(**arrays)(tmp_path)
+
+    first, second = (load_digits(tmp_path / "own.npz") for _ in range(2))
+
+    assert (len(first.train), len(first.test)) == (18, 2)
+    assert first.fingerprint == second.fingerprint
+    rows = np.concatenate([first.train.images, first.test.images]).reshape(20, -1)
+    assert len(np.unique(rows, axis=0)) == 20
+
+
+def test_an_npz_file_as_keras_writes_it_keeps_its_split(tmp_path: Path) -> None:
+    train, test = digit_set(5), digit_set(2, first=5)
+    np.savez(
+        tmp_path / "mnist.npz",
+        x_train=train.images,
+        y_train=train.labels,
+        x_test=test.images,
+        y_test=test.labels,
+    )
+
+    found = load_digits(tmp_path / "mnist.npz")
+
+    assert np.array_equal(found.test.images, test.images)
+
+
+def test_a_folder_of_pictures_is_read_by_label(tmp_path: Path) -> None:
+    own = digit_set(10)
+    for image, label in zip(own.images, own.labels, strict=True):
+        (tmp_path / str(label)).mkdir()
+        Image.fromarray(image).save(tmp_path / str(label) / "a.png")
+
+    found = load_digits(tmp_path)
+
+    assert sorted(np.concatenate([found.train.labels, found.test.labels])) == list(range(10))
+    assert np.array_equal(found.train.images[0], own.images[found.train.labels[0]])
+
+
+def cut_short(folder: Path) -> Path:
+    write_mnist(folder)
+    file = folder / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:-1])
+    return folder
+
+
+def cut_short_and_packed(folder: Path) -> Path:
+    write_mnist(folder, ".gz")
+    file = folder / "t10k-labels-idx1-ubyte.gz"
+    file.write_bytes(file.read_bytes()[:-9])
+    return folder
+
+
+def of_another_format(folder: Path) -> Path:
+    write_mnist(folder)
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(b"\x89PNG and so on")
+    return folder
+
+
+def empty_file(folder: Path) -> Path:
+    write_mnist(folder)
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(b"")
+    return folder
+
+
+def without_labels(folder: Path) -> Path:
+    write_mnist(folder)
+    (folder / "t10k-labels-idx1-ubyte").unlink()
+    return folder
+
+
+def with_other_sizes(folder: Path) -> Path:
+    write_mnist(folder)
+    write_idx(folder / "train-images-idx3-ubyte", np.ones((7, 32, 30), np.uint8))
+    return folder
+
+
+def npz(**arrays: np.ndarray) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        np.savez(folder / "own.npz", **arrays)  # type: ignore[arg-type]  # no flag is among them
+        return folder / "own.npz"
+
+    return write
+
+
+def no_archive(folder: Path) -> Path:
+    (folder / "own.npz").write_bytes(b"PK\x03\x04 cut off")
+    return folder / "own.npz"
+
+
+def bare_array(folder: Path) -> Path:
+    np.save(folder / "own.npy", np.ones((10, 28, 28), np.uint8))
+    return folder / "own.npy"
+
+
+def large_picture(folder: Path) -> Path:
+    (folder / "3").mkdir()
+    Image.new("L", (30, 32), 255).save(folder / "3" / "a.png")
+    return folder
+
+
+def broken_picture(folder: Path) -> Path:
+    (folder / "3").mkdir()
+    (folder / "3" / "a.png").write_bytes(b"\x89PNG")
+    return folder
+
+
+TEN = np.ones((10, 28, 28), np.uint8)
+BAD_SOURCES: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "missing": (lambda folder: folder / "nowhere", "there is no such file or folder"),
+    "empty folder": (lambda folder: folder, "holds neither train-images-idx3-ubyte .* nor folders"),
+    "cut short": (cut_short, r"train-images-idx3-ubyte .* promises 5,488 bytes .* has 5,487"),
+    "cut short, packed": (cut_short_and_packed, r"t10k-labels-idx1-ubyte.gz cannot be read"),
+    "another format": (of_another_format, "does not start as an IDX file of bytes"),
+    "empty file": (empty_file, "t10k-labels-idx1-ubyte cannot be read"),
+    "no labels": (without_labels, "lacks t10k-labels-idx1-ubyte, plain or .gz"),
+    "other sizes": (with_other_sizes, r"bytes of shape \(N, 28, 28\), got uint8 of \(7, 32, 30\)"),
+    "no archive": (no_archive, "cannot be read"),
+    "bare array": (bare_array, "is no .npz file"),
+    "other names": (npz(a=TEN), "holds a; it needs x_train, y_train, x_test and y_test, or x and"),
+    "floats": (npz(x=TEN / 2, y=np.arange(10)), r"must be bytes of shape .* got float64"),
+    "fewer labels": (npz(x=TEN, y=np.arange(9)), "10 digits need as many labels"),
+    "labels above 9": (npz(x=TEN, y=np.arange(10) + 1), "labels must be bytes from 0 to 9"),
+    "labels between": (npz(x=TEN, y=np.arange(10) / 2), "labels must be whole numbers"),
+    "blank": (npz(x=TEN * 0, y=np.arange(10)), "digit 0 is blank, as are 9 others"),
+    "too few": (npz(x=TEN[:9], y=np.arange(9)), "a split needs at least 10 digits, got 9"),
+    "none": (npz(x=TEN[:0], y=np.arange(0)), "there is no digit in it"),
+    "large picture": (large_picture, r"3/a.png is 30x32 pixels; digits are 28x28"),
+    "broken picture": (broken_picture, "a.png cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), BAD_SOURCES.values(), ids=BAD_SOURCES)
+def test_bad_sources_are_named(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
+    with pytest.raises(SettingsError, match=f"--mnist .*{message}"):
+        load_digits(make(tmp_path))
+
+
+# Pictures
+
+
+def paint_like_the_authors(
+    digits: DigitSet, canvas_size: int, objects: int, seed: int, chosen: list[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pictures, boxes (row, column, height, width) and labels by the released recipe."""
+    random = np.random.RandomState(seed)
+    orders = [random.permutation(len(digits)) for _ in range(objects)]
+    places = []
+    for _ in range(len(digits) * objects):
+        height, width = random.uniform(15, 25), random.uniform(15, 25)
+        row = random.uniform(height / 2, canvas_size - height / 2)
+        column = random.uniform(width / 2, canvas_size - width / 2)
+        places.append((row, column, height, width))
+    boxes = np.array(places).reshape(len(digits), objects, 4)
+    pictures = []
+    for picture in chosen:
+        canvas = np.zeros((canvas_size, canvas_size))
+        for slot, order in enumerate(orders):
+            ink = digits.images[order[picture]]
+            rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+            ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            row, column, height, width = boxes[picture, slot]
+            x_step, y_step = ink.shape[1] / width, ink.shape[0] / height
+            left, top = column - width / 2, row - height / 2
+            canvas += np.asarray(
+                Image.fromarray(ink.astype(np.float32) / 255).transform(
+                    (canvas_size, canvas_size),
+                    Image.Transform.AFFINE,
+                    (x_step, 0, -left * x_step, 0, y_step, -top * y_step),
+                    resample=Image.Resampling.BILINEAR,
+                )
+            )
+        pictures.append(np.minimum(canvas, 1.0))
+    labels = np.array([digits.labels[order[chosen]] for order in orders]).T
+    return np.stack(pictures), boxes[chosen], labels
+
+
+@pytest.mark.parametrize(
+    ("scatter", "seed"),
+    [(Scatter(), 0), (Scatter(canvas=64, crop=None, objects=2), 1)],
+    ids=["cropped", "whole"],
+)
+def test_pictures_are_those_of_the_authors_recipe(
+    digits: Digits, scatter: Scatter, seed: int
+) -> None:
+    own, chosen = digits.test[:50], [0, 7, 49]
+    pictures, places, labels = paint_like_the_authors(
+        own, scatter.canvas, scatter.objects, seed, chosen
+    )
+    margin = scatter.margin
+    kept = slice(margin, margin + scatter.picture_size)
+    low, size = places[..., :2] - places[..., 2:] / 2 - margin, places[..., 2:]
+    boxes = np.concatenate([low[..., ::-1], (low + size)[..., ::-1]], axis=-1)
+
+    scenes = scatter_digits(own, scatter, count=50, seed=seed)[torch.tensor(chosen)]
+
+    # Half a gray level of rounding.
+    expected = torch.from_numpy(pictures[:, None, kept, kept] * 255)
+    assert_close(scenes.images.double(), expected, atol=0.51, rtol=0)
+    assert_close(scenes.boxes, torch.from_numpy(boxes).float())
+    assert scenes.labels.tolist() == labels.tolist()
+
+
+def test_every_digit_is_seen_once_in_each_place_of_the_list() -> None:
+    scenes = scatter_digits(digit_set(10), Scatter(objects=3), count=10, seed=0)
+    assert all(sorted(column) == list(range(10)) for column in scenes.labels.T.tolist())
+
+
+def test_the_first_pictures_do_not_depend_on_how_many_are_made() -> None:
+    few = scatter_digits(digit_set(10), Scatter(), count=3, seed=0)
+    many = scatter_digits(digit_set(10), Scatter(), count=9, seed=0)
+
+    assert torch.equal(few.images, many.images[:3])
+    assert torch.equal(few.boxes, many.boxes[:3])
+
+
+def test_there_can_be_more_pictures_than_digits() -> None:
+    scenes = scatter_digits(digit_set(10), Scatter(), count=25, seed=0)
+    assert [len(set(column)) for column in scenes.labels[10:20].T.tolist()] == [10] * 5
+
+
+def test_a_picture_without_objects_is_black() -> None:
+    scenes = scatter_digits(digit_set(3), Scatter(objects=0), count=2, seed=0)
+    assert scenes.boxes.shape == (2, 0, 4)
+    assert not scenes.images.any()
+
+
+def test_boxes_that_are_hardly_visible_are_forgotten_if_asked(digits: Digits) -> None:
+    whole = scatter_digits(digits.test, Scatter(), count=40, seed=0)
+    cut = scatter_digits(digits.test, Scatter(min_visible=0.3), count=40, seed=0)
+
+    share = area(clip(whole.boxes, 64, 64)) / area(whole.boxes)
+
+    assert torch.equal(cut.labels >= 0, share >= 0.3)
+    assert 0.1 < float((share == 0).float().mean()) < 0.5  # the paper's recipe has 30.6 %
+    assert torch.equal(cut.boxes, clip(whole.boxes, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("box", "text"),
+    [((3, 3, 3, 9), r"\[3.0, 3.0, 3.0, 9.0\]"), ((9, 3, 5, 9), r"\[9.0, 3.0, 5.0, 9.0\]")],
+    ids=["no width", "inverted"],
+)
+def test_boxes_without_area_are_named(box: tuple[float, ...], text: str) -> None:
+    boxes = torch.tensor([[[0.0, 0, 5, 5], box]])
+    with pytest.raises(ValueError, match=f"box 1 of image 0 has no area: {text}"):
+        Scenes(torch.zeros(1, 1, 9, 9, dtype=torch.uint8), boxes, torch.zeros(1, 2).long())
+    Scenes(torch.zeros(1, 1, 9, 9, dtype=torch.uint8), boxes, torch.tensor([[0, -1]]))
+
+
+def test_scenes_name_what_does_not_fit() -> None:
+    images = torch.zeros(2, 1, 9, 9, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"bytes of shape \(N, 1, H, W\), got torch.float32"):
+        Scenes(images.float(), torch.zeros(2, 0, 4), torch.zeros(2, 0).long())
+    with pytest.raises(ValueError, match=r"2 images need boxes \(N, M, 4\) .* got \(1, 0, 4\)"):
+        Scenes(images, torch.zeros(1, 0, 4), torch.zeros(1, 0).long())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"objects": -1}, "objects must be 0 or more, got -1"),
+        ({"canvas": 20}, "0 < min_size <= max_size <= canvas, got 15.0, 25.0 and 20"),
+        ({"crop": 121}, "crop must be 1 to canvas = 120 pixels, got 121"),
+        ({"min_visible": 0.0}, "min_visible must be above 0 and at most 1, got 0.0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(values: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Scatter(**values)  # type: ignore[arg-type]
+
+
+# Boxes
+
+
+def random_boxes(*shape: int, size: float = 30.0) -> Tensor:
+    corner = torch.rand(*shape, 2) * size
+    return torch.cat([corner, corner + 1 + torch.rand(*shape, 2) * size / 2], dim=-1)
+
+
+def test_iou_of_hand_computed_boxes() -> None:
+    boxes = torch.tensor([[0.0, 0, 4, 2], [4, 0, 8, 2], [5, 5, 5, 5]])
+    others = torch.tensor([[2.0, 1, 6, 3], [0, 0, 4, 2], [5, 5, 5, 5]])
+
+    iou = pairwise_iou(boxes, others)
+
+    assert_close(iou, torch.tensor([[1 / 7, 1.0, 0], [1 / 7, 0, 0], [0, 0, 0]]) * 1.0)
+
+
+def test_decode_undoes_encode() -> None:
+    torch.manual_seed(0)
+    anchors, boxes = random_boxes(3, 20), random_boxes(3, 20)
+    assert_close(decode(anchors, encode(anchors, boxes)), boxes, atol=1e-4, rtol=1e-4)
+
+
+def test_transforms_are_measured_in_sizes_of_the_anchor() -> None:
+    anchor, box = torch.tensor([0.0, 0, 10, 20]), torch.tensor([5.0, 0, 15, 40])
+    assert_close(encode(anchor, box), torch.tensor([0.5, 0.5, 0.0, math.log(2)]))
+
+
+def test_a_wild_transform_stays_finite() -> None:
+    assert decode(torch.tensor([0.0, 0, 9, 9]), torch.full((4,), 1e4)).isfinite().all()
+
+
+def nms_by_definition(boxes: Tensor, scores: Tensor, threshold: float, limit: int) -> list[int]:
+    kept: list[int] = []
+    for index in scores.argsort(descending=True).tolist():
+        overlaps = [float(pairwise_iou(boxes[[index]], boxes[[other]])) for other in kept]
+        if len(kept) < limit and all(overlap <= threshold for overlap in overlaps):
+            kept.append(index)
+    return kept
+
+
+def test_nms_of_a_batch_is_that_of_each_picture_by_definition() -> None:
+    torch.manual_seed(0)
+    boxes, scores = random_boxes(3, 40), torch.rand(3, 40)
+
+    kept, is_there = nms(boxes, scores, 0.05, limit=12)
+
+    for i in range(3):
+        expected = nms_by_definition(boxes[i], scores[i], 0.05, 12)
+        assert kept[i][is_there[i]].tolist() == expected
+    assert not is_there.all()  # some picture runs out of boxes
+
+
+def test_nms_of_no_boxes_keeps_none() -> None:
+    _, is_there = nms(torch.zeros(2, 0, 4), torch.zeros(2, 0), 0.5, limit=3)
+    assert not is_there.any()
+
+
+def test_nms_never_keeps_what_has_no_score() -> None:
+    boxes = random_boxes(1, 3)
+    kept, is_there = nms(boxes, torch.tensor([[-torch.inf, 0.1, -torch.inf]]), 1.0, limit=3)
+    assert kept[is_there].tolist() == [1]
+
+
+def test_slivers_at_the_border_have_an_area() -> None:
+    boxes = torch.tensor([[-9.0, -9, -5, -5], [70, 10, 90, 30], [3, 4, 20, 90]])
+    inside = pull_inside(boxes, height=48, width=64)
+    assert inside.tolist() == [[0, 0, 1, 1], [62, 10, 63, 30], [3, 4, 20, 47]]
+
+
+def test_roi_align_reads_a_plane_at_the_middles_of_its_cells() -> None:
+    rows, columns = torch.meshgrid(torch.arange(9.0), torch.arange(12.0), indexing="ij")
+    plane = torch.stack([3 * rows + columns, columns])[None]  # feature (i, j) lies at pixel + 0.5
+    box = torch.tensor([[[8.0, 4, 40, 28]]])  # at scale 1/4: x 2..10, y 1..7
+
+    cells = roi_align(plane, box, 4, scale=0.25)[0, 0]
+
+    x, y = 2 + 2 * (torch.arange(4) + 0.5) - 0.5, 1 + 1.5 * (torch.arange(4) + 0.5) - 0.5
+    assert_close(cells[1], x.expand(4, 4))
+    assert_close(cells[0], 3 * y[:, None] + x)
+
+
+def test_roi_align_of_a_batch_is_that_of_each_box_alone() -> None:
+    torch.manual_seed(0)
+    features, boxes = torch.randn(2, 3, 7, 9), random_boxes(2, 5)
+
+    together = roi_align(features, boxes, 3, scale=0.25)
+
+    for n in range(2):
+        for r in range(5):
+            alone = roi_align(features[[n]], boxes[n, r][None, None], 3, scale=0.25)
+            assert_close(together[n, r], alone[0, 0])
+
+
+def test_roi_align_far_outside_is_zero() -> None:
+    far = torch.tensor([[[900.0, 900, 950, 950]]])
+    assert not roi_align(torch.ones(1, 2, 7, 9), far, 3, scale=0.25).any()
+
+
+@pytest.fixture(scope="module")
+def torchvision_ops() -> Iterator[Any]:
+    """``torchvision.ops``, beside a CPU build of torch with the operators that its wheel lacks.
+
+    Its CPU kernels then come from its Python fallback, and NMS from :func:`nms_by_definition`.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    library: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    if not torch.cuda.is_available():
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+        def one_picture(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+            return torch.tensor(nms_by_definition(boxes, scores, threshold, len(boxes))).long()
+
+        library.impl("nms", one_picture, "CPU")
+    ops = importlib.import_module("torchvision.ops")
+    if not torch.cuda.is_available():
+        ops.boxes._assert_has_ops = lambda: None
+    yield ops
+    del library  # the operators go with it
+
+
+@pytest.mark.slow  # torchvision compiles its fallback
+def test_boxes_are_torchvisions(torchvision_ops: Any) -> None:
+    torch.manual_seed(0)
+    features, boxes, scores = torch.randn(2, 3, 7, 9), random_boxes(2, 30), torch.rand(2, 30)
+    scores[0, 3] = -torch.inf
+    listed = torch.cat([torch.tensor([[0.0]] * 30 + [[1.0]] * 30), boxes.flatten(0, 1)], dim=1)
+
+    cells = torchvision_ops.roi_align(features, listed, 3, 0.25, sampling_ratio=2, aligned=True)
+    theirs = torchvision_nms(boxes, scores, 0.3, 9)
+
+    assert_close(roi_align(features, boxes, 3, scale=0.25).flatten(0, 1), cells)
+    assert_close(pairwise_iou(boxes[0], boxes[1]), torchvision_ops.box_iou(boxes[0], boxes[1]))
+    assert_close(clip(boxes, 20, 30), torchvision_ops.clip_boxes_to_image(boxes, (20, 30)))
+    for own, their in zip(nms(boxes, scores, 0.3, 9), theirs, strict=True):
+        assert torch.equal(own, their)
+
+
+# First stage
+
+
+def test_anchors_lie_around_the_papers_centers() -> None:
+    anchors = anchor_boxes(13, 13).view(13, 13, 9, 4)
+    centers, sizes = (anchors[..., :2] + anchors[..., 2:]) / 2, anchors[..., 2:] - anchors[..., :2]
+
+    assert centers[0, :, 0, 0].tolist() == list(range(8, 57, 4))
+    assert (centers[..., 1] == torch.arange(8.0, 57, 4).view(13, 1, 1)).all()
+    assert [tuple(size) for size in sizes[4, 7].flip(-1).tolist()] == [*ANCHOR_SIZES]
+
+
+def test_released_anchors_are_the_grids_numbers_read_in_the_wrong_order() -> None:
+    heights, widths = zip(*ANCHOR_SIZES, strict=True)
+    numbers = [*[16] * 9, *[20] * 9, *heights, *widths]  # of the feature in row 2, column 3
+
+    boxes = anchor_boxes(5, 7, layout="released").view(5, 7, 9, 4)[2, 3]
+
+    for box, start in zip(boxes, range(0, 36, 4), strict=True):
+        row, column, tall, wide = numbers[start : start + 4]
+        expected = [column - wide / 2, row - tall / 2, column + wide / 2, row + tall / 2]
+        assert box.tolist() == expected
+
+
+@pytest.mark.parametrize(("padding", "middle"), [(0, 8.0), ("same", 2.0)], ids=["valid", "same"])
+def test_the_middle_of_the_first_feature_follows_from_the_padding(
+    padding: Any, middle: float
+) -> None:
+    specs = (ConvSpec(2, 5, padding=padding, pool=2), ConvSpec(2, 5, padding=padding, pool=2))
+    assert feature_spacing(specs) == (4, middle)
+    assert feature_spacing((ConvSpec(2, 3, stride=2, padding=1), *specs)) == (8, 2 * middle - 0.5)
+
+
+@pytest.mark.parametrize(
+    ("coords", "parameters"), [("none", 81_590), ("first", 81_590 + 1_600), ("all", 83_838)]
+)
+def test_the_papers_network_has_the_papers_parameters(coords: Coords, parameters: int) -> None:
+    assert count_parameters(build_detector(coords)) == parameters
+
+
+def test_both_arms_start_at_the_anchors() -> None:
+    images = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
+    for coords in ("none", "first", "all"):
+        detector = build_detector(coords)
+        transforms, logits = detector.rpn(detector.backbone(images / 255))
+        assert not transforms.any()
+        assert logits.shape == (2, 13 * 13 * 9, 2)
+
+
+def test_a_network_of_all_coordinates_tells_two_places_of_a_digit_apart() -> None:
+    image = torch.zeros(1, 1, 64, 64)
+    image[..., 24:30, 24:27] = 1
+
+    def scores(coords: Coords) -> tuple[Tensor, Tensor]:
+        detector = build_detector(coords)
+        first = detector.rpn(detector.backbone(image))[1].view(13, 13, 18)
+        there = detector.rpn(detector.backbone(image.roll((8, 4), dims=(2, 3))))[1]
+        return first[3:7, 3:7], there.view(13, 13, 18)[5:9, 4:8]
+
+    assert_close(*scores("none"))
+    here, there = scores("all")
+    assert (here - there).abs().max() > 1e-3
+
+
+EVERYTHING = ProposalSettings(samples=4000)  # as many as there are: nothing is left to chance
+
+
+def test_sampled_pairs_are_those_of_the_rule() -> None:
+    torch.manual_seed(0)
+    moved, truth = random_boxes(1, 300, size=60.0), random_boxes(1, 3, size=40.0)
+    iou = pairwise_iou(moved[0], truth[0])
+    inside = (moved[0] >= 0).all(dim=1) & (moved[0] <= torch.tensor([79, 69, 79, 69])).all(dim=1)
+    best = iou.argmax(dim=0).tolist()
+    settings = replace(EVERYTHING, positive_iou=0.3)
+
+    sample = sample_boxes(
+        moved, truth, torch.ones(1, 3).bool(), settings, (70, 80), torch.Generator()
+    )
+
+    pairs = set(
+        zip(
+            sample.positive[sample.has_positive].tolist(),
+            sample.truth[sample.has_positive].tolist(),
+            strict=True,
+        )
+    )
+    assert pairs == {(best[m], m) for m in range(3)} | {
+        (a, m) for a, m in (iou > 0.3).nonzero().tolist() if inside[a]
+    }
+    assert len(pairs) > 3
+    assert set(sample.negative[sample.has_negative].tolist()) == {
+        a for a in range(300) if inside[a] and iou[a].max() < 0.1 and a not in best
+    }
+
+
+def test_half_of_the_samples_are_positive_and_none_comes_twice() -> None:
+    torch.manual_seed(0)
+    truth = random_boxes(4, 3)
+    moved = truth.repeat(1, 100, 1) + torch.rand(4, 300, 1)
+
+    sample = sample_boxes(
+        moved,
+        truth,
+        torch.ones(4, 3).bool(),
+        ProposalSettings(),
+        (70, 80),
+        torch.Generator().manual_seed(0),
+    )
+
+    assert sample.has_positive.sum(dim=1).tolist() == [6] * 4
+    for boxes, digits in zip(sample.positive.tolist(), sample.truth.tolist(), strict=True):
+        assert len(set(zip(boxes, digits, strict=True))) == 6
+
+
+def test_without_negatives_all_that_is_in_no_pair_is_one() -> None:
+    truth = torch.tensor([[[10.0, 10, 30, 30]]])
+    moved = torch.tensor([[[10.0, 10, 30, 30], [20, 20, 40, 40], [25, 10, 45, 30]]])  # all overlap
+
+    sample = sample_boxes(
+        moved, truth, torch.ones(1, 1).bool(), ProposalSettings(), (64, 64), torch.Generator()
+    )
+
+    assert sample.positive[sample.has_positive].tolist() == [0]
+    assert sorted(sample.negative[sample.has_negative].tolist()) == [1, 2]
+
+
+def test_a_digit_that_nothing_overlaps_takes_the_first_anchor() -> None:
+    truth = torch.tensor([[[90.0, 90, 99, 99]]])
+    sample = sample_boxes(
+        anchor_boxes(13, 13)[None],
+        truth,
+        torch.ones(1, 1).bool(),
+        ProposalSettings(),
+        (64, 64),
+        torch.Generator(),
+    )
+    assert sample.positive[sample.has_positive].tolist() == [0]
+
+
+def test_the_papers_loss_of_transforms_has_a_corner_at_1() -> None:
+    off = torch.tensor([[0.5, 0, 0, 0], [1, 0, 0, 0], [-2, 0, 0, 0], [0.5, -0.5, 1, 3]])
+    loss = transform_loss(off, torch.zeros(4, 4))
+    assert loss.tolist() == [0.25, 1, 2, 0.25 + 0.25 + 1 + 3]
+
+
+def test_means_are_taken_picture_by_picture() -> None:
+    values = torch.tensor([[1.0, 3, torch.nan], [5, torch.nan, torch.nan], [torch.nan] * 3])
+    assert mean_of(values, values.isfinite()) == pytest.approx((2 + 5 + 0) / 3)
+
+
+def small_detector(coords: Coords = "all", *, is_full: bool = False) -> FasterRCNN:
+    specs = (ConvSpec(4, 5, pool=2), ConvSpec(6, 5, pool=2))
+    roi = RoISettings(grid=2, hidden=8, samples=4000) if is_full else None
+    detector = build_detector(coords, specs, EVERYTHING, roi)
+    with torch.no_grad():  # away from the anchors, so that every part has a gradient
+        for parameter in detector.parameters():
+            generator = torch.Generator().manual_seed(1)
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+    return detector
+
+
+def gradients(detector: FasterRCNN, scenes: Scenes) -> list[Tensor]:
+    detector.zero_grad()
+    detector.losses(scenes, torch.Generator()).total.backward()  # type: ignore[no-untyped-call]
+    return [p.grad.clone() for p in detector.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("is_full", [False, True], ids=["rpn", "full"])
+def test_a_batch_has_the_mean_gradient_of_its_pictures(digits: Digits, is_full: bool) -> None:
+    scenes = scatter_digits(digits.test, Scatter(min_visible=0.2), count=3, seed=0)
+    detector = small_detector(is_full=is_full)
+
+    alone = [gradients(detector, scenes[i : i + 1]) for i in range(3)]
+
+    together = gradients(detector, scenes)
+    for own, *others in zip(together, *alone, strict=True):
+        assert_close(own, torch.stack(others).mean(dim=0), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("is_full", [False, True], ids=["rpn", "full"])
+def test_places_without_a_digit_change_nothing(digits: Digits, is_full: bool) -> None:
+    scenes = scatter_digits(digits.test, Scatter(min_visible=0.2), count=2, seed=0)
+    padded = Scenes(
+        scenes.images,
+        torch.cat([torch.zeros(2, 2, 4), scenes.boxes], dim=1),
+        torch.cat([torch.full((2, 2), -1), scenes.labels], dim=1),
+    )
+    detector = small_detector(is_full=is_full)
+
+    for own, other in zip(gradients(detector, scenes), gradients(detector, padded), strict=True):
+        assert_close(own, other, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("objects", [0, 2], ids=["no places", "empty places"])
+@pytest.mark.parametrize("is_full", [False, True], ids=["rpn", "full"])
+def test_pictures_without_digits_teach_that_there_is_nothing(objects: int, is_full: bool) -> None:
+    scenes = Scenes(
+        torch.zeros(1, 1, 64, 64, dtype=torch.uint8),
+        torch.zeros(1, objects, 4),
+        torch.full((1, objects), -1),
+    )
+    detector = small_detector(is_full=is_full)
+
+    losses = detector.losses(scenes, torch.Generator())
+
+    assert losses.proposals.box == 0
+    assert losses.proposals.score > 0
+    assert all(gradient.isfinite().all() for gradient in gradients(detector, scenes))
+    metrics = evaluate(detector, scenes)
+    assert math.isnan(metrics["best_iou"])
+    assert math.isnan(metrics["recall"])
+
+
+def test_clipping_measures_overlaps_within_the_picture() -> None:
+    detector = build_detector(proposals=ProposalSettings(clip=True, anchor_layout="released"))
+    proposals = detector.propose(torch.zeros(1, 1, 64, 64, dtype=torch.uint8))
+    assert proposals.boxes.amin() >= 0
+    assert proposals.boxes.amax() <= 63
+    assert (area(proposals.boxes) > 0).all()
+
+
+def test_any_backbone_with_out_channels_will_do() -> None:
+    class Pooled(nn.Module):
+        out_channels = 1
+
+        def forward(self, images: Tensor) -> Tensor:
+            return F.avg_pool2d(images, 4)
+
+    rpn = RegionProposalNetwork(1, ProposalSettings(), stride=4, offset=2)
+    detector = FasterRCNN(Pooled(), rpn, RoIHeads(1, RoISettings(hidden=8), stride=4, offset=2))
+    found = detector.detect(torch.zeros(2, 1, 40, 64, dtype=torch.uint8))
+    assert found.boxes.shape == (2, 20, 4)
+
+    with pytest.raises(ValueError, match="must have an attribute out_channels"):
+        FasterRCNN(nn.Identity(), rpn)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), r"\(N, 1, H, W\), got .* \(1, 3, 64, 64\)"),
+        (torch.zeros(1, 1, 64, 64), "expects bytes .* got torch.float32"),
+        (torch.zeros(1, 1, 9, 64, dtype=torch.uint8), "an input of 9x64 pixels is too small"),
+    ],
+    ids=["channels", "floats", "small"],
+)
+def test_pictures_of_other_shapes_are_named(images: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_detector().propose(images)
+
+
+def test_one_stage_detects_no_digits() -> None:
+    with pytest.raises(ValueError, match="no second stage; ask propose"):
+        build_detector().detect(torch.zeros(1, 1, 64, 64, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"anchor_layout": "ring"}, "anchor_layout must be one of .* got 'ring'"),
+        ({"samples": 1}, "at least 2 samples and 1 proposal, got 1 and 10"),
+        ({"nms_iou": 1.5}, r"nms_iou must be in \[0, 1\], got 1.5"),
+    ],
+)
+def test_settings_of_proposals_are_checked(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ProposalSettings(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"grid": 0}, "grid must be at least 1, got 0"),
+        ({"samples": 1}, "samples must be at least 2, got 1"),
+        ({"min_score": -0.1}, r"min_score must be in \[0, 1\], got -0.1"),
+    ],
+)
+def test_settings_of_the_second_stage_are_checked(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RoISettings(**values)
+
+
+# Second stage
+
+
+def test_detections_of_one_class_suppress_each_other_and_those_of_others_do_not() -> None:
+    heads = RoIHeads(1, RoISettings(grid=1, hidden=4, min_score=0.2))
+    heads.start_small()
+    with torch.no_grad():
+        heads.classifier.bias[:] = torch.tensor([0.0] * 10 + [-9.0])
+        heads.classifier.bias[[3, 7]] = 9.0  # every proposal shows a 3 and a 7 alike
+        heads.mover.bias.zero_()
+    boxes = torch.tensor([[[0.0, 0, 20, 20], [1, 1, 21, 21], [40, 40, 60, 60], [2, 2, 9, 9]]])
+    is_there = torch.tensor([[True, True, True, False]])
+
+    found = heads.detect(
+        torch.zeros(1, 1, 16, 16), Proposals(boxes, torch.ones(1, 4), is_there), (64, 64)
+    )
+
+    rows = zip(
+        found.labels[found.is_there].tolist(), found.boxes[found.is_there].tolist(), strict=True
+    )
+    first, last = [0.0, 0, 20, 20], [40.0, 40, 60, 60]
+    assert sorted(rows) == [(3, first), (3, last), (7, first), (7, last)]
+
+
+def test_a_detector_learns_a_few_pictures_by_heart(digits: Digits) -> None:
+    scatter = Scatter(canvas=48, crop=None, objects=1)
+    scenes = scatter_digits(digits.test, scatter, count=4, seed=0)
+    specs = (ConvSpec(12, 5, padding="same", pool=2), ConvSpec(24, 5, padding="same", pool=2))
+    detector = build_detector(
+        "all", specs, ProposalSettings(samples=32), RoISettings(grid=4, hidden=64)
+    )
+    optimizer = torch.optim.Adam(detector.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(150):
+        loss = detector.losses(scenes, generator).total
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    metrics = evaluate(detector, scenes)
+
+    assert metrics["ap50"] > 0.9
+    assert metrics["recall"] == 1
+
+
+# Metrics
+
+
+def scenes_of(boxes: list[list[float]], labels: list[int], size: int = 64) -> Scenes:
+    return Scenes(
+        torch.zeros(1, 1, size, size, dtype=torch.uint8),
+        torch.tensor([boxes]),
+        torch.tensor([labels]),
+    )
+
+
+def test_the_papers_figures_of_hand_computed_proposals() -> None:
+    scenes = scenes_of([[0.0, 0, 10, 10], [20, 20, 30, 30], [60, 60, 90, 90]], [1, 2, 3])
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [20, 20, 30, 25], [40, 40, 50, 50], [0, 0, 10, 10]]])
+    is_there = torch.tensor([[True, True, True, False]])
+
+    metrics = proposal_metrics(Proposals(boxes, torch.ones(1, 4), is_there), scenes)
+
+    assert metrics["best_iou"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert metrics["mean_iou"] == pytest.approx((1 + 0.5) / 9)
+    assert metrics["recall"] == 1  # the third digit is outside but for a corner
+    assert metrics["proposals"] == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "shift", "expected"),
+    [
+        ([4, 8], 0.0, {"ap": 1.0, "ap50": 1.0, "ap75": 1.0, "ar": 1.0}),
+        ([8, 4], 0.0, {"ap": 0.0, "ap50": 0.0, "ap75": 0.0, "ar": 0.0}),
+        # Overlap 8/12 = 0.667: right at the thresholds .50, .55, .60 and .65 of ten.
+        ([4, 8], 2.0, {"ap": 0.4, "ap50": 1.0, "ap75": 0.0, "ar": 0.4}),
+    ],
+    ids=["perfect", "labels exchanged", "shifted"],
+)
+def test_average_precision_of_hand_computed_detections(
+    labels: list[int], shift: float, expected: dict[str, float]
+) -> None:
+    scenes = scenes_of([[0.0, 0, 10, 10], [20, 20, 30, 30]], [4, 8])
+    boxes = scenes.boxes + torch.tensor([shift, 0, shift, 0])
+    found = Detections(
+        boxes, torch.tensor([[0.9, 0.8]]), torch.tensor([labels]), torch.ones(1, 2).bool()
+    )
+    assert average_precision(found, scenes) == pytest.approx(expected)
+
+
+def test_average_precision_of_nothing() -> None:
+    scenes = scenes_of([[0.0, 0, 10, 10]], [4])
+    nothing = Detections(
+        torch.zeros(1, 1, 4), torch.zeros(1, 1), torch.zeros(1, 1).long(), torch.zeros(1, 1).bool()
+    )
+    assert average_precision(nothing, scenes)["ap50"] == 0
+    empty = replace(scenes, labels=torch.tensor([[-1]]))
+    assert math.isnan(average_precision(nothing, empty)["ap50"])
+
+
+def test_average_precision_asks_for_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match=r"pip install 'coordrl\[detect\]'"):
+        Run(replace(SMALL, stage="full"), small_digits())
+
+
+# Runs
+
+SMALL = DetectorSettings(
+    train_images=10,
+    test_images=4,
+    specs=(ConvSpec(4, 5, pool=2), ConvSpec(4, 5, pool=2)),
+    roi=RoISettings(grid=2, hidden=8),
+    training=Recipe(batch_size=4, epochs=2),
+)
+
+
+def small_digits() -> Digits:
+    return Digits(digit_set(10), digit_set(4, first=10), "14 bars")
+
+
+def small_run(**changes: Any) -> Run:
+    return Run(replace(SMALL, **changes), small_digits())
+
+
+@pytest.mark.parametrize("stage", ["rpn", "full"])
+def test_a_run_is_its_settings(stage: Any) -> None:
+    first, second = (small_run(stage=stage, coords="all").train() for _ in range(2))
+    assert first is not None
+    assert second is not None
+    for run in (first, second):
+        object.__setattr__(run, "curve", [replace(own, cpu_seconds=0.0) for own in run.curve])
+    assert repr(first) == repr(second)
+    assert [point.step for point in first.curve] == [2, 4]
+
+
+def test_the_arms_see_the_same_pictures_in_the_same_order() -> None:
+    none, coords = small_run(coords="none"), small_run(coords="all")
+    assert torch.equal(none.train_scenes.images, coords.train_scenes.images)
+    for run in (none, coords):
+        run._train_step()
+    assert torch.equal(none._order, coords._order)
+
+
+class StopAt(StopRequest):
+    """Asks to stop once a run has come to a step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def look(self, run: Run) -> None:
+        self.signal_number = 15 if run.step == self.step else None
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path, step: int) -> None:
+    settings = replace(SMALL, coords="all")
+    whole = Run(settings, small_digits())
+    whole.train()
+
+    with open_run(tmp_path / "run", "") as folder:
+        stop = StopAt(step)
+        assert (
+            Run(settings, small_digits(), folder=folder).train(stop=stop, on_step=stop.look) is None
+        )
+        resumed = Run(settings, small_digits(), folder=folder)
+        assert resumed.step == step
+        assert resumed.train() is not None
+
+    for own, other in zip(resumed.detector.parameters(), whole.detector.parameters(), strict=True):
+        assert torch.equal(own, other)
+    assert [replace(e, cpu_seconds=0) for e in resumed.curve] == [
+        replace(e, cpu_seconds=0) for e in whole.curve
+    ]
+
+
+def damage(run: Run, value: float) -> None:
+    with torch.no_grad():
+        next(run.detector.rpn.scorer.parameters()).add_(value)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run", "") as folder:
+        stop = StopAt(2)
+        Run(SMALL, small_digits(), folder=folder).train(stop=stop, on_step=stop.look)
+        run = Run(SMALL, small_digits(), folder=folder)
+        damage(run, torch.nan)
+
+        message = (
+            r"the loss became nan at step 2; the checkpoint of step 2 is kept. Start anew in"
+            r" another folder with a training.learning_rate below 0.001"
+        )
+        with pytest.raises(DivergedError, match=message):
+            run.train()
+
+        checkpoint = folder.newest_checkpoint()
+        assert checkpoint is not None
+        assert checkpoint.step == 2
+
+
+def test_a_run_that_diverges_at_once_says_that_nothing_is_kept() -> None:
+    run = small_run()
+    damage(run, torch.inf)
+    with pytest.raises(DivergedError, match="nan at step 0; there is no checkpoint yet"):
+        run.train()
+
+
+def test_batches_of_one_picture_will_do() -> None:
+    result = small_run(stage="full", training=Recipe(batch_size=1, epochs=1)).train()
+    assert result is not None
+    assert result.curve[-1].step == 10
+    assert math.isfinite(result.curve[-1].loss)
+
+
+def test_too_few_pictures_are_named() -> None:
+    with pytest.raises(SettingsError, match="at least a batch of 4 pictures .* got 3 and 4"):
+        small_run(train_images=3)
+
+
+def test_pictures_without_digits_make_a_run_too() -> None:
+    result = small_run(scatter=Scatter(objects=0)).train()
+    assert result is not None
+    assert math.isnan(result.curve[-1].test["best_iou"])
+
+
+def test_the_released_optimizer_can_be_had() -> None:
+    run = small_run(training=Recipe(optimizer="sgd", batch_size=4, epochs=1))
+    assert isinstance(run._optimizer, torch.optim.SGD)
+    assert run._optimizer.param_groups[0]["momentum"] == 0.9
+    assert run.train() is not None
+
+
+def test_the_step_size_goes_down_a_cosine() -> None:
+    recipe = Recipe(learning_rate=2.0)
+    sizes = [recipe.learning_rate_at(fraction) for fraction in (0, 0.5, 1)]
+    assert sizes == pytest.approx([2, 1, 0])
+    assert replace(recipe, decay="none").learning_rate_at(1) == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epochs=0", "epochs must be at least 1, got 0"),
+        ("training.learning_rate=0", "learning_rate must be positive, got 0"),
+        ("scatter.canvas=20", "0 < min_size <= max_size <= canvas"),
+        ("proposals.anchors=3", "unknown key 'proposals.anchors'"),
+        ("coords=some", 'must be one of "none", "first", "all"'),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(override: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load_detector_settings(CONFIG, "rpn", (parse_override(override),))
+
+
+def test_the_configuration_holds_the_papers_network_and_a_whole_one() -> None:
+    rpn, full = (load_detector_settings(CONFIG, stage) for stage in ("rpn", "full"))
+
+    assert rpn.proposals == ProposalSettings()
+    assert rpn.scatter == Scatter()
+    assert full.scatter == Scatter(canvas=64, crop=None, objects=2, min_visible=0.3)
+    assert full.specs[0] == ConvSpec(32, 5, padding="same", pool=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[rnp]\n", r"expects the tables \[rpn\] and \[full\], got 'rnp'"), ("[", "cannot be read")],
+)
+def test_a_bad_configuration_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "own.toml").write_text(text)
+    with pytest.raises(SettingsError, match=f"own.toml.*{message}"):
+        load_detector_settings(tmp_path / "own.toml", "rpn")
+
+
+# Tables and figures
+
+
+def result_of(coords: Coords, seed: int, iou: float, **changes: Any) -> RunResult:
+    test = {"best_iou": iou, "mean_iou": iou / 5, "recall": 0.5, "proposals": 10.0}
+    if changes.get("stage") == "full":
+        test |= {"ap": 0.5, "ap50": 0.9, "ap75": 0.6, "ar": 0.7}
+    point = Evaluation(step=4, cpu_seconds=1.0, loss=1.0, train_iou=0.7, test=test)
+    settings = replace(SMALL, coords=coords, seed=seed, **changes)
+    return RunResult(settings, 81_590, "14 bars", (point,), 0.6, 1, "cpu")
+
+
+def test_the_gain_is_that_of_pairs_of_runs_with_the_same_seed() -> None:
+    results = [
+        result_of("none", 0, 0.50),
+        result_of("all", 0, 0.60),
+        result_of("none", 1, 0.25),
+        result_of("all", 1, 0.35),
+        result_of("all", 2, 0.99),  # has no pair
+    ]
+
+    (gain,) = table.gains(results)
+
+    assert gain.seeds == (0, 1)
+    assert gain.ratio.mean == pytest.approx((1.2 + 1.4) / 2)
+    # t of 1 degree of freedom is 12.706; the standard error of 1.2 and 1.4 is 0.1.
+    assert gain.ratio.high - gain.ratio.mean == pytest.approx(1.2706, abs=1e-4)
+
+
+def test_the_table_has_a_row_for_each_kind_and_says_what_the_paper_has() -> None:
+    results = [
+        result_of("none", 0, 0.5),
+        result_of("all", 0, 0.6),
+        result_of("all", 0, 0.8, stage="full"),
+    ]
+
+    text = table.to_markdown(results)
+
+    assert text.count("| rpn | 5 digits, 64 px, cropped | grid | ") == 2
+    assert "| 0.900 | 0.500 |" in text
+    assert "coords=all: test IOU of proposals +20.0 % against none, 1 pair(s)" in text
+    assert "the paper: about +24.0 %" in text
+    assert json.loads(json.dumps(table.to_json(results)))["rows"][0]["parameters"] == 81_590
+    with pytest.raises(ValueError, match="runs of one kind"):
+        table.summarize(results)
+
+
+def test_boxes_are_drawn_where_they_are() -> None:
+    scenes = scenes_of([[2.0, 3, 8, 9], [0, 0, 4, 4]], [4, -1], size=16)
+    proposals = Proposals(
+        torch.tensor([[[4.0, 4, 12, 12], [0, 0, 9, 9]]]),
+        torch.tensor([[0.9, 0.1]]),
+        torch.ones(1, 2).bool(),
+    )
+
+    picture = figures.draw_scenes(scenes, proposals, zoom=2)
+
+    assert picture.shape == (2 * 16 * 2, 16 * 2, 3)
+    truth, found = picture[:32], picture[32:]
+    green, orange = (80, 220, 80), (255, 150, 40)
+    assert tuple(truth[6, 4]) == tuple(truth[17, 15]) == green
+    assert tuple(found[8, 8]) == tuple(found[23, 23]) == orange
+    assert tuple(found[17, 17]) != orange  # the second one is not sure enough
+
+
+def write_small_config(folder: Path) -> Path:
+    path = folder / "small.toml"
+    spec = "{out_channels = 4, kernel_size = 5, pool = 2}"
+    path.write_text(
+        "".join(
+            f"[{stage}]\ntrain_images = 8\ntest_images = 7\nspecs = [{spec}, {spec}]\n"
+            f"roi = {{grid = 2, hidden = 8}}\ntraining = {{batch_size = 4, epochs = 1}}\n"
+            for stage in ("rpn", "full")
+        )
+    )
+    return path
+
+
+def run_script(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = runpy.run_path(str(SCRIPT))["main"]([*arguments, "--threads", "1"])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_script_trains_seeds_and_does_not_repeat_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_mnist(tmp_path)
+    config, runs = str(write_small_config(tmp_path)), str(tmp_path / "runs")
+    command = (*("--config", config, "--out", runs), *("--mnist", str(tmp_path), "--coords", "all"))
+
+    code, out, err = run_script(*command, "--seeds", "2", capsys=capsys)
+    again = run_script(*command, "--seeds", "2", capsys=capsys)
+
+    assert code == 0
+    assert f"digits: 10 digits from {tmp_path}" in err
+    assert "| rpn | 5 digits, 64 px, cropped | grid | all |" in out
+    assert again[1] == out
+    assert "steps" not in again[2]
+    folder = tmp_path / "runs" / "rpn-grid-all-s1"
+    assert (folder / "detections.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(folder.glob("events*"))) == 1
+
+    other = run_script(*command, "--set", "train_images=6", capsys=capsys)
+    assert other[0] == 2
+    assert "other settings: train_images is 8 there and 6 here" in other[2]
+
+
+def test_the_table_of_all_arms_is_written_with_its_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_mnist(tmp_path)
+    report = tmp_path / "report"
+
+    code, out, _ = run_script(
+        *("--table", "quick", "--config", str(write_small_config(tmp_path))),
+        *("--set", "training.epochs=1", "--mnist", str(tmp_path)),
+        *("--out", str(tmp_path / "runs"), "--report", str(report)),
+        capsys=capsys,
+    )
+
+    assert code == 0
+    assert out.count("| rpn |") == 4
+    assert out.count("| full |") == 2
+    names = {path.name for path in report.iterdir()}
+    assert {"detection.md", "detection.json", "detection-curves.png"} < names
+    assert "detection-rpn-released-all-s0.png" in names
+    record = json.loads((report / "detection.json").read_text())
+    assert len(record["runs"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--mnist", "/nowhere"), "--mnist /nowhere: there is no such file or folder"),
+        (("--seeds", "0"), "--seeds must be at least 1, got 0"),
+        (("--set", "training.epoch=3"), "the nearest is 'training.epochs'"),
+    ],
+)
+def test_the_script_says_what_is_wrong_in_one_line(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run_script(*arguments, "--out", str(tmp_path), capsys=capsys)
+
+    assert (code, out) == (2, "")
+    assert message in err.splitlines()[-1]
