@@ -1033,7 +1033,7 @@ def test_batches_of_one_picture_will_do() -> None:
 
 
 def test_too_few_pictures_are_named() -> None:
-    with pytest.raises(SettingsError, match="at least a batch of 4 pictures .* got 3 and 4"):
+    with pytest.raises(SettingsError, match=r"at least a batch of 4 pictures .* got 3 and 4"):
         small_run(train_images=3)
 
 
