@@ -1,5 +1,6 @@
 """Algorithms on a device, run on the CPU beside SB3's own: same rollouts, losses and logs."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,20 @@ import pytest
 import stable_baselines3
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecCheckNan
 from torch.testing import assert_close
 
 from coordrl import device_algorithms
 from coordrl.config import AccelerationSettings, AtariSettings
-from coordrl.device_algorithms import DeviceRolloutBuffer, generalized_advantages
+from coordrl.device_algorithms import (
+    DeviceReplayBuffer,
+    DeviceRolloutBuffer,
+    generalized_advantages,
+)
 from coordrl.device_algorithms.buffers import TimeoutFrames
 from coordrl.device_algorithms.networks import draw
 from coordrl.extractors import policy_kwargs
@@ -30,6 +36,11 @@ KEYWORDS: dict[str, dict[str, Any]] = {
     "PPO": {"n_steps": 20, "batch_size": 20, "n_epochs": 2, "ent_coef": 0.01},
     "A2C": {"n_steps": 20, "ent_coef": 0.01},
 }
+REPLAY: dict[str, Any] = {
+    **{"buffer_size": 150, "learning_starts": 0, "train_freq": 10, "batch_size": 8},
+    **{"gradient_steps": 2, "target_update_interval": 12, "exploration_final_eps": 0.3},
+}
+ALL = {**KEYWORDS, "DQN": REPLAY}
 
 
 def games(num_envs: int = NUM_ENVS) -> VectorEnvAdapter:
@@ -37,7 +48,7 @@ def games(num_envs: int = NUM_ENVS) -> VectorEnvAdapter:
 
 
 def model(module: Any, name: str, **keywords: Any) -> Any:
-    keywords = {**KEYWORDS[name], "policy_kwargs": NETWORK, **keywords}
+    keywords = {**ALL[name], "policy_kwargs": NETWORK, **keywords}
     return getattr(module, name)("CnnPolicy", games(), seed=2, device="cpu", **keywords)
 
 
@@ -231,9 +242,10 @@ class Watch(BaseCallback):
         return True
 
 
-@pytest.mark.parametrize("name", KEYWORDS)
+@pytest.mark.parametrize("name", ALL)
 def test_callbacks_see_what_they_see_in_sb3(name: str) -> None:
-    ours, stock = pair(name)
+    greedy = {"exploration_initial_eps": 0.0, "exploration_final_eps": 0.0, "learning_rate": 0.0}
+    ours, stock = pair(name, **(greedy if name == "DQN" else {}))
     seen = []
     for algorithm in (ours, stock):
         watch = Watch()
@@ -254,7 +266,7 @@ def test_a_callback_ends_the_training_within_a_rollout() -> None:
     assert ended[0][0] < 200
 
 
-@pytest.mark.parametrize("name", KEYWORDS)
+@pytest.mark.parametrize("name", ALL)
 def test_what_is_saved_loads_in_plain_sb3_and_in_ours(name: str, tmp_path: Path) -> None:
     ours = model(device_algorithms, name)
     learn(ours, 20 * NUM_ENVS)
@@ -276,7 +288,7 @@ def test_bfloat16_computes_features_alone_in_few_bits() -> None:
     exact = model(device_algorithms, "PPO")
     coarse = model(device_algorithms, "PPO", acceleration=AccelerationSettings(bfloat16=True))
     obs = torch.as_tensor(games().reset())
-    results = [m._estimate(m.policy, obs, m.acceleration.bfloat16) for m in (exact, coarse)]
+    results = [m._network(m.policy, obs, m.acceleration.bfloat16) for m in (exact, coarse)]
     for expected, value in zip(*results, strict=True):
         assert value.dtype == torch.float32
         assert not torch.equal(value, expected)
@@ -289,3 +301,121 @@ def test_bfloat16_computes_features_alone_in_few_bits() -> None:
 def test_environments_without_tensors_are_refused() -> None:
     with pytest.raises(ValueError, match=r"A2C on a device needs .* make_sb3_env, got <.*VecCheck"):
         device_algorithms.A2C("CnnPolicy", VecCheckNan(games()))
+
+
+@pytest.mark.parametrize("buffer_size", [3, 24, 66, 900])
+@pytest.mark.parametrize("stack_size", [1, 3])
+def test_replay_buffer_holds_the_transitions_of_sb3s(buffer_size: int, stack_size: int) -> None:
+    settings = dataclasses.replace(GAME, stack_size=stack_size)
+    envs = [make_sb3_env("Breakout", NUM_ENVS, settings, seed=1) for _ in range(2)]
+    spaces_of = envs[0].observation_space, envs[0].action_space
+    ours = DeviceReplayBuffer(
+        buffer_size, *spaces_of, "cpu", NUM_ENVS, shortest_timeout=envs[0].shortest_timeout
+    )
+    stock = ReplayBuffer(buffer_size, *spaces_of, "cpu", NUM_ENVS)
+    rng = np.random.default_rng(0)
+    for _ in range(2):  # the second time, games are cut off by a reset
+        obs: Any = envs[0].reset()
+        ours_obs, starts = envs[1].reset_torch(), torch.ones(NUM_ENVS, dtype=torch.bool)
+        for _ in range(40):
+            ours.observe(ours_obs, starts)
+            actions = rng.integers(0, 4, NUM_ENVS)
+            new_obs, rewards, dones, infos = envs[0].step(actions)
+            next_obs: Any = np.array(new_obs)
+            for i in np.flatnonzero(dones):
+                next_obs[i] = infos[i]["terminal_observation"]
+            stock.add(obs, next_obs, actions, rewards, dones, infos)
+            step = envs[1].step_torch(torch.from_numpy(actions))
+            ends = (step.terminated, step.truncated, step.game_ended)
+            ours.add(step.next_obs, torch.from_numpy(actions), step.rewards, *ends)
+            obs, ours_obs, starts = new_obs, step.obs, step.game_ended
+            assert ours.size() == stock.size()
+
+        slots, columns = np.indices((stock.size(), NUM_ENVS)).reshape(2, -1)
+        samples = ours._samples(torch.from_numpy(slots), torch.from_numpy(columns))
+        at = slots, columns
+        terminated = stock.dones[at] * (1 - stock.timeouts[at])
+        assert_close(samples.observations, torch.from_numpy(stock.observations[at]))
+        assert_close(samples.dones[:, 0], torch.from_numpy(terminated))
+        assert_close(samples.rewards[:, 0], torch.from_numpy(stock.rewards[at]))
+        assert_close(samples.actions, torch.from_numpy(stock.actions[at]))
+        goes_on = terminated == 0
+        expected = torch.from_numpy(stock.next_observations[at][goes_on])
+        assert_close(samples.next_observations[goes_on], expected)
+        assert buffer_size < 66 or stock.timeouts.sum() > 0
+
+    restored = DeviceReplayBuffer(
+        buffer_size, *spaces_of, "cpu", NUM_ENVS, shortest_timeout=envs[0].shortest_timeout
+    )
+    restored.restore(ours.state())
+    again = restored._samples(torch.from_numpy(slots), torch.from_numpy(columns))
+    for value, expected in zip(again[:5], samples[:5], strict=True):
+        assert torch.equal(value, expected)
+
+
+def test_a_million_transitions_take_less_than_eight_gigabytes() -> None:
+    space, shortest = spaces.Box(0, 255, (4, 84, 84), np.uint8), 108_000 // 4
+    buffer = DeviceReplayBuffer(
+        1_000_000, space, spaces.Discrete(18), "meta", 128, shortest_timeout=shortest
+    )
+    tensors = {**buffer._tensors()}.values()
+    assert 7.0e9 < sum(tensor.numel() * tensor.element_size() for tensor in tensors) < 7.2e9
+
+
+def test_dqn_learns_from_the_same_transitions_what_sb3_learns() -> None:
+    ours, stock = pair("DQN", learning_starts=30)
+    space = ours.observation_space
+    rng = np.random.default_rng(0)
+    batches = [
+        ReplayBufferSamples(
+            torch.from_numpy(rng.integers(0, 256, (8, *space.shape), np.uint8)),
+            torch.from_numpy(rng.integers(0, 4, (8, 1))),
+            torch.from_numpy(rng.integers(0, 256, (8, *space.shape), np.uint8)),
+            torch.from_numpy((rng.random((8, 1)) < 0.3).astype(np.float32)),
+            torch.from_numpy(rng.standard_normal((8, 1)).astype(np.float32)),
+        )
+        for _ in range(100)
+    ]
+    logged = []
+    for algorithm in (ours, stock):
+        drawn = iter(batches)
+        algorithm.replay_buffer.sample = lambda *_, drawn=drawn, **__: next(drawn)
+        logged.append(learn(algorithm, 5 * 10 * NUM_ENVS))
+    for key, value in stock.policy.state_dict().items():
+        assert_close(ours.policy.state_dict()[key], value, rtol=1e-3, atol=1e-5)
+    assert ours._n_updates == stock._n_updates > 0
+    assert logged[0].keys() == logged[1].keys()
+    for key in ("train/loss", "rollout/exploration_rate", "train/learning_rate"):
+        assert logged[0][key] == pytest.approx(logged[1][key], rel=1e-3)
+
+
+def test_dqn_plays_greedily_as_sb3_does_and_counts_episodes_so() -> None:
+    greedy = {"exploration_initial_eps": 0.0, "exploration_final_eps": 0.0, "learning_rate": 0.0}
+    ours, stock = pair("DQN", **greedy)
+    for algorithm in (ours, stock):
+        learn(algorithm, 4 * 10 * NUM_ENVS)
+    theirs, slots = stock.replay_buffer, np.arange(40)
+    for env in range(NUM_ENVS):
+        samples = ours.replay_buffer._samples(torch.from_numpy(slots), torch.full((40,), env))
+        assert samples.actions[:, 0].tolist() == theirs.actions[slots, env, 0].tolist()
+        assert_close(samples.observations, torch.from_numpy(theirs.observations[slots, env]))
+    assert ours._episode_num == stock._episode_num > 0
+    ended = [[(game["r"], game["l"]) for game in m.ep_info_buffer] for m in (ours, stock)]
+    assert ended[0] == ended[1] != []
+
+
+def test_dqn_explores_in_each_environment_on_its_own() -> None:
+    dqn = model(device_algorithms, "DQN")
+    obs = torch.as_tensor(games().reset())[:1].expand(4000, -1, -1, -1)
+    greedy = int(dqn._choose(obs[:1], torch.tensor(0.0)))
+    torch.manual_seed(0)
+    for exploration in (0.0, 0.4, 1.0):
+        actions = dqn._choose(obs, torch.tensor(exploration))
+        # Each agrees when it does not explore, and one time in four when it does.
+        share = float((actions == greedy).float().mean())
+        assert share == pytest.approx(1 - 0.75 * exploration, abs=0.03)
+
+
+def test_dqn_refuses_to_count_in_episodes() -> None:
+    with pytest.raises(ValueError, match="counts train_freq in steps, not in episodes"):
+        model(device_algorithms, "DQN", train_freq=(1, "episode"))

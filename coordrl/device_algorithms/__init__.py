@@ -6,7 +6,19 @@ what is logged is read once for each rollout. Losses, logs, callbacks and what i
 everything runs on ``device="cpu"`` as well.
 """
 
-from coordrl.device_algorithms.buffers import DeviceRolloutBuffer, generalized_advantages
+from coordrl.device_algorithms.buffers import (
+    DeviceReplayBuffer,
+    DeviceRolloutBuffer,
+    generalized_advantages,
+)
+from coordrl.device_algorithms.dqn import DQN
 from coordrl.device_algorithms.on_policy import A2C, PPO
 
-__all__ = ["A2C", "PPO", "DeviceRolloutBuffer", "generalized_advantages"]
+__all__ = [
+    "A2C",
+    "DQN",
+    "PPO",
+    "DeviceReplayBuffer",
+    "DeviceRolloutBuffer",
+    "generalized_advantages",
+]

@@ -1,12 +1,15 @@
 """Rollouts and replay as tensors that are written, read and sampled without the host."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.buffers import BaseBuffer, RolloutBuffer
-from stable_baselines3.common.type_aliases import RolloutBufferSamples
+from numpy.typing import NDArray
+from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer, RolloutBuffer
+from stable_baselines3.common.type_aliases import ReplayBufferSamples, RolloutBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 
@@ -247,3 +250,176 @@ class DeviceRolloutBuffer(RolloutBuffer):
         return RolloutBufferSamples(
             self._channels_first(images), *(tensor.flatten()[rows] for tensor in rest)
         )
+
+
+class DeviceReplayBuffer(ReplayBuffer):
+    """SB3's replay buffer on the device, for stacked frames, each of which is kept once.
+
+    A million transitions of Atari take 7.1 GB. Where a game begins, the earlier frames of a stack
+    are zeros. After a terminated transition nothing is learned from what it led to, so that is not
+    kept: in its place stands the first observation of the next game.
+
+    Args:
+        buffer_size: Transitions to keep, over all environments.
+        observation_space: Stacks of frames ``(stack_size, height, width)``, newest last.
+        action_space: Discrete actions.
+        device: Where everything lies.
+        n_envs: Environments N that add transitions together.
+        optimize_memory_usage: Has no effect, nor has the next; SB3 passes them.
+        handle_timeout_termination: What was truncated is always learned from as if it went on.
+        channels_last: Return observations in the layout that convolutions read fastest.
+        shortest_timeout: Least steps of a truncated episode.
+    """
+
+    actions: Tensor  # type: ignore[assignment]  # SB3's are arrays
+    rewards: Tensor  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        device: torch.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        handle_timeout_termination: bool = True,
+        channels_last: bool = True,
+        shortest_timeout: int = 1,
+    ) -> None:
+        # Past ReplayBuffer's own, which makes arrays.
+        BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
+        self.buffer_size = max(buffer_size // n_envs, 1)
+        self.optimize_memory_usage = False
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        stack_size, height, width = self.obs_shape
+        slots = (self.buffer_size, n_envs)
+        # A longer ring, so that the oldest transition still finds the frames before it and the
+        # newest already the one after it.
+        self._ring = self.buffer_size + stack_size
+        shape = (self._ring, n_envs, height, width)
+        self._frames = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+        self.actions = torch.zeros(slots, dtype=torch.uint8, device=self.device)
+        self.rewards = torch.zeros(slots, device=self.device)
+        self._terminated = torch.zeros(slots, dtype=torch.bool, device=self.device)
+        self._timeouts = torch.zeros_like(self._terminated)
+        self._timeout_places = torch.zeros(slots, dtype=torch.int32, device=self.device)
+        # A place more than time limits need: a game may also be cut off by a reset.
+        self._timeout_frames = TimeoutFrames(
+            self.buffer_size + shortest_timeout,
+            shortest_timeout,
+            n_envs,
+            (height, width),
+            self.device,
+        )
+        # Earlier frames that belong to the stack of a slot; the rest of the stack is zeros.
+        self._history = torch.zeros_like(self.actions)
+        self._game_ended = torch.ones(n_envs, dtype=torch.bool, device=self.device)
+        self._added = 0
+
+    def reset(self) -> None:
+        """Forget all transitions."""
+        BaseBuffer.reset(self)
+        self._game_ended.fill_(True)
+        self._added = 0
+
+    def observe(self, obs: Tensor, game_starts: Tensor) -> None:
+        """Keep the observations that the next transitions start from.
+
+        Args:
+            obs: ``(N, stack_size, height, width)``.
+            game_starts: ``(N,)``, booleans: whether a game began with them.
+        """
+        last = self.pos - 1
+        cut_off = game_starts & ~self._game_ended
+        self._timeout_frames.kept += cut_off
+        self._timeouts[last] |= cut_off
+        history = (self._history[last] + 1).clamp(max=obs.shape[1] - 1)
+        self._history[self.pos] = torch.where(game_starts, 0, history)
+        self._frames[self._added % self._ring] = obs[:, -1]
+
+    def add(  # type: ignore[override]
+        self,
+        next_obs: Tensor,
+        action: Tensor,
+        reward: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
+        game_ended: Tensor,
+    ) -> None:
+        """Keep one transition of every environment, from what :meth:`observe` was given.
+
+        Args:
+            next_obs: ``(N, stack_size, height, width)``, those of the next episode nowhere.
+            action: ``(N,)``, and so the rest.
+            reward: Rewards.
+            terminated: Whether the episode is over.
+            truncated: Whether it was cut off.
+            game_ended: Whether another game begins; without it a terminated episode goes on.
+        """
+        timeouts = truncated & ~terminated
+        places = self._timeout_frames.write(next_obs[:, -1], timeouts)
+        self._frames[(self._added + 1) % self._ring] = next_obs[:, -1]
+        self.actions[self.pos] = action
+        self.rewards[self.pos] = reward
+        self._terminated[self.pos] = terminated
+        self._timeouts[self.pos] = timeouts
+        self._timeout_places[self.pos] = places
+        self._game_ended = game_ended.clone()
+        self._added += 1
+        self.pos = self._added % self.buffer_size
+        self.full = self._added >= self.buffer_size
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
+        """Return ``batch_size`` transitions, drawn on the device."""
+        slots = torch.randint(self.size(), (batch_size,), device=self.device)
+        envs = torch.randint(self.n_envs, (batch_size,), device=self.device)
+        return self._samples(slots, envs)
+
+    def _samples(self, slots: Tensor, envs: Tensor) -> ReplayBufferSamples:
+        stack = self._stacks(slots, envs)
+        return ReplayBufferSamples(
+            observations=stack[:, :-1].contiguous(memory_format=self._format),
+            actions=self.actions[slots, envs].long()[:, None],
+            next_observations=stack[:, 1:].contiguous(memory_format=self._format),
+            dones=self._terminated[slots, envs].float()[:, None],
+            rewards=self.rewards[slots, envs][:, None],
+        )
+
+    def _stacks(self, slots: Tensor, envs: Tensor) -> Tensor:
+        """Return the frames of each observation and the one after it, ``(B, stack + 1, H, W)``."""
+        stack_size = self.obs_shape[0]
+        added_at = self._added - 1 - (self.pos - 1 - slots) % self.buffer_size
+        offsets = torch.arange(1 - stack_size, 2, device=self.device)
+        rows = (added_at[:, None] + offsets) % self._ring * self.n_envs + envs[:, None]
+        stack = self._frames.flatten(0, 1).index_select(0, rows.flatten())
+        stack = stack.view(len(slots), stack_size + 1, *self.obs_shape[1:])
+        before_game = offsets < -self._history[slots, envs].long()[:, None]
+        stack.masked_fill_(before_game[:, :, None, None], 0)
+        last = self._timeout_frames.frames[self._timeout_places[slots, envs].long(), envs]
+        timeouts = self._timeouts[slots, envs][:, None, None]
+        stack[:, -1] = torch.where(timeouts, last, stack[:, -1])
+        return stack
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return everything that :meth:`restore` needs, as arrays."""
+        used = min(self._added + 1, self._ring)
+        tensors = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
+        return {**tensors, "frames": tensors["frames"][:used], "added": np.array(self._added)}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take over what :meth:`state` of a buffer of the same size has returned."""
+        for name, tensor in self._tensors().items():
+            values = torch.from_numpy(state[name])
+            tensor[: len(values)] = values.to(self.device)
+        self._added = int(state["added"])
+        self.pos = self._added % self.buffer_size
+        self.full = self._added >= self.buffer_size
+
+    def _tensors(self) -> dict[str, Tensor]:
+        frames = self._timeout_frames
+        return {
+            **{"frames": self._frames, "actions": self.actions, "rewards": self.rewards},
+            **{"terminated": self._terminated, "timeouts": self._timeouts},
+            **{"timeout_places": self._timeout_places, "timeout_frames": frames.frames},
+            **{"kept": frames.kept, "history": self._history, "game_ended": self._game_ended},
+        }

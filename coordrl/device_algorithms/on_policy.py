@@ -1,7 +1,5 @@
 """PPO and A2C: the losses and logs of SB3, without its copies and waits."""
 
-import time
-from collections.abc import Iterable
 from typing import Any
 
 import stable_baselines3
@@ -13,63 +11,33 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from coordrl.config import AccelerationSettings
+from coordrl.device_algorithms.base import OnDevice
 from coordrl.device_algorithms.buffers import DeviceRolloutBuffer
-from coordrl.device_algorithms.callbacks import EpisodeLog, HostView, Infos
-from coordrl.device_algorithms.networks import Recorded, accelerated, draw, entropy, estimate
-from coordrl.ranks import Ranks
-from coordrl.sb3_envs import TorchStep, VectorEnvAdapter
-
-# Attributes that plain SB3 would not understand, or that belong to a run and its device.
-NOT_SAVED = (
-    *("acceleration", "ranks", "episodes", "rollout_buffer_class", "rollout_buffer_kwargs"),
-    *("replay_buffer_class", "replay_buffer_kwargs", "_last_obs", "_last_episode_starts"),
-    *("_last_original_obs", "_estimate", "_act", "_update", "_learning_rate", "_totals"),
-)
+from coordrl.device_algorithms.callbacks import EpisodeLog
+from coordrl.device_algorithms.networks import accelerated, draw, entropy, estimate
+from coordrl.sb3_envs import VectorEnvAdapter
 
 
-class _OnPolicy(OnPolicyAlgorithm):
+class _OnPolicy(OnDevice, OnPolicyAlgorithm):
     """What PPO and A2C on a device share: rollouts."""
 
     rollout_buffer: DeviceRolloutBuffer
 
-    def __init__(
-        self,
-        *args: Any,
-        acceleration: AccelerationSettings | None = None,
-        ranks: Ranks | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.acceleration = acceleration or AccelerationSettings()
-        self.ranks = ranks or Ranks()
-        super().__init__(*args, **kwargs)
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), *NOT_SAVED]
-
     def _setup_model(self) -> None:
-        if not isinstance(self.env, VectorEnvAdapter | None):
-            raise ValueError(
-                f"{type(self).__name__} on a device needs environments as they come from "
-                f"make_sb3_env, got {self.env}"
-            )
         self.rollout_buffer_class = DeviceRolloutBuffer
         self.rollout_buffer_kwargs = {
             "channels_last": self.acceleration.channels_last,
             "shortest_timeout": getattr(self.env, "shortest_timeout", 1),
         }
         super()._setup_model()
-        if self.acceleration.channels_last:
-            self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.episodes = EpisodeLog(self.n_steps, self.n_envs, self.device)
-        self._estimate = accelerated(estimate, self.acceleration)
-        is_recorded = self.acceleration.cuda_graphs and self.device.type == "cuda"
-        self._act: Any = Recorded(self._choose) if is_recorded else self._choose
+        self._network = accelerated(estimate, self.acceleration)
+        self._act = self._recorded(self._choose)
 
     @torch.no_grad()
     def _choose(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return actions, values and the actions' log probabilities, each ``(N,)``."""
-        log_probs, values = self._estimate(self.policy, obs, self.acceleration.bfloat16)
+        log_probs, values = self._network(self.policy, obs, self.acceleration.bfloat16)
         actions = draw(log_probs)
         return actions, values, log_probs.gather(1, actions[:, None]).squeeze(1)
 
@@ -99,24 +67,16 @@ class _OnPolicy(OnPolicyAlgorithm):
         for n_steps in range(n_rollout_steps):
             obs = buffer.observe(obs)
             actions, values, log_probs = self._act(obs)
-            step = TorchStep(*(part.to(self.device) for part in env.step_torch(actions)))
-            self.num_timesteps += env.num_envs * self.ranks.count
-            dones = step.terminated | step.truncated
-            callback.update_locals(
-                {
-                    **{"self": self, "env": env, "rollout_buffer": buffer, "n_steps": n_steps},
-                    **{"actions": HostView(actions), "values": values, "log_probs": log_probs},
-                    **{"new_obs": HostView(step.obs), "rewards": HostView(step.rewards)},
-                    **{"dones": HostView(dones), "infos": Infos(step)},
-                }
-            )
+            step = self._step(env, actions)
+            others = {"values": values, "log_probs": log_probs, "rollout_buffer": buffer}
+            callback.update_locals(self._locals(step, actions, n_steps=n_steps, **others))
             if not callback.on_step():
                 self._note_games()
                 return False
             self.episodes.add(step)
             buffer.add(obs, actions, step.rewards, starts, values, log_probs)
             buffer.add_timeouts(step.next_obs, step.truncated & ~step.terminated)
-            obs, starts = step.obs, dones
+            obs, starts = step.obs, step.terminated | step.truncated
         self._last_obs = obs  # type: ignore[assignment]
         self._last_episode_starts = starts  # type: ignore[assignment]
         buffer.bootstrap_timeouts(self._values)
@@ -124,12 +84,6 @@ class _OnPolicy(OnPolicyAlgorithm):
         self._note_games()
         callback.on_rollout_end()
         return True
-
-    def _note_games(self) -> None:
-        assert self.ep_info_buffer is not None
-        seconds = (time.time_ns() - self.start_time) / 1e9
-        for games in self.ranks.gather(self.episodes.read(seconds)):
-            self.ep_info_buffer.extend(games)
 
     def _normalized(self, advantages: Tensor) -> Tensor:
         """Return advantages with mean 0 and deviation 1 over the minibatch of all ranks."""
@@ -140,34 +94,18 @@ class _OnPolicy(OnPolicyAlgorithm):
         variance = self.ranks.sum((advantages - mean).square().sum()) / (count - 1)
         return (advantages - mean) / (variance.sqrt() + 1e-8)
 
-    def _descend(self, loss: Tensor) -> None:
-        """Make one step of the optimizer."""
-        self.policy.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.ranks.average_gradients(self.policy.parameters())
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        self.policy.optimizer.step()
-
     def _explained_variance(self) -> Tensor:
         values, returns = self.rollout_buffer.values, self.rollout_buffer.returns
         return 1 - (returns - values).var(correction=0) / returns.var(correction=0)
-
-    def _read(self, numbers: Iterable[Tensor]) -> list[float]:
-        """Copy numbers to the host at once, as means over the ranks."""
-        together = torch.stack([number.detach() for number in numbers])
-        read: list[float] = (self.ranks.sum(together) / self.ranks.count).tolist()
-        return read
 
 
 class PPO(_OnPolicy, stable_baselines3.PPO):
     """SB3's PPO with its rollouts on the device.
 
     Args:
-        *args: As of :class:`stable_baselines3.PPO`.
+        *args: As of :class:`stable_baselines3.PPO`; so are ``**kwargs``.
         acceleration: How to compute.
-        ranks: Processes that train together. Sizes that this class is given, such as
-            ``batch_size``, are those of one process.
-        **kwargs: As of :class:`stable_baselines3.PPO`.
+        ranks: Processes that train together; see :class:`OnDevice`.
 
     Example:
         >>> from coordrl.sb3_envs import make_sb3_env
@@ -182,24 +120,14 @@ class PPO(_OnPolicy, stable_baselines3.PPO):
         super()._setup_model()
         # Sums over minibatches: entropy loss, policy loss, value loss, clip fraction, divergence.
         self._totals = torch.zeros(5, device=self.device)
-        is_recorded = (
-            self.acceleration.cuda_graphs and self.device.type == "cuda" and self.ranks.count == 1
-        )
-        if is_recorded and self.target_kl is not None:
+        if self.acceleration.cuda_graphs and self.target_kl is not None:
             raise ValueError(
                 "target_kl may end an update, so the host has to see it: a recorded update cannot "
                 "have one, set acceleration.cuda_graphs = false"
             )
-        self._update: Any = Recorded(self._minibatch) if is_recorded else self._minibatch
-        if is_recorded:
-            self._learning_rate = torch.zeros((), device=self.device)
-
-    def _update_learning_rate(self, optimizers: Any) -> None:
-        super()._update_learning_rate(optimizers)
-        if isinstance(self._update, Recorded):
-            # A recorded step reads the rate from the device.
-            for group in self.policy.optimizer.param_groups:
-                group["lr"] = self._learning_rate.fill_(float(group["lr"]))
+        # The ranks' exchange of gradients is not recorded.
+        alone = self.ranks.count == 1
+        self._update = self._recorded(self._minibatch) if alone else self._minibatch
 
     def train(self) -> None:
         """Update the policy with the rollout, as SB3's method of this name does.
@@ -254,7 +182,7 @@ class PPO(_OnPolicy, stable_baselines3.PPO):
     ) -> tuple[Tensor, bool]:
         """Make one update, and return its loss and whether more may follow."""
         clip_range, clip_range_vf = limits
-        all_log_probs, values = self._estimate(self.policy, obs, self.acceleration.bfloat16)
+        all_log_probs, values = self._network(self.policy, obs, self.acceleration.bfloat16)
         log_prob = all_log_probs.gather(1, actions[:, None]).squeeze(1)
         if self.normalize_advantage and len(advantages) * self.ranks.count > 1:
             advantages = self._normalized(advantages)
@@ -288,7 +216,7 @@ class A2C(_OnPolicy, stable_baselines3.A2C):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         [samples] = self.rollout_buffer.get(batch_size=None)
-        all_log_probs, values = self._estimate(
+        all_log_probs, values = self._network(
             self.policy, samples.observations, self.acceleration.bfloat16
         )
         log_prob = all_log_probs.gather(1, samples.actions[:, None]).squeeze(1)

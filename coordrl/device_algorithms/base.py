@@ -1,0 +1,118 @@
+"""What all algorithms on a device share: arguments, games that ended, steps of the optimizer."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import Tensor
+
+from coordrl.config import AccelerationSettings
+from coordrl.device_algorithms.callbacks import EpisodeLog, HostView, Infos
+from coordrl.device_algorithms.networks import Recorded
+from coordrl.ranks import Ranks
+from coordrl.sb3_envs import TorchStep, VectorEnvAdapter
+
+# Attributes that plain SB3 would not understand, or that belong to a run and its device.
+_NOT_SAVED = (
+    *("acceleration", "ranks", "episodes", "rollout_buffer_class", "rollout_buffer_kwargs"),
+    *("replay_buffer_class", "replay_buffer_kwargs", "_last_obs", "_last_episode_starts"),
+    *("_last_original_obs", "_network", "_act", "_update", "_learning_rate", "_totals"),
+)
+
+
+class OnDevice(BaseAlgorithm):
+    """An algorithm of SB3 whose environments are stepped in tensors.
+
+    Args:
+        *args: As of SB3's class.
+        acceleration: How to compute.
+        ranks: Processes that train together. Sizes that the class is given, such as
+            ``batch_size``, are those of one process; steps are counted over all.
+        **kwargs: As of SB3's class.
+
+    Raises:
+        ValueError: If the environments are not a :class:`~coordrl.sb3_envs.VectorEnvAdapter`.
+    """
+
+    max_grad_norm: float
+    episodes: EpisodeLog
+    _network: Any
+    """The policy as a function of weights and observations, compiled if the settings ask for it."""
+    _act: Any
+    """Chooses actions; likewise, recorded as a CUDA graph."""
+    _update: Any = None
+    """Makes one update; likewise."""
+
+    def __init__(
+        self,
+        *args: Any,
+        acceleration: AccelerationSettings | None = None,
+        ranks: Ranks | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.acceleration = acceleration or AccelerationSettings()
+        self.ranks = ranks or Ranks()
+        super().__init__(*args, **kwargs)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), *_NOT_SAVED]
+
+    def _setup_model(self) -> None:
+        if not isinstance(self.env, VectorEnvAdapter | None):
+            raise ValueError(
+                f"{type(self).__name__} on a device needs environments as they come from "
+                f"make_sb3_env, got {self.env}"
+            )
+        super()._setup_model()  # type: ignore[safe-super]  # that of SB3's class
+        if self.acceleration.channels_last:
+            self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._learning_rate = torch.zeros((), device=self.device)
+
+    def _recorded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function of tensors, recorded if the settings ask for it and a GPU is there."""
+        is_recorded = self.acceleration.cuda_graphs and self.device.type == "cuda"
+        return Recorded(function) if is_recorded else function
+
+    def _step(self, env: VectorEnvAdapter, actions: Tensor) -> TorchStep:
+        step = TorchStep(*(part.to(self.device) for part in env.step_torch(actions)))
+        self.num_timesteps += env.num_envs * self.ranks.count
+        return step
+
+    def _locals(self, step: TorchStep, actions: Tensor, **others: Any) -> dict[str, Any]:
+        """Return what SB3's callbacks expect to find in ``locals``."""
+        return {
+            **{"self": self, "env": self.env, "actions": HostView(actions)},
+            **{"new_obs": HostView(step.obs), "rewards": HostView(step.rewards)},
+            **{"dones": HostView(step.terminated | step.truncated), "infos": Infos(step)},
+            **others,
+        }
+
+    def _note_games(self) -> None:
+        """Read the games that ended since the last call, on all ranks."""
+        assert self.ep_info_buffer is not None
+        seconds = (time.time_ns() - self.start_time) / 1e9
+        for games in self.ranks.gather(self.episodes.read(seconds)):
+            self.ep_info_buffer.extend(games)
+
+    def _update_learning_rate(self, optimizers: Any) -> None:
+        super()._update_learning_rate(optimizers)
+        if isinstance(self._update, Recorded):
+            # A recorded step reads the rate from the device.
+            for group in self.policy.optimizer.param_groups:
+                group["lr"] = self._learning_rate.fill_(float(group["lr"]))
+
+    def _descend(self, loss: Tensor) -> None:
+        """Make one step of the optimizer."""
+        self.policy.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.ranks.average_gradients(self.policy.parameters())
+        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        self.policy.optimizer.step()
+
+    def _read(self, numbers: Iterable[Tensor]) -> list[float]:
+        """Copy numbers to the host at once, as means over the ranks."""
+        together = torch.stack([number.detach() for number in numbers])
+        read: list[float] = (self.ranks.sum(together) / self.ranks.count).tolist()
+        return read

@@ -1,0 +1,135 @@
+"""DQN: the loss and logs of SB3, with its replay buffer on the device."""
+
+from typing import Any
+
+import stable_baselines3
+import torch
+import torch.nn.functional as F
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from coordrl.device_algorithms.base import OnDevice
+from coordrl.device_algorithms.buffers import DeviceReplayBuffer
+from coordrl.device_algorithms.callbacks import EpisodeLog
+from coordrl.device_algorithms.networks import accelerated, q_values
+from coordrl.sb3_envs import VectorEnvAdapter
+
+
+class DQN(OnDevice, stable_baselines3.DQN):
+    """SB3's DQN with its replay buffer on the device.
+
+    Each environment decides on its own whether to explore, where SB3 tosses one coin for all.
+
+    Args:
+        *args: As of :class:`stable_baselines3.DQN`; so are ``**kwargs``.
+        acceleration: How to compute.
+        ranks: Processes that train together; see :class:`OnDevice`.
+    """
+
+    replay_buffer: DeviceReplayBuffer
+
+    def _setup_model(self) -> None:
+        self.replay_buffer_class = DeviceReplayBuffer
+        self.replay_buffer_kwargs = {
+            "channels_last": self.acceleration.channels_last,
+            "shortest_timeout": getattr(self.env, "shortest_timeout", 1),
+        }
+        super()._setup_model()
+        train_freq: Any = self.train_freq
+        if train_freq.unit is not TrainFrequencyUnit.STEP:
+            raise ValueError("DQN on a device counts train_freq in steps, not in episodes")
+        self.episodes = EpisodeLog(train_freq.frequency, self.n_envs, self.device)
+        self._network = accelerated(q_values, self.acceleration)
+        self._act = self._recorded(self._choose)
+        # The ranks' exchange of gradients is not recorded.
+        alone = self.ranks.count == 1
+        self._update = self._recorded(self._minibatch) if alone else self._minibatch
+
+    @torch.no_grad()
+    def _choose(self, obs: Tensor, exploration: Tensor) -> Tensor:
+        """Return actions ``(N,)``, random ones with probability ``exploration``."""
+        values = self._network(self.q_net, obs, self.acceleration.bfloat16)
+        explores = torch.rand(len(values), device=values.device) < exploration
+        anything = torch.randint(values.shape[1], (len(values),), device=values.device)
+        return torch.where(explores, anything, values.argmax(dim=1))
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: ReplayBuffer,
+        action_noise: ActionNoise | None = None,
+        learning_starts: int = 0,
+        log_interval: int | None = None,
+    ) -> RolloutReturn:
+        """Play ``train_freq`` steps in each environment, as SB3's method of this name does.
+
+        In ``locals`` callbacks find what they are used to; what a step returned is copied to the
+        host if they look at it.
+        """
+        assert isinstance(env, VectorEnvAdapter)
+        self.policy.set_training_mode(False)
+        callback.on_rollout_start()
+        obs = torch.as_tensor(self._last_obs, device=self.device)
+        starts = torch.as_tensor(self._last_episode_starts, device=self.device)
+        num_episodes = torch.zeros((), dtype=torch.int64, device=self.device)
+        goes_on = True
+        for collected in range(1, train_freq.frequency + 1):
+            self.replay_buffer.observe(obs, starts)
+            exploration = 1.0 if self.num_timesteps < learning_starts else self.exploration_rate
+            actions = self._act(obs, torch.full((), exploration, device=self.device))
+            step = self._step(env, actions)
+            others = {"replay_buffer": self.replay_buffer, "num_collected_steps": collected}
+            callback.update_locals(self._locals(step, actions, **others))
+            if not callback.on_step():
+                goes_on = False
+                break
+            self.episodes.add(step)
+            ends = (step.terminated, step.truncated, step.game_ended)
+            self.replay_buffer.add(step.next_obs, actions, step.rewards, *ends)
+            obs, starts = step.obs, step.game_ended
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+            self._on_step()
+            num_episodes += (step.terminated | step.truncated).sum()
+        self._last_obs, self._last_episode_starts = obs, starts  # type: ignore[assignment]
+        self._note_games()
+        before, ended = self._episode_num, int(self.ranks.sum(num_episodes))
+        self._episode_num += ended
+        if log_interval is not None and self._episode_num // log_interval > before // log_interval:
+            self.dump_logs()
+        if goes_on:
+            callback.on_rollout_end()
+        return RolloutReturn(collected * env.num_envs, ended, goes_on)
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """Make ``gradient_steps`` updates, as SB3's method of this name does.
+
+        The mean loss is summed up on the device and read once.
+        """
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        total = torch.zeros((), device=self.device)
+        for _ in range(gradient_steps):
+            total += self._update(*self.replay_buffer.sample(batch_size)[:5])
+        self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        [loss] = self._read([total / gradient_steps])
+        self.logger.record("train/loss", loss)
+
+    def _minibatch(
+        self, obs: Tensor, actions: Tensor, next_obs: Tensor, dones: Tensor, rewards: Tensor
+    ) -> Tensor:
+        """Make one update, and return its loss."""
+        bfloat16 = self.acceleration.bfloat16
+        with torch.no_grad():
+            next_values = self._network(self.q_net_target, next_obs, bfloat16).amax(dim=1)
+            targets = rewards + (1 - dones) * self.gamma * next_values[:, None]
+        values = self._network(self.q_net, obs, bfloat16).gather(1, actions)
+        loss = F.smooth_l1_loss(values, targets)
+        self._descend(loss)
+        return loss.detach()
