@@ -360,8 +360,9 @@ def _compare_results(
     ]
     pairs += [(name, getattr(step, name), value) for name, value in (flags or {}).items()]
     if "final_obs" in info:  # only the rows of episodes that ended are set
-        ended = np.flatnonzero(step.ended)
-        pairs.append(("final_obs", step.final_obs[ended], info["final_obs"][ended]))
+        last = step.final_obs.copy()
+        last[step.ended] = info["final_obs"][step.ended]
+        pairs.append(("final_obs", step.final_obs, last))
     for name, mine, theirs in pairs:
         if not np.array_equal(mine, theirs):
             places = np.argwhere(mine != theirs)

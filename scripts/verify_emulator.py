@@ -1,0 +1,234 @@
+"""Hold our Atari to ale-py's, byte for byte: frame by frame, or step by step.
+
+    python scripts/verify_emulator.py --games all --frames 20000
+    python scripts/verify_emulator.py --games pong,klax --vector --steps 5000
+    python scripts/verify_emulator.py --games all --modes --json benchmarks/emulator_exactness.json
+
+Frames: RAM, screen, reward, lives, game over and counters after every frame of random, held,
+fire-heavy and one-direction actions, with every seed, with and without sticky actions. ``--modes``
+plays every mode with every difficulty. Steps (``--vector``): observations, rewards, flags, lives
+and counters of whole environments over a grid of settings with both autoreset modes.
+
+The first difference of a game is named with the frame, the byte and the registers that differ, and
+both sides; the exit status is 1 if there was any.
+"""
+
+import contextlib
+import datetime
+import importlib.metadata
+import itertools
+import json
+import multiprocessing
+import os
+import platform
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import track
+
+from coordrl.config import AtariSettings
+from coordrl.emulator import GAMES, Autoreset, available, unavailable_reason
+from coordrl.emulator.lockstep import POLICIES, Difference, Tally, compare_frames, compare_steps
+from coordrl.envs import canonical_game
+from coordrl.runs import RunError, StopNow, StopRequest, atomic_file
+
+# All that ale-py's vector environment can be set to, one change at a time and some together.
+GRID: tuple[dict[str, Any], ...] = (
+    {},
+    {"life_loss": "reset"},
+    {"life_loss": "terminate"},
+    {"clip_reward": False},
+    {"noop_max": 1},
+    {"fire_reset": False},
+    {"frame_skip": 1, "life_loss": "reset"},
+    {"frame_skip": 2, "life_loss": "reset"},
+    {"frame_skip": 3, "life_loss": "reset"},
+    {"frame_skip": 5, "life_loss": "reset"},
+    {"max_pool": False, "life_loss": "reset"},
+    {"observation": "rgb", "life_loss": "reset"},
+    {"observation": "rgb", "screen_size": "native"},
+    {"screen_size": "native", "life_loss": "reset"},
+    {"repeat_action_probability": 0.25, "full_action_space": True},
+    {"max_frames_per_episode": 97},
+)
+AUTORESETS: tuple[Autoreset, ...] = ("same_step", "next_step")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Play our emulator and ale-py side by side and compare every byte."""
+
+    games: str = "all"
+    """Names, separated by commas, or "all" or "atari57"."""
+    frames: int = 20_000
+    """Frames of every game, shared by seeds, policies and modes."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the actions, and of what is random in the game."""
+    modes: bool = False
+    """Play every mode with every difficulty instead of the default."""
+    vector: bool = False
+    """Compare steps of environments over a grid of settings, instead of frames."""
+    steps: int = 2_000
+    """With --vector: steps of every game, shared by the settings, which take the seeds in turn."""
+    device: Literal["cpu"] = "cpu"
+    """What our emulator runs on."""
+    workers: int = len(os.sched_getaffinity(0))
+    """Processes that share the games."""
+    json: Path | None = None
+    """Add the result to this file."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out for one game."""
+
+    game: str
+    tally: Tally
+    difference: str
+    """The first one, empty if there is none."""
+    cpu_seconds: float
+
+
+def main(options: Options) -> int:
+    """Compare, report, and return the exit status."""
+    console = Console(soft_wrap=True)
+    if not available():
+        console.print(unavailable_reason())
+        return 2
+    try:
+        jobs = [(name, options) for name in chosen_games(options.games)]
+        with StopRequest() as stop, stop.interrupting():
+            results = []
+            for result in track(played(jobs), "comparing", len(jobs), console=console):
+                results.append(result)
+                if result.difference:
+                    console.print(result.difference, style="red", markup=False, highlight=False)
+        results.sort(key=lambda result: result.game)
+        total = totals(results)
+        differ = sum(bool(result.difference) for result in results)
+        compared = ", ".join(f"{count} {name}" for name, count in total.items())
+        console.print(f"{len(results)} games, {differ} that differ; compared {compared}")
+        if options.json is not None:
+            record(options.json, options, results)
+    except StopNow:
+        console.print("stopped; nothing is recorded")
+        return 130
+    except (ValueError, RunError) as error:
+        console.print(str(error), markup=False)
+        return 2
+    return 1 if differ else 0
+
+
+def chosen_games(text: str) -> list[str]:
+    if text in ("all", "atari57"):
+        return [name for name, game in GAMES.items() if text == "all" or game.atari57]
+    return list(dict.fromkeys(canonical_game(name) for name in text.split(",")))
+
+
+def played(jobs: Sequence[tuple[str, Options]]) -> Iterator[Result]:
+    """Yield the games' results as they come, from as many processes as the options say."""
+    workers = min(jobs[0][1].workers, len(jobs))
+    if workers <= 1:
+        yield from map(verify, jobs)
+        return
+    spawn, deaf_to_ctrl_c = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
+    with spawn.Pool(workers, initializer=signal.signal, initargs=deaf_to_ctrl_c) as pool:
+        yield from pool.imap_unordered(verify, jobs)
+
+
+def verify(job: tuple[str, Options]) -> Result:
+    """Compare one game until the first difference."""
+    name, options = job
+    start, tally = time.process_time(), Tally()
+    comparisons = step_runs if options.vector else frame_runs
+    found = next(filter(None, comparisons(name, options, tally)), None)
+    return Result(name, tally, str(found or ""), time.process_time() - start)
+
+
+def frame_runs(name: str, options: Options, tally: Tally) -> Iterator[Difference | None]:
+    """Play every variation at least once, and every policy with every seed."""
+    game = GAMES[name]
+    variations: list[tuple[int | None, int | None]] = [(None, None)]
+    if options.modes:
+        variations = list(itertools.product(game.modes, game.difficulties))
+    plays = list(itertools.product(options.seeds, enumerate(POLICIES)))
+    count = max(len(variations), len(plays))
+    runs = zip(itertools.cycle(variations), itertools.cycle(plays), strict=False)
+    for (mode, difficulty), (seed, (number, policy)) in itertools.islice(runs, count):
+        yield compare_frames(
+            name,
+            frames=-(-options.frames // count),
+            seed=seed,
+            policy=policy,
+            repeat_action_probability=0.25 if (number + seed) % 2 else 0.0,
+            mode=mode,
+            difficulty=difficulty,
+            longest_game=400 * (number + 1),
+            tally=tally,
+        )
+
+
+def step_runs(name: str, options: Options, tally: Tally) -> Iterator[Difference | None]:
+    """Play every setting with both autoreset modes."""
+    seeds, policies = itertools.cycle(options.seeds), itertools.cycle(POLICIES)
+    count = len(GRID) * len(AUTORESETS)
+    for changes in GRID:
+        settings: dict[str, Any] = {"life_loss": "ignore", **changes}
+        if settings.get("screen_size") == "native":
+            settings["screen_size"] = (GAMES[name].height, 160)
+        policy = next(policies)
+        for num_threads, autoreset in enumerate(AUTORESETS, start=1):
+            yield compare_steps(
+                name,
+                AtariSettings(**settings),
+                steps=-(-options.steps // count),
+                num_envs=2,
+                seed=next(seeds),
+                autoreset=autoreset,
+                policy=policy,
+                num_threads=num_threads,
+                tally=tally,
+            )
+
+
+def totals(results: Sequence[Result]) -> dict[str, int]:
+    tallies = [asdict(result.tally) for result in results]
+    return {name: sum(tally[name] for tally in tallies) for name in tallies[0]}
+
+
+def record(path: Path, options: Options, results: Sequence[Result]) -> None:
+    """Add a result to the record, under the kind of comparison that it is."""
+    kind = "steps" if options.vector else "modes" if options.modes else "frames"
+    content: dict[str, Any] = {}
+    with contextlib.suppress(FileNotFoundError):
+        content = json.loads(path.read_bytes())
+    content[kind] = {
+        "command": shlex.join(["python", "scripts/verify_emulator.py", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "device": options.device,
+        "machine": platform.machine(),
+        "versions": {
+            library: importlib.metadata.version(library) for library in ("ale-py", "numpy")
+        },
+        "cpu_seconds": round(sum(result.cpu_seconds for result in results)),
+        "seeds": options.seeds,
+        "policies": POLICIES,
+        "games": len(results),
+        "differences": {r.game: r.difference for r in results if r.difference},
+        "compared": totals(results),
+        "by_game": {result.game: asdict(result.tally) for result in results},
+    }
+    with atomic_file(path) as file:
+        file.write(json.dumps(content, indent=1).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options, description=__doc__)))
