@@ -21,11 +21,11 @@ SOURCES := $(wildcard coordrl/emulator/*.hpp coordrl/emulator/*.cpp coordrl/emul
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pong coordinates detection test test-slow lint types bench check
+.PHONY: help setup pong coordinates detection test test-slow lint types bench sanitize check
 
 help:
 	@sed -n '3,7s/^# *//p' $(MAKEFILE_LIST)
-	@echo "others: test test-slow lint types bench"
+	@echo "others: test test-slow lint types bench sanitize"
 
 setup: $(INSTALLED)
 
@@ -69,4 +69,29 @@ types: setup
 bench: setup
 	$(BIN)/python scripts/benchmark.py $(or $(ARGS),training)
 
-check: lint types test test-slow
+# The emulator with AddressSanitizer and UndefinedBehaviorSanitizer on random ROMs and spoiled states;
+# another run of other ones: make sanitize FIRST=500 ROUNDS=5000.
+FIRST ?= 0
+ROUNDS ?= 500
+SANITIZED := build/sanitize
+ROMS = $(shell $(BIN)/python -c 'import ale_py.roms as r; print(*r.__path__)')/*.bin
+
+sanitize: $(SANITIZED)/fuzz_emulator
+	$< $(FIRST) $(ROUNDS) $(ROMS)
+
+$(SANITIZED)/fuzz_emulator: $(SANITIZED)/fuzz_emulator.o $(SANITIZED)/interpreter.o
+	$(CXX) -fsanitize=address,undefined $^ -o $@
+
+# Nothing is forced inline: instrumented, the processor as one function takes minutes to compile.
+$(SANITIZED)/%.o: %.cpp $(SANITIZED)/games.hpp
+	$(CXX) -std=c++17 -O1 -g1 -ffp-contract=off -fno-math-errno -Wall -Wextra -Wpedantic \
+		-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all \
+		-DCOORDRL_INLINE=inline -I$(SANITIZED) -Icoordrl/emulator -c $< -o $@
+
+$(SANITIZED)/games.hpp: $(INSTALLED)
+	mkdir -p $(SANITIZED)
+	$(BIN)/python coordrl/emulator/generate_games.py coordrl/emulator/games.json $@
+
+vpath %.cpp tests coordrl/emulator
+
+check: lint types test test-slow sanitize

@@ -283,6 +283,7 @@ Setup make_setup(const Settings& settings, const Bytes& rom) {
   setup.difficulty = settings.difficulty;
   setup.repeat_action_probability = f64(settings.repeat_action_probability);
   setup.scene_frames = std::max(16, settings.frame_skip + 4);
+  setup.patience = kPatience;
   return setup;
 }
 

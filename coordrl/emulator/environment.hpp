@@ -27,7 +27,10 @@ struct Setup {
   i32 scene_frames;               // frames from one scene of the history to the next, at most:
                                   // two or more above a step's, up to kHistoryFrames
   f64 repeat_action_probability;  // "sticky actions": a frame repeats the action before it
+  i32 patience;                   // frames after which a reset stops to look for its variation
 };
+
+constexpr i32 kPatience = 30000;  // every variation of every game is reached long before
 
 /// The pictures that a console draws into by turns, kWidth x height color indices each, or, with
 /// `shade`, 256 shades of gray, what they are looked up as.
@@ -229,7 +232,7 @@ struct Opening {
   Mt19937& generator;
   const Setup& setup;
   const Canvas& canvas;
-  i32 patience;  // frames after which a cartridge that never reaches its variation is left alone
+  i32 patience;
 
   COORDRL_HD COORDRL_NOINLINE void hold(u8 action, i32 frames) {
     for (i32 i = 0; i < frames; ++i) {
@@ -265,8 +268,6 @@ struct Opening {
   COORDRL_HD bool may_go_on() const { return patience > 0; }
 };
 
-constexpr i32 kPatience = 100000;  // the longest reset of any game and mode takes a tenth of it
-
 /// Begins a game: the machine is switched off and on, its RAM stays.
 template <bool kDraw>
 COORDRL_HD inline void reset_game(Play& play, Mt19937& random, const Setup& setup,
@@ -288,7 +289,7 @@ COORDRL_HD inline void reset_game(Play& play, Mt19937& random, const Setup& setu
   play.black_from = 0;
   begin_history(play);
 
-  Opening<kDraw> opening{play, random, setup, canvas, kPatience};
+  Opening<kDraw> opening{play, random, setup, canvas, setup.patience};
   opening.hold(kNoop, 60);
   opening.press_reset();
   play.score.reward = play.score.terminal = 0;

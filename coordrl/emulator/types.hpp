@@ -11,7 +11,9 @@
 #define COORDRL_NOINLINE __noinline__
 #else
 #define COORDRL_HD
+#ifndef COORDRL_INLINE  // `make sanitize`, which cannot swallow the processor in one piece, has its own
 #define COORDRL_INLINE inline __attribute__((always_inline))
+#endif
 #define COORDRL_NOINLINE __attribute__((noinline))
 #endif
 
