@@ -5,7 +5,7 @@ floors below their own only (``tests/test_floors.py``):
 
 - 0: ``layers``, ``config``, ``runs``, ``ranks``, ``digits``
 - 1: ``convert``, ``backbone``, ``export``, ``emulator``
-- 2: ``extractors``, ``envs``, ``coordinates``, ``generative``, ``detection``
+- 2: ``extractors``, ``envs``, ``coordinates``, ``generative``, ``detection``, ``recognition``
 - 3: ``sb3_envs``, ``algorithms``
 - 4: ``device_algorithms``
 - 5: ``agents``

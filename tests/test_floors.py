@@ -14,7 +14,7 @@ PACKAGE = Path(coordrl.__file__).parent
 FLOORS = [
     {"layers", "config", "runs", "ranks", "digits"},
     {"convert", "backbone", "export", "emulator"},
-    {"extractors", "envs", "coordinates", "generative", "detection"},
+    {"extractors", "envs", "coordinates", "generative", "detection", "recognition"},
     {"sb3_envs", "algorithms"},
     {"device_algorithms"},
     {"agents"},

@@ -1,0 +1,167 @@
+"""Does a CoordConv harm: the two arms, the paired test, and the command."""
+
+import dataclasses
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from coordrl.layers import CoordConv2d
+from coordrl.recognition import (
+    Arm,
+    DigitResNet,
+    RecognitionResult,
+    RecognitionSettings,
+    compare_arms,
+    paired_test,
+    recognize,
+    to_markdown,
+)
+
+TINY = RecognitionSettings(held_back=40, epochs=3, batch_size=16)
+
+
+def bars(count: int) -> tuple[Tensor, Tensor]:
+    """Pictures of one bar, upright or lying, somewhere in noise; and which of both it is."""
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(count, 1, 8, 10, generator=random) / 4
+    labels = torch.arange(count) % 2
+    for image, label in zip(images, labels, strict=True):
+        image[0, :, 4] += label
+        image[0, 3, :] += 1 - label
+    return images, labels
+
+
+def count(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_the_arms_differ_by_the_papers_layer_and_the_channels_of_the_first() -> None:
+    plain, ours = DigitResNet("none"), DigitResNet("coordconv")
+
+    assert count(ours) - count(plain) == 8 * (1 + 3) + 8 + (8 - 1) * 16 * 9
+    layer = ours.stem[0]
+    assert isinstance(layer, CoordConv2d)
+    assert (layer.out_channels, layer.kernel_size, layer.with_r) == (8, (1, 1), True)
+
+
+def test_the_arms_of_a_seed_share_the_weights_that_both_have() -> None:
+    networks = []
+    arms: list[Arm] = ["none", "coordconv"]
+    for arm in arms:
+        torch.manual_seed(3)
+        networks.append(DigitResNet(arm))
+
+    for part in ("body", "head"):
+        plain, ours = (getattr(network, part).state_dict() for network in networks)
+        assert all(torch.equal(plain[name], ours[name]) for name in plain | ours)
+
+
+@pytest.mark.parametrize("arm", ["none", "coordconv"])
+def test_both_arms_learn_to_tell_bars_apart(arm: Arm) -> None:
+    result = recognize(dataclasses.replace(TINY, arm=arm), *bars(200))
+
+    assert result.accuracy > 0.9
+
+
+def test_the_same_seed_gives_the_same_run_and_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    first, second = (recognize(dataclasses.replace(TINY, epochs=1), *bars(100)) for _ in range(2))
+
+    assert (first.accuracy, first.loss) == (second.accuracy, second.loss)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_something_must_be_left_to_learn_from() -> None:
+    with pytest.raises(ValueError, match="held_back must leave digits to learn from, got 40 of 40"):
+        recognize(TINY, *bars(40))
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"weight_decay": -1.0}, "weight_decay not negative"),
+    ],
+)
+def test_settings_out_of_range_are_refused(keywords: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RecognitionSettings(**keywords)  # type: ignore[arg-type]
+
+
+def test_the_paired_test_is_students() -> None:
+    first, second = [0.90, 0.91, 0.92, 0.93], [0.91, 0.91, 0.94, 0.92]
+    differences = np.subtract(second, first)
+    error = differences.std(ddof=1) / 2
+    quantile = 3.182446  # of t with 3 degrees of freedom, 97.5 %
+
+    test = paired_test(first, second)
+
+    assert test.difference == pytest.approx(0.005)
+    assert test.low == pytest.approx(0.005 - quantile * error, abs=1e-6)
+    assert test.high == pytest.approx(0.005 + quantile * error, abs=1e-6)
+    assert not test.is_loss
+
+
+def test_the_paired_test_finds_a_small_loss_that_all_pairs_share() -> None:
+    first = [0.90, 0.95, 0.99]
+    test = paired_test(first, [accuracy - 0.01 - 1e-4 * i for i, accuracy in enumerate(first)])
+
+    assert test.is_loss
+    assert test.p < 0.01
+
+
+def test_one_pair_is_no_test() -> None:
+    with pytest.raises(ValueError, match="needs 2 pairs or more, got 1 and 1"):
+        paired_test([0.9], [0.9])
+
+
+def test_the_table_says_what_was_lost() -> None:
+    arms: dict[Arm, list[float]] = {"none": [0.98, 0.97], "coordconv": [0.9701, 0.96]}
+    results = {
+        arm: [
+            RecognitionResult(RecognitionSettings(arm=arm, seed=seed), 100, accuracy, 0.1, 5.0)
+            for seed, accuracy in enumerate(own)
+        ]
+        for arm, own in arms.items()
+    }
+
+    text = to_markdown(results)
+
+    assert "| none | 100 | 98.00 % | 97.00 % | 97.50 % | 5 |" in text
+    assert "-1.00 percentage points" in text
+    assert ": a significant loss." in text
+
+
+def test_finished_runs_are_read_and_not_repeated(tmp_path: Path) -> None:
+    settings = dataclasses.replace(TINY, epochs=1)
+    first = compare_arms(settings, *bars(60), seeds=2, out=tmp_path)
+
+    again = compare_arms(settings, *bars(60), seeds=2, out=tmp_path)
+
+    assert again == first  # the processor time as well
+
+
+def test_the_script_writes_record_and_table(tmp_path: Path) -> None:
+    main = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "train_digits.py"))["main"]
+    fast = ["held_back=9900", "epochs=1", "batch_size=50"]
+
+    assert main(["--seeds", "2", "--set", *fast, "--out", str(tmp_path)]) == 0
+
+    record = json.loads((tmp_path / "digits.json").read_text())
+    assert len(record["runs"]) == 4
+    assert (
+        "no significant loss" in (tmp_path / "digits.md").read_text() or record["test"]["high"] < 0
+    )
+
+
+def test_the_script_refuses_one_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    main = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "train_digits.py"))["main"]
+
+    assert main(["--seeds", "1"]) == 2
+    assert "--seeds must be at least 2 to compare, got 1" in capsys.readouterr().err
