@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -268,6 +269,14 @@ def _flush_folder(path: Path) -> None:
 
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
+
+
+def machine() -> str:
+    """Return the processor and the number of its cores, for records of times measured on it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
 
 
 class StopNow(Exception):

@@ -5,6 +5,7 @@ python scripts/train_coordinates.py --task rendering --model robust --set traini
 python scripts/train_coordinates.py --table quick
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,7 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             overrides.append(
                 Override("training.max_seconds", arguments.max_seconds, "--max-seconds")
             )
-        experiments = Experiments(arguments.config, arguments.out, device, tuple(overrides))
+        typed = sys.argv[1:] if argv is None else argv
+        command = shlex.join(["python", "scripts/train_coordinates.py", *typed])
+        experiments = Experiments(
+            arguments.config, arguments.out, device, tuple(overrides), command
+        )
         report = arguments.report or arguments.out
         if arguments.table is not None:
             text = experiments.make_table(arguments.table, report, arguments.max_seconds)

@@ -5,6 +5,7 @@ python scripts/train_digits.py --seeds 10 --set epochs=20
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from coordrl.recognition import (
     to_json,
     to_markdown,
 )
-from coordrl.runs import RunError, atomic_file
+from coordrl.runs import RunError, atomic_file, machine
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if arguments.threads < 1:
                 raise SettingsError(f"--threads must be at least 1, got {arguments.threads}")
             torch.set_num_threads(arguments.threads)
+        typed = sys.argv[1:] if argv is None else argv
+        command = shlex.join(["python", "scripts/train_digits.py", *typed])
         overrides = tuple(parse_override(text) for text in arguments.set)
         settings = load_settings(RecognitionSettings, overrides=overrides)
         digits = load_digits()
@@ -63,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = to_markdown(results)
         head = (
             "# Does a CoordConv harm where position hardly matters?\n\n"
-            f"Made by `{' '.join(['python scripts/train_digits.py', *(argv or sys.argv[1:])])}`;"
-            f" torch {torch.__version__}, {torch.get_num_threads()} thread(s). A ResNet with 9"
+            f"Made by `{command}` on {machine()}, with torch {torch.__version__} and"
+            f" {torch.get_num_threads()} thread(s). A ResNet with 9"
             " convolutions learns 28x28 digits, with and without one 1x1 CoordConv of 8 channels"
             f" and r before its first layer: {settings.epochs} epochs on"
             f" {len(images) - settings.held_back:,} digits, accuracy on {settings.held_back:,}"

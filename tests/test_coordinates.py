@@ -752,10 +752,39 @@ def test_the_script_trains_seeds_and_writes_record_and_figure(
     name = "classification-coordconv-uniform"
     record = json.loads((tiny.out / f"{name}.json").read_text())
     assert record["rows"][0]["seeds"] == 2
+    assert record["command"].startswith("python scripts/train_coordinates.py --seeds 2 --config")
+    (share,) = record["misplaced"]
+    assert 0 < share["test"] < 1
     assert len(json.loads((tiny.out / f"{name}-sweep.json").read_text())["runs"]) == 4
-    for figure in (name, f"{name}-sweep"):
+    kinds = ("maps", "neighbors", "sheets", "translation")
+    for figure in (name, f"{name}-sweep", *(f"{name}-{kind}" for kind in kinds)):
         assert (tiny.out / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
     assert "| uniform | coordconv | unit | 7,553 | 0 of 2 |" in capsys.readouterr().out
+
+
+def test_the_table_is_written_with_its_figures(
+    tiny: Experiments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.config.write_text(TINY + TINY.replace("coordconv", "conv"))
+    models: list[Model] = ["coordconv", "conv"]
+    cells = [table.Cell("classification", model, "uniform", "unit", 2) for model in models]
+    monkeypatch.setattr(table, "plan", lambda size: cells)
+    report = tmp_path / "report"
+
+    text = replace(tiny, command="made by hand").make_table("quick", report, None)
+
+    written = (report / "coordinates.md").read_text()
+    assert "Made by `made by hand` on " in written
+    assert text in written
+    assert "| uniform | coordconv | unit | 7,553 | 0 of 2 |" in written
+    assert "## Summed probability maps" in written
+    record = json.loads((report / "coordinates.json").read_text())
+    assert len(record["runs"]) == 4
+    assert {share["model"] for share in record["misplaced"]} == {"coordconv", "conv"}
+    assert sorted(path.stem for path in report.glob("*.png")) == [
+        "coordinates-classification-uniform",
+        *(f"coordinates-uniform-{kind}" for kind in ("maps", "neighbors", "sheets", "translation")),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -793,7 +822,9 @@ def test_figures_are_drawn_from_what_analysis_returns(tmp_path: Path) -> None:
     trace = analysis.Trace(1, (1, 2), steps=[1, 2], errors=[[0.5, 0.6], [0.1, 0.2]], ratios=[1, 2])
     logits = analysis.logits_of_neighbors(painter, task, torch.tensor([4, 4]))
     drawn = {
-        "maps": figures.probability_maps({"coordconv": (summed, summed)}),
+        "maps": figures.probability_maps(
+            {"coordconv": (summed, summed)}, {"coordconv": (0.1, 0.2)}
+        ),
         "neighbors": figures.neighbor_logits({"coordconv": logits}, torch.tensor([4, 4]), 3),
         "sheets": figures.sheets({"coordconv": points}, centers[:20]),
         "translation": figures.translation({"coordconv": trace}),

@@ -140,7 +140,7 @@ def equivariance_error(
 def last_features(
     network: CoordConvPainter | DeconvPainter, task: Classification, centers: Tensor
 ) -> Tensor:
-    """Return what the painter's last layer sees for each place, thinned out to 8x8 pixels.
+    """Return what the painter's last layer sees for each place, thinned out to 8x8 pixels or fewer.
 
     Args:
         network: One of the painters.
@@ -148,14 +148,14 @@ def last_features(
         centers: Places (x, y) in pixels, ``(N, 2)``.
 
     Returns:
-        Activations of shape ``(N, channels * 8 * 8)``.
+        Activations of shape ``(N, channels * pixels)``.
     """
     network.eval()
     rows = []
     with torch.inference_mode():
         for part in torch.split(centers, _PICTURES_AT_ONCE):
             features = network.features(task.inputs(part))
-            step = features.shape[2] // 8
+            step = max(1, features.shape[2] // 8)
             rows.append(features[:, :, step // 2 :: step, step // 2 :: step].flatten(1))
     return torch.cat(rows)
 

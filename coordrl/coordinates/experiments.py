@@ -27,7 +27,14 @@ from coordrl.coordinates.training import (
     load_coordinate_settings,
     read_table,
 )
-from coordrl.runs import SETTINGS_FILE, Progress, StopRequest, atomic_file, open_run
+from coordrl.runs import (
+    SETTINGS_FILE,
+    Progress,
+    StopRequest,
+    atomic_file,
+    machine,
+    open_run,
+)
 
 RESULT_FILE = "result.json"
 TRACE_FILE = "trace.json"
@@ -54,6 +61,8 @@ class Experiments:
     """Where the networks live."""
     overrides: tuple[Override, ...] = ()
     """Settings that win over the file."""
+    command: str = ""
+    """What the user typed, for the records."""
 
     def train_seeds(
         self,
@@ -68,7 +77,8 @@ class Experiments:
     ) -> str:
         """Train each seed, or each point of the grid with each seed; return the table's row.
 
-        Writes ``<name>.json`` and the figure of the learning curves, or of the grid, to ``report``.
+        Writes ``<name>.json`` and the figure of the learning curves, or of the grid, to ``report``;
+        for classification also what the first seed has learned, as :meth:`make_table` does.
         """
         if seeds < 1:
             raise SettingsError(f"--seeds must be at least 1, got {seeds}")
@@ -76,7 +86,8 @@ class Experiments:
         results = []
         for point, seed in itertools.product(points, range(seeds)):
             settings = self._settings(task, model, split, input_scale, seed, point)
-            results.append(self.train(settings, _suffix(point)))
+            is_traced = task == "classification" and not sweep and seed == 0
+            results.append(self.train(settings, _suffix(point), trace=is_traced))
         name = _name(results[0].settings) + ("-sweep" if sweep else "")
         report.mkdir(parents=True, exist_ok=True)
         metric = Run(results[0].settings).task.goal.metric
@@ -88,7 +99,11 @@ class Experiments:
         else:
             figures.save(figures.learning_curves(results, metric), report / f"{name}.png")
             text = table.to_markdown([table.summarize(results)])
-        record = table.to_json([table.summarize(results)], results)
+        record = self._record([table.summarize(results)], results)
+        if task == "classification" and not sweep:
+            shares = self._draw_painters([results[0].settings], report, name)
+            text += "\n" + table.misplaced_to_markdown(shares)
+            record["misplaced"] = [dataclasses.asdict(share) for share in shares]
         _write_json(record, report / f"{name}.json")
         return text
 
@@ -115,9 +130,9 @@ class Experiments:
                 own.append(self.train(settings, trace=is_traced))
             rows.append(table.summarize(own))
             results += own
-            self._write_table(size, rows, results, report)
-        self._draw(results, report)
-        return table.to_markdown(rows)
+            self._write_table(rows, results, [], report)  # so that there is something to look at
+        shares = self._draw(results, report)
+        return self._write_table(rows, results, shares, report)
 
     def train(
         self, settings: CoordinateSettings, suffix: str = "", *, trace: bool = False
@@ -183,27 +198,40 @@ class Experiments:
     def _folder(self, settings: CoordinateSettings, suffix: str = "") -> Path:
         return self.out / f"{_name(settings)}{suffix}-s{settings.seed}"
 
+    def _record(self, rows: Sequence[table.Row], results: Sequence[RunResult]) -> dict[str, object]:
+        made = {"command": self.command, "machine": machine(), "torch": torch.__version__}
+        return {**made, **table.to_json(rows, results)}
+
     def _write_table(
         self,
-        size: table.TableSize,
         rows: Sequence[table.Row],
         results: Sequence[RunResult],
+        shares: Sequence[table.Misplaced],
         report: Path,
-    ) -> None:
+    ) -> str:
         report.mkdir(parents=True, exist_ok=True)
         head = (
             "# The coordinate tasks\n\n"
-            f"Made by `python scripts/train_coordinates.py --table {size}`; torch"
-            f" {torch.__version__}, {results[-1].threads} thread(s). Times are of training alone;"
-            " processor time is the one to compare on a shared machine. A test set decides nothing"
-            " but when a run may end.\n\n"
+            f"Made by `{self.command}` on {machine()}, with torch {torch.__version__} and"
+            f" {results[-1].threads} thread(s). Times are of training alone; processor time is the"
+            " one to compare on a shared machine. A test set decides nothing but when a run may"
+            " end. A row that is cut short has runs that were ended by the clock before the last"
+            " epoch of their recipe.\n\n"
         )
+        text = table.to_markdown(rows)
+        record = self._record(rows, results)
+        if shares:
+            text += "\n" + table.misplaced_to_markdown(shares)
+            record["misplaced"] = [dataclasses.asdict(share) for share in shares]
         with atomic_file(report / "coordinates.md") as file:
-            file.write((head + table.to_markdown(rows)).encode())
-        _write_json(table.to_json(rows, results), report / "coordinates.json")
+            file.write((head + text).encode())
+        _write_json(record, report / "coordinates.json")
+        return text
 
-    def _draw(self, results: Sequence[RunResult], report: Path) -> None:
+    def _draw(self, results: Sequence[RunResult], report: Path) -> list[table.Misplaced]:
+        """Draw the curves of each task and split, and what the first seeds have learned."""
         kinds = dict.fromkeys((r.settings.task, r.settings.split) for r in results)
+        shares = []
         for task, split in kinds:
             own = [
                 result
@@ -214,44 +242,57 @@ class Experiments:
             metric = Run(own[0].settings).task.goal.metric
             figure = figures.learning_curves(own, metric)
             figures.save(figure, report / f"coordinates-{task}-{split}.png")
-        for split in dict.fromkeys(split for task, split in kinds if task == "classification"):
-            self._draw_maps(results, split, report)
+            if task == "classification":
+                first = [result.settings for result in own if result.settings.seed == 0]
+                shares += self._draw_painters(first, report, f"coordinates-{split}")
+        return shares
 
-    def _draw_maps(self, results: Sequence[RunResult], split: Split, report: Path) -> None:
-        """Draw the probability maps, neighbors and principal components of the first seeds."""
+    def _draw_painters(
+        self, runs: Sequence[CoordinateSettings], report: Path, name: str
+    ) -> list[table.Misplaced]:
+        """Draw what trained painters of one split have learned, each of another model.
+
+        Writes ``<name>-maps.png`` (summed probabilities), ``-neighbors.png`` (logits around three
+        places), ``-sheets.png`` (principal components) and ``-translation.png`` (equivariance error
+        and weights through training).
+        """
         maps: dict[str, tuple[Tensor, Tensor]] = {}
+        misplaced: dict[str, tuple[float, float]] = {}
         neighbors: dict[str, Tensor] = {}
         components: dict[str, Tensor] = {}
         traces: dict[str, analysis.Trace] = {}
-        center = torch.tensor([40, 40])  # in the quadrant
-        for result in results:
-            settings = result.settings
-            chosen = (settings.task, settings.split, settings.input_scale, settings.seed)
-            if chosen != ("classification", split, "unit", 0):
-                continue
+        for settings in runs:
             run, network, task = self._trained(settings)
-            if not maps:
-                sizes = settings.canvas.size
-                maps["truth"] = (
-                    figures.ground_truth(run.train_centers, sizes),
-                    figures.ground_truth(run.test_centers, sizes),
-                )
-            maps[settings.model] = (
-                analysis.summed_probabilities(network, task, run.train_centers),
-                analysis.summed_probabilities(network, task, run.test_centers),
+            sets, size = (run.train_centers, run.test_centers), settings.canvas.size
+            own = [analysis.summed_probabilities(network, task, part) for part in sets]
+            truth = [figures.ground_truth(part, size) for part in sets]
+            maps.setdefault("truth", (truth[0], truth[1]))
+            maps[settings.model] = own[0], own[1]
+            train, test = (
+                analysis.total_variation(summed, part, settings.canvas)
+                for summed, part in zip(own, sets, strict=True)
             )
+            misplaced[settings.model] = train, test
+            center = torch.tensor([size * 5 // 8] * 2)  # in the quadrant
             neighbors[settings.model] = analysis.logits_of_neighbors(network, task, center)
-            centers = torch.cat([run.train_centers, run.test_centers])
+            centers = torch.cat(sets)
             features = analysis.last_features(network, task, centers)  # type: ignore[arg-type]
             components[settings.model] = analysis.principal_components(features)
-            traces[settings.model] = _read_trace(self._folder(settings), run)
-        figures.save(figures.probability_maps(maps), report / f"coordinates-maps-{split}.png")
-        figure = figures.neighbor_logits(neighbors, center)
-        figures.save(figure, report / f"coordinates-neighbors-{split}.png")
-        figure = figures.sheets(components, centers)
-        figures.save(figure, report / f"coordinates-sheets-{split}.png")
-        figure = figures.translation(traces)
-        figures.save(figure, report / f"coordinates-translation-{split}.png")
+            trace = _read_trace(self._folder(settings), run)
+            if trace.steps:
+                traces[settings.model] = trace
+        drawn = {
+            "maps": figures.probability_maps(maps, misplaced),
+            "neighbors": figures.neighbor_logits(neighbors, center),
+            "sheets": figures.sheets(components, centers),
+            "translation": figures.translation(traces),
+        }
+        for kind, figure in drawn.items():
+            figures.save(figure, report / f"{name}-{kind}.png")
+        return [
+            table.Misplaced(settings.split, settings.model, *misplaced[settings.model])
+            for settings in runs
+        ]
 
     def _trained(self, settings: CoordinateSettings) -> tuple[Run, nn.Module, Classification]:
         with open_run(self._folder(settings), dump_settings(settings), resume=True) as folder:

@@ -56,11 +56,14 @@ def learning_curves(results: Sequence[RunResult], metric: str) -> Figure:
     return figure
 
 
-def probability_maps(maps: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
+def probability_maps(
+    maps: Mapping[str, tuple[Tensor, Tensor]], misplaced: Mapping[str, tuple[float, float]]
+) -> Figure:
     """Draw the summed softmax maps of the training and the test places, each from black to white.
 
     Args:
         maps: For each name, two maps of shape ``(size, size)``.
+        misplaced: For some of the names, the share of each map's mass that is in wrong pixels.
     """
     figure = Figure(figsize=(2.3 * len(maps), 4.8), layout="constrained")
     grid = figure.subplots(2, len(maps), squeeze=False)
@@ -68,7 +71,8 @@ def probability_maps(maps: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
         for row, (part, values) in enumerate(zip(("train", "test"), pair, strict=True)):
             axes = grid[row][column]
             axes.imshow(values.cpu().numpy(), cmap="gray", vmin=0)
-            axes.set_title(f"{name}, {part}" if row == 0 else part, fontsize=9)
+            wrong = f"\n{100 * misplaced[name][row]:.1f} % misplaced" if name in misplaced else "\n"
+            axes.set_title(f"{name}, {part}{wrong}", fontsize=9)
             axes.set_xticks([])
             axes.set_yticks([])
     return figure

@@ -232,6 +232,38 @@ def _share(reached: int, seeds: int) -> str:
     return "" if reached == seeds else f" ({reached} of {seeds})"
 
 
+@dataclass(frozen=True)
+class Misplaced:
+    """Where a painter puts its probability, summed over all places of a set.
+
+    The total-variation distance of :func:`coordrl.coordinates.analysis.total_variation`.
+    """
+
+    split: Split
+    model: Model
+    train: float
+    test: float
+
+
+def misplaced_to_markdown(shares: Sequence[Misplaced]) -> str:
+    """Write the shares as a table."""
+    lines = [
+        "## Summed probability maps",
+        "",
+        "Share of the probability that lies in wrong pixels when the softmax maps of all places are"
+        " added up; classification, places as unit, seed 0.",
+        "",
+        "| split | model | train | test |",
+        "| --- | --- | ---: | ---: |",
+    ]
+    for share in shares:
+        lines.append(
+            f"| {share.split} | {share.model} | {100 * share.train:.1f} % |"
+            f" {100 * share.test:.1f} % |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def _value(task: TaskName, value: float) -> str:
     if not math.isfinite(value):
         return "not finite"
