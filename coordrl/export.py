@@ -139,8 +139,15 @@ def _largest_difference(model: nn.Module, run: Any, inputs: Tensor, dynamic: Dyn
                 f"the exported model returns {tuple(actual.shape)} for an input of"
                 f" {tuple(x.shape)}, the model {tuple(expected.shape)}"
             )
+        if not expected.isfinite().all():
+            raise ExportError(
+                "the model's output for the example is not finite, so that nothing can be"
+                " compared; give an example that it has finite outputs for"
+            )
         scale = max(expected.abs().max().item(), torch.finfo(torch.float32).tiny)
-        largest = max(largest, (actual - expected.cpu()).abs().max().item() / scale)
+        difference = (actual - expected.cpu()).abs().max().item() / scale
+        if not difference <= largest:  # NaN as well, which max() would drop
+            largest = difference
     if not largest <= TOLERANCE:
         raise ExportError(
             f"the exported model differs from the model by {largest:.2g} of its largest output,"

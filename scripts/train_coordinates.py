@@ -48,7 +48,7 @@ class Arguments:
     set: tuple[str, ...] = ()
     """Settings that win over the configuration, such as training.epochs=20."""
     max_seconds: float | None = None
-    """Processor seconds after which a run is cut short; in the table, a baseline."""
+    """Processor seconds after which a run is cut short; in the table, a slow one."""
     config: Path = Path(__file__).parents[1] / "configs" / "coordinates.toml"
     """Settings of each task and model."""
     out: Path = Path("runs/coordinates")

@@ -268,6 +268,12 @@ def test_report_names_what_is_missing_or_wrong() -> None:
         coordinate_report(network(), torch.randn(2, 3, 8, 8))
     with pytest.raises(ValueError, match=r"shifts must be 1 or more, got \(0,\)"):
         coordinate_report(CoordConv2d(3, 2, 1), torch.randn(2, 3, 8, 8), shifts=[0])
+    with pytest.raises(ValueError, match="inputs must be finite, got infinity or NaN"):
+        coordinate_report(CoordConv2d(3, 2, 1), torch.full((1, 3, 8, 8), torch.nan))
+    broken = CoordConv2d(3, 2, 1)
+    nn.init.constant_(broken.weight, torch.inf)
+    with pytest.raises(ValueError, match="the model's output must be finite, got infinity or NaN"):
+        coordinate_report(broken, torch.randn(2, 3, 8, 8))
 
 
 def ramp(length: int) -> Tensor:

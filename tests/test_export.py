@@ -120,6 +120,29 @@ def test_a_program_that_computes_something_else_is_not_written(tmp_path: Path) -
     assert not path.exists()
 
 
+class Breaking(nn.Module):
+    """Computes NaN once it is exported, and only then."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.nan if torch.compiler.is_compiling() else x
+
+
+def test_a_program_that_computes_nan_where_the_model_does_not_is_not_written(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "model.pt2"
+    with pytest.raises(ExportError, match="differs from the model by nan"):
+        export_program(Breaking(), torch.ones(2, 1, 3, 3), path)
+    assert not path.exists()
+
+
+def test_a_model_without_finite_outputs_cannot_be_compared(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    with pytest.raises(ExportError, match="output for the example is not finite"):
+        export_program(nn.ReLU(), torch.full((2, 1, 3, 3), torch.nan), path)
+    assert not path.exists()
+
+
 def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"cannot write .*model\.pt2"):
         export_program(nn.ReLU(), torch.ones(2, 1, 3, 3), tmp_path / "missing" / "model.pt2")

@@ -416,9 +416,9 @@ def test_coord_bias_names_what_it_expected() -> None:
         CoordBias(3, 4)
 
 
-@pytest.mark.parametrize("size", [(), (0, 3), (3, -1), (1, 2, 3, 4)])
+@pytest.mark.parametrize("size", [(), (0, 3), (3, -1), (1, 2, 3, 4), (2.5, 3)])
 def test_grid_names_the_sizes_it_got(size: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="needs 1 to 3 sizes of at least 1, got"):
+    with pytest.raises(ValueError, match="needs 1 to 3 whole sizes of at least 1, got"):
         coordinate_grid(*size)
 
 

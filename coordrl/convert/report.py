@@ -90,7 +90,8 @@ def coordinate_report(
         seed: Deals the shuffled coordinates.
 
     Raises:
-        ValueError: If the model has no CoordConv layer, or a shift is below 1.
+        ValueError: If the model has no CoordConv layer, a shift is below 1, or the inputs or the
+            model's output for them are not finite.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 2, 1))
@@ -104,6 +105,8 @@ def coordinate_report(
         raise ValueError("the model has no CoordConv layer; to_coordconv puts them in")
     if any(shift < 1 for shift in shifts):
         raise ValueError(f"shifts must be 1 or more, got {tuple(shifts)}")
+    if not inputs.isfinite().all():
+        raise ValueError("inputs must be finite, got infinity or NaN in them")
     generator = torch.Generator().manual_seed(seed)
 
     def shuffle(grid: Tensor) -> Tensor:
@@ -112,6 +115,8 @@ def coordinate_report(
 
     with _evaluating(model), torch.no_grad():
         output = model(inputs)
+        if not output.isfinite().all():
+            raise ValueError("the model's output must be finite, got infinity or NaN in it")
         shift_error = _shift_errors(model, inputs, output, shifts)
         with _coordinates(list(layers.values()), torch.zeros_like):
             without = model(inputs)

@@ -113,12 +113,14 @@ class Experiments:
         Args:
             size: ``"quick"`` or ``"full"``.
             report: Folder to write to.
-            max_seconds: Processor seconds after which a baseline is cut short, if not the table's.
+            max_seconds: Processor seconds after which baselines, and runs that see places as
+                pixels, are cut short, if not the table's.
         """
         rows, results = [], []
         for cell in table.plan(size):
             own = []
-            limit = max_seconds if cell.model == "conv" and max_seconds else cell.max_seconds
+            is_slow = cell.model == "conv" or cell.input_scale == "pixel"
+            limit = max_seconds if max_seconds and is_slow else cell.max_seconds
             point = () if limit is None else (Override("training.max_seconds", limit, "the table"),)
             for seed in range(cell.seeds):
                 settings = self._settings(

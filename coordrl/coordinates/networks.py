@@ -24,6 +24,8 @@ def initialize_like_the_authors(network: nn.Module, generator: torch.Generator) 
     for module in network.modules():
         if isinstance(module, CoordConvPainter) and module.relative:
             module.start_relative()
+        if isinstance(module, CoordConvRegressor) and module.lifted:
+            module.start_lifted()
 
 
 class CoordConvPainter(nn.Module):
@@ -201,7 +203,14 @@ class CoordConvRegressor(nn.Module):
     in the authors' code, the maximum is the only non-linearity: the net is an affine picture of
     the coordinates that must peak at the hot pixel. The authors call it finicky.
 
+    It is because the maximum passes its gradient to one pixel. Where the untrained net's planes of
+    coordinates rise above its answer to the hot pixel, that pixel is a corner of the canvas, the
+    same for all pictures, and all that can be learned is the mean place. With ``lifted`` the answer
+    starts above the planes, as :func:`initialize_like_the_authors` then makes it, and every weight
+    is free to leave that.
+
     Args:
+        lifted: Start with an answer to the hot pixel that is twice as high as the planes are.
         relu: Put a ReLU behind all convolutions but the last, which the authors say they forgot
             (ML Retrospectives workshop, NeurIPS 2019).
 
@@ -214,8 +223,11 @@ class CoordConvRegressor(nn.Module):
         906
     """
 
-    def __init__(self, relu: bool = False) -> None:
+    def __init__(self, lifted: bool = False, relu: bool = False) -> None:
         super().__init__()
+        if lifted and relu:
+            raise ValueError("lifted is for the net without ReLU, whose planes are flat")
+        self.lifted = lifted
         self.relu = relu
         activation: Activation = "relu" if relu else "none"
         pixels = [ConvSpec(8, 1, activation=activation)] * 3
@@ -229,6 +241,21 @@ class CoordConvRegressor(nn.Module):
         """Return the place in each picture."""
         planes: Tensor = self.backbone(images) if self.relu else self._affine(images)
         return planes.amax(dim=(-2, -1))
+
+    def start_lifted(self) -> None:
+        """Let the answer to the hot pixel rise above the planes, and sink both by its height."""
+        layers = [module for module in self.backbone if isinstance(module, nn.Conv2d)]
+        picture = torch.zeros(1, 1, 17, 17)
+        with torch.no_grad():
+            planes = self.backbone(picture)
+            heights = planes.amax(dim=(-2, -1)) - planes.amin(dim=(-2, -1))
+            picture[..., 8, 8] = 1
+            answer = (self.backbone(picture) - planes).amax(dim=(-2, -1))
+            factor = (2 * heights / answer).max()
+            layers[0].weight[:, :1] *= factor
+            last = layers[-1].bias
+            assert last is not None  # the backbone has biases
+            last -= (factor * answer).squeeze(0)
 
     def _affine(self, images: Tensor) -> Tensor:
         """Return the backbone's output where it is affine in the picture.

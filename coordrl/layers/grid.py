@@ -125,8 +125,8 @@ def coordinate_grid(
         tensor([[-1.,  0.,  1.],
                 [-1.,  0.,  1.]])
     """
-    if not 1 <= len(size) <= 3 or min(size) < 1:
-        raise ValueError(f"coordinate_grid needs 1 to 3 sizes of at least 1, got {size}")
+    if not 1 <= len(size) <= 3 or min(size) < 1 or any(isinstance(s, float) for s in size):
+        raise ValueError(f"coordinate_grid needs 1 to 3 whole sizes of at least 1, got {size}")
     if system.with_angle and len(size) == 1:
         raise ValueError("coordinate_grid has no angle on a single axis; leave with_angle off")
     dtype = dtype or torch.get_default_dtype()
