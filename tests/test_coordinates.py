@@ -249,6 +249,26 @@ def test_coord_conv_regressor_is_the_maximum_of_its_convolutions(relu: bool) -> 
     assert_close(got, torch.autograd.grad((expected * upstream).sum(), weights))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_lifted_regressor_starts_with_its_maximum_at_the_hot_pixel(seed: int) -> None:
+    network = CoordConvRegressor(lifted=True)
+    initialize_like_the_authors(network, torch.Generator().manual_seed(seed))
+    images = torch.eye(20 * 24).view(20, 24, 1, 20, 24)
+    images = images[2:-2, 2:-2].flatten(0, 1)  # two 3x3 kernels see two pixels far
+
+    planes = network.backbone(images)
+
+    found = planes.flatten(2).argmax(dim=2)  # for each picture and output
+    hot = images.flatten(1).argmax(dim=1).unsqueeze(1)
+    assert int((found // 24 - hot // 24).abs().max()) <= 2
+    assert int((found % 24 - hot % 24).abs().max()) <= 2
+
+
+def test_a_lifted_regressor_has_no_relu() -> None:
+    with pytest.raises(ValueError, match="lifted is for the net without ReLU"):
+        CoordConvRegressor(lifted=True, relu=True)
+
+
 def test_a_relative_painter_starts_as_a_function_of_the_difference() -> None:
     painter = CoordConvPainter(9, relative=True).double()
     initialize_like_the_authors(painter, torch.Generator().manual_seed(0))
