@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import io
 import json
+import os
 import re
 import warnings
 import zipfile
@@ -16,14 +17,22 @@ from typing import Any, Literal, Protocol
 
 import gymnasium
 import numpy as np
-from ale_py import ALEVectorInterface, roms
+from ale_py import ALEVectorInterface
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
 from coordrl.config import AtariSettings
-from coordrl.emulator import GAMES, Autoreset, Emulator, Step, available, unavailable_reason
+from coordrl.emulator import (
+    GAMES,
+    Autoreset,
+    Emulator,
+    Step,
+    available,
+    rom_file,
+    unavailable_reason,
+)
 
 Actions = NDArray[np.integer[Any]]
 Counts = NDArray[np.int32]
@@ -124,6 +133,8 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
         num_threads: Threads that share the games; 0 takes one per core.
         autoreset_mode: When the next game begins.
         render_mode: ``"rgb_array"`` allows :meth:`render`.
+        rom_path: ROM image to play, or a folder with it; by default the one in ale-py. An image
+            that is not the one whose rules are known is refused.
 
     Raises:
         ValueError: If the game is unknown, a number is out of range, or the emulator lacks
@@ -153,6 +164,7 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
         num_threads: int = 0,
         autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
         render_mode: Literal["rgb_array"] | None = None,
+        rom_path: str | os.PathLike[str] | None = None,
     ) -> None:
         self.game = canonical_game(game)
         self.num_envs = _at_least(1, "num_envs", num_envs)
@@ -174,6 +186,7 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
             self.settings,
             autoreset=_AUTORESETS[autoreset_mode],
             num_threads=_at_least(0, "num_threads", num_threads),
+            rom_path=rom_path,
         )
         self.metadata = {"autoreset_mode": autoreset_mode, "render_modes": ["rgb_array"]}
         self.render_mode = render_mode
@@ -522,6 +535,7 @@ class _AlePy:
         *,
         autoreset: Autoreset,
         num_threads: int,
+        rom_path: str | os.PathLike[str] | None,
     ) -> None:
         lacks = {
             f"mode={settings.mode}": settings.mode is not None,
@@ -534,10 +548,8 @@ class _AlePy:
             raise ValueError(f"emulator='ale' has no {asked}; emulator='coordrl' has")
         self._same_step = autoreset == "same_step"
         self._settings = settings
-        rom_path = roms.get_rom_path(game)
-        assert rom_path is not None, "canonical names are those of the ROM files"
         self._ale = ALEVectorInterface(
-            rom_path=rom_path,
+            rom_path=rom_file(game, rom_path),
             num_envs=num_envs,
             frame_skip=settings.frame_skip,
             stack_num=settings.stack_size,

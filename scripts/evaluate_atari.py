@@ -4,6 +4,7 @@ python scripts/evaluate_atari.py agents/Pong-ppo-all-s0 --episodes 30
 python scripts/evaluate_atari.py downloaded.zip --env Breakout --trust-pickle --video game.mp4
 """
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -51,6 +52,8 @@ class Arguments:
     """Games played at the same time."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs; auto takes the GPU if there is one."""
+    rom_path: Path | None = None
+    """ROM image of the game, or a folder with it; sets ALE_ROMS_DIR. Those in ale-py by default."""
     video: Path | None = None
     """Film a game (.mp4 or .gif)."""
     json: Path | None = None
@@ -62,6 +65,8 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, args=argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if arguments.rom_path is not None:
+        os.environ["ALE_ROMS_DIR"] = str(arguments.rom_path)
     try:
         for output in (arguments.json, arguments.video):
             if output is not None and not output.parent.is_dir():

@@ -5,6 +5,7 @@ python scripts/train_atari.py --env Breakout --algo dqn --set run.num_envs=16 --
 python scripts/train_atari.py --env Pong --resume
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,6 +81,8 @@ class Arguments:
         shown("{tensorboard,wandb,none}", "tensorboard"),
     ] = None
     """Where the learning curves are shown."""
+    rom_path: Annotated[Path | None, shown("PATH", "those in ale-py")] = None
+    """ROM image of the game, or a folder with it; sets ALE_ROMS_DIR."""
     profile: Switch = False
     """At the end, print where the time went."""
 
@@ -105,6 +108,8 @@ class Arguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, args=argv, config=(tyro.conf.DisallowNone,))
+    if arguments.rom_path is not None:
+        os.environ["ALE_ROMS_DIR"] = str(arguments.rom_path)
     try:
         settings, folder, origin = choose(arguments)
         print(f"{run_name(settings)} with the settings of {origin}, in {folder}", flush=True)

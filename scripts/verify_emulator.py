@@ -80,6 +80,8 @@ class Options:
     """With --vector: steps of every game, shared by the settings, which take the seeds in turn."""
     device: Literal["cpu"] = "cpu"
     """What our emulator runs on."""
+    rom_path: Path | None = None
+    """Folder with the ROM images; sets ALE_ROMS_DIR. Those in ale-py by default."""
     workers: int = len(os.sched_getaffinity(0))
     """Processes that share the games."""
     json: Path | None = None
@@ -103,6 +105,8 @@ def main(options: Options) -> int:
     if not available():
         console.print(unavailable_reason())
         return 2
+    if options.rom_path is not None:
+        os.environ["ALE_ROMS_DIR"] = str(options.rom_path)
     try:
         jobs = [(name, options) for name in chosen_games(options.games)]
         with StopRequest() as stop, stop.interrupting():

@@ -23,7 +23,16 @@ from numpy.typing import NDArray
 
 from coordrl import emulator
 from coordrl.config import AtariSettings
-from coordrl.emulator import ACTIONS, GAMES, Console, Emulator, RomError, UnknownGameError, load_rom
+from coordrl.emulator import (
+    ACTIONS,
+    GAMES,
+    Console,
+    Emulator,
+    RomError,
+    UnknownGameError,
+    load_rom,
+    rom_file,
+)
 from coordrl.emulator.generate_games import generate
 from coordrl.emulator.lockstep import (
     POLICIES,
@@ -549,6 +558,9 @@ def test_the_generator_refuses_what_it_does_not_know() -> None:
     with pytest.raises(ValueError, match="unknown operation 'shake'"):
         generate(facts)
     facts["games"]["pong"]["select"] = []
+    facts["games"]["pong"]["rom"]["bank"] = "F4"
+    with pytest.raises(ValueError, match=r"unknown bank type 'F4'; cartridge\.hpp has"):
+        generate(facts)
     facts["games"]["pong"]["state"] = {f"number{i}": 0 for i in range(7)}
     with pytest.raises(ValueError, match="keeps 6 values"):
         generate(facts)
@@ -633,6 +645,17 @@ def test_a_rom_is_read_from_a_file_or_a_folder(tmp_path: Path) -> None:
     assert load_rom("pong", tmp_path) == image
     assert load_rom("pong", tmp_path / "mine.a26") == image
     Emulator("pong", 1, rom_path=tmp_path)
+
+
+def test_roms_are_looked_for_where_ale_py_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pong.bin").write_bytes(load_rom("pong"))
+    monkeypatch.setenv("ALE_ROMS_DIR", str(tmp_path))
+
+    assert rom_file("pong") == tmp_path / "pong.bin"
+    with pytest.raises(RomError, match=r"cannot read the ROM image of breakout .*No such file"):
+        Emulator("breakout", 1)
 
 
 def test_a_rom_that_is_not_the_games_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import ale_py
 import gymnasium
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from coordrl import envs as envs_module
 from coordrl.config import AtariSettings, settings_for
-from coordrl.emulator import Step
+from coordrl.emulator import Step, load_rom
 from coordrl.envs import AtariVectorEnv, canonical_game, games, gymnasium_name
 
 SAME_STEP, NEXT_STEP = AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP
@@ -759,6 +760,21 @@ def test_what_ale_py_lacks_is_named(
 ) -> None:
     with pytest.raises(ValueError, match="emulator='ale' " + message):
         AtariVectorEnv("breakout", 1, replace(PLAIN, **settings), emulator="ale", **arguments)
+
+
+@pytest.mark.parametrize("emulator", ["coordrl", "ale"])
+def test_a_rom_of_ones_own_is_played_if_it_is_the_games(
+    emulator: Literal["coordrl", "ale"], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.bin"
+    file.write_bytes(load_rom("boxing"))
+    envs = gymnasium.make_vec("coordrl/Boxing-v0", 1, emulator=emulator, rom_path=file)
+    envs.reset(seed=0)
+    envs.close()
+
+    file.write_bytes(load_rom("pong"))
+    with pytest.raises(ValueError, match=r"mine.bin is not the ROM image of boxing that the rules"):
+        gymnasium.make_vec("coordrl/Boxing-v0", 1, emulator=emulator, rom_path=file)
 
 
 def test_ale_py_cannot_save() -> None:

@@ -95,6 +95,19 @@ def test_configuration_fits_algorithm_and_device(
     assert folder == Path(f"runs/Pong-{config[:3]}-all-s0")
 
 
+def test_a_rom_of_ones_own_has_to_be_the_right_one(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ALE_ROMS_DIR", "")  # as it is afterwards
+    (tmp_path / "pong.bin").write_bytes(bytes(2048))
+    command = ["--device", "cpu", "--run-dir", str(tmp_path / "run")]
+
+    assert script.main([*command, "--rom-path", str(tmp_path)]) == 2
+
+    assert "pong.bin is not the ROM image of pong that the rules" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -22,7 +22,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from coordrl.config import AtariSettings
 from coordrl.emulator import states
-from coordrl.emulator.games import ACTIONS, GAMES, Game, RomError, UnknownGameError, load_rom
+from coordrl.emulator.games import (
+    ACTIONS,
+    GAMES,
+    Game,
+    RomError,
+    UnknownGameError,
+    load_rom,
+    rom_file,
+)
 from coordrl.emulator.games import palette as television_palette
 
 __all__ = [
@@ -37,6 +45,7 @@ __all__ = [
     "UnknownGameError",
     "available",
     "load_rom",
+    "rom_file",
     "unavailable_reason",
 ]
 

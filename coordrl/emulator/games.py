@@ -93,7 +93,8 @@ def load_rom(game: str, path: str | os.PathLike[str] | None = None) -> bytes:
 
     Args:
         game: Name of the game, a key of ``GAMES``.
-        path: File to read, or folder with the file in it; by default the images that ale-py has
+        path: File to read, or folder with the file in it; by default the folder (or file) that the
+            environment variable ``ALE_ROMS_DIR`` names, or else the images that ale-py has
             installed.
 
     Raises:
@@ -104,10 +105,18 @@ def load_rom(game: str, path: str | os.PathLike[str] | None = None) -> bytes:
         >>> len(load_rom("pong"))
         2048
     """
+    return rom_file(game, path).read_bytes()
+
+
+def rom_file(game: str, path: str | os.PathLike[str] | None = None) -> Path:
+    """Return the file with the ROM image of a game, checked as :func:`load_rom` does.
+
+    Raises:
+        UnknownGameError: If there is no such game.
+        RomError: If there is no image, or if it is not the one that the game's rules are for.
+    """
     facts = GAMES[game]
-    if path is None:
-        path = _installed_roms()
-    file = Path(path)
+    file = Path(path if path is not None else _installed_roms())
     if file.is_dir():
         file = file / facts.rom_file
     try:
@@ -126,7 +135,7 @@ def load_rom(game: str, path: str | os.PathLike[str] | None = None) -> bytes:
             f"{file} is not the ROM image of {game} that the rules are for: its MD5 sum is {md5}, "
             f"expected {facts.rom_md5}"
         )
-    return image
+    return file
 
 
 def palette(television: str) -> list[tuple[int, int, int]]:
@@ -154,7 +163,7 @@ def _facts() -> dict[str, Any]:
 
 
 def _installed_roms() -> Path:
-    if "ALE_ROMS_DIR" in os.environ:  # where ale-py looks first, too
+    if os.environ.get("ALE_ROMS_DIR"):  # where ale-py looks first, too
         return Path(os.environ["ALE_ROMS_DIR"])
     spec = importlib.util.find_spec("ale_py")
     if spec is None or spec.origin is None:

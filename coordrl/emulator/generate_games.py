@@ -58,6 +58,8 @@ COORDRL_HD inline u32 television_color(bool pal, i32 index) {
 }
 """
 
+BANKS = ("2K", "4K", "F8", "F6", "F8SC", "F6SC", "E0", "FE", "DPC")  # of cartridge.hpp
+
 FOOTER = """
 }  // namespace coordrl
 
@@ -202,7 +204,10 @@ def _facts(games: Mapping[str, Any]) -> str:
 def _fact_values(game: Mapping[str, Any]) -> Iterator[str]:
     """The members of a GameFacts, in its order."""
     console, paddle = game["console"], game.get("paddle", {"min": 0, "max": 0})
-    yield f"Bank::k{game['rom']['bank']}"
+    bank = game["rom"]["bank"]
+    if bank not in BANKS:
+        raise ValueError(f"games.json: unknown bank type {bank!r}; cartridge.hpp has {BANKS}")
+    yield f"Bank::k{bank}"
     yield str(console["tv"] == "PAL").lower()
     yield from (str(console[key]) for key in ("first_line", "height"))
     for key in ("hmove_blanks", "swap_ports", "swap_paddles"):

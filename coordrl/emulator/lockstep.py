@@ -8,15 +8,13 @@ import dataclasses
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import ale_py
 import numpy as np
-from ale_py import roms
 
 from coordrl.config import AtariSettings
-from coordrl.emulator import Autoreset, Console, Emulator, Step
+from coordrl.emulator import Autoreset, Console, Emulator, Step, rom_file
 
 Policy = Literal["random", "held", "fire", "direction"]
 POLICIES: tuple[Policy, ...] = ("random", "held", "fire", "direction")
@@ -157,14 +155,8 @@ def load_ale(game: str, seed: int, repeat_action_probability: float) -> Any:
     ale = ale_py.ALEInterface()
     ale.setInt("random_seed", seed)
     ale.setFloat("repeat_action_probability", repeat_action_probability)
-    ale.loadROM(_rom_path(game))
+    ale.loadROM(rom_file(game))
     return ale
-
-
-def _rom_path(game: str) -> Path:
-    path = roms.get_rom_path(game)
-    assert path is not None, "the names of our games are those of ale-py's ROMs"
-    return path
 
 
 def _compare(
@@ -322,7 +314,7 @@ def _vector_interface(
     mode = {"same_step": "SameStep", "next_step": "NextStep"}[autoreset]
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     return ale_py.ALEVectorInterface(
-        rom_path=_rom_path(game),
+        rom_path=rom_file(game),
         num_envs=num_envs,
         frame_skip=settings.frame_skip,
         stack_num=settings.stack_size,
