@@ -9,7 +9,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 # Sizes change by at most this factor in one step, as in torchvision; the exponential stays finite.
 _LARGEST_LOG_SCALE = math.log(1000 / 16)
@@ -167,7 +166,8 @@ def roi_align(
 
     He et al., "Mask R-CNN", ICCV 2017. Equal to torchvision's ``roi_align`` with ``aligned=True``:
     each cell of the grid is the mean of ``samples`` x ``samples`` points within it; a point up to
-    one feature outside counts as on the border, one further outside as 0.
+    one feature outside counts as on the border, one further outside as 0. The points lie in rows
+    and columns, so all of it is a matrix for each axis and two products.
 
     Args:
         features: Feature map of each picture, ``(N, C, H, W)``.
@@ -180,19 +180,32 @@ def roi_align(
         Tensor of shape ``(N, R, C, size, size)``.
     """
     n, channels, height, width = features.shape
-    num_rois = boxes.shape[1]
-    steps = (torch.arange(size * samples, device=boxes.device) + 0.5) / (size * samples)
-    corner, sides = boxes[..., :2] * scale - 0.5, (boxes[..., 2:] - boxes[..., :2]) * scale
-    points = corner.unsqueeze(2) + sides.unsqueeze(2) * steps.unsqueeze(1)  # (N, R, steps, 2)
-    shape = (n, num_rois, size * samples, size * samples)
-    x = points[..., 0].unsqueeze(2).expand(shape)
-    y = points[..., 1].unsqueeze(3).expand(shape)
-    is_near = (x >= -1) & (x <= width) & (y >= -1) & (y <= height)
-    # grid_sample counts from -1 at the outer edge of the first feature to 1 at that of the last.
-    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
-    values = F.grid_sample(
-        features, grid.flatten(1, 2), padding_mode="border", align_corners=False
-    ).view(n, channels, num_rois, size * samples, size * samples)
-    values = values * is_near.unsqueeze(1)
-    cells: Tensor = F.avg_pool2d(values.flatten(0, 1), samples)
-    return cells.view(n, channels, num_rois, size, size).transpose(1, 2)
+    low, high = boxes[..., :2] * scale - 0.5, boxes[..., 2:] * scale - 0.5
+    columns = _interpolation(low[..., 0], high[..., 0], size, samples, width)
+    rows = _interpolation(low[..., 1], high[..., 1], size, samples, height)
+    # For each picture (R * size, W) @ (W, C * H), then for each box (size * C, H) @ (H, size).
+    across = columns.flatten(1, 2) @ features.permute(0, 3, 1, 2).flatten(2)
+    cells = across.view(n, -1, size * channels, height) @ rows.mT
+    cells = cells.view(n, -1, size, channels, size).permute(0, 1, 3, 4, 2)
+    return cells
+
+
+def _interpolation(low: Tensor, high: Tensor, size: int, samples: int, length: int) -> Tensor:
+    """Return the weights of the features along one axis in each cell of each box.
+
+    Args:
+        low: Where each box starts, in features from the middle of the first one, ``(N, R)``.
+        high: Where each box ends.
+        size: Cells.
+        samples: Points in a cell, whose mean it is.
+        length: Features along the axis.
+
+    Returns:
+        Weights of shape ``(N, R, size, length)``.
+    """
+    steps = (torch.arange(size * samples, device=low.device) + 0.5) / (size * samples)
+    points = low.unsqueeze(2) + (high - low).unsqueeze(2) * steps
+    is_near = (points >= -1) & (points <= length)
+    away = points.clamp(0, length - 1).unsqueeze(3) - torch.arange(length, device=low.device)
+    weights = (1 - away.abs()).clamp(min=0) * is_near.unsqueeze(3)
+    return weights.unflatten(2, (size, samples)).mean(dim=3)
