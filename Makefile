@@ -48,7 +48,7 @@ pong: setup
 coordinates: setup
 	$(BIN)/python scripts/train_coordinates.py --table quick $(ARGS)
 
-# One seed and three epochs of each arm; the record in benchmarks/ is made with --table full.
+# One seed and two epochs of each arm; the record in benchmarks/ is made with --table full.
 detection: setup
 	$(BIN)/python scripts/train_detector.py --table quick $(ARGS)
 

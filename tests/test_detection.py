@@ -1054,6 +1054,18 @@ def test_the_released_optimizer_can_be_had() -> None:
     assert run.train() is not None
 
 
+@pytest.mark.parametrize("stage", ["rpn", "full"])
+def test_half_precision_takes_nearly_the_same_step(stage: Any) -> None:
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        recipe = replace(SMALL.training, precision=precision, epochs=1)
+        result = small_run(stage=stage, training=recipe).train()
+        assert result is not None
+        losses.append(result.curve[-1].loss)
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
 def test_the_step_size_goes_down_a_cosine() -> None:
     recipe = Recipe(learning_rate=2.0)
     sizes = [recipe.learning_rate_at(fraction) for fraction in (0, 0.5, 1)]

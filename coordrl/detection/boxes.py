@@ -4,7 +4,8 @@ A box is ``(x1, y1, x2, y2)`` with ``x1 < x2`` and ``y1 < y2``, in pixels: the p
 column runs from x = 0 to x = 1. Everything here takes boxes with any leading batch axes.
 """
 
-import importlib.util
+import functools
+import importlib
 import math
 
 import torch
@@ -103,7 +104,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int) -> tupl
 
     Greedy non-maximum suppression, all pictures at once: in each of ``limit`` rounds every picture
     keeps its best remaining box, and loses those that overlap it by more than ``iou_threshold``.
-    On CUDA the kernel of torchvision does it where torchvision is installed.
+    On CUDA the kernel of torchvision does it where torchvision can be imported.
 
     Args:
         boxes: Boxes of shape ``(N, A, 4)``.
@@ -121,7 +122,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int) -> tupl
         >>> kept[is_there].tolist()
         [1, 2]
     """
-    if boxes.is_cuda and importlib.util.find_spec("torchvision") is not None:
+    if boxes.is_cuda and _torchvision_imports():
         return torchvision_nms(boxes, scores, iou_threshold, limit)
     n, num_boxes = scores.shape
     kept = torch.zeros(n, limit, dtype=torch.long, device=boxes.device)
@@ -136,6 +137,16 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int) -> tupl
         is_lost = pairwise_iou(boxes, chosen).squeeze(2) > iou_threshold
         left.masked_fill_(is_lost, -torch.inf).scatter_(1, index.unsqueeze(1), -torch.inf)
     return kept.masked_fill(~is_there, 0), is_there
+
+
+@functools.cache
+def _torchvision_imports() -> bool:
+    # A wheel that does not fit torch raises what it likes, a RuntimeError for one.
+    try:
+        importlib.import_module("torchvision.ops")
+    except Exception:
+        return False
+    return True
 
 
 def torchvision_nms(
@@ -208,4 +219,5 @@ def _interpolation(low: Tensor, high: Tensor, size: int, samples: int, length: i
     is_near = (points >= -1) & (points <= length)
     away = points.clamp(0, length - 1).unsqueeze(3) - torch.arange(length, device=low.device)
     weights = (1 - away.abs()).clamp(min=0) * is_near.unsqueeze(3)
-    return weights.unflatten(2, (size, samples)).mean(dim=3)
+    cells: Tensor = weights.view(*low.shape, size, samples, length).mean(dim=3)
+    return cells

@@ -143,7 +143,7 @@ class Experiments:
     def _plan(self, size: TableSize) -> list[DetectorSettings]:
         arms: list[Coords] = ["none", "all"]
         layouts: tuple[AnchorLayout, ...] = get_args(AnchorLayout)
-        short = [Override("training.epochs", 3, "the quick table")] if size == "quick" else []
+        short = [Override("training.epochs", 2, "the quick table")] if size == "quick" else []
         return [
             *(
                 self._settings("rpn", coords, layout, seed, short)

@@ -123,7 +123,9 @@ class RoIHeads(nn.Module):
         shifted = boxes - (self.offset - self.stride / 2)
         cells = roi_align(features, shifted, self.settings.grid, scale=1 / self.stride)
         hidden = self.layers(cells.flatten(2))
-        return self.classifier(hidden), self.mover(hidden).unflatten(2, (NUM_CLASSES, 4))
+        # Out of autocast: boxes need all digits of float32.
+        logits, transforms = self.classifier(hidden).float(), self.mover(hidden).float()
+        return logits, transforms.unflatten(2, (NUM_CLASSES, 4))
 
     def losses(
         self,

@@ -388,8 +388,8 @@ def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def _by_anchor(maps: Tensor, numbers: int) -> Tensor:
-    """Turn ``(N, anchors * numbers, H, W)`` into ``(N, H * W * anchors, numbers)``."""
-    return maps.permute(0, 2, 3, 1).reshape(len(maps), -1, numbers)
+    """Turn ``(N, anchors * numbers, H, W)`` into ``(N, H * W * anchors, numbers)``, float32."""
+    return maps.float().permute(0, 2, 3, 1).reshape(len(maps), -1, numbers)
 
 
 def pick(values: Tensor, indices: Tensor) -> Tensor:

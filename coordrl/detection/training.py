@@ -47,6 +47,9 @@ class Recipe:
     are left out."""
     epochs: int = 10
     """Passes over the training pictures, with an evaluation after each."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type that convolutions and matrix products of a step are computed in; boxes and losses are in
+    float32. An eighth less processor time where the CPU has bfloat16."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs"):
@@ -299,7 +302,9 @@ class Run:
             group["lr"] = recipe.learning_rate_at(self.step / self.total_steps)
 
         sampling = torch.Generator().manual_seed(_seed(self._sampling_seed, self.step))
-        losses = self.detector.losses(self.train_scenes[batch], sampling)
+        is_half = recipe.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_half):
+            losses = self.detector.losses(self.train_scenes[batch], sampling)
         loss = float(losses.total.detach())
         if not math.isfinite(loss):
             raise DivergedError(self._advice(loss))
