@@ -16,9 +16,9 @@ import tyro
 
 from coordrl.backbone import Coords
 from coordrl.config import SettingsError, parse_override
-from coordrl.detection.digits import load_digits
 from coordrl.detection.experiments import Experiments, Interrupted, TableSize
 from coordrl.detection.rpn import AnchorLayout
+from coordrl.detection.sources import load_split
 from coordrl.detection.training import Stage
 from coordrl.runs import RunError
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise SettingsError(f"--threads must be at least 1, got {arguments.threads}")
             torch.set_num_threads(arguments.threads)
         overrides = tuple(parse_override(text) for text in arguments.set)
-        digits = load_digits(arguments.mnist)
+        digits = load_split(arguments.mnist)
         print(f"digits: {digits.source}", file=sys.stderr)
         experiments = Experiments(arguments.config, arguments.out, digits, device, overrides)
         if arguments.table is not None:

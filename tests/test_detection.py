@@ -9,7 +9,6 @@ import runpy
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,6 @@ from coordrl.detection.boxes import (
     torchvision_nms,
 )
 from coordrl.detection.data import Scatter, Scenes, scatter_digits
-from coordrl.detection.digits import Digits, DigitSet, load_digits
 from coordrl.detection.faster_rcnn import FasterRCNN, build_detector, feature_spacing
 from coordrl.detection.metrics import average_precision, proposal_metrics
 from coordrl.detection.roi_heads import Detections, RoIHeads, RoISettings
@@ -50,6 +48,7 @@ from coordrl.detection.rpn import (
     sample_boxes,
     transform_loss,
 )
+from coordrl.detection.sources import DigitSet, DigitSplit, load_split
 from coordrl.detection.training import (
     DetectorSettings,
     DivergedError,
@@ -68,8 +67,8 @@ SCRIPT = ROOT / "scripts" / "train_detector.py"
 
 
 @pytest.fixture(scope="module")
-def digits() -> Digits:
-    return load_digits()
+def digits() -> DigitSplit:
+    return load_split()
 
 
 def digit_set(count: int, first: int = 0) -> DigitSet:
@@ -83,15 +82,20 @@ def digit_set(count: int, first: int = 0) -> DigitSet:
 # Digits
 
 
-def test_the_shipped_digits_are_those_of_their_note(digits: Digits) -> None:
+def test_the_shipped_digits_are_split_without_any_in_both_parts(digits: DigitSplit) -> None:
     labels = np.concatenate([digits.train.labels, digits.test.labels])
-    note = resources.files("coordrl.detection").joinpath("LICENSE-MNIST").read_text()
+    rows = np.concatenate([digits.train.images, digits.test.images]).reshape(10_000, -1)
 
     assert np.bincount(labels).tolist() == [1001, 1127, 991, 1032, 980, 863, 1014, 1070, 944, 978]
     assert (len(digits.train), len(digits.test)) == (9000, 1000)
-    assert "d8870085e085c862e254ac1fd4a7b109021b7fd4ff9d6cf52ccc9f29042a0ec0" in note
-    assert "CC" not in note.split()  # the licence is written out
-    assert "Attribution-ShareAlike" in note
+    assert len({row.tobytes() for row in rows}) == 10_000
+
+
+def test_shipped_digits_that_were_changed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = digit_set(3)
+    monkeypatch.setattr("coordrl.detection.sources.load_digits", lambda: (own.images, own.labels))
+    with pytest.raises(SettingsError, match="have changed; install it anew"):
+        load_split()
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -112,7 +116,7 @@ def write_mnist(folder: Path, suffix: str = "") -> tuple[DigitSet, DigitSet]:
 def test_idx_files_keep_their_own_split(tmp_path: Path, suffix: str) -> None:
     train, test = write_mnist(tmp_path, suffix)
 
-    found = load_digits(tmp_path)
+    found = load_split(tmp_path)
 
     assert np.array_equal(found.train.images, train.images)
     assert np.array_equal(found.test.labels, test.labels)
@@ -127,7 +131,7 @@ def test_an_npz_file_without_a_split_is_split_the_same_way_each_time(
     arrays: dict[str, np.ndarray] = dict(zip(names, (own.images, own.labels * 1), strict=True))
     npz(**arrays)(tmp_path)
 
-    first, second = (load_digits(tmp_path / "own.npz") for _ in range(2))
+    first, second = (load_split(tmp_path / "own.npz") for _ in range(2))
 
     assert (len(first.train), len(first.test)) == (18, 2)
     assert first.fingerprint == second.fingerprint
@@ -145,7 +149,7 @@ def test_an_npz_file_as_keras_writes_it_keeps_its_split(tmp_path: Path) -> None:
         y_test=test.labels,
     )
 
-    found = load_digits(tmp_path / "mnist.npz")
+    found = load_split(tmp_path / "mnist.npz")
 
     assert np.array_equal(found.test.images, test.images)
 
@@ -156,7 +160,7 @@ def test_a_folder_of_pictures_is_read_by_label(tmp_path: Path) -> None:
         (tmp_path / str(label)).mkdir()
         Image.fromarray(image).save(tmp_path / str(label) / "a.png")
 
-    found = load_digits(tmp_path)
+    found = load_split(tmp_path)
 
     assert sorted(np.concatenate([found.train.labels, found.test.labels])) == list(range(10))
     assert np.array_equal(found.train.images[0], own.images[found.train.labels[0]])
@@ -258,7 +262,7 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], Path], str]] = {
 @pytest.mark.parametrize(("make", "message"), BAD_SOURCES.values(), ids=BAD_SOURCES)
 def test_bad_sources_are_named(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
     with pytest.raises(SettingsError, match=f"--mnist .*{message}"):
-        load_digits(make(tmp_path))
+        load_split(make(tmp_path))
 
 
 # Pictures
@@ -306,7 +310,7 @@ def paint_like_the_authors(
     ids=["cropped", "whole"],
 )
 def test_pictures_are_those_of_the_authors_recipe(
-    digits: Digits, scatter: Scatter, seed: int
+    digits: DigitSplit, scatter: Scatter, seed: int
 ) -> None:
     own, chosen = digits.test[:50], [0, 7, 49]
     pictures, places, labels = paint_like_the_authors(
@@ -350,7 +354,7 @@ def test_a_picture_without_objects_is_black() -> None:
     assert not scenes.images.any()
 
 
-def test_boxes_that_are_hardly_visible_are_forgotten_if_asked(digits: Digits) -> None:
+def test_boxes_that_are_hardly_visible_are_forgotten_if_asked(digits: DigitSplit) -> None:
     whole = scatter_digits(digits.test, Scatter(), count=40, seed=0)
     cut = scatter_digits(digits.test, Scatter(min_visible=0.3), count=40, seed=0)
 
@@ -707,7 +711,7 @@ def gradients(detector: FasterRCNN, scenes: Scenes) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("is_full", [False, True], ids=["rpn", "full"])
-def test_a_batch_has_the_mean_gradient_of_its_pictures(digits: Digits, is_full: bool) -> None:
+def test_a_batch_has_the_mean_gradient_of_its_pictures(digits: DigitSplit, is_full: bool) -> None:
     scenes = scatter_digits(digits.test, Scatter(min_visible=0.2), count=3, seed=0)
     detector = small_detector(is_full=is_full)
 
@@ -719,7 +723,7 @@ def test_a_batch_has_the_mean_gradient_of_its_pictures(digits: Digits, is_full: 
 
 
 @pytest.mark.parametrize("is_full", [False, True], ids=["rpn", "full"])
-def test_places_without_a_digit_change_nothing(digits: Digits, is_full: bool) -> None:
+def test_places_without_a_digit_change_nothing(digits: DigitSplit, is_full: bool) -> None:
     scenes = scatter_digits(digits.test, Scatter(min_visible=0.2), count=2, seed=0)
     padded = Scenes(
         scenes.images,
@@ -845,7 +849,7 @@ def test_detections_of_one_class_suppress_each_other_and_those_of_others_do_not(
     assert sorted(rows) == [(3, first), (3, last), (7, first), (7, last)]
 
 
-def test_a_detector_learns_a_few_pictures_by_heart(digits: Digits) -> None:
+def test_a_detector_learns_a_few_pictures_by_heart(digits: DigitSplit) -> None:
     scatter = Scatter(canvas=48, crop=None, objects=1)
     scenes = scatter_digits(digits.test, scatter, count=4, seed=0)
     specs = (ConvSpec(12, 5, padding="same", pool=2), ConvSpec(24, 5, padding="same", pool=2))
@@ -938,8 +942,8 @@ SMALL = DetectorSettings(
 )
 
 
-def small_digits() -> Digits:
-    return Digits(digit_set(10), digit_set(4, first=10), "14 bars")
+def small_digits() -> DigitSplit:
+    return DigitSplit(digit_set(10), digit_set(4, first=10), "14 bars")
 
 
 def small_run(**changes: Any) -> Run:

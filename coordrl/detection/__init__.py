@@ -1,6 +1,7 @@
 """Scattered MNIST: a detector that is told where it looks, and one that is not.
 
-- :mod:`~coordrl.detection.digits`: handwritten digits, ours or the user's;
+- :mod:`~coordrl.detection.sources`: handwritten digits, those of :mod:`coordrl.digits` or the
+  user's;
 - :mod:`~coordrl.detection.data`: pictures of digits scattered over a canvas, and their boxes;
 - :mod:`~coordrl.detection.boxes`: overlap, coding, suppression, RoIAlign;
 - :mod:`~coordrl.detection.rpn`: anchors and the paper's region proposal network;

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from coordrl.detection.boxes import area, clip
-from coordrl.detection.digits import DigitSet
+from coordrl.detection.sources import DigitSet
 
 _PICTURES_AT_ONCE = 256
 
@@ -147,8 +147,8 @@ def scatter_digits(
         device: Where to make the pictures.
 
     Example:
-        >>> from coordrl.detection.digits import load_digits
-        >>> scenes = scatter_digits(load_digits().test, Scatter(), count=3, seed=0)
+        >>> from coordrl.detection.sources import load_split
+        >>> scenes = scatter_digits(load_split().test, Scatter(), count=3, seed=0)
         >>> scenes.images.shape, scenes.boxes.shape
         (torch.Size([3, 1, 64, 64]), torch.Size([3, 5, 4]))
     """

@@ -16,8 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 from coordrl.backbone import Coords
 from coordrl.config import Override, SettingsError, dump_settings
 from coordrl.detection import figures, table
-from coordrl.detection.digits import Digits
 from coordrl.detection.rpn import AnchorLayout
+from coordrl.detection.sources import DigitSplit
 from coordrl.detection.training import (
     DetectorSettings,
     Evaluation,
@@ -54,7 +54,7 @@ class Experiments:
     """Settings of each stage."""
     out: Path
     """Folder of the runs."""
-    digits: Digits
+    digits: DigitSplit
     """What the pictures are made of."""
     device: str = "cpu"
     """Where the detectors live."""

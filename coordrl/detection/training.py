@@ -18,11 +18,11 @@ import torch
 from coordrl.backbone import ConvSpec, Coords, count_parameters
 from coordrl.config import Override, SettingsError, load_settings
 from coordrl.detection.data import Scatter, Scenes, scatter_digits
-from coordrl.detection.digits import Digits
 from coordrl.detection.faster_rcnn import PAPER_BACKBONE, FasterRCNN, build_detector
 from coordrl.detection.metrics import average_precision, proposal_metrics, require_coco
 from coordrl.detection.roi_heads import Detections, RoISettings
 from coordrl.detection.rpn import Proposals, ProposalSettings
+from coordrl.detection.sources import DigitSplit
 from coordrl.runs import RunError, RunFolder, StopRequest
 
 Stage = Literal["rpn", "full"]
@@ -198,7 +198,7 @@ class Run:
     def __init__(
         self,
         settings: DetectorSettings,
-        digits: Digits,
+        digits: DigitSplit,
         *,
         device: torch.device | str = "cpu",
         folder: RunFolder | None = None,

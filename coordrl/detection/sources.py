@@ -1,6 +1,6 @@
 """Handwritten digits: the 10,000 that come with the package, or MNIST files of the user's.
 
-Nothing is downloaded. ``LICENSE-MNIST`` beside this file tells where the shipped digits come from.
+Nothing is downloaded.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +18,10 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from coordrl.config import SettingsError
+from coordrl.digits import load_digits
 
 Bytes = npt.NDArray[np.uint8]
 
-_SHIPPED_FILE = "mnist10k.npz"
 _SHIPPED_SHA256 = "d8870085e085c862e254ac1fd4a7b109021b7fd4ff9d6cf52ccc9f29042a0ec0"
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff"}
 _UNREADABLE = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, struct.error)
@@ -70,7 +69,7 @@ class DigitSet:
 
 
 @dataclass(frozen=True)
-class Digits:
+class DigitSplit:
     """Digits to train with, others to test with, and where they come from."""
 
     train: DigitSet
@@ -88,7 +87,7 @@ class Digits:
         return digest.hexdigest()[:16]
 
 
-def load_digits(path: Path | None = None) -> Digits:
+def load_split(path: Path | None = None) -> DigitSplit:
     """Read digits from what the user has, or those that come with the package.
 
     Sources without a split of their own are split here: a tenth, at random but always the same,
@@ -104,18 +103,15 @@ def load_digits(path: Path | None = None) -> Digits:
         SettingsError: If there is nothing of that kind, or it cannot be read.
 
     Example:
-        >>> digits = load_digits()
+        >>> digits = load_split()
         >>> digits.source
         '10,000 MNIST digits that come with coordrl (9,000 to train with, 1,000 to test with)'
     """
     if path is None:
-        with resources.as_file(resources.files(__package__).joinpath(_SHIPPED_FILE)) as file:
-            shipped = _read_npz(file)
-        checksum = hashlib.sha256(shipped[0].images.tobytes()).hexdigest()
-        if len(shipped) != 1 or checksum != _SHIPPED_SHA256:
-            raise SettingsError(f"{_SHIPPED_FILE} has changed; install coordrl anew")
-        # They come in random order.
-        return _digits(shipped[0][:9000], shipped[0][9000:], "MNIST digits that come with coordrl")
+        shipped = DigitSet(*load_digits())  # in random order
+        if hashlib.sha256(shipped.images.tobytes()).hexdigest() != _SHIPPED_SHA256:
+            raise SettingsError("the digits that come with coordrl have changed; install it anew")
+        return _digits(shipped[:9000], shipped[9000:], "MNIST digits that come with coordrl")
     with _naming(path):
         if path.is_dir():
             sets = _read_idx_folder(path) or _read_image_folder(path)
@@ -127,10 +123,10 @@ def load_digits(path: Path | None = None) -> Digits:
     return _digits(train, test, f"digits from {path}")
 
 
-def _digits(train: DigitSet, test: DigitSet, what: str) -> Digits:
+def _digits(train: DigitSet, test: DigitSet, what: str) -> DigitSplit:
     total = len(train) + len(test)
     parts = f"{len(train):,} to train with, {len(test):,} to test with"
-    return Digits(train, test, f"{total:,} {what} ({parts})")
+    return DigitSplit(train, test, f"{total:,} {what} ({parts})")
 
 
 def _split(digits: DigitSet) -> tuple[DigitSet, DigitSet]:
