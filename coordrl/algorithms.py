@@ -374,31 +374,37 @@ def make_model(
     Raises:
         ValueError: If a value does not fit the others.
     """
-    run, keywords = settings.run, dict(settings.algorithm)
+    keywords = model_keywords(settings, env.num_envs)
+    if settings.run.algo == "dqn":
+        keywords["replay_buffer_class"] = FrameReplayBuffer
+    else:
+        keywords["rollout_buffer_class"] = ImageRolloutBuffer
+    cls = ALGORITHMS[settings.run.algo]
+    model = cls("CnnPolicy", env, seed=seed, device=device, **keywords)
+    model.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def model_keywords(settings: TrainingSettings, num_envs: int) -> dict[str, Any]:
+    """Return the arguments of an algorithm's class that follow from the settings of a run.
+
+    Args:
+        settings: What to build.
+        num_envs: Environments to learn from; :func:`make_model` says what for.
+    """
+    keywords = dict(settings.algorithm)
     for key, value in keywords.items():
         if isinstance(value, Schedule):
             keywords[key] = LinearSchedule(value.start, value.end, value.end_fraction)
-    if run.algo == "dqn":
-        keywords["replay_buffer_class"] = FrameReplayBuffer
-        if keywords.get("gradient_steps", 1) > 0:
-            keywords["gradient_steps"] = keywords.get("gradient_steps", 1) * env.num_envs
-    else:
-        keywords["rollout_buffer_class"] = ImageRolloutBuffer
+    if settings.run.algo == "dqn" and keywords.get("gradient_steps", 1) > 0:
+        keywords["gradient_steps"] = keywords.get("gradient_steps", 1) * num_envs
     fused = {"fused": True} if settings.optimizer.name == "Adam" else {}
-    model = ALGORITHMS[run.algo](
-        "CnnPolicy",
-        env,
-        policy_kwargs=policy_kwargs(
-            **settings.extractor,
-            optimizer_class=OPTIMIZERS[settings.optimizer.name],
-            optimizer_kwargs={"eps": settings.optimizer.eps, **fused},
-        ),
-        seed=seed,
-        device=device,
-        **keywords,
+    keywords["policy_kwargs"] = policy_kwargs(
+        **settings.extractor,
+        optimizer_class=OPTIMIZERS[settings.optimizer.name],
+        optimizer_kwargs={"eps": settings.optimizer.eps, **fused},
     )
-    model.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model
+    return keywords
 
 
 def keep_freed_memory() -> None:

@@ -2,13 +2,15 @@
 
 import datetime
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,20 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def first(self, value: Any) -> Any:
-        """Return what rank 0 has given; that of the others does not matter."""
+    def first(self, make: Callable[[], Result]) -> Result:
+        """Return what ``make`` returns on rank 0, or raise on every rank what it raises there."""
         if self.count == 1:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0)
-        return values[0]
+            return make()
+        outcome: list[Any] = [None, None]
+        if self.index == 0:
+            try:
+                outcome[0] = make()
+            except Exception as error:  # whatever it is, the others wait to hear of it
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return cast(Result, outcome[0])
 
 
 def join(device: str) -> Ranks:

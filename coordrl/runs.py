@@ -152,7 +152,12 @@ class RunFolder:
 
 @contextlib.contextmanager
 def open_run(
-    path: Path, settings: str, *, resume: bool = False, may_differ: Collection[str] = ()
+    path: Path,
+    settings: str,
+    *,
+    resume: bool = False,
+    may_differ: Collection[str] = (),
+    defaults: str = "",
 ) -> Iterator[RunFolder]:
     """Make the folder of a new run, or open that of an old one, and keep other processes out.
 
@@ -161,6 +166,7 @@ def open_run(
         settings: The run's settings as TOML, kept in the folder.
         resume: Go on with the run in the folder, whose settings must be equal.
         may_differ: Full names of settings that a resumed run may change.
+        defaults: Settings as TOML that hold where an older run does not know of them.
 
     Raises:
         RunError: If the folder holds another run, no run, or is in use.
@@ -171,7 +177,7 @@ def open_run(
     if resume:
         if not settings_file.exists():
             raise RunError(f"{path} holds no run to resume; leave out --resume to start one")
-        _require_same(settings_file, settings, may_differ)
+        _require_same(settings_file, settings, may_differ, defaults)
     elif settings_file.exists():
         raise RunError(f"{path} already holds a run; add --resume or choose another folder")
     elif path.exists() and any(not item.name.startswith(".") for item in path.iterdir()):
@@ -186,12 +192,14 @@ def open_run(
         yield RunFolder(path)
 
 
-def _require_same(settings_file: Path, settings: str, may_differ: Collection[str]) -> None:
+def _require_same(
+    settings_file: Path, settings: str, may_differ: Collection[str], defaults: str
+) -> None:
     try:
-        old = _flat(tomllib.loads(settings_file.read_text(encoding="utf-8")))
+        known = _flat(tomllib.loads(settings_file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise RunError(f"{settings_file} cannot be read: {error}; start anew elsewhere") from error
-    new = _flat(tomllib.loads(settings))
+    old, new = _flat(tomllib.loads(defaults)) | known, _flat(tomllib.loads(settings))
     for key in sorted((old.keys() | new.keys()) - set(may_differ)):
         if old.get(key) != new.get(key):
             raise RunError(

@@ -82,7 +82,8 @@ def test_flags_are_settings(script: Any, tmp_path: Path) -> None:
         (("--set", "run.algo=a2c"), "a2c.toml"),
         (("--device", "cpu"), "ppo_cpu.toml"),
         (("--device", "cpu", "--config", str(ROOT / "configs" / "ppo.toml")), "ppo.toml"),
-        (("--device", "cuda", "--algo", "a2c"), "a2c.toml"),
+        (("--device", "cuda", "--algo", "a2c"), "a2c_cuda.toml"),
+        (("--device", "cuda"), "ppo_cuda.toml"),
     ],
 )
 def test_configuration_fits_algorithm_and_device(

@@ -26,6 +26,7 @@ from coordrl import emulator
 from coordrl.agents import evaluate, load_agent
 from coordrl.algorithms import make_model
 from coordrl.config import AtariSettings, Schedule, SettingsError, TrainingSettings, parse_override
+from coordrl.device_algorithms import make_device_model
 from coordrl.runs import RunError
 from coordrl.sb3_envs import make_sb3_env
 from coordrl.training import default_config, load_training_settings, run_name, train
@@ -49,6 +50,11 @@ ALGORITHM = {
         *("algorithm.target_update_interval=8", "algorithm.exploration_final_eps=0.2"),
     ),
 }
+
+
+WHEREVER = pytest.mark.parametrize(
+    "where", ["run.on_device=false", "run.on_device=true"], ids=["host", "device"]
+)
 
 
 def settings(algo: str = "ppo", *overrides: str) -> TrainingSettings:
@@ -81,20 +87,26 @@ def signal_at_evaluation(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 class TestSettings:
-    @pytest.mark.parametrize("name", ["a2c.toml", "ppo.toml", "dqn.toml", "ppo_cpu.toml"])
+    @pytest.mark.parametrize(
+        "name", [path.name for algo in ALGORITHM for path in sorted(CONFIGS.glob(f"{algo}*.toml"))]
+    )
     def test_every_configuration_builds_a_model(self, name: str) -> None:
         chosen = load_training_settings(CONFIGS / name)
         assert name.startswith(chosen.run.algo)
-        chosen = dataclasses.replace(chosen, algorithm={**chosen.algorithm})
-        env = make_sb3_env("Pong", 2, chosen.env)
-        model: Any = make_model(chosen, env, seed=0)
+        if name == "dqn_cuda.toml":
+            chosen = dataclasses.replace(chosen, algorithm={**chosen.algorithm, "buffer_size": 99})
+        # A rollout has to hold a minibatch.
+        num_envs = 256 if name == "ppo_cuda.toml" else 2
+        env = make_sb3_env("Pong", num_envs, chosen.env)
+        make = make_device_model if chosen.run.on_device else make_model
+        model: Any = make(chosen, env, seed=0)
         env.close()
         for key, value in chosen.algorithm.items():
             made = getattr(model, key)
             made = made(1.0) if callable(made) and not isinstance(made, tuple) else made
             expected = value.start if isinstance(value, Schedule) else value
             if key == "gradient_steps":
-                expected *= 2
+                expected *= num_envs
             if key == "train_freq":
                 made = made.frequency
             assert made == expected, key
@@ -164,11 +176,38 @@ class TestSettings:
                 assert (CONFIGS / default_config(algo, device)).exists()
         assert default_config("ppo", "auto") == "ppo_cpu.toml"
 
+    @pytest.mark.parametrize("algo", ALGORITHM)
+    def test_configurations_for_a_gpu_follow_their_rule(self, algo: str) -> None:
+        zoo, ours = (
+            load_training_settings(CONFIGS / name) for name in (f"{algo}.toml", f"{algo}_cuda.toml")
+        )
+        assert ours.run.on_device
+        update, rate = [], []
+        for chosen in (zoo, ours):
+            keys = chosen.algorithm
+            step = chosen.run.num_envs * keys.get("n_steps", 5)
+            update.append(step if algo == "a2c" else keys["batch_size"])
+            schedule = keys.get("learning_rate", 7e-4)
+            rate.append(schedule.start if isinstance(schedule, Schedule) else schedule)
+        assert rate[1] == pytest.approx(rate[0] * (update[1] / update[0]) ** 0.5, rel=1e-3)
+        for key in ("ent_coef", "vf_coef", "clip_range", "n_epochs", "exploration_fraction"):
+            assert zoo.algorithm.get(key) == ours.algorithm.get(key)
+        if algo == "dqn":  # each transition is learned from as often, and by as old a target
+            freq, interval = (
+                [chosen.algorithm[key] for chosen in (zoo, ours)]
+                for key in ("train_freq", "target_update_interval")
+            )
+            assert update[0] / freq[0] == update[1] / freq[1]
+            assert interval[0] / freq[0] == interval[1] / freq[1]
+
 
 class TestRun:
+    @WHEREVER
     @pytest.mark.parametrize("algo", ALGORITHM)
-    def test_a_run_leaves_agents_curves_and_checkpoints(self, algo: str, tmp_path: Path) -> None:
-        chosen = settings(algo, "run.evaluation_interval=48", "run.track=tensorboard")
+    def test_a_run_leaves_agents_curves_and_checkpoints(
+        self, algo: str, where: str, tmp_path: Path
+    ) -> None:
+        chosen = settings(algo, "run.evaluation_interval=48", "run.track=tensorboard", where)
         folder = tmp_path / "run"
 
         result = train(chosen, folder)
@@ -223,9 +262,10 @@ class TestRun:
         resumed = train(chosen, tmp_path / "run", resume=True)
         assert (resumed.ending, resumed.steps) == ("target reached", 32)
 
+    @WHEREVER
     @pytest.mark.parametrize("algo", ALGORITHM)
-    def test_profile_divides_the_time(self, algo: str, tmp_path: Path) -> None:
-        profile = train(settings(algo), tmp_path / "run", profile=True).profile
+    def test_profile_divides_the_time(self, algo: str, where: str, tmp_path: Path) -> None:
+        profile = train(settings(algo, where), tmp_path / "run", profile=True).profile
         assert profile is not None
         rows = {line[:40].split("  ")[0]: line for line in profile.splitlines()[1:]}
         assert {"environment", "backward", "optimizer", "copies"} <= rows.keys()
@@ -313,11 +353,12 @@ class TestResume:
         assert rates[80] == pytest.approx(0.01 * (1 - 80 / 96))
 
     @pytest.mark.skipif(not emulator.available(), reason="ale-py cannot save a game")
+    @WHEREVER
     @pytest.mark.parametrize("algo", ALGORITHM)
     def test_a_killed_run_that_goes_on_learns_bit_for_bit_the_same(
-        self, algo: str, tmp_path: Path
+        self, algo: str, where: str, tmp_path: Path
     ) -> None:
-        chosen = settings(algo, "run.evaluation_interval=48")
+        chosen = settings(algo, "run.evaluation_interval=48", where)
         whole = train(chosen, tmp_path / "whole")
         # As if it had been killed after the checkpoint of step 64, with an evaluation behind it.
         killed = tmp_path / "killed"
@@ -402,6 +443,16 @@ class TestResume:
             read_checkpoint(model, tmp_path)
         env.close()
 
+    def test_a_run_of_before_a_setting_was_there_goes_on(self, tmp_path: Path) -> None:
+        train(settings("a2c"), tmp_path / "run")
+        file = tmp_path / "run" / "settings.toml"
+        lines = file.read_text().splitlines(keepends=True)
+        file.write_text("".join(line for line in lines if not line.startswith("on_device")))
+        result = train(settings("a2c"), tmp_path / "run", resume=True)
+        assert result.ending == "finished"
+        with pytest.raises(RunError, match=r"run\.on_device is False there and True here"):
+            train(settings("a2c", "run.on_device=true"), tmp_path / "run", resume=True)
+
     def test_a_run_is_not_mixed_with_another(self, tmp_path: Path) -> None:
         train(settings("a2c"), tmp_path / "run")
         with pytest.raises(RunError, match="run already holds a run; add --resume"):
@@ -444,7 +495,7 @@ class TestResume:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
             write_checkpoint(model, journal, path)
 
-        replaced = "coordrl.training.run.write_checkpoint"
+        replaced = "coordrl.training.checkpoint.write_checkpoint"
         monkeypatch.setattr(replaced, write_on_a_disk_that_fills)
         try:
             with pytest.raises(RunError, match="cannot write the checkpoint of step 64"):

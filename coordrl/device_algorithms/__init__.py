@@ -11,6 +11,7 @@ from coordrl.device_algorithms.buffers import (
     DeviceRolloutBuffer,
     generalized_advantages,
 )
+from coordrl.device_algorithms.building import make_device_model
 from coordrl.device_algorithms.dqn import DQN
 from coordrl.device_algorithms.on_policy import A2C, PPO
 
@@ -21,4 +22,5 @@ __all__ = [
     "DeviceReplayBuffer",
     "DeviceRolloutBuffer",
     "generalized_advantages",
+    "make_device_model",
 ]

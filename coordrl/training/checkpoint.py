@@ -6,6 +6,7 @@ A checkpoint is read without unpickling anything but tensors, numbers and texts.
 import contextlib
 import io
 import random
+import tempfile
 import zipfile
 from collections import deque
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from coordrl.algorithms import FrameReplayBuffer
+from coordrl.device_algorithms import DeviceReplayBuffer
+from coordrl.ranks import Ranks
 from coordrl.runs import RunError
 from coordrl.sb3_envs import VectorEnvAdapter
 
@@ -25,6 +28,7 @@ STATE_FILE = "state.pt"
 GAMES_FILE = "games.bin"
 REPLAY_FILE = "replay.npz"
 FORMAT_VERSION = 1
+_REPLAY = FrameReplayBuffer | DeviceReplayBuffer
 
 # Counters that Stable-Baselines3 keeps in the model; DQN has those of the second line as well.
 _COUNTERS = (
@@ -72,7 +76,7 @@ def write_checkpoint(model: BaseAlgorithm, journal: str, folder: Path) -> None:
     with contextlib.suppress(ValueError):
         (folder / GAMES_FILE).write_bytes(_environments(model).save())
     replay = getattr(model, "replay_buffer", None)
-    if isinstance(replay, FrameReplayBuffer):
+    if isinstance(replay, _REPLAY):
         _write_arrays(replay.state(), folder / REPLAY_FILE)
 
 
@@ -98,7 +102,7 @@ def read_checkpoint(model: BaseAlgorithm, folder: Path) -> Restored:
     model.ep_info_buffer = deque(state["episodes"], maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(maxlen=model._stats_window_size)
     replay = getattr(model, "replay_buffer", None)
-    if isinstance(replay, FrameReplayBuffer):
+    if isinstance(replay, _REPLAY):
         with np.load(folder / REPLAY_FILE, allow_pickle=False) as arrays:
             replay.restore(arrays)
     games = folder / GAMES_FILE
@@ -107,6 +111,51 @@ def read_checkpoint(model: BaseAlgorithm, folder: Path) -> Restored:
         model._last_episode_starts = state["episode_starts"].numpy()
     _restore_random_state(model, state["random"])
     return Restored(state["journal"], is_restored)
+
+
+def write_checkpoints(model: BaseAlgorithm, journal: str, folder: Path, ranks: Ranks) -> None:
+    """Write what :func:`write_checkpoint` writes, of every rank; a collective.
+
+    Only rank 0 needs a folder; the files of the others stand in it with their number.
+    """
+    with tempfile.TemporaryDirectory() as other:
+        own = Path(other) if ranks.index else folder
+        write_checkpoint(model, journal, own)
+        files = {} if ranks.count == 1 else {path.name: path.read_bytes() for path in own.iterdir()}
+    for rank, contents in enumerate(ranks.gather(files)[1:], start=1):
+        for name, content in contents.items():
+            if ranks.index == 0:
+                (folder / f"rank_{rank}.{name}").write_bytes(content)
+
+
+def read_checkpoints(model: BaseAlgorithm, folder: Path, ranks: Ranks) -> Restored:
+    """Do what :func:`read_checkpoint` does, on every rank; a collective.
+
+    Only rank 0 needs the folder.
+
+    Raises:
+        RunError: If another number of ranks has written the checkpoint.
+    """
+
+    def contents() -> list[dict[str, bytes]]:
+        count = 1 + len(list(folder.glob(f"rank_*.{STATE_FILE}")))
+        if count != ranks.count:
+            raise RunError(
+                f"{folder} was written by {count} processes, and here are {ranks.count}; resume "
+                f"with torchrun --nproc-per-node {count}, or as many in all"
+            )
+        return [
+            {path.name.split(".", 1)[1]: path.read_bytes() for path in folder.glob(f"rank_{i}.*")}
+            for i in range(1, count)
+        ]
+
+    others = ranks.first(contents)
+    if ranks.index == 0:
+        return read_checkpoint(model, folder)
+    with tempfile.TemporaryDirectory() as own:
+        for name, content in others[ranks.index - 1].items():
+            (Path(own) / name).write_bytes(content)
+        return read_checkpoint(model, Path(own))
 
 
 def _environments(model: BaseAlgorithm) -> VectorEnvAdapter:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from coordrl.device_algorithms.base import OnDevice
+
 OTHER = "all else (advantages, logs, bookkeeping)"
 
 
@@ -67,11 +69,20 @@ class Profile:
     def watch_model(self, model: Any) -> None:
         """Count what a model does in :meth:`learn`, from the environment to the optimizer."""
         act, learn, copies = "forward, to act", "forward, to learn", "copies"
-        self.watch(model.env, "step", "environment")
+        on_device = isinstance(model, OnDevice)
+        self.watch(model.env, "step_torch" if on_device else "step", "environment")
         self.watch(model.policy.optimizer, "step", "optimizer")
         # What train() does besides: losses, backward pass, clipping of the gradient.
         self.watch(model, "train", "backward")
-        if hasattr(model, "rollout_buffer"):
+        if on_device:
+            buffer = getattr(model, "rollout_buffer", None) or model.replay_buffer
+            for method in ("observe", "add", "_samples"):
+                self.watch(buffer, method, copies)
+            if model.acceleration.cuda_graphs:  # within what was recorded nothing can be timed
+                self.watch(model, "_act", act)
+            else:
+                self.watch(model, "_network", lambda: learn if model.policy.training else act)
+        elif hasattr(model, "rollout_buffer"):
             self.watch(model.policy, "forward", act)
             self.watch(model.policy, "predict_values", act)
             self.watch(model.policy, "evaluate_actions", learn)

@@ -6,7 +6,8 @@ import io
 import json
 import statistics
 import time
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,15 +16,18 @@ import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 
 from coordrl.agents import Episode, EvaluationResult, describe, evaluate, save_agent
 from coordrl.algorithms import keep_freed_memory, make_model
 from coordrl.config import SettingsError, TrainingSettings, dump_settings
+from coordrl.device_algorithms import make_device_model
+from coordrl.ranks import Ranks, join, leave
 from coordrl.runs import Progress, RunFolder, StopNow, StopRequest, atomic_file, open_run
 from coordrl.sb3_envs import VectorEnvAdapter, make_sb3_env
-from coordrl.training.checkpoint import read_checkpoint, write_checkpoint
+from coordrl.training.checkpoint import Restored, read_checkpoints, write_checkpoints
 from coordrl.training.profiling import OTHER, Profile
-from coordrl.training.settings import MAY_DIFFER_ON_RESUME
+from coordrl.training.settings import MAY_DIFFER_ON_RESUME, describe_acceleration
 from coordrl.training.tracking import make_logger, require_tracker
 
 Ending = Literal["finished", "target reached", "stopped"]
@@ -89,15 +93,22 @@ def train(
     device = _device(settings.run.device)
     require_tracker(settings.run.track)
     keep_freed_memory()
-    with closing(_environments(settings)) as env:
+    with _ranks(settings, device) as ranks, closing(_environments(settings, device, ranks)) as env:
         # Before the folder is made, so that settings that do not fit leave nothing behind.
-        model = _seeded_model(settings, env, device)
-        text = dump_settings(settings)
-        with (
-            open_run(folder, text, resume=resume, may_differ=MAY_DIFFER_ON_RESUME) as run_folder,
-            StopRequest() as stop,
-        ):
-            run = _Run(settings, run_folder, env, model, stop, profile=profile)
+        model = _seeded_model(settings, env, device, ranks)
+        with ExitStack() as stack:
+            opened = open_run(
+                folder,
+                dump_settings(settings),
+                resume=resume,
+                may_differ=MAY_DIFFER_ON_RESUME,
+                defaults=dump_settings(TrainingSettings()),
+            )
+            run_folder = ranks.first(lambda: stack.enter_context(opened))
+            stop = stack.enter_context(StopRequest())
+            if ranks.index > 0:
+                return _Follower(settings, run_folder, env, model, stop, ranks).go(resume=resume)
+            run = _Run(settings, run_folder, env, model, stop, ranks, profile=profile)
             return run.go(resume=resume)
 
 
@@ -118,28 +129,59 @@ def _stream(settings: TrainingSettings, name: str, index: int = 0) -> int:
     return int(np.random.SeedSequence(settings.run.seed, spawn_key=key).generate_state(1)[0])
 
 
-def _environments(settings: TrainingSettings) -> VectorEnvAdapter:
+@contextmanager
+def _ranks(settings: TrainingSettings, device: str) -> Iterator[Ranks]:
+    """Join the processes that train together."""
+    ranks = join(device)
+    try:
+        if ranks.count > 1 and not settings.run.on_device:
+            raise SettingsError(
+                f"{ranks.count} processes train together only with run.on_device = true"
+            )
+        yield ranks
+    finally:
+        leave()
+
+
+def _environments(settings: TrainingSettings, device: str, ranks: Ranks) -> VectorEnvAdapter:
     if settings.env.observation != "gray":
         raise SettingsError(
             f"env.observation = {settings.env.observation!r}: agents are trained on stacked gray "
             "screens, choose 'gray'"
         )
+    run = settings.run
+    where: dict[str, Any] = {"device": device} if run.on_device and device != "cpu" else {}
     try:
-        return make_sb3_env(settings.run.game, settings.run.num_envs, settings.env)
+        num_envs = ranks.share(run.num_envs, "run.num_envs")
+        return make_sb3_env(run.game, num_envs, settings.env, **where)
     except ValueError as error:
-        raise SettingsError(f"{settings.run.game} cannot be played so: {error}") from error
+        raise SettingsError(f"{run.game} cannot be played so: {error}") from error
 
 
-def _seeded_model(settings: TrainingSettings, env: VectorEnvAdapter, device: str) -> BaseAlgorithm:
+def _seeded_model(
+    settings: TrainingSettings, env: VectorEnvAdapter, device: str, ranks: Ranks
+) -> BaseAlgorithm:
     """Build the model, whose weights and actions, data and environments draw from own streams."""
+    seed = _stream(settings, "policy")
     try:
-        model = make_model(settings, env, seed=_stream(settings, "policy"), device=device)
+        if settings.run.on_device:
+            model = make_device_model(settings, env, seed=seed, device=device, ranks=ranks)
+        else:
+            model = make_model(settings, env, seed=seed, device=device)
     except (ValueError, AssertionError) as error:
         raise SettingsError(f"{settings.run.algo} refuses its settings: {error}") from error
+    # Ranks begin with equal weights, and draw and play each their own.
+    if ranks.index > 0:
+        torch.manual_seed(_stream(settings, "policy", ranks.index))
     # Buffers and DQN's coins draw from NumPy's global stream, everything else from torch's.
-    np.random.seed(_stream(settings, "data"))  # noqa: NPY002
-    env.seed(_stream(settings, "environment"))
+    np.random.seed(_stream(settings, "data", ranks.index))  # noqa: NPY002
+    _seed_games(env, _stream(settings, "environment"), ranks)
     return model
+
+
+def _seed_games(env: VectorEnvAdapter, seed: int, ranks: Ranks) -> None:
+    """Give the games of all ranks the seeds that one process would give them."""
+    env.seed(seed + ranks.index * env.num_envs)
 
 
 @dataclass
@@ -170,7 +212,7 @@ class _Stop(Exception):
 class _Hooks(BaseCallback):
     """Lets SB3 call the run."""
 
-    def __init__(self, run: "_Run") -> None:
+    def __init__(self, run: "_Learner") -> None:
         super().__init__()
         self._run = run
 
@@ -182,11 +224,8 @@ class _Hooks(BaseCallback):
         return True
 
 
-class _Run:
-    """Learns, and between updates looks what is due: a log, an evaluation, a checkpoint, the end.
-
-    Nothing of this draws from the random streams of the training.
-    """
+class _Learner:
+    """Learns, and stops between updates when it is time to: what every rank does."""
 
     def __init__(
         self,
@@ -195,53 +234,22 @@ class _Run:
         env: VectorEnvAdapter,
         model: BaseAlgorithm,
         stop: StopRequest,
-        *,
-        profile: bool,
+        ranks: Ranks,
     ) -> None:
         self._settings, self._run = settings, settings.run
         self._folder, self._env, self._model = folder, env, model
-        self._stop = stop
-        self._profile = Profile() if profile else None
-        self._journal = _Journal()
-        self._note = ""
-        self._returns: list[float] = []
-        label = f"{self._run.game} {self._run.algo}"
-        self._progress = Progress(label, self._run.total_steps, "steps")
+        self._stop, self._ranks = stop, ranks
 
     @property
     def _steps(self) -> int:
         return self._model.num_timesteps
 
-    def go(self, *, resume: bool) -> TrainingResult:
-        """Train until the end, or until something ends it."""
-        if resume:
-            self._go_back_to_checkpoint()
-        self._began_at, self._seconds_before = time.monotonic(), self._journal.seconds
-        first_step = self._steps
-        logger = make_logger(
-            self._run.track, self._folder.path, dataclasses.asdict(self._settings), first_step
-        )
-        self._model.set_logger(logger)
-        if self._profile is not None:
-            self._profile.watch_model(self._model)
-        try:
-            with self._progress, self._phase(OTHER):
-                self._progress.say(describe(self._model))
-                ending = self._learn()
-                agent = self._folder.path / "last"
-                self._save(agent, is_evaluated=self._journal.evaluated_at == self._steps)
-        finally:
-            logger.close()
-        best = self._folder.path / "best"
-        return TrainingResult(
-            ending=ending,
-            agent=agent,
-            best_agent=best if self._journal.best is not None else None,
-            steps=self._steps,
-            evaluation=self._last_evaluation(),
-            signal_number=self._stop.signal_number,
-            profile=self._profile.table(self._steps - first_step) if self._profile else None,
-        )
+    def show(self) -> None:
+        """Show how far the run is."""
+
+    def between_updates(self, *, at_end: bool = False) -> None:
+        """Do what is due, and raise :class:`_Stop` if the run ends here."""
+        raise NotImplementedError
 
     def _learn(self) -> Ending:
         remaining = self._run.total_steps - self._steps
@@ -260,18 +268,101 @@ class _Run:
             return stop.ending
         return "finished"
 
+    def _restore(self, checkpoint: Path) -> Restored:
+        restored = read_checkpoints(self._model, checkpoint, self._ranks)
+        if not restored.games:
+            seed = _stream(self._settings, "environment", self._steps)
+            _seed_games(self._env, seed, self._ranks)
+        return restored
+
+    def _any_requested(self) -> bool:
+        """Tell whether any rank was asked to stop; a collective."""
+        return any(self._ranks.gather(self._stop.requested))
+
+
+class _Follower(_Learner):
+    """What ranks but the first do: learn, and between updates what the first says."""
+
+    def go(self, *, resume: bool) -> TrainingResult:
+        """Train until the first rank ends it."""
+        checkpoint = self._ranks.first(self._folder.newest_checkpoint) if resume else None
+        if checkpoint is not None:
+            self._restore(checkpoint.path)
+        self._model.set_logger(Logger(None, []))
+        ending = self._learn()
+        signal_number = self._stop.signal_number
+        agent = self._folder.path / "last"
+        return TrainingResult(ending, agent, None, self._steps, None, signal_number, None)
+
+    def between_updates(self, *, at_end: bool = False) -> None:
+        """Hear what the first rank has decided."""
+        self._any_requested()
+        ending, saves = self._ranks.first(lambda: (None, False))
+        if saves:
+            write_checkpoints(self._model, "", self._folder.path, self._ranks)
+        if ending:
+            raise _Stop(ending)
+
+
+class _Run(_Learner):
+    """Between updates looks what is due: a log, an evaluation, a checkpoint, the end.
+
+    Nothing of this draws from the random streams of the training.
+    """
+
+    def __init__(self, *what: Any, profile: bool) -> None:
+        super().__init__(*what)
+        self._profile = Profile() if profile else None
+        self._journal = _Journal()
+        self._note = ""
+        self._returns: list[float] = []
+        label = f"{self._run.game} {self._run.algo}"
+        self._progress = Progress(label, self._run.total_steps, "steps")
+
+    def go(self, *, resume: bool) -> TrainingResult:
+        """Train until the end, or until something ends it."""
+        if resume:
+            self._go_back_to_checkpoint()
+        self._began_at, self._seconds_before = time.monotonic(), self._journal.seconds
+        first_step = self._steps
+        logger = make_logger(
+            self._run.track, self._folder.path, dataclasses.asdict(self._settings), first_step
+        )
+        self._model.set_logger(logger)
+        if self._profile is not None:
+            self._profile.watch_model(self._model)
+        try:
+            with self._progress, self._phase(OTHER):
+                self._progress.say(describe(self._model))
+                if self._run.on_device:
+                    self._progress.say(describe_acceleration(self._settings, self._ranks))
+                ending = self._learn()
+                agent = self._folder.path / "last"
+                self._save(agent, is_evaluated=self._journal.evaluated_at == self._steps)
+        finally:
+            logger.close()
+        best = self._folder.path / "best"
+        return TrainingResult(
+            ending=ending,
+            agent=agent,
+            best_agent=best if self._journal.best is not None else None,
+            steps=self._steps,
+            evaluation=self._last_evaluation(),
+            signal_number=self._stop.signal_number,
+            profile=self._profile.table(self._steps - first_step) if self._profile else None,
+        )
+
     def _go_back_to_checkpoint(self) -> None:
-        checkpoint = self._folder.newest_checkpoint()
+        checkpoint = self._ranks.first(self._folder.newest_checkpoint)
         if checkpoint is None:
             self._progress.say("no checkpoint was written yet; starting from the beginning")
             return
         for sentence in checkpoint.skipped:
             self._progress.say(sentence)
-        restored = read_checkpoint(self._model, checkpoint.path)
+        restored = self._restore(checkpoint.path)
         self._journal = _Journal(**json.loads(restored.journal))
         how = ""
         if not restored.games:
-            self._env.seed(_stream(self._settings, "environment", self._steps))
             how = ", with new games: those of the checkpoint cannot be gone on with here"
         self._progress.say(f"going on from the checkpoint of step {self._steps:,}{how}")
 
@@ -287,13 +378,19 @@ class _Run:
         evaluated_now = journal.evaluated_at == self._steps > 0
         if evaluated_now or self._is_due(run.log_interval, journal.logged_at, at_end):
             self._log()
+        stop_requested = self._any_requested()
         ending: Ending | None = None
         last = self._last_evaluation()
         if last is not None and run.target_return is not None and last.mean >= run.target_return:
             ending = "target reached"
-        elif self._stop.requested:
+        elif stop_requested:
             ending = "stopped"
-        if ending or self._is_due(run.checkpoint_interval, journal.saved_at, at_end):
+        saves = ending is not None or self._is_due(
+            run.checkpoint_interval, journal.saved_at, at_end
+        )
+        saves = saves and journal.saved_at != self._steps
+        self._ranks.first(lambda: (ending, saves))
+        if saves:
             self._checkpoint()
         if ending:
             raise _Stop(ending)
@@ -378,13 +475,11 @@ class _Run:
         )
 
     def _checkpoint(self) -> None:
-        if self._journal.saved_at == self._steps:
-            return
         self._journal.saved_at = self._steps
         self._journal.seconds = self._seconds_before + time.monotonic() - self._began_at
         journal = json.dumps(dataclasses.asdict(self._journal))
         with self._phase("checkpoints"), self._folder.checkpoint(self._steps) as path:
-            write_checkpoint(self._model, journal, path)
+            write_checkpoints(self._model, journal, path, self._ranks)
 
     def _phase(self, name: str) -> AbstractContextManager[None]:
         return nullcontext() if self._profile is None else self._profile.phase(name)

@@ -1,5 +1,7 @@
 """The settings of a training run, put together from protocol, file and command line."""
 
+import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +12,14 @@ import torch
 from coordrl.algorithms import ALGORITHMS, setting_keywords
 from coordrl.config import (
     Override,
+    Schedule,
     SettingsError,
     TrainingSettings,
     load_settings,
     settings_for,
 )
 from coordrl.envs import canonical_game, gymnasium_name
+from coordrl.ranks import Ranks
 
 MAY_DIFFER_ON_RESUME = frozenset(
     {
@@ -93,12 +97,56 @@ def run_name(settings: TrainingSettings) -> str:
 def default_config(algo: str, device: str) -> str:
     """Return the name of the file in ``configs/`` that fits an algorithm and a device.
 
-    PPO with the settings of the zoo needs a GPU, or patience; for the CPU it has a recipe of its
-    own.
+    On a GPU everything stays there, in as many environments as keep it busy. PPO with the settings
+    of the zoo needs patience without one; for the CPU it has a recipe of its own.
 
     Example:
-        >>> default_config("ppo", "cpu"), default_config("dqn", "cpu")
-        ('ppo_cpu.toml', 'dqn.toml')
+        >>> default_config("ppo", "cpu"), default_config("a2c", "cuda")
+        ('ppo_cpu.toml', 'a2c_cuda.toml')
     """
-    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    return "ppo_cpu.toml" if algo == "ppo" and on_cpu else f"{algo}.toml"
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        return f"{algo}_cuda.toml"
+    return "ppo_cpu.toml" if algo == "ppo" else f"{algo}.toml"
+
+
+def describe_acceleration(settings: TrainingSettings, ranks: Ranks) -> str:
+    """Return what was chosen for a run that stays on the device, in one sentence.
+
+    Example:
+        >>> from coordrl.config import parse_override
+        >>> texts = ["run.num_envs=512", "algorithm.n_steps=64", "algorithm.batch_size=4096"]
+        >>> settings = load_training_settings(None, [parse_override(text) for text in texts])
+        >>> print(describe_acceleration(settings, Ranks()))  # doctest: +NORMALIZE_WHITESPACE
+        on the device: 512 games; rollouts of 64 steps, 32,768 transitions in 0.9 GB; minibatches of
+        4,096; learning rate of SB3; features in float32
+    """
+    run, algorithm = settings.run, settings.algorithm
+    defaults = inspect.signature(ALGORITHMS[run.algo]).parameters
+    parts = [f"on the device: {run.num_envs:,} games"]
+    if ranks.count > 1:
+        parts[0] += f", {run.num_envs // ranks.count:,} in each of {ranks.count} processes"
+    frame = math.prod(settings.env.screen_size)
+    if run.algo == "dqn":
+        size = algorithm.get("buffer_size", defaults["buffer_size"].default)
+        parts.append(f"replay of {size:,} transitions in {size * frame / 1e9:.1f} GB")
+    else:
+        steps = algorithm.get("n_steps", defaults["n_steps"].default)
+        size = steps * run.num_envs
+        room = size * frame * settings.env.stack_size / 1e9
+        parts.append(f"rollouts of {steps} steps, {size:,} transitions in {room:.1f} GB")
+    if "batch_size" in defaults:
+        parts.append(
+            f"minibatches of {algorithm.get('batch_size', defaults['batch_size'].default):,}"
+        )
+    rate = algorithm.get("learning_rate", "of SB3")
+    if isinstance(rate, Schedule):
+        rate = f"{rate.start:g} to {rate.end:g}"
+    parts.append(f"learning rate {rate}")
+    chosen = settings.acceleration
+    parts.append(f"features in {'bfloat16' if chosen.bfloat16 else 'float32'}")
+    parts += [
+        name
+        for name, is_on in (("compiled", chosen.compile), ("CUDA graphs", chosen.cuda_graphs))
+        if is_on
+    ]
+    return "; ".join(parts)

@@ -1,0 +1,68 @@
+"""The model of a training run whose rollouts stay on the device."""
+
+import inspect
+from collections.abc import Mapping
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from coordrl.algorithms import ALGORITHMS as HOST_ALGORITHMS
+from coordrl.algorithms import model_keywords
+from coordrl.config import TrainingSettings
+from coordrl.device_algorithms.base import OnDevice
+from coordrl.device_algorithms.dqn import DQN
+from coordrl.device_algorithms.on_policy import A2C, PPO
+from coordrl.ranks import Ranks
+from coordrl.sb3_envs import VectorEnvAdapter
+
+ALGORITHMS: Mapping[str, type[OnDevice]] = {"a2c": A2C, "ppo": PPO, "dqn": DQN}
+
+# What the ranks share out, so that together they do what one process does with these settings.
+_SHARED = ("batch_size", "buffer_size", "target_update_interval")
+
+
+def make_device_model(
+    settings: TrainingSettings,
+    env: VectorEnvAdapter,
+    *,
+    seed: int,
+    device: str = "cpu",
+    ranks: Ranks | None = None,
+) -> BaseAlgorithm:
+    """Build the model of a training run, as :func:`~coordrl.algorithms.make_model` does.
+
+    Args:
+        settings: What to build; numbers of environments and sizes are those of all ranks together.
+        env: Environments that this process learns from.
+        seed: Seed of the weights and of everything that is drawn.
+        device: Where everything lives.
+        ranks: Processes that train together.
+
+    Raises:
+        ValueError: If a value does not fit the others.
+    """
+    ranks = ranks or Ranks()
+    cls, algo = ALGORITHMS[settings.run.algo], settings.run.algo
+    keywords = model_keywords(settings, env.num_envs * ranks.count)
+    defaults = inspect.signature(HOST_ALGORITHMS[algo]).parameters
+    for key in _SHARED:
+        if key in defaults:
+            value = keywords.get(key, defaults[key].default)
+            keywords[key] = ranks.share(value, f"algorithm.{key}")
+    if settings.acceleration.cuda_graphs and device == "cuda":
+        if settings.optimizer.name == "Adam":
+            keywords["policy_kwargs"]["optimizer_kwargs"]["capturable"] = True
+        elif algo != "a2c":  # whose updates are too few to be recorded
+            raise ValueError(
+                f"acceleration.cuda_graphs records the optimizer's steps, which "
+                f"{settings.optimizer.name} does not allow: choose optimizer.name = 'Adam' or "
+                "acceleration.cuda_graphs = false"
+            )
+    return cls(
+        "CnnPolicy",
+        env,
+        seed=seed,
+        device=device,
+        acceleration=settings.acceleration,
+        ranks=ranks,
+        **keywords,
+    )
