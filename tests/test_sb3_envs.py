@@ -228,6 +228,17 @@ def test_images_are_tiled_as_sb3_does() -> None:
     assert image[:, 0, 0].tolist() == [0, 0, 1, 1]
 
 
+def test_screens_of_games_are_tiled() -> None:
+    envs = make_sb3_env("Breakout", 3, seed=0, render_mode="rgb_array")
+    envs.reset()
+    image, screens = envs.render(), envs.get_images()
+    assert envs.render_mode == "rgb_array"
+    assert image is not None
+    assert image.shape == (2 * 210, 2 * 160, 3)
+    assert_array_equal(image[:210, 160:], screens[1])
+    envs.close()
+
+
 @pytest.mark.parametrize("mode", [NEXT_STEP, AutoresetMode.DISABLED, None])
 def test_other_autoreset_modes_are_refused(mode: Any) -> None:
     with pytest.raises(ValueError, match=r"reset in the same step; make them with .*got"):
