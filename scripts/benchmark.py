@@ -20,6 +20,7 @@ import math
 import multiprocessing
 import os
 import platform
+import random
 import shlex
 import statistics
 import sys
@@ -111,17 +112,20 @@ def take_turns(
 ) -> dict[str, list[float]]:
     """Call the contestants in turn, and return the CPU seconds of each of their calls.
 
-    The order rotates, so that none always follows the same other. The first calls, which build
-    caches, are not counted.
+    Each turn has an order of its own, so that none always follows the same other and finds what
+    that one has left in the processor's caches. The first calls, which build caches of ours, are
+    not counted.
     """
     names = list(contestants)
     for name in names:
         contestants[name]()
     costs: dict[str, list[float]] = {name: [] for name in names}
+    shuffle = random.Random(0).shuffle
     end = time.monotonic() + seconds
     turn = 0
     while turn < least or time.monotonic() < end:
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        shuffle(names)
+        for name in names:
             start = time.process_time()
             contestants[name]()
             costs[name].append(time.process_time() - start)
@@ -467,7 +471,7 @@ class Envs(Benchmark):
                 row: Row = {"game": game, "num_envs": num_envs}
                 row |= {"agent steps per CPU second": round(steps / min(costs["ours"]))}
                 row |= {
-                    f"ours over {name}": Ratio.of(costs[name], costs["ours"])
+                    f"times as fast as {name}": Ratio.of(costs[name], costs["ours"])
                     for name in makers
                     if name != "ours"
                 }
@@ -620,7 +624,9 @@ def surroundings() -> dict[str, Any]:
         for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
         if line.startswith("model name")
     ]
-    libraries = ("torch", "numpy", "stable-baselines3", "gymnasium", "ale-py")
+    libraries = ["torch", "numpy", "stable-baselines3", "gymnasium", "ale-py"]
+    if importlib.util.find_spec("envpool") is not None:
+        libraries.append("envpool")
     return {
         "machine": {
             "processor": models[0] if models else platform.machine(),
