@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, distributed, nn
+from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -679,6 +680,52 @@ def test_gradients_are_the_textbooks_in_either_layout(memory_format: torch.memor
     assert y.is_contiguous(memory_format=memory_format)
     for ours, theirs in zip(layer.parameters(), textbook.parameters(), strict=True):
         assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("arguments", "factors"),
+    [
+        ({}, 2),
+        ({"stride": 4, "system": CoordinateSystem(anchor="centers", frequencies=2)}, 2),
+        ({"dilation": 2, "groups": 2}, 2),
+        ({"with_r": True}, 1),
+        ({"padding": 1}, 1),
+        ({"padding": 1, "padding_mode": "circular"}, 1),
+    ],
+    ids=str,
+)
+def test_large_kernels_equal_the_concatenation_in_either_layout(
+    arguments: dict[str, Any], factors: int, memory_format: torch.memory_format
+) -> None:
+    layer = CoordConv2d(4, 6, (8, 7), **arguments)
+    layer.to(memory_format=memory_format)  # type: ignore[call-overload]
+    x = torch.randn(3, 4, 27, 41).contiguous(memory_format=memory_format)
+    grid = coordinate_grid(27, 41, with_r=layer.with_r, system=layer.system)
+    given = layer(x, coords=grid.expand(3, -1, -1, -1))
+    weights = torch.randn_like(given)
+    (expected,) = torch.autograd.grad((given * weights).sum(), layer.weight)
+
+    y = layer(x)
+    (actual,) = torch.autograd.grad((y * weights).sum(), layer.weight)
+
+    assert_close(y, given)
+    assert_close(actual, expected, rtol=0, atol=2e-6 * expected.abs().max().item())
+    assert [len(basis) for basis in layer._bases.values()] == [factors]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_forward_mode_passes_the_tangent_of_a_channels_last_input_on() -> None:
+    layer = CoordConv2d(3, 8, 3)
+    layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x, tangent = (
+        torch.randn(2, 3, 9, 7).contiguous(memory_format=torch.channels_last) for _ in range(2)
+    )
+    with forward_ad.dual_level():
+        y = layer(forward_ad.make_dual(x, tangent))  # type: ignore[no-untyped-call]
+        passed_on = forward_ad.unpack_dual(y).tangent  # type: ignore[no-untyped-call]
+
+        assert_close(passed_on, nn.functional.conv2d(tangent, layer.weight[:, :3]))
 
 
 def root_mean_square(error: Tensor) -> float:

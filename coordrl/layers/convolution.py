@@ -14,7 +14,7 @@ optimizers, initializers and checkpoints see a plain wide convolution.
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +46,12 @@ class _RememberedMaps(NamedTuple):
 
 # A detection head sees one size per pyramid level; a stream of ever new sizes must not pile up.
 _MAX_PLACES = 8
-# Largest matrix, in numbers, by which a layer computes its map as a product; above, it convolves.
+# Largest basis, in numbers, by which a layer computes its map as a product; above, it convolves.
 _MAX_BASIS = 2**18
+# Smallest basis, in numbers, that is worth two narrow products in place of one.
+_MIN_FACTORIZED = 2**14
+
+_Factors = tuple[Tensor, ...]
 
 
 class _CoordConv(_ConvNd):
@@ -62,7 +66,7 @@ class _CoordConv(_ConvNd):
     system: CoordinateSystem
     num_coords: int
     _remembered: _RememberedMaps | None
-    _bases: dict[_Place, Tensor]
+    _bases: dict[_Place, _Factors]
 
     def _set_coordinates(self, in_channels: int, with_r: bool, system: CoordinateSystem) -> None:
         self.in_channels = in_channels
@@ -243,12 +247,17 @@ class _CoordConv(_ConvNd):
         if basis is None:
             return self._convolve_grid(coord_weight, place).squeeze(0)
         by_channel = coord_weight.transpose(0, 1) if self.transposed else coord_weight
-        weight = by_channel.flatten(1).to(place.dtype)
+        coord_map = by_channel.flatten(1).to(place.dtype)
         out_size = out_shape[-self.axes :]
         with _no_autocast(place.device):
             if place.channels_last:
-                return (basis @ weight.t()).view(*out_size, -1).movedim(-1, 0)
-            return (weight @ basis).view(-1, *out_size)
+                coord_map = coord_map.t()
+                for factor in basis:
+                    coord_map = factor @ coord_map
+                return coord_map.view(*out_size, -1).movedim(-1, 0)
+            for factor in basis:
+                coord_map = coord_map @ factor
+            return coord_map.view(-1, *out_size)
 
     def _convolve_grid(
         self, coord_weight: Tensor, place: _Place, grid: Tensor | None = None
@@ -277,10 +286,10 @@ class _CoordConv(_ConvNd):
             dtype=place.dtype,
         )
 
-    def _basis(self, place: _Place, out_shape: torch.Size) -> Tensor | None:
+    def _basis(self, place: _Place, out_shape: torch.Size) -> _Factors | None:
         """Return the map of each coordinate weight alone, as rows or, channels last, as columns.
 
-        It is None where it would be large.
+        It is the product of the matrices returned. It is None where it would be large.
         """
         basis = self._bases.get(place)
         if basis is not None:
@@ -289,18 +298,20 @@ class _CoordConv(_ConvNd):
         rows = self.num_coords * taps
         if rows * out_shape[-self.axes :].numel() > _MAX_BASIS:
             return None
+        exact = place._replace(dtype=torch.float64) if place.device.type == "cpu" else place
         # A tensor made in inference mode could not take part in autograd later.
         with torch.inference_mode(False), torch.no_grad(), _no_autocast(place.device):
-            one_each = torch.eye(taps, device=place.device, dtype=place.dtype)
+            one_each = torch.eye(taps, device=exact.device, dtype=exact.dtype)
             one_each = one_each.view(taps, 1, *self.kernel_size)
             if self.transposed:
                 one_each = one_each.transpose(0, 1)
             one_each = one_each.repeat(self.num_coords, *[1] * (self.axes + 1))
-            grid = self._own_grid(place)
+            grid = self._own_grid(exact)
             maps = self._convolve(grid, one_each, None, self.num_coords, place.output_padding)
-            basis = maps.view(rows, -1)
+            factors = _factorize(maps.view(rows, -1), taps)
             if place.channels_last:
-                basis = basis.t().contiguous()
+                factors = [factor.t() for factor in factors]
+            basis = tuple(factor.to(place.dtype).contiguous() for factor in factors)
         if place.device.type == "cuda":
             if torch.cuda.is_current_stream_capturing():
                 return basis  # it holds no values before the graph is replayed
@@ -309,7 +320,26 @@ class _CoordConv(_ConvNd):
         return basis
 
 
-def _keep(kept: dict[_Place, Tensor], place: _Place, value: Tensor) -> None:
+def _factorize(maps: Tensor, taps: int) -> list[Tensor]:
+    """Return narrow matrices whose product the maps are, or the maps where there are none.
+
+    Without padding, the maps of the taps of a kernel are one map, shifted. A shift adds a constant
+    to coordinates along axes, so a constant and one map of each coordinate make up all the others.
+    """
+    if maps.dtype != torch.float64 or maps.numel() < _MIN_FACTORIZED:
+        return [maps]
+    of_first_tap = torch.cat([torch.ones_like(maps[:1]), maps[::taps]])
+    directions = torch.linalg.qr(of_first_tap.t()).Q.t()
+    shares = maps @ directions.t()
+    if not torch.allclose(shares @ directions, maps, rtol=0, atol=1e-12):
+        return [maps]
+    return [shares, directions]
+
+
+_Kept = TypeVar("_Kept")
+
+
+def _keep(kept: dict[_Place, _Kept], place: _Place, value: _Kept) -> None:
     if len(kept) >= _MAX_PLACES:
         kept.clear()
     kept[place] = value
