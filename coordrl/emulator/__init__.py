@@ -335,16 +335,10 @@ class Emulator:
         return step
 
     def _state_key(self) -> dict[str, object]:
-        settings = self._native_settings
-        return {
-            "game": self.game.name,
-            "mode": settings.mode,
-            "difficulty": settings.difficulty,
-            "obs_shape": list(self.obs_shape),
-            "observation": self.settings.observation,
-            "frame_skip": settings.frame_skip,
-            "environment_bytes": self._batch.environment_bytes,
-        }
+        environment_bytes = self._batch.environment_bytes
+        return state_key(
+            self.game, self.settings, self._native_settings, self.obs_shape, environment_bytes
+        )
 
     @property
     def ram(self) -> NDArray[np.uint8]:
@@ -504,6 +498,25 @@ def _native_settings(game: Game, settings: AtariSettings, autoreset: Autoreset) 
     native.max_frames = settings.max_frames_per_episode
     native.repeat_action_probability = settings.repeat_action_probability
     return native
+
+
+def state_key(
+    game: Game,
+    settings: AtariSettings,
+    native: Any,
+    obs_shape: tuple[int, ...],
+    environment_bytes: int,
+) -> dict[str, object]:
+    """Return what a saved environment belongs to, on whatever processor it was saved."""
+    return {
+        "game": game.name,
+        "mode": native.mode,
+        "difficulty": native.difficulty,
+        "obs_shape": list(obs_shape),
+        "observation": settings.observation,
+        "frame_skip": native.frame_skip,
+        "environment_bytes": environment_bytes,
+    }
 
 
 def _chosen(name: str, value: int | None, offered: Sequence[int], default: int, game: Game) -> int:

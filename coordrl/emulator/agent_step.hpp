@@ -66,12 +66,14 @@ struct Album {
 struct Desk {
   Canvas canvas;
   Canvas past;
+  u8* spare;        // a picture that is neither in `canvas` nor in the environment's album
+  bool past_holds;  // `past` has the two frames that the last step pooled; it need not be replayed
 };
 
 /// Where the results of a step go: one row of each of the batch's arrays.
 struct Row {
   u8* obs;             // stack_size x plane_bytes
-  const u8* last_obs;  // what the step before wrote to `obs`, in memory of its own
+  const u8* last_obs;  // what the step before wrote to `obs`; may be the same memory
   u8* final_obs;       // written where an episode ended and the next began in the same step
   i32* reward;
   i32* unclipped_reward;
@@ -88,11 +90,16 @@ struct Row {
 
 // Pictures. ----------------------------------------------------------------------------------------
 
+/// Copies to memory that begins before `from` where the two overlap.
 COORDRL_HD inline void copy_bytes(u8* to, const u8* from, i32 count) {
 #ifdef __CUDA_ARCH__
-  for (i32 i = 0; i < count; ++i) to[i] = from[i];
+  i32 i = 0;
+  if (((reinterpret_cast<u64>(to) | reinterpret_cast<u64>(from)) & 7) == 0) {
+    for (; i + 8 <= count; i += 8) store8(to + i, load8(from + i));
+  }
+  for (; i < count; ++i) to[i] = from[i];
 #else
-  __builtin_memcpy(to, from, u32(count));
+  __builtin_memmove(to, from, u32(count));
 #endif
 }
 
@@ -160,15 +167,61 @@ COORDRL_HD inline i32 play_frame(Environment& environment, const StepSetup& setu
   return reward;
 }
 
-/// Reduces pictures, from the album or the desk, to one observation of a stack.
-COORDRL_HD inline void observe(const StepSetup& setup, Pictures pictures, bool kept, u8* plane) {
-  const i32 channels = setup.observation == Observation::kRgb ? 3 : 1;
-  const bool shaded = !kept && pictures_shade(setup) != nullptr;
-  for (i32 channel = 0; channel < channels; ++channel) {
-    pictures.intensity = shaded ? nullptr : setup.intensity[channel];
-    reduce(setup.reduction, pictures, plane + channel, channels);
+/// What an observation is made of: pictures, or, without any, bytes that are one already.
+struct View {
+  Pictures pictures;
+  bool shaded;  // the pictures are in shades of gray: those of an album never are
+  const u8* plane;
+};
+
+COORDRL_HD inline View view_of(const StepSetup& setup, const Pictures& pictures, bool kept) {
+  return {pictures, !kept && pictures_shade(setup) != nullptr, nullptr};
+}
+
+COORDRL_HD inline View view_of(const u8* plane) { return {{{}, 0, nullptr}, false, plane}; }
+
+COORDRL_HD inline i32 channels(const StepSetup& setup) {
+  return setup.observation == Observation::kRgb ? 3 : 1;
+}
+
+/// Makes one observation of a stack.
+COORDRL_HD inline void observe(const StepSetup& setup, View view, u8* plane) {
+  if (view.pictures.count == 0) return copy_bytes(plane, view.plane, setup.plane_bytes);
+  for (i32 channel = 0; channel < channels(setup); ++channel) {
+    view.pictures.intensity = view.shaded ? nullptr : setup.intensity[channel];
+    reduce(setup.reduction, view.pictures, plane + channel, channels(setup));
   }
 }
+
+COORDRL_HD inline i32 older_bytes(const StepSetup& setup) {
+  return (setup.stack_size - 1) * setup.plane_bytes;
+}
+
+/// Shows what a step has to show, at once. A GPU has another one, which leaves it to more threads.
+struct Screen {
+  const StepSetup& setup;
+  const Row& row;
+
+  /// Moves the stack of observations up by one and puts the newest on top.
+  COORDRL_HD void show(const View& view) const {
+    copy_bytes(row.obs, row.last_obs + setup.plane_bytes, older_bytes(setup));
+    observe(setup, view, row.obs + older_bytes(setup));
+  }
+
+  /// The episode is over: what was shown last is its last observation.
+  COORDRL_HD void end() const {
+    copy_bytes(row.final_obs, row.obs, setup.stack_size * setup.plane_bytes);
+  }
+
+  /// Says that what was shown so far, pictures or RAM, is about to be overwritten.
+  COORDRL_HD void finish() const {}
+
+  /// Begins a stack of observations.
+  COORDRL_HD void begin(const View& view) const {
+    for (i32 i = 0; i < older_bytes(setup); ++i) row.obs[i] = 0;
+    observe(setup, view, row.obs + older_bytes(setup));
+  }
+};
 
 // The beginning of an episode. ---------------------------------------------------------------------
 
@@ -184,10 +237,25 @@ struct FreshGame {
   Canvas canvas;     // its pictures; needed where the last two frames were not whole
 };
 
+constexpr i32 kMaxRandomPerReset = 300;  // numbers of the system's; a first start takes most
 constexpr i32 kTimerSeeds = 75;  // values of the timer at a reset: 25 .. 99
+
+/// An episode that has just begun, likewise: a FreshGame after a number of idle frames.
+struct Beginning {
+  Play play;
+  u32 draws, random_draws;
+  bool exact;
+};
 
 COORDRL_HD inline i32 timer_seed(const Console& console, const Machine& machine) {
   return i32(machine.system_random[console.draws] % kTimerSeeds);
+}
+
+/// Gives a game that was copied the counts of the environment it is in.
+COORDRL_HD inline void continue_counts(Play& play, u32 draws, i32 frame_number) {
+  play.console.draws = draws;
+  for (Scene& scene : play.history.scene) scene.console.draws = draws;
+  play.frame_number += frame_number;
 }
 
 /// Begins a game, like `reset_game`. `shelf.at(i)` is the FreshGame for timer seed i.
@@ -203,8 +271,7 @@ COORDRL_HD inline void begin_game(Environment& environment, const StepSetup& set
     const u32 draws = play.console.draws;
     const i32 frame_number = play.frame_number;
     play = fresh.play;
-    play.console.draws = draws + fresh.draws;
-    play.frame_number = frame_number + fresh.play.frame_number;
+    continue_counts(play, draws + fresh.draws, frame_number);
     for (u32 i = 0; i < fresh.random_draws; ++i) draw(environment.random);
     if (observed && play.whole_frames < 2) {
       environment.album = albums.take();
@@ -226,13 +293,12 @@ COORDRL_HD inline void begin_game(Environment& environment, const StepSetup& set
   }
 }
 
-/// Begins an episode: a game, FIRE, a random number of idle frames. Writes the first observation.
+/// Plays a game up to its first observation, and returns that: FIRE, then `idle` frames in all.
 template <class Shelf, class Albums>
-COORDRL_HD inline void begin_episode(Environment& environment, const StepSetup& setup,
-                                     Shelf& shelf, const Desk& desk, Albums& albums, u8* obs) {
+COORDRL_HD inline View play_beginning(Environment& environment, const StepSetup& setup, i32 idle,
+                                      Shelf& shelf, const Desk& desk, Albums& albums) {
   Play& play = environment.play;
   begin_game(environment, setup, shelf, albums);
-  i32 idle = i32(draw_below(environment.idle_random, u32(setup.noop_max)));
   if (setup.fire_reset) {
     play_frame(environment, setup, kFire, false, 0, desk, albums);
     if (idle > 0) --idle;
@@ -246,6 +312,43 @@ COORDRL_HD inline void begin_episode(Environment& environment, const StepSetup& 
       drawn = false;
     }
   }
+  if (setup.observation == Observation::kRam) return view_of(play.console.riot.ram);
+  const bool kept = environment.album != kNoAlbum;
+  const u8* picture = canvas_of(environment, desk, albums).picture[play.picture];
+  if (kept) {
+    copy_bytes(albums.at(environment.album).last, picture, picture_bytes(setup));
+  } else if (!drawn) {
+    const i32 frames = play.history.frames;
+    picture = desk.past.picture[replay(play, setup.setup, frames, frames - 1, desk.past)];
+  }
+  return view_of(setup, {{picture}, 1, nullptr}, kept);
+}
+
+/// Begins an episode: a game, FIRE, a random number of idle frames.
+///
+/// Where `shelf.beginning(timer, idle)` is not nullptr and exact, it is copied, and its observation
+/// is the plane `shelf.plane(timer, idle)`.
+template <class Shelf, class Albums, class Screen>
+COORDRL_HD inline void begin_episode(Environment& environment, const StepSetup& setup,
+                                     Shelf& shelf, const Desk& desk, Albums& albums,
+                                     Screen& screen) {
+  Play& play = environment.play;
+  const i32 idle = i32(draw_below(environment.idle_random, u32(setup.noop_max)));
+  const i32 timer = timer_seed(play.console, setup.setup.machine);
+  const Beginning* const beginning = shelf.beginning(timer, idle);
+  const bool copied = beginning != nullptr && beginning->exact && !play.console.tia.partial;
+  if (!copied || setup.observation == Observation::kRam) screen.finish();
+  if (copied) {
+    const u32 draws = play.console.draws + beginning->draws;
+    const i32 frame_number = play.frame_number;
+    close_album(environment, albums);
+    play = beginning->play;
+    continue_counts(play, draws, frame_number);
+    for (u32 i = 0; i < beginning->random_draws; ++i) draw(environment.random);
+    screen.begin(view_of(shelf.plane(timer, idle)));
+  } else {
+    screen.begin(play_beginning(environment, setup, idle, shelf, desk, albums));
+  }
   environment.lives = play.score.lives;
   environment.elapsed = 0;
   environment.episode_return = 0;
@@ -253,54 +356,25 @@ COORDRL_HD inline void begin_episode(Environment& environment, const StepSetup& 
   environment.ended = false;
   environment.life_lost = false;
   environment.pooled = false;
-
-  const i32 older = (setup.stack_size - 1) * setup.plane_bytes;
-  for (i32 i = 0; i < older; ++i) obs[i] = 0;
-  u8* const plane = obs + older;
-  if (setup.observation == Observation::kRam) {
-    copy_bytes(plane, play.console.riot.ram, 128);
-    return;
-  }
-  const u8* picture = canvas_of(environment, desk, albums).picture[play.picture];
-  if (environment.album != kNoAlbum) {
-    copy_bytes(albums.at(environment.album).last, picture, picture_bytes(setup));
-  } else if (!drawn) {
-    const i32 frames = play.history.frames;
-    picture = desk.past.picture[replay(play, setup.setup, frames, frames - 1, desk.past)];
-  }
-  observe(setup, {{picture}, 1, nullptr}, environment.album != kNoAlbum, plane);
 }
 
 // Steps. -------------------------------------------------------------------------------------------
 
-/// Moves the stack of observations up by one and returns where the newest goes.
-COORDRL_HD inline u8* push(const StepSetup& setup, const Row& row) {
-  const i32 kept = (setup.stack_size - 1) * setup.plane_bytes;
-  copy_bytes(row.obs, row.last_obs + setup.plane_bytes, kept);
-  return row.obs + kept;
-}
-
-/// What a step shows: the maximum of its last two frames, reduced, on top of the stack.
+/// What a step shows: the maximum of its last two frames.
 ///
 /// A step that ends early shows, as ale-py's does, what it has in its two buffers at that moment:
 /// the last observation once more, or, if one frame was missing, that observation pooled with the
 /// last but one frame of this step. `missing` counts the frames that a whole step would have had
 /// more, the one that ended the step included.
 template <class Albums>
-COORDRL_HD inline void show_step(Environment& environment, const StepSetup& setup, i32 step,
+COORDRL_HD inline View view_step(Environment& environment, const StepSetup& setup, i32 step,
                                  i32 missing, const u8* last_but_one, const Desk& desk,
                                  Albums& albums, const Row& row) {
   Play& play = environment.play;
-  u8* const plane = push(setup, row);
-  if (setup.observation == Observation::kRam) {
-    copy_bytes(plane, play.console.riot.ram, 128);
-    return;
-  }
+  if (setup.observation == Observation::kRam) return view_of(play.console.riot.ram);
   const bool pooling = setup.max_pool && setup.frame_skip > 1;
   if (missing > 1 || (missing == 1 && !pooling)) {
-    copy_bytes(plane, row.last_obs + (setup.stack_size - 1) * setup.plane_bytes,
-               setup.plane_bytes);
-    return;
+    return view_of(row.last_obs + older_bytes(setup));
   }
   const bool kept = environment.album != kNoAlbum;
   const Canvas canvas = canvas_of(environment, desk, albums);
@@ -312,36 +386,46 @@ COORDRL_HD inline void show_step(Environment& environment, const StepSetup& setu
       observed = albums.at(environment.album).last;
       pooled = albums.at(environment.album).last_but_one;
     } else {
-      const u8 picture = replay(play, setup.setup, step, step - 2, desk.past);
+      const u8 picture = desk.past_holds
+                             ? u8(play.picture ^ ((play.history.frames - step) & 1))
+                             : replay(play, setup.setup, step, step - 2, desk.past);
       observed = desk.past.picture[picture];
       pooled = desk.past.picture[picture ^ 1];
     }
-    Pictures pictures{{last_but_one, observed, pooled}, environment.pooled ? 3 : 2, nullptr};
-    observe(setup, pictures, kept, plane);
-    return;
+    return view_of(
+        setup, {{last_but_one, observed, pooled}, environment.pooled ? 3 : 2, nullptr}, kept);
   }
-  observe(setup, {{last, last_but_one}, pooling ? 2 : 1, nullptr}, kept, plane);
   environment.pooled = pooling;
   if (kept) {
     const Album album = albums.at(environment.album);
     copy_bytes(album.last, last, picture_bytes(setup));
     if (pooling) copy_bytes(album.last_but_one, last_but_one, picture_bytes(setup));
-    if (play.whole_frames >= 2) {
-      close_album(environment, albums);
-    } else if (!play.console.tia.partial &&
-               is_rest_black(play, setup.setup.machine, canvas)) {
-      play.black_from = play.console.tia.drawn;
-    }
+  }
+  return view_of(setup, {{last, last_but_one}, pooling ? 2 : 1, nullptr}, kept);
+}
+
+/// After a whole step, asks whether its album is still needed.
+template <class Albums>
+COORDRL_HD inline void settle_album(Environment& environment, const StepSetup& setup,
+                                    Albums& albums) {
+  Play& play = environment.play;
+  if (environment.album == kNoAlbum) return;
+  if (play.whole_frames >= 2) {
+    close_album(environment, albums);
+  } else if (!play.console.tia.partial &&
+             is_rest_black(play, setup.setup.machine, albums.at(environment.album).canvas)) {
+    play.black_from = play.console.tia.drawn;
   }
 }
 
 /// Plays one action of an agent: `action` is one of ale-py's 18.
-template <class Shelf, class Albums>
+template <class Shelf, class Albums, class Screen>
 COORDRL_HD inline void step(Environment& environment, const StepSetup& setup, u8 action,
-                            Shelf& shelf, const Desk& desk, Albums& albums, const Row& row) {
+                            Shelf& shelf, const Desk& desk, Albums& albums, Screen& screen,
+                            const Row& row) {
   Play& play = environment.play;
   if (environment.ended && setup.autoreset == Autoreset::kNextStep) {
-    begin_episode(environment, setup, shelf, desk, albums, row.obs);
+    begin_episode(environment, setup, shelf, desk, albums, screen);
     *row.reward = *row.unclipped_reward = 0;
     *row.terminated = *row.truncated = *row.ended = *row.life_lost = false;
   } else {
@@ -363,13 +447,15 @@ COORDRL_HD inline void step(Environment& environment, const StepSetup& setup, u8
       if (over) break;
       if (missing == 2 && environment.album != kNoAlbum) {
         // In an album the next frame may go on in the same picture.
-        last_but_one = desk.past.picture[0];
-        copy_bytes(desk.past.picture[0], albums.at(environment.album).canvas.picture[play.picture],
+        last_but_one = desk.spare;
+        copy_bytes(desk.spare, albums.at(environment.album).canvas.picture[play.picture],
                    picture_bytes(setup));
       }
       if (--missing == 0) break;
     }
-    show_step(environment, setup, start, missing, last_but_one, desk, albums, row);
+    screen.show(
+        view_step(environment, setup, start, missing, last_but_one, desk, albums, row));
+    if (missing == 0) settle_album(environment, setup, albums);
     environment.lives = play.score.lives;
     environment.life_lost = life_lost && !over;
     environment.ended = over;
@@ -386,12 +472,39 @@ COORDRL_HD inline void step(Environment& environment, const StepSetup& setup, u8
   *row.episode_return = environment.episode_return;
   *row.episode_length = environment.episode_length;
   if (environment.ended && setup.autoreset == Autoreset::kSameStep) {
-    copy_bytes(row.final_obs, row.obs, setup.stack_size * setup.plane_bytes);
-    begin_episode(environment, setup, shelf, desk, albums, row.obs);
+    screen.end();
+    begin_episode(environment, setup, shelf, desk, albums, screen);
   }
   *row.lives = environment.lives;
   *row.frame_number = play.frame_number;
   *row.episode_frame_number = play.episode_frame_number;
+}
+
+/// The results of an environment in which nothing has happened.
+COORDRL_HD inline void report(const Environment& environment, const Row& row) {
+  *row.reward = *row.unclipped_reward = 0;
+  *row.terminated = *row.truncated = *row.ended = *row.life_lost = false;
+  *row.lives = environment.lives;
+  *row.frame_number = environment.play.frame_number;
+  *row.episode_frame_number = environment.play.episode_frame_number;
+  *row.episode_return = environment.episode_return;
+  *row.episode_length = environment.episode_length;
+}
+
+/// Loads the game anew: everything that follows is determined by the seed.
+template <class Shelf, class Albums>
+COORDRL_HD inline void reload(Environment& environment, const Setup& default_setup, u32 value,
+                              Shelf& shelf, Albums& albums) {
+  seed(environment.random, value);
+  seed(environment.idle_random, value);
+  close_album(environment, albums);
+  const FreshGame& loaded = shelf.loaded();
+  if (loaded.exact) {
+    environment.play = loaded.play;
+    for (u32 i = 0; i < loaded.random_draws; ++i) draw(environment.random);
+  } else {
+    load<false>(environment.play, environment.random, default_setup, Canvas{});
+  }
 }
 
 }  // namespace coordrl

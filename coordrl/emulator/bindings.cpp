@@ -38,7 +38,6 @@ using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
 
 using Bytes = std::vector<u8>;
 
-constexpr i32 kMaxRandomPerReset = 300;  // numbers of the system generator; a first start takes most
 constexpr u32 kSystemSeed = 4753849;     // ale-py's, unless it is told another
 
 /// The random numbers that all consoles share: what is in RAM when they are switched on, and
@@ -355,6 +354,10 @@ class Shelf {
     return begun_[timer];
   }
 
+  /// Beginnings of episodes are not kept: a processor of its own plays them soon enough.
+  static const Beginning* beginning(i32, i32) { return nullptr; }
+  static const u8* plane(i32, i32) { return nullptr; }
+
  private:
   static constexpr i32 kTrials = 4;
 
@@ -466,9 +469,12 @@ class Batch {
              const Outputs& last) {
     for_each([&](size_t i, Environment& environment, const Desk& desk) {
       const Row row = outputs.row(i, obs_bytes(), last);
+      Screen screen{setup_, row};
       if (mask.data()[i]) {
-        if (seeds.data()[i] >= 0) reload(environment, u32(seeds.data()[i]));
-        begin_episode(environment, setup_, shelf_, desk, albums_, row.obs);
+        if (seeds.data()[i] >= 0) {
+          reload(environment, default_setup_, u32(seeds.data()[i]), shelf_, albums_);
+        }
+        begin_episode(environment, setup_, shelf_, desk, albums_, screen);
       } else {
         std::memcpy(row.obs, row.last_obs, obs_bytes());
       }
@@ -478,8 +484,9 @@ class Batch {
 
   void step(Array<const i32> actions, const Outputs& outputs, const Outputs& last) {
     for_each([&](size_t i, Environment& environment, const Desk& desk) {
-      coordrl::step(environment, setup_, u8(actions.data()[i]), shelf_, desk, albums_,
-                    outputs.row(i, obs_bytes(), last));
+      const Row row = outputs.row(i, obs_bytes(), last);
+      Screen screen{setup_, row};
+      coordrl::step(environment, setup_, u8(actions.data()[i]), shelf_, desk, albums_, screen, row);
     });
   }
 
@@ -556,36 +563,15 @@ class Batch {
     const i32 size = picture_bytes(setup_);
     const u8* const shade = pictures_shade(setup_);
     return {{{pictures, pictures + size}, shade},
-            {{pictures + 2 * size, pictures + 3 * size}, shade}};
+            {{pictures + 2 * size, pictures + 3 * size}, shade},
+            pictures + 2 * size,
+            false};
   }
 
   static Environment environment_in(const nb::bytes& state) {
     Environment environment;
     std::memcpy(static_cast<void*>(&environment), state.data(), sizeof(Environment));
     return environment;
-  }
-
-  void reload(Environment& environment, u32 seed) {
-    coordrl::seed(environment.random, seed);
-    coordrl::seed(environment.idle_random, seed);
-    close_album(environment, albums_);
-    const FreshGame& loaded = shelf_.loaded();
-    if (loaded.exact) {
-      environment.play = loaded.play;
-      for (u32 i = 0; i < loaded.random_draws; ++i) draw(environment.random);
-    } else {
-      load<false>(environment.play, environment.random, default_setup_, Canvas{});
-    }
-  }
-
-  static void report(const Environment& environment, const Row& row) {
-    *row.reward = *row.unclipped_reward = 0;
-    *row.terminated = *row.truncated = *row.ended = *row.life_lost = false;
-    *row.lives = environment.lives;
-    *row.frame_number = environment.play.frame_number;
-    *row.episode_frame_number = environment.play.episode_frame_number;
-    *row.episode_return = environment.episode_return;
-    *row.episode_length = environment.episode_length;
   }
 
   /// Calls work(index, environment, desk) for every environment, on all threads, without the GIL.
@@ -630,6 +616,170 @@ class Batch {
   std::mutex mutex_;
   std::vector<Environment> environments_;
   std::vector<Bytes> desks_;
+};
+
+/// What the environments of a GPU share: their setup, and games and episodes to copy.
+///
+/// It is made here and used there, so that pointers in it are addresses of the GPU.
+class Plan {
+ public:
+  Plan(const Settings& settings, nb::bytes rom, i32 num_threads)
+      : rom_(static_cast<const u8*>(rom.data()),
+             static_cast<const u8*>(rom.data()) + rom.size()),
+        setup_(make_step_setup(settings, rom_)),
+        default_setup_(setup_.setup),
+        shelf_(setup_, default_setup_, system_random_),
+        workers_(num_threads) {
+    default_setup_.mode = settings.default_mode;
+    default_setup_.difficulty = 0;
+    system_random_.extend(kNumbers);
+    setup_.setup.machine.system_random = system_random_.numbers().data();
+    setup_.setup.machine.system_random_size = kNumbers;
+    default_setup_.machine = setup_.setup.machine;
+    const nb::gil_scoped_release release;
+    make();
+  }
+
+  /// Two of them: that of a step, and that of the default mode, in which a game is loaded.
+  nb::bytes setups(u64 rom, u64 system_random) const {
+    StepSetup both[2] = {setup_, setup_};
+    both[1].setup = default_setup_;
+    for (StepSetup& setup : both) {
+      setup.setup.machine.rom = reinterpret_cast<const u8*>(rom);
+      setup.setup.machine.system_random = reinterpret_cast<const u32*>(system_random);
+    }
+    return nb::bytes(both, sizeof(both));
+  }
+
+  nb::bytes system_random() const {
+    const std::vector<u32>& numbers = system_random_.numbers();
+    return nb::bytes(numbers.data(), kNumbers * sizeof(u32));
+  }
+
+  /// The FreshGame of each timer seed, then the game that was just loaded.
+  nb::bytes fresh_games(u64 pictures) {
+    std::vector<FreshGame> games;
+    for (i32 timer = 0; timer < kTimerSeeds; ++timer) {
+      games.push_back(shelf_.at(timer));
+      for (u8*& picture : games.back().canvas.picture) {
+        picture = reinterpret_cast<u8*>(pictures);
+        pictures += u64(picture_bytes(setup_));
+      }
+    }
+    games.push_back(shelf_.loaded());
+    return nb::bytes(games.data(), games.size() * sizeof(FreshGame));
+  }
+
+  /// Two pictures for each timer seed; nothing where no fresh game needs any.
+  nb::bytes fresh_pictures() {
+    const size_t size = size_t(2 * picture_bytes(setup_));
+    Bytes pictures;
+    for (i32 timer = 0; timer < kTimerSeeds; ++timer) {
+      const FreshGame& game = shelf_.at(timer);
+      if (!game.exact || game.play.whole_frames >= 2) continue;
+      pictures.resize(kTimerSeeds * size);
+      std::memcpy(pictures.data() + size_t(timer) * size, game.canvas.picture[0], size);
+    }
+    return nb::bytes(pictures.data(), pictures.size());
+  }
+
+  /// Beginnings and their observations, [timer seed][idle frames].
+  nb::bytes beginnings() const {
+    return nb::bytes(beginnings_.data(), beginnings_.size() * sizeof(Beginning));
+  }
+  nb::bytes planes() const { return nb::bytes(planes_.data(), planes_.size()); }
+
+  i32 idle_counts() const { return i32(beginnings_.size()) / kTimerSeeds; }
+  i32 plane_bytes() const { return setup_.plane_bytes; }
+  i32 picture_bytes_each() const { return picture_bytes(setup_); }
+
+  /// Whether an environment of these bytes can be put on a GPU.
+  bool fits(nb::bytes state) const {
+    if (state.size() < sizeof(Environment)) return false;
+    Environment saved;
+    std::memcpy(static_cast<void*>(&saved), state.data(), sizeof(Environment));
+    const size_t pictures = saved.album == kNoAlbum ? 0 : size_t(4 * picture_bytes(setup_));
+    return state.size() == sizeof(Environment) + pictures && is_possible(saved, setup_.setup) &&
+           saved.play.console.draws < kNumbers;
+  }
+
+  i32 album_offset() const { return i32(offsetof(Environment, album)); }
+  i32 ram_offset() const {
+    const Environment here{};
+    return i32(here.play.console.riot.ram - reinterpret_cast<const u8*>(&here));
+  }
+  i64 environment_bytes() const { return sizeof(Environment); }
+
+ private:
+  static constexpr i32 kNumbers = 1 << 20;   // of the system's generator; a reset takes one or 129
+  static constexpr i32 kMostIdleCounts = 64;  // that are kept beginnings of
+
+  void make() {
+    const i32 idle_counts = std::max(1, setup_.noop_max);
+    // A repeated action would make another beginning.
+    const bool repeats = setup_.setup.repeat_action_probability > 0 &&
+                         (idle_counts > 1 || setup_.fire_reset);
+    const bool kept = !repeats && idle_counts <= kMostIdleCounts;
+    if (kept) {
+      beginnings_.resize(size_t(kTimerSeeds * idle_counts));
+      planes_.resize(beginnings_.size() * size_t(setup_.plane_bytes));
+    }
+    std::atomic<i32> next{0};
+    workers_.run([&](i32) {
+      Bytes pictures(size_t(4 * picture_bytes(setup_)));
+      for (i32 timer; (timer = next.fetch_add(1)) < kTimerSeeds;) {
+        shelf_.at(timer);
+        for (i32 idle = 0; kept && idle < idle_counts; ++idle) {
+          make_beginning(timer, idle, size_t(timer * idle_counts + idle), pictures);
+        }
+      }
+    });
+  }
+
+  void make_beginning(i32 timer, i32 idle, size_t index, Bytes& pictures) {
+    const FreshGame& fresh = shelf_.at(timer);
+    if (!fresh.exact || (fresh.play.whole_frames < 2 && setup_.observation != Observation::kRam)) {
+      return;
+    }
+    u8* const memory = pictures.data();
+    const i32 size = picture_bytes(setup_);
+    const u8* const shade = pictures_shade(setup_);
+    const Desk desk{{{memory, memory + size}, shade},
+                    {{memory + 2 * size, memory + 3 * size}, shade},
+                    nullptr,
+                    false};
+    Albums none(size);
+    Environment environment{};
+    environment.album = kNoAlbum;
+    environment.random = seeded(0);
+    environment.play.console.draws = place_of(timer);
+    const u32 draws = environment.play.console.draws;
+    const View view = play_beginning(environment, setup_, idle, shelf_, desk, none);
+    Beginning& beginning = beginnings_[index];
+    beginning.play = environment.play;
+    beginning.draws = environment.play.console.draws - draws;
+    beginning.random_draws = draws_between(seeded(0), environment.random);
+    // A game that ended while it was idle began again, with another timer.
+    beginning.exact = beginning.draws == fresh.draws && environment.album == kNoAlbum;
+    observe(setup_, view, planes_.data() + index * size_t(setup_.plane_bytes));
+  }
+
+  /// A place in the system's random numbers that starts the timer at `timer`.
+  u32 place_of(i32 timer) const {
+    const std::vector<u32>& numbers = system_random_.numbers();
+    u32 place = 0;
+    while (i32(numbers[place] % kTimerSeeds) != timer) ++place;
+    return place;
+  }
+
+  Bytes rom_;
+  SystemRandom system_random_;
+  StepSetup setup_;
+  Setup default_setup_;
+  Shelf shelf_;
+  Workers workers_;
+  std::vector<Beginning> beginnings_;
+  Bytes planes_;
 };
 
 /// One console, frame by frame, every picture drawn: what ale-py's ALEInterface is.
@@ -820,6 +970,22 @@ NB_MODULE(_native, module) {
       .def_prop_ro("environment_bytes", &Batch::environment_bytes)
       .def_prop_ro("picture_bytes", &Batch::picture_bytes_each)
       .def_prop_ro("albums_in_use", &Batch::albums_in_use);
+
+  nb::class_<Plan>(module, "Plan")
+      .def(nb::init<const Settings&, nb::bytes, i32>())
+      .def("setups", &Plan::setups)
+      .def("system_random", &Plan::system_random)
+      .def("fresh_games", &Plan::fresh_games)
+      .def("fresh_pictures", &Plan::fresh_pictures)
+      .def("beginnings", &Plan::beginnings)
+      .def("planes", &Plan::planes)
+      .def("fits", &Plan::fits)
+      .def_prop_ro("album_offset", &Plan::album_offset)
+      .def_prop_ro("ram_offset", &Plan::ram_offset)
+      .def_prop_ro("environment_bytes", &Plan::environment_bytes)
+      .def_prop_ro("idle_counts", &Plan::idle_counts)
+      .def_prop_ro("plane_bytes", &Plan::plane_bytes)
+      .def_prop_ro("picture_bytes", &Plan::picture_bytes_each);
 
   nb::class_<Player>(module, "Player")
       .def(nb::init<const Settings&, nb::bytes, u32>())

@@ -36,6 +36,16 @@ struct Machine {
   i32 system_random_size;
 };
 
+/// The machine's bank-switching scheme. A program for one game knows it when it is compiled.
+COORDRL_HD COORDRL_INLINE Bank bank_of(const Machine& machine) {
+#ifdef COORDRL_BANK
+  (void)machine;
+  return Bank::COORDRL_BANK;
+#else
+  return machine.bank;
+#endif
+}
+
 /// Display Processor Chip of Pitfall II: 2 KiB of picture data behind eight address counters, three
 /// of which can count by themselves and sound.
 struct Dpc {
@@ -55,6 +65,11 @@ struct Cartridge {
   u8 ram[128];   // SC
   Dpc dpc;
 };
+
+/// Whether the cartridge shows one 4 KiB bank at a time, all of it ROM.
+COORDRL_HD COORDRL_INLINE constexpr bool is_flat(Bank bank) {
+  return bank == Bank::k2K || bank == Bank::k4K || bank == Bank::kF8 || bank == Bank::kF6;
+}
 
 COORDRL_HD COORDRL_INLINE bool has_ram(Bank bank) {
   return bank == Bank::kF8SC || bank == Bank::kF6SC;
@@ -92,7 +107,7 @@ COORDRL_HD COORDRL_INLINE u32 rom_offset(Bank bank, const Cartridge& cartridge, 
 /// What RES does: bank switching returns to its first state; SC fills its RAM from the system's
 /// random numbers, of which it uses 128.
 COORDRL_HD inline void reset(Cartridge& cartridge, const Machine& machine, u32& draws) {
-  const Bank bank = machine.bank;
+  const Bank bank = bank_of(machine);
   cartridge.bank = bank == Bank::kF8 || bank == Bank::kF8SC || bank == Bank::kDPC ? 1 : 0;
   cartridge.slice[0] = 4;
   cartridge.slice[1] = 5;
@@ -228,27 +243,27 @@ COORDRL_HD COORDRL_INLINE bool clocks_dpc(Bank bank, i32 place) {
 COORDRL_HD COORDRL_NOINLINE inline u8 read_cartridge(Cartridge& cartridge, const Machine& machine,
                                                      u16 address, i32 frame_cycle) {
   const i32 place = address & 0xFFF;
-  if (clocks_dpc(machine.bank, place)) {
+  if (clocks_dpc(bank_of(machine), place)) {
     step_random(cartridge.dpc);
     if (place < 0x40) {
       return read_dpc(cartridge.dpc, machine.rom + 0x2000, address, frame_cycle);
     }
   }
-  if (has_ram(machine.bank) && place >= 0x80 && place < 0x100) return cartridge.ram[place & 0x7F];
-  touch_hot_spot(machine.bank, cartridge, address);
-  return machine.rom[rom_offset(machine.bank, cartridge, address)];
+  if (has_ram(bank_of(machine)) && place >= 0x80 && place < 0x100) return cartridge.ram[place & 0x7F];
+  touch_hot_spot(bank_of(machine), cartridge, address);
+  return machine.rom[rom_offset(bank_of(machine), cartridge, address)];
 }
 
 COORDRL_HD COORDRL_NOINLINE inline void write_cartridge(Cartridge& cartridge,
                                                         const Machine& machine, u16 address,
                                                         u8 value) {
   const i32 place = address & 0xFFF;
-  if (clocks_dpc(machine.bank, place)) {
+  if (clocks_dpc(bank_of(machine), place)) {
     step_random(cartridge.dpc);
     if (place >= 0x40 && place < 0x80) write_dpc(cartridge.dpc, address, value);
   }
-  if (has_ram(machine.bank) && place < 0x80) cartridge.ram[place] = value;
-  touch_hot_spot(machine.bank, cartridge, address);
+  if (has_ram(bank_of(machine)) && place < 0x80) cartridge.ram[place] = value;
+  touch_hot_spot(bank_of(machine), cartridge, address);
 }
 
 }  // namespace coordrl

@@ -118,12 +118,12 @@ struct Board {
 
   COORDRL_HD COORDRL_INLINE const u8* rom_byte(Index at, u16 address) const {
     return kFlat ? rom + at
-                 : rom + rom_offset(running->machine->bank, running->cartridge, address);
+                 : rom + rom_offset(bank_of(*running->machine), running->cartridge, address);
   }
 
   COORDRL_HD COORDRL_INLINE void refresh_rom() {
     rom = running->machine->rom;
-    if (kFlat) rom += rom_offset(running->machine->bank, running->cartridge, 0);
+    if (kFlat) rom += rom_offset(bank_of(*running->machine), running->cartridge, 0);
   }
 
   /// Three bytes of plain ROM that lie in one bank. Four are loaded.
@@ -262,9 +262,9 @@ COORDRL_HD inline void system_reset(Console& console, const Machine& machine) {
   u8 vector[2] = {};
   for (u16 i = 0; i < 2; ++i) {
     const u16 address = u16(0xFFFC + i);
-    vector[i] = machine.rom[rom_offset(machine.bank, console.cartridge, address)];
+    vector[i] = machine.rom[rom_offset(bank_of(machine), console.cartridge, address)];
     // Both bytes lie in the page that clocks the DPC's shift register.
-    if (machine.bank == Bank::kDPC) step_random(console.cartridge.dpc);
+    if (bank_of(machine) == Bank::kDPC) step_random(console.cartridge.dpc);
   }
   jump_to_reset_vector(console.cpu, vector[0], vector[1]);
 }
@@ -300,15 +300,13 @@ COORDRL_HD inline void run_frame(Console& console, const Machine& machine, u8* f
                     console.cartridge,
                     console.inputs,
                     &machine,
-                    plain_rom(machine.bank),
+                    plain_rom(bank_of(machine)),
                     0,
                     false,
                     false};
     running.end_of_code = running.plain.first + running.plain.count - 3;  // four bytes are loaded
     sweep(running.beam);
-    const bool flat = machine.bank == Bank::k2K || machine.bank == Bank::k4K ||
-                      machine.bank == Bank::kF8 || machine.bank == Bank::kF6;
-    if (flat) {
+    if (is_flat(bank_of(machine))) {
       run_instructions<true>(console.cpu, running, console.cycle);
     } else {
       run_instructions<false>(console.cpu, running, console.cycle);

@@ -2,6 +2,7 @@
 
 :func:`compare_frames` plays the same actions on one console of each and compares everything that
 can be seen after every frame. :func:`compare_steps` does so for environments, step by step.
+:func:`compare_devices` holds the emulator of a GPU to that of the CPU in the same way.
 """
 
 import dataclasses
@@ -12,9 +13,12 @@ from typing import Any, Literal
 
 import ale_py
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from coordrl.config import AtariSettings
-from coordrl.emulator import Autoreset, Console, Emulator, Step, rom_file
+from coordrl.emulator import Autoreset, Console, Emulator, Step, nvrtc, rom_file
+from coordrl.emulator.device import DeviceEmulator, DeviceStep, MakeKernels
 
 Policy = Literal["random", "held", "fire", "direction"]
 POLICIES: tuple[Policy, ...] = ("random", "held", "fire", "direction")
@@ -356,14 +360,98 @@ def _compare_results(
         last[step.ended] = info["final_obs"][step.ended]
         pairs.append(("final_obs", step.final_obs, last))
     for name, mine, theirs in pairs:
-        if not np.array_equal(mine, theirs):
-            places = np.argwhere(mine != theirs)
-            place = tuple(int(i) for i in places[0])
-            return Difference(
-                game,
-                where,
-                f"{name} at {place}, the first of {len(places)}",
-                str(mine[place]),
-                str(theirs[place]),
-            )
+        if (found := _first_difference(game, where, name, mine, theirs)) is not None:
+            return found
     return None
+
+
+def compare_devices(
+    game: str,
+    settings: AtariSettings,
+    *,
+    steps: int,
+    num_envs: int,
+    seed: int = 0,
+    autoreset: Autoreset = "same_step",
+    device: str = "cuda",
+    make_kernels: MakeKernels = nvrtc.kernels_for,
+    compare_states_every: int = 10,
+    tally: Tally | None = None,
+) -> Difference | None:
+    """Step environments on a GPU and on the CPU; return the first difference.
+
+    Observations, rewards, flags, lives, counters, statistics and RAM are compared after every step,
+    and whole states, down to the chips and the random numbers, after some.
+
+    Args:
+        game: Name of the game.
+        settings: What both are set to.
+        steps: Steps to play, by held actions.
+        num_envs: Environments on either side.
+        seed: Of the environments and of the actions.
+        autoreset: When the next episode begins.
+        device: The GPU.
+        make_kernels: What compiles and launches the kernels there.
+        compare_states_every: Steps after which the states are compared.
+        tally: Is added to.
+
+    Raises:
+        coordrl.emulator.nvrtc.CudaError: If there is no GPU, or it can't be used.
+    """
+    tally = Tally() if tally is None else tally
+    theirs = DeviceEmulator(
+        game, num_envs, settings, autoreset=autoreset, device=device, make_kernels=make_kernels
+    )
+    ours = Emulator(game, num_envs, settings, autoreset=autoreset)
+    explained = f"seed {seed}, {autoreset}, {settings}"
+    where = f"reset ({explained})"
+    expected, step = ours.reset(seed=seed), theirs.reset(seed=seed)
+    rng = np.random.default_rng(seed)
+    choice = rng.integers(len(ours.actions), size=num_envs)
+    for number in range(steps + 1):
+        found = _compare_rows(game, where, step, expected, autoreset)
+        states_too = number % compare_states_every == 0 or number == steps
+        if found is None:
+            found = _first_difference(game, where, "RAM", theirs.ram.cpu().numpy(), ours.ram)
+        if found is None and states_too:
+            states = enumerate(zip(theirs.save(), ours.save(), strict=True))
+            differing = [i for i, (one, other) in states if one != other]
+            if differing:
+                what = f"the state of environment {differing[0]}, the first of {len(differing)},"
+                found = Difference(game, where, what, "another", "the CPU's")
+        if found is not None or number == steps:
+            return found
+        held = rng.random(num_envs) < 0.8
+        choice = np.where(held, choice, rng.integers(len(ours.actions), size=num_envs))
+        where = f"step {number} ({explained})"
+        expected, step = ours.step(choice), theirs.step(torch.from_numpy(choice).to(theirs.device))
+        tally.frames += num_envs * settings.frame_skip
+        tally.rewards += int(np.count_nonzero(expected.rewards))
+        tally.life_losses += int(expected.life_lost.sum())
+        tally.games_over += int(expected.ended.sum())
+    return None
+
+
+def _compare_rows(
+    game: str, where: str, step: DeviceStep, expected: Step, autoreset: Autoreset
+) -> Difference | None:
+    for field in dataclasses.fields(Step):
+        mine = getattr(step, field.name).cpu().numpy()
+        theirs = getattr(expected, field.name)
+        if field.name == "final_obs":  # only the rows of episodes that ended are set
+            rows = expected.ended & (autoreset == "same_step")
+            mine, theirs = mine[rows], theirs[rows]
+        if (found := _first_difference(game, where, field.name, mine, theirs)) is not None:
+            return found
+    return None
+
+
+def _first_difference(
+    game: str, where: str, name: str, mine: NDArray[Any], theirs: NDArray[Any]
+) -> Difference | None:
+    if np.array_equal(mine, theirs):
+        return None
+    places = np.argwhere(mine != theirs)
+    place = tuple(int(i) for i in places[0])
+    what = f"{name} at {place}, the first of {len(places)},"
+    return Difference(game, where, what, str(mine[place]), str(theirs[place]))

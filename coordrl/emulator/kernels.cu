@@ -1,0 +1,288 @@
+// The emulator on a GPU: the headers of the CPU, one thread to an environment.
+//
+// Three kernels, compiled for one game (COORDRL_GAME) by nvrtc.py:
+//
+//     reset_environments  loads games anew or begins episodes, in the environments of a mask
+//     step_environments   plays one action in every environment
+//     show_observations   makes the observations of either: a block to an environment, a thread to a pixel
+//
+// A thread that emulates leaves a note of what is to be shown (`Note`), because reducing pictures
+// and moving stacks is work for many threads that read side by side. Only where the next episode
+// would be drawn over what is still to be shown, which copied beginnings never are, it shows that
+// by itself.
+//
+// The tests compile this file with a C++ compiler, too, and compare it with the CPU's emulator.
+#include "agent_step.hpp"
+
+namespace coordrl {
+
+constexpr i32 kPictures = 5;  // of each environment
+
+/// What `show` has to do for an environment, and what the next step needs to know about this one.
+struct Note {
+  View step, first;  // the observation of a step; the first one of an episode
+  bool steps;        // there is one of a step: push it
+  bool begins;       // an episode began: empty the stack first
+  bool keeps_last;   // where an episode ended, its last observation is wanted in final_obs
+  bool flipped;      // which half of the pictures was drawn into
+  bool holds;        // the half holds two frames that were pooled
+};
+static_assert(sizeof(Note) == 120, "device.py allocates as many bytes");
+
+/// Where everything is. Python packs it (device.py): pointers and 64-bit integers alone.
+struct Batch {
+  const StepSetup* setups;  // of the step, and of the default mode
+  Environment* environments;
+  Note* notes;
+  u8* pictures;             // kPictures for each environment
+  const FreshGame* fresh;   // of each timer seed, and the game that was just loaded
+  const Beginning* beginnings;
+  const u8* planes;
+  i64 idle_counts;          // beginnings of each timer seed; 0: none
+  const u8* codes;          // ale-py's numbers of the actions that the agent chooses from
+  i64 num_actions;
+  i64 num_envs;
+  u8* obs;
+  u8* final_obs;
+  i32* rewards;
+  i32* unclipped_rewards;
+  bool* terminated;
+  bool* truncated;
+  bool* ended;
+  bool* life_lost;
+  i32* lives;
+  i32* frame_number;
+  i32* episode_frame_number;
+  i32* episode_return;
+  i32* episode_length;
+};
+static_assert(sizeof(Batch) == 24 * 8, "device.py packs as many fields");
+
+/// The pictures of an environment, which its album is made of, too, when it needs one.
+struct DeviceAlbums {
+  u8* pictures;
+  i32 bytes;
+
+  COORDRL_HD u8* picture(i32 i) const { return pictures + i * bytes; }
+  COORDRL_HD i32 take() const { return 0; }
+  COORDRL_HD void give_back(i32) const {}
+  COORDRL_HD Album at(i32) const {
+    return {{{picture(0), picture(1)}, nullptr}, picture(2), picture(3)};
+  }
+};
+
+/// What episodes are begun from.
+struct DeviceShelf {
+  const Batch& batch;
+  i32 plane_bytes;
+
+  COORDRL_HD const FreshGame& at(i32 timer) const { return batch.fresh[timer]; }
+  COORDRL_HD const FreshGame& loaded() const { return batch.fresh[kTimerSeeds]; }
+  COORDRL_HD i64 place(i32 timer, i32 idle) const { return timer * batch.idle_counts + idle; }
+  COORDRL_HD const Beginning* beginning(i32 timer, i32 idle) const {
+    return batch.idle_counts == 0 ? nullptr : batch.beginnings + place(timer, idle);
+  }
+  COORDRL_HD const u8* plane(i32 timer, i32 idle) const {
+    return batch.planes + place(timer, idle) * plane_bytes;
+  }
+};
+
+/// Notes what is to be shown.
+struct NotingScreen {
+  const StepSetup& setup;
+  const Row& row;
+  Note& note;
+
+  COORDRL_HD void show(const View& view) {
+    note.step = view;
+    note.steps = true;
+  }
+
+  COORDRL_HD void end() { note.keeps_last = true; }
+
+  /// Shows a step at once.
+  COORDRL_HD COORDRL_NOINLINE void finish() {
+    if (!note.steps) return;
+    Screen screen{setup, row};
+    screen.show(note.step);
+    if (note.keeps_last) screen.end();
+    note.steps = false;
+  }
+
+  COORDRL_HD void begin(const View& view) {
+    note.first = view;
+    note.begins = true;
+  }
+};
+
+COORDRL_HD inline Row row_of(const Batch& batch, const StepSetup& setup, i64 i) {
+  const i64 bytes = i64(setup.stack_size) * setup.plane_bytes;
+  u8* const obs = batch.obs + i * bytes;
+  return {obs,
+          obs,
+          batch.final_obs + i * bytes,
+          batch.rewards + i,
+          batch.unclipped_rewards + i,
+          batch.terminated + i,
+          batch.truncated + i,
+          batch.ended + i,
+          batch.life_lost + i,
+          batch.lives + i,
+          batch.frame_number + i,
+          batch.episode_frame_number + i,
+          batch.episode_return + i,
+          batch.episode_length + i};
+}
+
+/// The two halves of the pictures are drawn into by turns, so that a step that ends early finds the
+/// pictures of the step before.
+COORDRL_HD inline Desk desk_of(const StepSetup& setup, const DeviceAlbums& albums,
+                               const Note& note) {
+  const u8* const shade = pictures_shade(setup);
+  const i32 half = note.flipped ? 2 : 0;
+  return {{{albums.picture(half), albums.picture(half + 1)}, shade},
+          {{albums.picture(half ^ 2), albums.picture((half ^ 2) + 1)}, shade},
+          albums.picture(4),
+          note.holds};
+}
+
+COORDRL_HD inline DeviceAlbums albums_of(const Batch& batch, const StepSetup& setup, i64 i) {
+  const i32 bytes = picture_bytes(setup);
+  return {batch.pictures + i * kPictures * bytes, bytes};
+}
+
+/// A reset takes random numbers from a table without asking how long it is. Before its end, which
+/// an environment reaches after thousands of games, it begins again.
+COORDRL_HD inline void rewind_numbers(Environment& environment, const StepSetup& setup) {
+  u32& draws = environment.play.console.draws;
+  const i32 needed = kMaxRandomPerReset * (setup.noop_max + 4);
+  if (i32(draws) >= setup.setup.machine.system_random_size - needed) draws = 0;
+}
+
+// Shows pictures. ----------------------------------------------------------------------------------
+
+/// One pixel of `reduce`: the sums and products of that function, in the same order.
+COORDRL_HD inline u8 reduced_pixel(const Reduction& plan, const u8* pooled, i32 y, i32 x) {
+  const i32 height = plan.rows.whole, width = plan.columns.whole;
+  if (height > 0 && width > 0) {
+    const u8* const first = pooled + y * height * kWidth + x * width;
+    i32 sum = 0;
+    for (i32 row = 0; row < height; ++row) {
+      for (i32 i = 0; i < width; ++i) sum += first[row * kWidth + i];
+    }
+    const f32 share = 1.0f / (height * width);
+    return height == 2 && width == 2 ? u8((sum + 2) >> 2) : round_to_byte(sum * share);
+  }
+  const AreaTaps rows = plan.rows.taps[y], columns = plan.columns.taps[x];
+  f32 sum = 0;
+  for (i32 t = 0; t < rows.count; ++t) {
+    const u8* const line = pooled + (rows.first + t) * kWidth + columns.first;
+    f32 average = 0;
+    for (i32 i = 0; i < columns.count; ++i) {
+      average += line[i] * plan.columns.weights[columns.weight + i];
+    }
+    sum += plan.rows.weights[rows.weight + t] * average;
+  }
+  return round_to_byte(sum);
+}
+
+extern "C" {
+
+/// Makes the observations that `reset_environments` and `step_environments` noted. One block to an environment.
+__global__ void show_observations(Batch batch) {
+  __shared__ u8 pooled[kMaxHeight * kWidth];
+  const i64 index = blockIdx.x;
+  const StepSetup& setup = batch.setups[0];
+  const Note& note = batch.notes[index];
+  const Row row = row_of(batch, setup, index);
+  const i32 size = setup.plane_bytes, older = older_bytes(setup);
+  const i32 thread = i32(threadIdx.x), threads = i32(blockDim.x);
+  const bool over = *row.terminated || *row.truncated;
+
+  for (i32 turn = 0; turn < 2; ++turn) {
+    const bool begins = turn == 1;
+    if (!(begins ? note.begins : note.steps)) continue;
+    const View view = begins ? note.first : note.step;
+    // Each byte's way through the stack is one thread's, so that nothing is overtaken.
+    u8* const to = !begins && note.begins ? row.final_obs : row.obs;
+    for (i32 i = thread; i < size; i += threads) {
+      const u8 newest = view.pictures.count == 0 ? view.plane[i] : u8(0);
+      for (i32 at = i; at < older; at += size) to[at] = begins ? u8(0) : row.obs[at + size];
+      if (view.pictures.count == 0) to[older + i] = newest;
+    }
+    for (i32 channel = 0; view.pictures.count > 0 && channel < channels(setup); ++channel) {
+      const u8* const intensity = view.shaded ? nullptr : setup.intensity[channel];
+      __syncthreads();
+      for (i32 i = thread; i < picture_bytes(setup); i += threads) {
+        u8 most = 0;
+        for (i32 p = 0; p < view.pictures.count; ++p) {
+          const u8 pixel = view.pictures.pixels[p][i];
+          const u8 value = intensity == nullptr ? pixel : intensity[pixel];
+          most = value > most ? value : most;
+        }
+        pooled[i] = most;
+      }
+      __syncthreads();
+      const i32 width = setup.reduction.columns.target;
+      for (i32 i = thread; i < size / channels(setup); i += threads) {
+        to[older + i * channels(setup) + channel] =
+            reduced_pixel(setup.reduction, pooled, i / width, i % width);
+      }
+    }
+  }
+  if (over && note.steps && !note.begins && setup.autoreset == Autoreset::kSameStep) {
+    // A life was lost, and what is seen is the last of it.
+    __syncthreads();
+    for (i32 i = thread; i < older + size; i += threads) row.final_obs[i] = row.obs[i];
+  }
+}
+
+/// Begins an episode where `mask` is set. A seed of -1 goes on with the environment's random
+/// numbers; another one loads the game anew.
+__global__ void reset_environments(Batch batch, const i64* seeds, const bool* mask) {
+  const i64 i = i64(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= batch.num_envs) return;
+  const StepSetup& setup = batch.setups[0];
+  Environment& environment = batch.environments[i];
+  const Row row = row_of(batch, setup, i);
+  Note& note = batch.notes[i];
+  note.steps = note.begins = note.keeps_last = false;
+  if (mask[i]) {
+    DeviceAlbums albums = albums_of(batch, setup, i);
+    const DeviceShelf shelf{batch, setup.plane_bytes};
+    NotingScreen screen{setup, row, note};
+    if (seeds[i] >= 0) {
+      reload(environment, batch.setups[1].setup, u32(seeds[i]), shelf, albums);
+    }
+    rewind_numbers(environment, setup);
+    note.holds = false;
+    begin_episode(environment, setup, shelf, desk_of(setup, albums, note), albums, screen);
+  }
+  report(environment, row);
+}
+
+/// Plays one action, a number of the agent's, in every environment. A number that is none counts
+/// as the nearest: a thread has nobody to complain to.
+__global__ void step_environments(Batch batch, const i64* actions) {
+  const i64 i = i64(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= batch.num_envs) return;
+  const StepSetup& setup = batch.setups[0];
+  Environment& environment = batch.environments[i];
+  const Row row = row_of(batch, setup, i);
+  Note& note = batch.notes[i];
+  note.steps = note.begins = note.keeps_last = false;
+  note.flipped = !note.flipped;
+  rewind_numbers(environment, setup);
+  DeviceAlbums albums = albums_of(batch, setup, i);
+  const DeviceShelf shelf{batch, setup.plane_bytes};
+  NotingScreen screen{setup, row, note};
+  const i64 most = batch.num_actions - 1;
+  const i64 action = actions[i] < 0 ? 0 : actions[i] > most ? most : actions[i];
+  const Desk desk = desk_of(setup, albums, note);
+  coordrl::step(environment, setup, batch.codes[action], shelf, desk, albums, screen, row);
+  note.holds = environment.pooled && environment.album == kNoAlbum && !note.begins;
+}
+
+}  // extern "C"
+
+}  // namespace coordrl

@@ -1,0 +1,223 @@
+"""``kernels.cu``, compiled for the GPU at hand when it is first needed, and launched.
+
+The compiler is NVIDIA's NVRTC, a library of 60 MB from PyPI; neither a toolkit nor ``nvcc`` is
+needed. The kernels are compiled for one game: with its rules, and the bank scheme of its cartridge,
+alone. What comes out is kept, under a name that depends on everything that went in, in ``kernels``
+of ``$COORDRL_CACHE``, or of ``~/.cache/coordrl``.
+"""
+
+import ctypes
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coordrl.emulator.games import GAMES
+from coordrl.emulator.generate_games import generate
+from coordrl.runs import atomic_file
+
+KERNELS = ("reset_environments", "step_environments", "show_observations")
+_OPTIONS = ("--std=c++17", "--fmad=false", "--device-as-default-execution-space")
+
+
+class CudaError(RuntimeError):
+    """The emulator can't run on a GPU: there is none, or something that it needs is missing."""
+
+
+def require_gpu() -> None:
+    """Raise an error that says in one sentence what is missing, if there is no GPU to use.
+
+    Raises:
+        CudaError: If torch sees no GPU.
+    """
+    if torch.cuda.is_available():
+        return
+    if torch.version.cuda is None:
+        raise CudaError(
+            f"device='cuda' needs a torch that was built for CUDA, but torch {torch.__version__} "
+            "was built for CPUs"
+        )
+    raise CudaError("device='cuda' needs an NVIDIA GPU with its driver, but torch sees none")
+
+
+def sources() -> dict[str, str]:
+    """Return the text of ``kernels.cu`` and of all that it includes, by file name."""
+    folder = resources.files("coordrl.emulator")
+    texts = {
+        entry.name: entry.read_text(encoding="utf-8")
+        for entry in folder.iterdir()
+        if entry.name.endswith((".hpp", ".cu"))
+    }
+    facts = json.loads(folder.joinpath("games.json").read_text(encoding="utf-8"))
+    return {**texts, "games.hpp": generate(facts)}
+
+
+def defines(game: str) -> dict[str, str]:
+    """Return the macros that make of the kernels those of one game.
+
+    Example:
+        >>> defines("pong")
+        {'COORDRL_GAME': 'pong', 'COORDRL_BANK': 'k2K'}
+    """
+    return {"COORDRL_GAME": game, "COORDRL_BANK": f"k{GAMES[game].bank}"}
+
+
+def options(architecture: str, macros: Mapping[str, str]) -> list[str]:
+    """Return the options of the compiler, which are NVRTC's and nvcc's alike."""
+    return [
+        *_OPTIONS,
+        f"--gpu-architecture={architecture}",
+        *(f"-D{name}={value}" for name, value in macros.items()),
+    ]
+
+
+def compile_kernels(
+    architecture: str, macros: Mapping[str, str], *, report: bool = False
+) -> tuple[bytes, str]:
+    """Compile the kernels; no GPU is needed for that.
+
+    Args:
+        architecture: What for: ``"sm_90"``, or ``"compute_90"`` for PTX, which a driver completes.
+        macros: What :func:`defines` returns.
+        report: Have registers, spills and shared memory of every kernel in the log.
+
+    Returns:
+        The cubin or the PTX, and the compiler's log.
+
+    Raises:
+        CudaError: If there is no compiler, or the kernels don't compile.
+    """
+    nvrtc = _bindings("nvrtc")
+    texts = {name: text.encode() for name, text in sources().items()}
+    main = texts.pop("kernels.cu")
+    program = _checked(
+        nvrtc.nvrtcCreateProgram(
+            main, b"kernels.cu", len(texts), list(texts.values()), [n.encode() for n in texts]
+        ),
+    )
+    arguments = options(architecture, macros) + (["--ptxas-options=-v"] if report else [])
+    encoded = [argument.encode() for argument in arguments]
+    (status,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
+    log = _text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise CudaError(f"the kernels do not compile for {architecture}: {log.decode().strip()}")
+    read = (
+        (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
+        if architecture.startswith("sm_")
+        else (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
+    )
+    code = _text(*read, program)
+    _checked(nvrtc.nvrtcDestroyProgram(program))
+    return code, log.rstrip(b"\0").decode()
+
+
+def cached_kernels(architecture: str, macros: Mapping[str, str], driver: int) -> bytes:
+    """Return the cubin from the cache, or compile it and keep it there.
+
+    Args:
+        architecture: As for :func:`compile_kernels`.
+        macros: Likewise.
+        driver: Version of the driver that is to load it.
+
+    Raises:
+        CudaError: As :func:`compile_kernels`.
+    """
+    compiler = _checked(_bindings("nvrtc").nvrtcVersion())
+    key = [sources(), options(architecture, macros), compiler, driver]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    path = cache_folder() / f"{macros.get('COORDRL_GAME', 'any')}-{architecture}-{digest}.cubin"
+    if path.exists():
+        return path.read_bytes()
+    cubin, _ = compile_kernels(architecture, macros)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write(cubin)
+    return cubin
+
+
+def cache_folder() -> Path:
+    """Return where compiled kernels are kept."""
+    root = os.environ.get("COORDRL_CACHE") or Path.home() / ".cache" / "coordrl"
+    return Path(root) / "kernels"
+
+
+class LoadedKernels:
+    """The kernels of one game on one GPU, launched on torch's current stream.
+
+    Args:
+        cubin: What :func:`cached_kernels` returned.
+        device: The GPU.
+
+    Raises:
+        CudaError: If the driver does not take the cubin.
+    """
+
+    def __init__(self, cubin: bytes, device: torch.device) -> None:
+        self._driver = _bindings("driver")
+        self._device = device
+        with torch.cuda.device(device):
+            torch.cuda.current_stream(device)  # torch's context is the driver's current one
+            self._module = _checked(self._driver.cuModuleLoadData(cubin))
+        self._functions = {
+            name: _checked(self._driver.cuModuleGetFunction(self._module, name.encode()))
+            for name in KERNELS
+        }
+
+    def launch(self, name: str, blocks: int, threads: int, *arguments: bytes) -> None:
+        """Launch a kernel; ``arguments`` are its parameters as bytes, which the driver copies."""
+        buffers = [ctypes.create_string_buffer(argument, len(argument)) for argument in arguments]
+        addresses = (ctypes.c_void_p * len(buffers))(*map(ctypes.addressof, buffers))
+        with torch.cuda.device(self._device):
+            stream = torch.cuda.current_stream(self._device).cuda_stream
+            _checked(self._driver.cuLaunchKernel(
+                    self._functions[name], blocks, 1, 1, threads, 1, 1, 0, stream,
+                    ctypes.addressof(addresses), 0,
+                ),
+            )  # fmt: skip
+
+
+@functools.cache
+def kernels_for(game: str, device: torch.device) -> LoadedKernels:
+    """Return the kernels of a game, compiled for a GPU and loaded there.
+
+    Raises:
+        CudaError: If there is no GPU, no compiler for it, or the kernels do not compile.
+    """
+    require_gpu()
+    driver = _bindings("driver")
+    version = _checked(driver.cuDriverGetVersion())
+    major, minor = torch.cuda.get_device_capability(device)
+    return LoadedKernels(cached_kernels(f"sm_{major}{minor}", defines(game), version), device)
+
+
+def _bindings(part: str) -> Any:
+    try:
+        module = __import__(f"cuda.bindings.{part}", fromlist=[part])
+        if part == "nvrtc":
+            module.nvrtcVersion()
+    except (ImportError, RuntimeError, OSError) as error:
+        raise CudaError(
+            "the kernels of device='cuda' are compiled by NVIDIA's NVRTC, which is missing "
+            f"({str(error).splitlines()[0]}); install coordrl[cuda]"
+        ) from error
+    return module
+
+
+def _checked(returned: tuple[Any, ...]) -> Any:
+    """The result of a call of the driver or of NVRTC, whose first return value is its status."""
+    status, *results = returned
+    if int(status) != 0:
+        raise CudaError(f"{type(status).__name__} says {status.name}")
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def _text(size: Any, get: Any, program: Any) -> bytes:
+    buffer: bytes = b" " * _checked(size(program))
+    _checked(get(program, buffer))
+    return buffer

@@ -1,0 +1,263 @@
+"""The emulator of a GPU, without one: its kernels run on the CPU, beside the CPU's own emulator.
+
+``shim/`` runs kernels.cu as C++: blocks one after the other, threads that meet at barriers. It
+can't show how fast the kernels are, nor what a compiler for GPUs makes of them.
+"""
+
+import ctypes
+import dataclasses
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from coordrl.config import AtariSettings
+from coordrl.emulator import Autoreset, Emulator, Step, nvrtc
+from coordrl.emulator.device import DeviceEmulator
+from coordrl.emulator.lockstep import Tally, compare_devices
+
+SHIM = Path(__file__).parent / "shim"
+SHORT = AtariSettings(max_frames_per_episode=90, noop_max=5)
+
+
+class ShimKernels:
+    """Launches the kernels of a library."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+
+    def launch(self, name: str, blocks: int, threads: int, *arguments: bytes) -> None:
+        if name == "show_observations":  # as many threads as there are share a picture
+            threads = 3
+        buffers = [ctypes.create_string_buffer(argument, len(argument)) for argument in arguments]
+        addresses = (ctypes.c_void_p * len(buffers))(*map(ctypes.addressof, buffers))
+        assert self._library.launch_kernel(name.encode(), blocks, threads, addresses) == 0
+
+
+MakeShim = Callable[[str, torch.device], ShimKernels]
+
+
+@pytest.fixture(scope="session")
+def make_shim(tmp_path_factory: pytest.TempPathFactory) -> MakeShim:
+    """Compile kernels.cu once, for all games, and load it."""
+    folder = tmp_path_factory.mktemp("shim")
+    for name, text in nvrtc.sources().items():
+        (folder / name).write_text(text)
+    library = folder / "kernels.so"
+    command = ["g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off"]
+    command += ["-Wall", "-Wextra", "-Werror", f"-I{SHIM}", f"-I{folder}"]
+    command += ["-o", str(library), str(SHIM / "kernels_on_cpu.cpp")]
+    subprocess.run(command, check=True)
+    loaded = ctypes.CDLL(str(library))
+    return lambda game, device: ShimKernels(loaded)
+
+
+# Cartridges of every kind: plain, sliced, with RAM, with a chip, without hot spots, banked; PAL;
+# resets that depend on the past, or choose at random; frames without end.
+KINDS = ("pong", "montezuma_revenge", "elevator_action", "pitfall2", "robotank", "crossbow",
+         "adventure", "surround", "tic_tac_toe_3d")  # fmt: skip
+
+
+@pytest.mark.parametrize("game", KINDS)
+def test_the_kernels_play_as_the_cpu_does(game: str, make_shim: MakeShim) -> None:
+    tally = Tally()
+
+    found = compare_devices(
+        game, SHORT, steps=25, num_envs=33, device="cpu", make_kernels=make_shim, tally=tally
+    )
+
+    assert found is None, str(found)
+    assert tally.games_over >= 33
+
+
+@pytest.mark.parametrize(
+    ("settings", "autoreset"),
+    [
+        ({"observation": "rgb", "screen_size": (63, 48)}, "same_step"),
+        ({"observation": "ram"}, "same_step"),
+        ({"screen_size": (105, 80)}, "next_step"),
+        ({"screen_size": (210, 160), "stack_size": 1, "frame_skip": 2}, "disabled"),
+        ({"frame_skip": 1, "max_pool": False}, "next_step"),
+        ({"repeat_action_probability": 0.25, "life_loss": "reset"}, "same_step"),
+        ({"frame_skip": 3, "noop_max": 0, "fire_reset": False, "clip_reward": False}, "same_step"),
+        ({"noop_max": 70, "stack_size": 2}, "same_step"),
+    ],
+)
+def test_every_setting_is_that_of_the_cpu(
+    settings: dict[str, Any], autoreset: Autoreset, make_shim: MakeShim
+) -> None:
+    changed = dataclasses.replace(SHORT, **{"max_frames_per_episode": 50, **settings})
+
+    found = compare_devices(
+        "breakout", changed, steps=40, num_envs=8, autoreset=autoreset, device="cpu",
+        make_kernels=make_shim,
+    )  # fmt: skip
+
+    assert found is None, str(found)
+
+
+def test_games_that_are_played_to_their_end_are_those_of_the_cpu(make_shim: MakeShim) -> None:
+    tally = Tally()
+
+    found = compare_devices(
+        "breakout", AtariSettings(), steps=260, num_envs=16, device="cpu", make_kernels=make_shim,
+        compare_states_every=100, tally=tally,
+    )  # fmt: skip
+
+    assert found is None, str(found)
+    assert min(tally.rewards, tally.life_losses, tally.games_over) > 0
+
+
+def test_a_difference_is_found(make_shim: MakeShim) -> None:
+    class Forgetful(ShimKernels):
+        def launch(self, name: str, blocks: int, threads: int, *arguments: bytes) -> None:
+            if name == "show_observations":
+                super().launch(name, blocks - 1, threads, *arguments)
+            else:
+                super().launch(name, blocks, threads, *arguments)
+
+    found = compare_devices(
+        "pong", SHORT, steps=1, num_envs=3, device="cpu",
+        make_kernels=lambda game, device: Forgetful(make_shim(game, device)._library),
+    )  # fmt: skip
+
+    assert found is not None
+    assert found.component.startswith("obs at (2, 3, ")
+
+
+@pytest.mark.parametrize("game", ["breakout", "tic_tac_toe_3d"])
+def test_a_state_goes_from_one_processor_to_the_other(game: str, make_shim: MakeShim) -> None:
+    ours = Emulator(game, 4, SHORT)
+    theirs = DeviceEmulator(game, 4, SHORT, device="cpu", make_kernels=make_shim)
+    rng = np.random.default_rng(0)
+
+    def choose() -> Any:
+        return rng.integers(len(ours.actions), size=4)
+
+    ours.reset(seed=3)
+    for _ in range(7):
+        ours.step(choose())
+    theirs.restore(ours.save())
+    for _ in range(20):
+        actions = choose()
+        expected, step = ours.step(actions), theirs.step(torch.from_numpy(actions))
+        assert np.array_equal(step.obs.numpy(), expected.obs)
+        assert np.array_equal(step.episode_return.numpy(), expected.episode_return)
+    assert theirs.save() == ours.save()
+    assert Emulator(game, 4, SHORT).restore(theirs.save()).obs.tolist() == step.obs.tolist()
+
+
+def test_a_state_that_is_none_is_refused_and_changes_nothing(make_shim: MakeShim) -> None:
+    theirs = DeviceEmulator("pong", 2, SHORT, device="cpu", make_kernels=make_shim)
+    theirs.reset(seed=0)
+    saved = theirs.save()
+
+    with pytest.raises(ValueError, match="checksum does not match"):
+        theirs.restore([saved[0], saved[1][:-1] + b"?"])
+    with pytest.raises(ValueError, match="as many states, got 1"):
+        theirs.restore(saved[:1])
+    with pytest.raises(ValueError, match="saved with game='breakout'"):
+        theirs.restore([_state_of("breakout")] * 2)
+
+    assert theirs.save() == saved
+
+
+def _state_of(game: str) -> bytes:
+    emulator = Emulator(game, 1, SHORT)
+    emulator.reset(seed=0)
+    return emulator.save()[0]
+
+
+def test_games_in_one_batch_are_those_in_batches_of_their_own(make_shim: MakeShim) -> None:
+    settings = dataclasses.replace(SHORT, full_action_space=True)
+    games = ("pong", "pacman")
+    both = DeviceEmulator(games, 6, settings, device="cpu", make_kernels=make_shim)
+    alone = [Emulator(game, 3, settings) for game in games]
+    rng = np.random.default_rng(0)
+
+    both.reset(seed=[5, 6, 7, 1, 2, 3])
+    alone[0].reset(seed=5)
+    alone[1].reset(seed=1)
+    for _ in range(10):
+        actions = rng.integers(18, size=6)
+        step = both.step(torch.from_numpy(actions))
+        steps: list[Step] = [e.step(a) for e, a in zip(alone, np.split(actions, 2), strict=True)]
+        for field in ("obs", "rewards", "lives", "frame_number"):
+            expected = np.concatenate([getattr(s, field) for s in steps])
+            assert np.array_equal(getattr(step, field).numpy(), expected), field
+
+
+def test_a_partial_reset_leaves_the_others_alone(make_shim: MakeShim) -> None:
+    theirs = DeviceEmulator("breakout", 3, SHORT, device="cpu", make_kernels=make_shim)
+    ours = Emulator("breakout", 3, SHORT)
+    theirs.reset(seed=0)
+    ours.reset(seed=0)
+    theirs.step(torch.tensor([1, 1, 1]))
+    ours.step([1, 1, 1])
+    mask = np.array([False, True, False])
+
+    step, expected = theirs.reset(mask=mask, seed=[9]), ours.reset(mask=mask, seed=[9])
+
+    assert np.array_equal(step.obs.numpy(), expected.obs)
+    assert theirs.save() == ours.save()
+
+
+def test_a_step_allocates_no_results_of_its_own(make_shim: MakeShim) -> None:
+    theirs = DeviceEmulator("pong", 2, SHORT, device="cpu", make_kernels=make_shim)
+    first = theirs.reset(seed=0)
+
+    assert theirs.step(torch.tensor([0, 0])) is first
+
+
+def test_an_action_that_does_not_exist_is_the_nearest(make_shim: MakeShim) -> None:
+    batches = [DeviceEmulator("pong", 2, SHORT, device="cpu", make_kernels=make_shim)
+               for _ in range(2)]  # fmt: skip
+    for batch, actions in zip(batches, ([-7, 99], [0, 5]), strict=True):
+        batch.reset(seed=0)
+        batch.step(torch.tensor(actions))
+
+    assert batches[0].save() == batches[1].save()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"games": ("pong", "breakout")}, r"same number of actions, got \[4, 6\]"),
+        ({"games": ("pong", "pacman"), "num_envs": 3}, "multiple of the 2 games, got 3"),
+        ({"games": "pongg"}, "did you mean 'pong'"),
+    ],
+)
+def test_a_wrong_batch_is_refused(
+    arguments: dict[str, Any], match: str, make_shim: MakeShim
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        DeviceEmulator(
+            **{"num_envs": 2, "settings": SHORT, **arguments}, device="cpu", make_kernels=make_shim
+        )
+
+
+def test_wrong_actions_are_refused(make_shim: MakeShim) -> None:
+    theirs = DeviceEmulator("pong", 2, SHORT, device="cpu", make_kernels=make_shim)
+    with pytest.raises(ValueError, match="call reset before the first step"):
+        theirs.step(torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="call reset before saving"):
+        theirs.save()
+    with pytest.raises(ValueError, match="the first reset must be of all"):
+        theirs.reset(mask=np.array([True, False]))
+    theirs.reset(seed=0)
+    with pytest.raises(ValueError, match=r"shape \(2,\) on cpu, got \(3,\) on cpu"):
+        theirs.step(torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(TypeError, match=r"must be int64, got torch\.int32"):
+        theirs.step(torch.zeros(2, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"booleans of shape \(2,\), got int64 of shape \(2,\)"):
+        theirs.reset(mask=np.array([1, 0]))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_one_sentence_says_so() -> None:
+    with pytest.raises(nvrtc.CudaError, match=r"^device='cuda' needs .*[^.]$"):
+        DeviceEmulator("pong", 2)
