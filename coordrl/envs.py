@@ -17,11 +17,13 @@ from typing import Any, Literal, Protocol
 
 import gymnasium
 import numpy as np
+import torch
 from ale_py import ALEVectorInterface
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from coordrl.config import AtariSettings
 from coordrl.emulator import (
@@ -33,6 +35,7 @@ from coordrl.emulator import (
     rom_file,
     unavailable_reason,
 )
+from coordrl.emulator.device import DeviceEmulator, DeviceStep
 
 Actions = NDArray[np.integer[Any]]
 Counts = NDArray[np.int32]
@@ -93,7 +96,7 @@ def gymnasium_name(game: str) -> str:
     return game.title().replace("_", "")
 
 
-class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
+class AtariVectorEnv(VectorEnv[Any, Any, Any]):
     """``num_envs`` games of Atari that are stepped together.
 
     One step is ``settings.frame_skip`` frames of every game. A game ends at game over
@@ -124,13 +127,25 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
     after a lost life presses FIRE whatever the action. The stack keeps the frames from before the
     loss, where SB3's ``VecFrameStack`` clears them.
 
+    **On a GPU** (``device="cuda"``) ``step`` takes and returns torch tensors of that device, info
+    included, and neither copies to the host nor waits. The bytes are the CPU's; what differs:
+
+    - What is returned is the environment's own and overwritten by the next step; clone to keep.
+    - ``info`` always has ``_game`` and ``game``, zeros where no game ended, and with ``SAME_STEP``
+      ``final_obs`` for all rows, of which those count where an episode was terminated or truncated.
+    - Actions are int64 and not checked: one that does not exist is taken as the nearest.
+    - Several games can share a batch, in equal parts that follow each other.
+    - ``DISABLED`` does not ask for a reset: a game that ended stands still.
+
     Args:
-        game: Name of the game, in any spelling that :func:`canonical_game` reads.
+        game: Name of the game, in any spelling that :func:`canonical_game` reads; on a GPU also a
+            list of names.
         num_envs: Number of games, at least 1.
         settings: How they are played and seen.
         emulator: What plays them: our own emulator or ale-py. By default our own, or ale-py with
             a warning where the package was installed without a compiler.
         num_threads: Threads that share the games; 0 takes one per core.
+        device: ``"cpu"``, or a CUDA device.
         autoreset_mode: When the next game begins.
         render_mode: ``"rgb_array"`` allows :meth:`render`.
         rom_path: ROM image to play, or a folder with it; by default the one in ale-py. An image
@@ -139,6 +154,7 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
     Raises:
         ValueError: If the game is unknown, a number is out of range, or the emulator lacks
             what ``settings`` ask for.
+        coordrl.emulator.nvrtc.CudaError: If the device is a GPU and can't be used.
 
     Example:
         >>> envs = AtariVectorEnv("Pong", num_envs=2)
@@ -156,17 +172,20 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
 
     def __init__(
         self,
-        game: str,
+        game: str | list[str] | tuple[str, ...],
         num_envs: int,
         settings: AtariSettings | None = None,
         *,
         emulator: Literal["coordrl", "ale"] | None = None,
         num_threads: int = 0,
+        device: torch.device | str = "cpu",
         autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
         render_mode: Literal["rgb_array"] | None = None,
         rom_path: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.game = canonical_game(game)
+        names = game if isinstance(game, list | tuple) else (game,)
+        self.games = tuple(canonical_game(name) for name in names)
+        self.game = "+".join(self.games)
         self.num_envs = _at_least(1, "num_envs", num_envs)
         self.settings = AtariSettings() if settings is None else settings
         if not isinstance(self.settings, AtariSettings):
@@ -180,14 +199,35 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
         self.emulator = emulator or ("coordrl" if available() else "ale")
         if self.emulator not in _BACKENDS:
             raise ValueError(f"emulator must be 'coordrl' or 'ale', got {emulator!r}")
-        self._backend: _Backend = _BACKENDS[self.emulator](
-            self.game,
-            num_envs,
-            self.settings,
-            autoreset=_AUTORESETS[autoreset_mode],
-            num_threads=_at_least(0, "num_threads", num_threads),
-            rom_path=rom_path,
-        )
+        self.device = torch.device(device)
+        self._backend: _Backend | _DeviceGames
+        if self.device.type == "cpu":
+            if len(self.games) != 1:
+                raise ValueError(f"several games in one batch need device='cuda', got {game!r}")
+            self._backend = _BACKENDS[self.emulator](
+                self.game,
+                num_envs,
+                self.settings,
+                autoreset=_AUTORESETS[autoreset_mode],
+                num_threads=_at_least(0, "num_threads", num_threads),
+                rom_path=rom_path,
+            )
+        else:
+            if self.emulator == "ale":
+                raise ValueError(
+                    "emulator='ale' plays on the CPU; emulator='coordrl' on a GPU, too"
+                )
+            self._backend = _DeviceGames(
+                DeviceEmulator(
+                    self.games,
+                    num_envs,
+                    self.settings,
+                    autoreset=_AUTORESETS[autoreset_mode],
+                    device=self.device,
+                    rom_path=rom_path,
+                ),
+                autoreset_mode,
+            )
         self.metadata = {"autoreset_mode": autoreset_mode, "render_modes": ["rgb_array"]}
         self.render_mode = render_mode
         if render_mode is not None:
@@ -207,8 +247,10 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
         self._lives = np.zeros(num_envs, np.int32)
 
     @property
-    def lives(self) -> Counts:
+    def lives(self) -> Any:
         """Lives left in every game; 0 in games without lives."""
+        if isinstance(self._backend, _DeviceGames):
+            return self._backend.lives
         return self._lives.copy()
 
     def get_action_meanings(self) -> list[str]:
@@ -217,7 +259,7 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
 
     def reset(
         self, *, seed: Seeds | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    ) -> tuple[Any, dict[str, Any]]:
         """Begin new games, in all environments or in some.
 
         Args:
@@ -242,17 +284,17 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
             seeds = self.np_random.integers(_NUM_SEEDS, size=self.num_envs)
         if isinstance(seed, int):
             super().reset(seed=seed)
-        step = self._backend.reset(seed=seeds, mask=mask)
         self._was_reset = True
+        if isinstance(self._backend, _DeviceGames):
+            return self._backend.reset(seeds, mask)
+        step = self._backend.reset(seed=seeds, mask=mask)
         self._game_ended &= ~mask
         self._life_ended &= ~mask
         self._begin_games(step, mask)
         self._lives = step.lives.copy()
         return step.obs, _info(step)
 
-    def step(
-        self, actions: ArrayLike
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32], Flags, Flags, dict[str, Any]]:
+    def step(self, actions: ArrayLike | Tensor) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Play one action in every game.
 
         Args:
@@ -267,7 +309,10 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
                 end of a game.
         """
         self._require_open()
-        actions = self._checked(actions)
+        if isinstance(self._backend, _DeviceGames):
+            self._require_reset()
+            return self._backend.step(torch.as_tensor(actions, device=self._backend.device))
+        actions = self._checked(np.asarray(actions))
         between_lives = self._life_ended & (self._autoreset_mode is AutoresetMode.NEXT_STEP)
         if between_lives.any():
             noop = self.action_meanings.index("NOOP") if "NOOP" in self.action_meanings else 0
@@ -323,15 +368,20 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
             True
         """
         self._require_open()
-        emulator = self._own_emulator("save its games")
         if not self._was_reset:
             raise gymnasium.error.ResetNeeded("call reset before save")
-        consoles = {f"console_{i}": state for i, state in enumerate(emulator.save())}
-        arrays = {name: getattr(self, name) for name in _SAVED}
+        if isinstance(self._backend, _DeviceGames):
+            saved, arrays = self._backend.save()
+        else:
+            saved = self._own_emulator("save its games").save()
+            arrays = {name: getattr(self, name) for name in _SAVED}
+        consoles = {f"console_{i}": state for i, state in enumerate(saved)}
         return pack_state(self._state_key(), arrays, consoles)
 
-    def restore(self, state: bytes) -> NDArray[np.uint8]:
+    def restore(self, state: bytes) -> Any:
         """Go on from where :meth:`save` was called, in this environment or one made like it.
+
+        A state that was saved on a GPU goes on on a CPU, and the other way round.
 
         Args:
             state: What ``save`` returned.
@@ -344,9 +394,16 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
                 settings or autoreset mode. Nothing has changed then.
         """
         self._require_open()
-        emulator = self._own_emulator("restore its games")
+        device = self._backend if isinstance(self._backend, _DeviceGames) else None
+        emulator = None if device else self._own_emulator("restore its games")
         arrays, parts = unpack_state(self._state_key(), state)
-        step = emulator.restore([parts[f"console_{i}"] for i in range(self.num_envs)])
+        saved = [parts[f"console_{i}"] for i in range(self.num_envs)]
+        if device:
+            obs = device.restore(saved, arrays)
+            self._was_reset = True
+            return obs
+        assert emulator is not None
+        step = emulator.restore(saved)
         for name in _SAVED:
             setattr(self, name, arrays[name])
         self._was_reset = True
@@ -365,9 +422,13 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
         del self._backend
 
     def _own_emulator(self, deed: str) -> Emulator:
-        if not isinstance(self._backend, Emulator):
-            raise ValueError(f"emulator='ale' cannot {deed}; emulator='coordrl' can")
-        return self._backend
+        if isinstance(self._backend, Emulator):
+            return self._backend
+        if isinstance(self._backend, _DeviceGames):
+            raise ValueError(
+                f"games on a GPU cannot {deed}; restore what they save in an environment of the CPU"
+            )
+        raise ValueError(f"emulator='ale' cannot {deed}; emulator='coordrl' can")
 
     def _require_open(self) -> None:
         if self.closed:
@@ -390,9 +451,12 @@ class AtariVectorEnv(VectorEnv[NDArray[np.uint8], Actions, NDArray[Any]]):
             raise gymnasium.error.ResetNeeded("the first reset must be one of all environments")
         return mask
 
-    def _checked(self, actions: ArrayLike) -> Actions:
+    def _require_reset(self) -> None:
         if not self._was_reset:
             raise gymnasium.error.ResetNeeded("call reset before the first step")
+
+    def _checked(self, actions: ArrayLike) -> Actions:
+        self._require_reset()
         if self._autoreset_mode is AutoresetMode.DISABLED and self._game_ended.any():
             raise gymnasium.error.ResetNeeded(
                 f"the games of environments {np.flatnonzero(self._game_ended).tolist()} have "
@@ -448,6 +512,102 @@ def _info(step: Step) -> dict[str, Any]:
         "frame_number": step.frame_number.copy(),
         "episode_frame_number": step.episode_frame_number.copy(),
     }
+
+
+class _DeviceGames:
+    """The games of an :class:`AtariVectorEnv` on a GPU: its bookkeeping in tensors.
+
+    Nothing here depends on a value, so that a step can be captured in a CUDA graph.
+    """
+
+    def __init__(self, emulator: DeviceEmulator, autoreset_mode: AutoresetMode) -> None:
+        self._emulator = emulator
+        self._mode = autoreset_mode
+        self.device = emulator.device
+        self.action_meanings = emulator.action_meanings
+        self.obs_shape = emulator.obs_shape
+        meanings = emulator.action_meanings
+        self._noop = meanings.index("NOOP") if "NOOP" in meanings else 0
+
+        def zeros(dtype: torch.dtype) -> Tensor:
+            return torch.zeros(emulator.num_envs, dtype=dtype, device=self.device)
+
+        self._state = {
+            "_game_ended": zeros(torch.bool),
+            "_life_ended": zeros(torch.bool),
+            "_started_at": zeros(torch.int32),
+            "_reset_frames": zeros(torch.int32),
+            "_lives": zeros(torch.int32),
+        }
+
+    @property
+    def lives(self) -> Tensor:
+        return self._state["_lives"].clone()
+
+    def reset(
+        self, seeds: NDArray[np.int64] | None, mask: Flags
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        step = self._emulator.reset(seed=seeds, mask=mask)
+        masked = torch.from_numpy(mask).to(self.device)
+        self._state["_game_ended"] &= ~masked
+        self._state["_life_ended"] &= ~masked
+        self._begin_games(step, masked)
+        self._state["_lives"].copy_(step.lives)
+        return step.obs, self._info(step)
+
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        state = self._state
+        next_step = self._mode is AutoresetMode.NEXT_STEP
+        if next_step:
+            actions = torch.where(state["_life_ended"], self._noop, actions)
+        step = self._emulator.step(actions)
+        rewards = step.rewards.float()
+        if next_step:
+            rewards = rewards.masked_fill(state["_life_ended"], 0)
+        info = self._info(step)
+        frames = step.episode_frame_number
+        if self._mode is AutoresetMode.SAME_STEP:
+            # As in AtariVectorEnv._report_ends: the counters are those of the new game.
+            started_at = step.frame_number - step.episode_frame_number
+            frames = torch.where(step.ended, started_at - state["_started_at"], frames)
+            info["final_obs"] = step.final_obs
+        info["_game"] = step.ended
+        info["game"] = {
+            "episode_return": step.episode_return * step.ended,
+            "agent_steps": step.episode_length * step.ended,
+            "frames": (frames - state["_reset_frames"]) * step.ended,
+        }
+        same_step = self._mode is AutoresetMode.SAME_STEP
+        self._begin_games(step, step.ended if same_step else state["_game_ended"])
+        state["_game_ended"].copy_(step.ended)
+        state["_life_ended"].copy_(step.terminated & ~step.ended)
+        state["_lives"].copy_(step.lives)
+        return step.obs, rewards, step.terminated, step.truncated, info
+
+    def save(self) -> tuple[list[bytes], dict[str, NDArray[Any]]]:
+        arrays = {name: tensor.cpu().numpy() for name, tensor in self._state.items()}
+        return self._emulator.save(), arrays
+
+    def restore(self, saved: Sequence[bytes], arrays: Mapping[str, NDArray[Any]]) -> Tensor:
+        step = self._emulator.restore(saved)
+        for name, tensor in self._state.items():
+            tensor.copy_(torch.from_numpy(arrays[name]))
+        return step.obs
+
+    def _begin_games(self, step: DeviceStep, mask: Tensor) -> None:
+        started_at = step.frame_number - step.episode_frame_number
+        for name, value in (
+            ("_started_at", started_at),
+            ("_reset_frames", step.episode_frame_number),
+        ):
+            self._state[name].copy_(torch.where(mask, value, self._state[name]))
+
+    def _info(self, step: DeviceStep) -> dict[str, Any]:
+        return {
+            "lives": step.lives,
+            "frame_number": step.frame_number,
+            "episode_frame_number": step.episode_frame_number,
+        }
 
 
 # What an environment knows beside the consoles' states.

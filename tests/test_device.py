@@ -11,10 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode
 
+from coordrl import envs
 from coordrl.config import AtariSettings
 from coordrl.emulator import Autoreset, Emulator, Step, nvrtc
 from coordrl.emulator.device import DeviceEmulator
@@ -261,3 +264,102 @@ def test_wrong_actions_are_refused(make_shim: MakeShim) -> None:
 def test_without_a_gpu_one_sentence_says_so() -> None:
     with pytest.raises(nvrtc.CudaError, match=r"^device='cuda' needs .*[^.]$"):
         DeviceEmulator("pong", 2)
+
+
+# AtariVectorEnv. ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, make_shim: MakeShim) -> None:
+    """Let the shim stand for device="cuda"."""
+
+    def on_cpu(*arguments: Any, device: torch.device, **options: Any) -> DeviceEmulator:
+        assert device.type == "cuda"
+        return DeviceEmulator(*arguments, **options, device="cpu", make_kernels=make_shim)
+
+    monkeypatch.setattr(envs, "DeviceEmulator", on_cpu)
+
+
+def both(game: str, num_envs: int, **options: Any) -> tuple[envs.AtariVectorEnv, ...]:
+    return tuple(
+        envs.AtariVectorEnv(game, num_envs, device=device, **options) for device in ("cpu", "cuda")
+    )
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_the_environment_of_a_gpu_says_what_that_of_the_cpu_says(mode: AutoresetMode) -> None:
+    settings = AtariSettings(max_frames_per_episode=400, noop_max=3, clip_reward=False)
+    cpu, cuda = both("Breakout", 8, settings=settings, autoreset_mode=mode)
+    assert np.array_equal(cuda.reset(seed=4)[0].numpy(), cpu.reset(seed=4)[0])
+    rng = np.random.default_rng(0)
+    lives_lost = games_ended = 0
+    for _ in range(120):
+        actions = rng.integers(4, size=8)
+        obs, rewards, terminated, truncated, info = cpu.step(actions)
+        *theirs, their_info = cuda.step(torch.from_numpy(actions))
+
+        for mine, other in zip((obs, rewards, terminated, truncated), theirs, strict=True):
+            assert np.array_equal(other.numpy(), mine)
+        for name in ("lives", "frame_number", "episode_frame_number"):
+            assert np.array_equal(their_info[name].numpy(), info[name]), name
+        assert np.array_equal(cuda.lives.numpy(), cpu.lives)
+        ended = info.get("_game", np.zeros(8, np.bool_))
+        assert np.array_equal(their_info["_game"].numpy(), ended)
+        for name, values in their_info["game"].items():
+            expected = info["game"][name] if ended.any() else np.zeros(8)
+            assert np.array_equal(values.numpy(), expected), name
+        if mode is AutoresetMode.SAME_STEP:
+            for i in np.flatnonzero(terminated | truncated):
+                assert np.array_equal(their_info["final_obs"][i].numpy(), info["final_obs"][i])
+        games_ended += ended.sum()
+        lives_lost += (terminated & ~ended).sum()
+    assert min(games_ended, lives_lost) > 0
+
+
+@pytest.mark.usefixtures("gpu")
+def test_games_that_were_saved_on_a_gpu_go_on_on_a_cpu_and_back() -> None:
+    cpu, cuda = both("Breakout", 3, settings=SHORT)
+    cuda.reset(seed=0)
+    obs = cuda.step(torch.tensor([1, 2, 3]))[0]
+
+    assert np.array_equal(cpu.restore(cuda.save()), obs.numpy())
+    cpu.step(np.array([1, 1, 1]))
+    cuda.step(torch.tensor([1, 1, 1]))
+    assert cpu.save() == cuda.save()
+    for _ in range(30):
+        cpu.step(np.array([1, 2, 3]))
+    for _ in range(3):
+        cuda.step(torch.tensor([3, 3, 3]))
+
+    cuda.restore(cpu.save())
+
+    assert np.array_equal(cuda.step(torch.tensor([2, 2, 2]))[0].numpy(), cpu.step([2, 2, 2])[0])
+
+
+@pytest.mark.usefixtures("gpu")
+def test_several_games_share_a_batch_on_a_gpu_alone() -> None:
+    settings = AtariSettings(full_action_space=True)
+    cuda = envs.AtariVectorEnv(["Pong", "ALE/Pacman-v5"], 4, settings, device="cuda")
+
+    obs, _ = cuda.reset(seed=0)
+
+    assert cuda.games == ("pong", "pacman")
+    assert np.array_equal(
+        obs[:2].numpy(), envs.AtariVectorEnv("Pong", 2, settings).reset(seed=0)[0]
+    )
+    with pytest.raises(ValueError, match="several games in one batch need device='cuda'"):
+        envs.AtariVectorEnv(["Pong", "Pacman"], 4)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_a_gpu_can_not_do_is_said() -> None:
+    cuda = envs.AtariVectorEnv("Pong", 2, device="cuda")
+    with pytest.raises(gymnasium.error.ResetNeeded, match="before the first step"):
+        cuda.step(torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(gymnasium.error.ResetNeeded, match="before save"):
+        cuda.save()
+    with pytest.raises(ValueError, match="games on a GPU cannot render"):
+        envs.AtariVectorEnv("Pong", 2, device="cuda", render_mode="rgb_array")
+    with pytest.raises(ValueError, match="emulator='ale' plays on the CPU"):
+        envs.AtariVectorEnv("Pong", 2, device="cuda", emulator="ale")
