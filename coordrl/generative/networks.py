@@ -12,7 +12,7 @@ likely as the unmirrored ones.
 
 from torch import Tensor, nn
 
-from coordrl.backbone import ConvBackbone, ConvSpec, Coords, Norm, pointwise
+from coordrl.backbone import Activation, ConvBackbone, ConvSpec, Coords, Norm, pointwise
 
 
 class CoordConvGenerator(nn.Module):
@@ -72,11 +72,11 @@ class DeconvGenerator(nn.Module):
         size: Height and width of the pictures, a multiple of 16.
         latent: Length of the latent vector.
         channels: Channels of the last hidden layer; the first has eight times as many.
-        norm: What follows a hidden layer.
+        tanh: End in tanh; without it pictures may leave [-1, 1].
 
     Shape:
         - Input: latent vectors ``(N, latent)``.
-        - Output: pictures ``(N, 3, size, size)``, in [-1, 1].
+        - Output: pictures ``(N, 3, size, size)``.
 
     Raises:
         ValueError: If four doublings do not lead to the size.
@@ -87,16 +87,15 @@ class DeconvGenerator(nn.Module):
     """
 
     def __init__(
-        self, size: int = 64, latent: int = 256, channels: int = 64, norm: Norm = "batch"
+        self, size: int = 64, latent: int = 256, channels: int = 64, tanh: bool = True
     ) -> None:
         super().__init__()
         self.start = _sixteenth(size)
         self.latent = latent
         self.dense = nn.Linear(latent, 8 * channels * self.start**2)
-        followers: list[nn.Module] = [nn.BatchNorm2d(8 * channels)] if norm == "batch" else []
-        self.seed = nn.Sequential(*followers, nn.ReLU())
-        doublings = [_doubling(width * channels, norm) for width in (4, 2, 1)]
-        last = ConvSpec(3, 5, 2, 2, transposed=True, output_padding=1, activation="tanh")
+        self.seed = nn.Sequential(nn.BatchNorm2d(8 * channels), nn.ReLU())
+        doublings = [_doubling(width * channels, norm="batch") for width in (4, 2, 1)]
+        last = _doubling(3, activation="tanh" if tanh else "none")
         self.doublings = ConvBackbone(8 * channels, [*doublings, last])
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -218,5 +217,14 @@ def _sixteenth(size: int) -> int:
     return size // 16
 
 
-def _doubling(channels: int, norm: Norm) -> ConvSpec:
-    return ConvSpec(channels, 5, 2, 2, transposed=True, output_padding=1, norm=norm)
+def _doubling(channels: int, norm: Norm = "none", activation: Activation = "relu") -> ConvSpec:
+    return ConvSpec(
+        channels,
+        5,
+        stride=2,
+        padding=2,
+        transposed=True,
+        output_padding=1,
+        norm=norm,
+        activation=activation,
+    )

@@ -1,0 +1,257 @@
+"""Many runs: over seeds, both arms, and all of them for the table and its figures.
+
+Each run has its folder, which is found again by its settings: what is finished is read, what was
+stopped goes on.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from coordrl.config import Override, SettingsError, dump_settings
+from coordrl.generative import figures, table
+from coordrl.generative.interpolation import Motion
+from coordrl.generative.objectives import ObjectiveName
+from coordrl.generative.settings import (
+    Arm,
+    GenerativeSettings,
+    Model,
+    Scale,
+    load_generative_settings,
+)
+from coordrl.generative.training import (
+    Evaluation,
+    Run,
+    RunResult,
+    advice,
+    evaluation_from_json,
+)
+from coordrl.runs import SETTINGS_FILE, Progress, StopRequest, atomic_file, open_run
+
+RESULT_FILE = "result.json"
+SAMPLES_FOLDER = "samples"
+
+
+class Interrupted(Exception):
+    """The user asked to stop; everything is saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiments:
+    """Trains runs into the folders below one, and makes tables and figures of them.
+
+    Raises:
+        RunError: In all methods, if a folder holds other settings or a file cannot be written.
+        SettingsError: In all methods, if a setting does not fit.
+        DataError: In all methods, if there are no pictures.
+    """
+
+    config: Path
+    """Settings of each scale and recipe."""
+    out: Path
+    """Folder of the runs."""
+    device: str = "cpu"
+    """Where the networks live."""
+    overrides: tuple[Override, ...] = ()
+    """Settings that win over the file."""
+
+    def train_seeds(
+        self,
+        model: Model,
+        arms: Sequence[Arm],
+        objective: ObjectiveName,
+        scale: Scale,
+        *,
+        seeds: int,
+        report: Path,
+    ) -> str:
+        """Train each arm with each seed; return the table, and write it and its figures."""
+        if seeds < 1:
+            raise SettingsError(f"--seeds must be at least 1, got {seeds}")
+        chosen = [
+            load_generative_settings(self.config, scale, model, coords, objective, self.overrides)
+            for coords in arms
+        ]
+        results = [
+            self.train(dataclasses.replace(settings, seed=seed))
+            for settings in chosen
+            for seed in range(seeds)
+        ]
+        self._write(results, report)
+        self._draw(results, report)
+        return table.to_markdown(results)
+
+    def make_table(self, size: table.TableSize, report: Path) -> str:
+        """Train everything that the table needs; write ``generative.md``, ``.json`` and figures.
+
+        The arms take turns, so that a table that was stopped has both of the seeds it came to.
+        """
+        results: list[RunResult] = []
+        for cell in table.plan(size):
+            for seed, coords in itertools.product(range(cell.seeds), table.ARMS):
+                settings = load_generative_settings(
+                    self.config, cell.scale, cell.model, coords, cell.objective, self.overrides
+                )
+                results.append(self.train(dataclasses.replace(settings, seed=seed)))
+                self._write(results, report, f"--table {size}")
+        self._draw(results, report)
+        return table.to_markdown(results)
+
+    def train(self, settings: GenerativeSettings) -> RunResult:
+        """Train one run, go on with it, or read what came of it.
+
+        Raises:
+            Interrupted: If Ctrl-C or SIGTERM came; the run can go on.
+        """
+        path = self._folder(settings)
+        known = (path / SETTINGS_FILE).exists()
+        text, free = dump_settings(settings), {"training.max_seconds"}
+        with open_run(path, text, resume=known, may_differ=free) as folder:
+            result_file = path / RESULT_FILE
+            if result_file.exists():
+                result = _read_result(result_file, settings)
+                if not _may_go_on(result, settings):
+                    return result
+            run = Run(settings, device=self.device, folder=folder)
+            (path / SAMPLES_FOLDER).mkdir(exist_ok=True)
+            total = settings.training.iterations
+            with (
+                StopRequest() as stop,
+                SummaryWriter(path) as tensorboard,
+                Progress(path.name, total, "batches", done=run.step) as progress,
+            ):
+
+                def report(run: Run) -> None:
+                    last = run.curve[-1] if run.curve else None
+                    progress.update(run.step, "" if last is None else _note(last))
+                    if last is not None and last.step == run.step:
+                        _log(tensorboard, last)
+                        sheet = figures.grid(run.samples(100))
+                        shown = figures.to_bytes(sheet).numpy()
+                        tensorboard.add_image("samples", shown, run.step, dataformats="HWC")
+                        name = path / SAMPLES_FOLDER / f"{run.step:08d}.png"
+                        figures.save_picture(sheet, name, enlarge=2)
+
+                result = run.train(stop=stop, on_step=report)
+                if result.ended == "diverged":
+                    progress.say(
+                        f"{path.name}: a loss was no longer finite; the weights of batch {run.step}"
+                        f" are kept. To go further, {advice(settings)}, in another folder"
+                    )
+            if result.ended == "stopped":
+                raise Interrupted
+            figures.save_film(_film(run), path / "interpolation.gif", enlarge=2)
+            _write_json(result.to_json(), result_file)
+        return result
+
+    def _folder(self, settings: GenerativeSettings) -> Path:
+        kind = table.Kind.of(settings)
+        data = "" if settings.data == "clevr" else f"-{Path(settings.data).name}"
+        names = (settings.model, kind.objective, settings.coords, str(settings.canvas.size))
+        return self.out / f"{'-'.join(name for name in names if name)}{data}-s{settings.seed}"
+
+    def _write(self, results: Sequence[RunResult], report: Path, options: str = "") -> None:
+        report.mkdir(parents=True, exist_ok=True)
+        command = f"Made by `python scripts/train_gan.py {options}`; " if options else ""
+        last = results[-1]
+        head = (
+            "# Generative models\n\n"
+            f"{command}torch {torch.__version__}, {last.threads} thread(s), {self.device}. Mean"
+            " over seeds, and the range behind it. CPU seconds are of training alone. Measures are"
+            f" of {last.settings.training.samples:,} generated pictures, those of data of as many"
+            " real ones.\n\n"
+        )
+        with atomic_file(report / "generative.md") as file:
+            file.write((head + table.to_markdown(results)).encode())
+        _write_json(table.to_json(results), report / "generative.json")
+
+    def _draw(self, results: Sequence[RunResult], report: Path) -> None:
+        """Draw both arms of the first seed beside the data, and the curves of all seeds."""
+        kinds = table.by_kind(results)
+        for section in dict.fromkeys(kind._replace(coords="all") for kind in kinds):
+            arms = {
+                coords: own
+                for coords in table.ARMS
+                if (own := kinds.get(section._replace(coords=coords))) is not None
+            }
+            name = "-".join(
+                part for part in (section.model, section.objective, str(section.size)) if part
+            )
+            if section.data == "clevr":
+                self._draw_arms(arms, report / f"generative-{name}")
+
+    def _draw_arms(self, arms: dict[Arm, list[RunResult]], path: Path) -> None:
+        runs = {coords: self._trained(own[0].settings) for coords, own in arms.items()}
+        first = next(iter(runs.values()))
+        pictures: dict[str, Tensor] = {"data": first.real_pictures()}
+        words = {"none": "without coordinates", "all": "with coordinates"}
+        pictures |= {words[coords]: run.samples() for coords, run in runs.items()}
+        canvas = first.settings.canvas
+        figures.save(figures.comparison(pictures, canvas), path.with_suffix(".png"))
+        if first.settings.model == "gan":
+            curves = figures.entropy_curves([result for own in arms.values() for result in own])
+            figures.save(curves, path.with_name(f"{path.name}-curves.png"))
+        films = torch.cat([_film(run) for run in runs.values()], dim=2)  # one above the other
+        figures.save_film(films, path.with_suffix(".gif"), enlarge=2)
+
+    def _trained(self, settings: GenerativeSettings) -> Run:
+        path = self._folder(settings)
+        with open_run(path, dump_settings(settings), resume=True) as folder:
+            return Run(settings, device=self.device, folder=folder)
+
+
+def _film(run: Run) -> Tensor:
+    """Return frames of eight ways beside each other, ``(T, 3, H, W)``."""
+    frames = run.ways(8, 25).unbind(dim=1)
+    return torch.stack([figures.grid(frame, columns=8) for frame in frames])
+
+
+def _note(last: Evaluation) -> str:
+    losses = ", ".join(f"{name} {loss:.2f}" for name, loss in last.losses.items())
+    if last.entropies is None or last.row is None:
+        return losses
+    entropies = " ".join(f"{getattr(last.entropies, name):.2f}" for name in table.ENTROPIES)
+    return f"{losses}; entropies {entropies}, valid {last.row.valid[2]:.0%}"
+
+
+def _log(tensorboard: SummaryWriter, point: Evaluation) -> None:
+    for name, loss in point.losses.items():
+        tensorboard.add_scalar(f"loss/{name}", loss, point.step)
+    for part in (point.entropies, point.row):
+        if part is None:
+            continue
+        for name, value in dataclasses.asdict(part).items():
+            if isinstance(value, float | int):
+                tensorboard.add_scalar(f"{type(part).__name__.lower()}/{name}", value, point.step)
+    for band, distance in enumerate(point.patches):
+        tensorboard.add_scalar(f"patches/{band}", distance, point.step)
+
+
+def _may_go_on(result: RunResult, settings: GenerativeSettings) -> bool:
+    """Tell whether a run that was cut short has been given more time."""
+    limit = settings.training.max_seconds
+    spent = result.curve[-1].cpu_seconds
+    return result.ended == "time" and (limit is None or limit > spent)
+
+
+def _read_result(path: Path, settings: GenerativeSettings) -> RunResult:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    motion = record["motion"]
+    changed = {
+        "settings": settings,
+        "curve": tuple(evaluation_from_json(point) for point in record["curve"]),
+        "real": evaluation_from_json(record["real"]),
+        "motion": None if motion is None else Motion(**motion),
+    }
+    return RunResult(**{**record, **changed})
+
+
+def _write_json(record: object, path: Path) -> None:
+    with atomic_file(path) as file:
+        file.write(json.dumps(record, indent=1, allow_nan=True).encode())

@@ -1,0 +1,146 @@
+"""Pictures of anything from the disk: LSUN bedrooms as they are distributed, or a folder.
+
+Yu et al., "LSUN", 2015, https://arxiv.org/abs/1506.03365. A category is an LMDB, a folder with one
+large file ``data.mdb`` that holds three million compressed pictures. Pictures are cut to their
+middle square and scaled; they are decoded when they are asked for, by threads.
+"""
+
+import io
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from coordrl.generative.data import Pictures
+
+_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
+_LSUN_FOLDER = Path("bedroom_train_lmdb")
+
+
+class DataError(ValueError):
+    """Pictures that are not there or cannot be read; the message is one sentence that says more."""
+
+
+class PictureFolder:
+    """Pictures in a folder and the folders below it, in the order of their names.
+
+    Args:
+        path: The folder.
+        size: Height and width that pictures are scaled to.
+
+    Raises:
+        DataError: If it holds no picture; in :meth:`batch`, if a picture cannot be read.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        found = (file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+        self.size = size
+        self.files = sorted(found)
+        if not self.files:
+            kinds = ", ".join(sorted(_SUFFIXES))
+            raise DataError(f"{path} holds no pictures; expected files that end in {kinds}")
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.files)
+
+    def batch(self, indices: Tensor, device: torch.device) -> Tensor:
+        """Read the pictures of these numbers."""
+
+        def read(index: int) -> Tensor:
+            file = self.files[index]
+            return _decode(lambda: file.open("rb"), self.size, str(file))
+
+        return _together(read, indices, device)
+
+
+class LmdbPictures:
+    """The compressed pictures of an LMDB, such as a category of LSUN.
+
+    Args:
+        path: The folder that holds ``data.mdb``.
+        size: Height and width that pictures are scaled to.
+
+    Raises:
+        DataError: If the library ``lmdb`` is missing, or the folder cannot be read; in
+            :meth:`batch`, if a picture cannot.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        try:
+            import lmdb
+        except ImportError as error:
+            raise DataError(
+                f"{path} is an LMDB; install its library: pip install 'coordrl[lsun]'"
+            ) from error
+        self.path, self.size = path, size
+        try:
+            self._database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+            with self._database.begin() as transaction:
+                self.keys = list(transaction.cursor().iternext(keys=True, values=False))
+        except lmdb.Error as error:
+            raise DataError(f"{path} cannot be read as an LMDB: {error}") from error
+        if not self.keys:
+            raise DataError(f"{path} holds no pictures")
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.keys)
+
+    def batch(self, indices: Tensor, device: torch.device) -> Tensor:
+        """Read the pictures of these numbers."""
+
+        def read(index: int) -> Tensor:
+            key = self.keys[index]
+            with self._database.begin() as transaction:
+                compressed = bytes(transaction.get(key) or b"")
+            return _decode(lambda: io.BytesIO(compressed), self.size, f"{self.path}, {key!r}")
+
+        return _together(read, indices, device)
+
+
+def open_pictures(name: str, size: int) -> Pictures:
+    """Open pictures by the folder that holds them, be it of files or an LMDB.
+
+    Args:
+        name: The folder; ``"lsun"`` is where LSUN's own script unpacks its bedrooms.
+        size: Height and width that pictures are scaled to.
+
+    Raises:
+        DataError: If there is no such folder, or no picture in it.
+    """
+    path = _LSUN_FOLDER if name == "lsun" else Path(name)
+    if not path.is_dir():
+        hint = (
+            "; download the category bedroom from the authors of LSUN and unpack it here, or name"
+            " its folder"
+            if name == "lsun"
+            else "; name a folder of pictures, an LMDB, clevr or lsun"
+        )
+        raise DataError(f"there is no folder {path}{hint}")
+    if (path / "data.mdb").exists():
+        return LmdbPictures(path, size)
+    return PictureFolder(path, size)
+
+
+def _together(read: Callable[[int], Tensor], indices: Tensor, device: torch.device) -> Tensor:
+    """Decode in threads, and scale on the device."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        pictures = torch.stack(list(pool.map(read, indices.tolist())))
+    return pictures.to(device).float() / 127.5 - 1
+
+
+def _decode(open_file: Callable[[], BinaryIO], size: int, name: str) -> Tensor:
+    """Return the middle of a picture, ``(3, size, size)``, as bytes."""
+    try:
+        with open_file() as file, Image.open(file) as image:
+            square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name} cannot be read as a picture: {error}") from error
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1)

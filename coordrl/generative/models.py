@@ -1,0 +1,249 @@
+"""One step of training a GAN or a VAE, behind one face, so that a run need not know which it is."""
+
+import copy
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from coordrl.backbone import count_parameters, initialize_he_normal
+from coordrl.generative.networks import (
+    Autoencoder,
+    CoordConvGenerator,
+    DeconvGenerator,
+    Discriminator,
+)
+from coordrl.generative.objectives import autoencoder_loss, make_objective
+from coordrl.generative.settings import GenerativeSettings, require_consistent
+
+_LATENTS_AT_ONCE = 250
+
+
+class GenerativeModel(Protocol):
+    """Networks, their optimizers, and how they learn from a batch."""
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Trainable parameters of each network."""
+
+    def latents(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw latent vectors ``(count, latent)`` on the generator's device."""
+
+    def learn(self, real: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Take a step on pictures ``(N, 3, size, size)``; return the losses, without history."""
+
+    def generate(self, latents: Tensor) -> Tensor:
+        """Return pictures ``(N, 3, size, size)`` in [-1, 1], as they are shown: nothing learns."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that :meth:`learn` goes on from, beside its random numbers."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+
+
+class Gan:
+    """A generator and its discriminator.
+
+    Args:
+        settings: Sizes, arm and optimizers.
+        generator: Source of the initial weights, on the CPU.
+        device: Where to train.
+    """
+
+    def __init__(
+        self, settings: GenerativeSettings, generator: torch.Generator, device: torch.device
+    ) -> None:
+        network, gan = settings.network, settings.gan
+        self.settings = settings
+        self.objective = make_objective(gan.objective, gan.gamma)
+        self.generator = _generator(settings, tanh=network.tanh)
+        self.discriminator = Discriminator(
+            settings.canvas.size,
+            network.discriminator_channels,
+            "first" if settings.coords == "all" else "none",
+            network.discriminator_norm,
+        )
+        for module in (self.generator, self.discriminator):
+            initialize_he_normal(module, generator)
+            module.to(device)
+        self.averaged = copy.deepcopy(self.generator) if gan.average else None
+        betas = (gan.beta1, gan.beta2)
+        self._generator_optimizer = torch.optim.Adam(
+            self.generator.parameters(), gan.generator_lr, betas, fused=True
+        )
+        self._discriminator_optimizer = torch.optim.Adam(
+            self.discriminator.parameters(), gan.discriminator_lr, betas, fused=True
+        )
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Trainable parameters of generator and discriminator."""
+        return {
+            "generator": count_parameters(self.generator),
+            "discriminator": count_parameters(self.discriminator),
+        }
+
+    def latents(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw latent vectors, uniform in [-1, 1]."""
+        shape = count, self.settings.network.latent
+        return torch.rand(shape, generator=generator, device=generator.device) * 2 - 1
+
+    def learn(self, real: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Take one step of the discriminator, then the steps of the generator."""
+        self.generator.train()
+        latents = self.latents(len(real), generator)
+        fake = self.generator(latents)
+        d_loss = self.objective.discriminator_loss(self.discriminator, real, fake.detach())
+        self._discriminator_optimizer.zero_grad()
+        d_loss.backward()  # type: ignore[no-untyped-call]
+        self._discriminator_optimizer.step()
+
+        self.discriminator.requires_grad_(False)
+        for step in range(self.settings.gan.generator_steps):
+            # The first step has not changed the generator yet.
+            pictures = fake if step == 0 else self.generator(latents)
+            g_loss = self.objective.generator_loss(self.discriminator, real, pictures)
+            self._generator_optimizer.zero_grad()
+            g_loss.backward()  # type: ignore[no-untyped-call]
+            self._generator_optimizer.step()
+        self.discriminator.requires_grad_(True)
+        self._average()
+        return {"discriminator": d_loss.detach(), "generator": g_loss.detach()}
+
+    def _average(self) -> None:
+        if self.averaged is None:
+            return
+        with torch.no_grad():
+            averages: list[Tensor] = list(self.averaged.parameters())
+            weights: list[Tensor] = list(self.generator.parameters())
+            torch._foreach_lerp_(averages, weights, 1 - self.settings.gan.average)
+            for average, own in zip(self.averaged.buffers(), self.generator.buffers(), strict=True):
+                average.copy_(own)
+
+    def generate(self, latents: Tensor) -> Tensor:
+        """Return what the generator, or its average, makes of latent vectors."""
+        shown = self.averaged or self.generator
+        return _in_parts(shown, latents).clamp(-1, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of networks and optimizers."""
+        return {
+            "generator": self.generator.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            "generator_optimizer": self._generator_optimizer.state_dict(),
+            "discriminator_optimizer": self._discriminator_optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the states of networks and optimizers."""
+        self.generator.load_state_dict(state["generator"])
+        self.discriminator.load_state_dict(state["discriminator"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        self._generator_optimizer.load_state_dict(state["generator_optimizer"])
+        self._discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+
+
+class Vae:
+    """A variational autoencoder.
+
+    Args:
+        settings: Sizes, arm and optimizer.
+        generator: Source of the initial weights, on the CPU.
+        device: Where to train.
+    """
+
+    def __init__(
+        self, settings: GenerativeSettings, generator: torch.Generator, device: torch.device
+    ) -> None:
+        network = settings.network
+        self.settings = settings
+        encoder = Discriminator(
+            settings.canvas.size,
+            network.discriminator_channels,
+            "first" if settings.coords == "all" else "none",
+            network.discriminator_norm,
+            outputs=2 * network.latent,
+        )
+        # The loss takes logits.
+        self.autoencoder = Autoencoder(encoder, _generator(settings, tanh=False))
+        initialize_he_normal(self.autoencoder, generator)
+        self.autoencoder.to(device)
+        self._optimizer = torch.optim.Adam(
+            self.autoencoder.parameters(), settings.vae.learning_rate, fused=True
+        )
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Trainable parameters of encoder and decoder."""
+        return {
+            "encoder": count_parameters(self.autoencoder.encoder),
+            "decoder": count_parameters(self.autoencoder.decoder),
+        }
+
+    def latents(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw latent vectors from the standard normal."""
+        shape = count, self.settings.network.latent
+        return torch.randn(shape, generator=generator, device=generator.device)
+
+    def learn(self, real: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Take one step."""
+        self.autoencoder.train()
+        logits, mean, log_variance = self.autoencoder(real, self.latents(len(real), generator))
+        loss = autoencoder_loss(logits, real, mean, log_variance, self.settings.vae.beta)
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        return {"bound": loss.detach()}
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Return the most likely latent vectors of pictures, ``(N, latent)``."""
+        self.autoencoder.eval()
+        with torch.no_grad():
+            return self.autoencoder.encode(pictures)[0]
+
+    def generate(self, latents: Tensor) -> Tensor:
+        """Return the expected pictures of latent vectors."""
+        # From the probability p of a logit to 2 p - 1.
+        return (_in_parts(self.autoencoder.decoder, latents) / 2).tanh()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of network and optimizer."""
+        return {
+            "autoencoder": self.autoencoder.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the states of network and optimizer."""
+        self.autoencoder.load_state_dict(state["autoencoder"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+def build_model(
+    settings: GenerativeSettings, generator: torch.Generator, device: torch.device
+) -> Gan | Vae:
+    """Return the untrained model of a run.
+
+    Raises:
+        SettingsError: If settings contradict each other.
+    """
+    require_consistent(settings)
+    return (Gan if settings.model == "gan" else Vae)(settings, generator, device)
+
+
+def _generator(settings: GenerativeSettings, *, tanh: bool) -> CoordConvGenerator | DeconvGenerator:
+    network = settings.network
+    sizes = settings.canvas.size, network.latent, network.generator_channels
+    if settings.coords == "all":
+        return CoordConvGenerator(*sizes, tanh=tanh)
+    # The authors end this one in tanh always.
+    return DeconvGenerator(*sizes, tanh=tanh or settings.model == "gan")
+
+
+def _in_parts(network: nn.Module, latents: Tensor) -> Tensor:
+    network.eval()
+    with torch.no_grad():
+        return torch.cat([network(part) for part in torch.split(latents, _LATENTS_AT_ONCE)])

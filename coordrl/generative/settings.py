@@ -1,0 +1,222 @@
+"""What decides a run of a generative model, as frozen dataclasses read from TOML."""
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from coordrl.backbone import Norm
+from coordrl.config import Override, SettingsError, load_settings
+from coordrl.generative.data import Canvas
+from coordrl.generative.objectives import ObjectiveName
+
+Model = Literal["gan", "vae"]
+Arm = Literal["none", "all"]
+Scale = Literal["quick", "small", "paper"]
+
+
+def _require_at_least(minimum: float, settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """How wide the networks are; the defaults are the paper's."""
+
+    latent: int = 256
+    """Length of the latent vector."""
+    generator_channels: int = 64
+    """Channels of the generator's narrowest hidden layer; the widest has eight times as many."""
+    discriminator_channels: int = 64
+    """Channels of the first layer of discriminator or encoder; the last has eight times as many."""
+    discriminator_norm: Norm = "batch"
+    """What follows the discriminator's convolutions; R3GAN and the encoder need ``"none"``."""
+    tanh: bool = True
+    """End the CoordConv generator in tanh; the authors show the discriminator what is before it."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(1, self, "latent", "generator_channels", "discriminator_channels")
+
+
+@dataclass(frozen=True)
+class GanSettings:
+    """How generator and discriminator are trained. The defaults are the paper's; Adam.
+
+    Raises:
+        ValueError: If a number is outside its range.
+    """
+
+    objective: ObjectiveName = "paper"
+    """The paper's cross-entropy, or R3GAN's relativistic loss with gradient penalties."""
+    gamma: float = 1.0
+    """Weight of the gradient penalties; R3GAN only."""
+    generator_lr: float = 5e-4
+    """Step size of the generator."""
+    discriminator_lr: float = 1e-4
+    """Step size of the discriminator."""
+    beta1: float = 0.9
+    """Decay of Adam's mean of gradients."""
+    beta2: float = 0.99
+    """Decay of Adam's mean of squared gradients."""
+    generator_steps: int = 2
+    """Steps of the generator, on the same pictures and latent vectors, for each of the other."""
+    average: float = 0.0
+    """Decay of the running average of the generator's weights that pictures are shown with; 0 takes
+    the weights as they are."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(0, self, "gamma", "beta1", "beta2", "average")
+        _require_at_least(1, self, "generator_steps")
+        if min(self.generator_lr, self.discriminator_lr) <= 0:
+            raise ValueError(
+                f"generator_lr and discriminator_lr must be positive, got {self.generator_lr} and"
+                f" {self.discriminator_lr}"
+            )
+        if max(self.beta1, self.beta2, self.average) >= 1:
+            raise ValueError(
+                f"beta1, beta2 and average must be below 1, got {self.beta1}, {self.beta2} and"
+                f" {self.average}"
+            )
+
+
+@dataclass(frozen=True)
+class VaeSettings:
+    """How the autoencoder is trained: Adam, on the evidence bound. Ours, as the paper tells none.
+
+    Raises:
+        ValueError: If a number is outside its range.
+    """
+
+    learning_rate: float = 1e-3
+    """Step size of Adam."""
+    beta: float = 1.0
+    """Weight of the divergence from the standard normal; 1 is a true bound."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(0, self, "beta")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """For how long, on how many pictures, and what is looked at on the way.
+
+    Raises:
+        ValueError: If a number is outside its range.
+    """
+
+    iterations: int = 156_250
+    """Length of the run in batches; the paper's is 50 epochs."""
+    batch_size: int = 16
+    """Pictures in a batch, at least 2: batch norm has no spread in one."""
+    pictures: int = 50_000
+    """Pictures in the set, where they are drawn and not read."""
+    evaluation_interval: int = 3_125
+    """Iterations between two evaluations."""
+    samples: int = 1_000
+    """Generated pictures in an evaluation."""
+    max_seconds: float | None = None
+    """Seconds of processor time, for training alone, after which the run is cut short."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(1, self, "iterations", "evaluation_interval", "samples", "pictures")
+        if self.batch_size < 2:
+            raise ValueError(
+                f"batch_size must be at least 2, got {self.batch_size}: batch norm has no spread in"
+                " one picture"
+            )
+
+
+@dataclass(frozen=True)
+class GenerativeSettings:
+    """Everything that decides a run; two runs with equal settings are the same run."""
+
+    model: Model = "gan"
+    """A generative adversarial network, or a variational autoencoder."""
+    coords: Arm = "all"
+    """Whether generator and discriminator, or both halves of the autoencoder, see coordinates; the
+    generator without is the paper's baseline of transposed convolutions."""
+    data: str = "clevr"
+    """Two-object Sort-of-Clevr, LSUN's bedrooms, or a folder of pictures."""
+    seed: int = 0
+    """Seed of the run, split into weights, pictures, latent vectors and evaluation."""
+    canvas: Canvas = field(default_factory=Canvas)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    gan: GanSettings = field(default_factory=GanSettings)
+    vae: VaeSettings = field(default_factory=VaeSettings)
+
+
+def require_consistent(settings: GenerativeSettings) -> None:
+    """Check what no single setting can know.
+
+    Raises:
+        SettingsError: If two settings contradict each other.
+    """
+    if settings.canvas.size % 16:
+        raise SettingsError(
+            f"canvas.size must be a multiple of 16, which the networks halve four times, got"
+            f" {settings.canvas.size}"
+        )
+    mixes = settings.network.discriminator_norm == "batch"
+    if mixes and settings.model == "gan" and settings.gan.objective == "r3gan":
+        raise SettingsError(
+            'the objective r3gan needs network.discriminator_norm="none": batch norm mixes the'
+            " pictures whose gradients are penalized one by one"
+        )
+
+
+def load_generative_settings(
+    path: Path | None,
+    scale: Scale,
+    model: Model,
+    coords: Arm,
+    objective: ObjectiveName = "r3gan",
+    overrides: tuple[Override, ...] = (),
+) -> GenerativeSettings:
+    """Read the settings of a run: the file's tables ``[scale.<scale>]`` and of the recipe.
+
+    The recipe is ``[recipe.vae]``, ``[recipe.paper]`` or ``[recipe.r3gan]``.
+
+    Raises:
+        SettingsError: If the file cannot be read or a setting does not fit.
+    """
+    recipe = objective if model == "gan" else "vae"
+    layers = []
+    if path is not None:
+        tables = read_tables(path)
+        for kind, name in (("scale", scale), ("recipe", recipe)):
+            source = f"{path}, [{kind}.{name}]"
+            layers += [Override(k, v, source) for k, v in tables[kind].get(name, {}).items()]
+    chosen: dict[str, str] = {"model": model, "coords": coords}
+    if model == "gan":
+        chosen["gan.objective"] = objective
+    fixed = [Override(key, value, "the command line") for key, value in chosen.items()]
+    settings = load_settings(GenerativeSettings, overrides=(*layers, *fixed, *overrides))
+    require_consistent(settings)
+    return settings
+
+
+def read_tables(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the file's tables by kind and name.
+
+    Raises:
+        SettingsError: If the file cannot be read or has other tables.
+    """
+    kinds = {"scale": get_args(Scale), "recipe": (*get_args(ObjectiveName), "vae")}
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path}: cannot be read as a settings file: {error}") from error
+    for kind, tables in document.items():
+        known = kinds.get(kind)
+        if known is None or not isinstance(tables, dict):
+            raise SettingsError(f"{path}: expects tables of {' and '.join(kinds)}, got {kind!r}")
+        for name in tables:
+            if name not in known:
+                raise SettingsError(f"{path}: [{kind}] knows {', '.join(known)}, got {name!r}")
+    return {kind: document.get(kind, {}) for kind in kinds}

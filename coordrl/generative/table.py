@@ -1,0 +1,226 @@
+"""The table of the generative models: runs over seeds, beside the data and the paper's numbers."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from coordrl.generative.measures import Row
+from coordrl.generative.objectives import ObjectiveName
+from coordrl.generative.settings import Arm, GenerativeSettings, Model, Scale
+from coordrl.generative.training import Evaluation, RunResult
+
+TableSize = Literal["quick", "small"]
+ARMS: tuple[Arm, Arm] = ("none", "all")
+ENTROPIES = ("red", "blue", "difference")
+_NAMES = {"none": "without", "all": "with"}
+
+# Figure 7 of the paper, on 64x64 pictures: the best of many runs, and the data.
+PAPER = {"data": (4.0, 4.0, 3.5), "without": (3.13, 2.69, 2.81), "with": (3.30, 2.93, 2.62)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the table trains: both arms, with the same seeds."""
+
+    model: Model
+    objective: ObjectiveName
+    scale: Scale
+    seeds: int
+
+
+def plan(size: TableSize) -> list[Cell]:
+    """Return what the table trains: the GAN with both objectives, and the VAE.
+
+    ``"quick"`` takes one seed and pictures of 16x16 pixels, ``"small"`` three seeds and 32x32.
+    """
+    seeds = 1 if size == "quick" else 3
+    return [
+        Cell("gan", "r3gan", size, seeds),
+        Cell("vae", "paper", size, seeds),
+        Cell("gan", "paper", size, seeds),
+    ]
+
+
+class Kind(NamedTuple):
+    """What runs of one row have in common; the objective is empty for an autoencoder."""
+
+    model: Model
+    objective: str
+    data: str
+    size: int
+    coords: Arm
+
+    @classmethod
+    def of(cls, settings: GenerativeSettings) -> "Kind":
+        """Return the kind of a run."""
+        objective = settings.gan.objective if settings.model == "gan" else ""
+        return cls(settings.model, objective, settings.data, settings.canvas.size, settings.coords)
+
+    @property
+    def section(self) -> str:
+        """What the two arms have in common, in words."""
+        name = f"GAN, objective {self.objective}" if self.model == "gan" else "VAE"
+        data = "Sort-of-Clevr" if self.data == "clevr" else self.data
+        return f"{name}: {data}, {self.size}x{self.size}"
+
+
+def by_kind(results: Iterable[RunResult]) -> dict[Kind, list[RunResult]]:
+    """Return runs by their kind, in the order in which kinds first appear."""
+    kinds: dict[Kind, list[RunResult]] = {}
+    for result in results:
+        kinds.setdefault(Kind.of(result.settings), []).append(result)
+    return kinds
+
+
+def to_markdown(results: Sequence[RunResult]) -> str:
+    """Write a section for each model, objective and size: both arms beside the data."""
+    kinds = by_kind(results)
+    sections = list(dict.fromkeys(kind.section for kind in kinds))
+    parts = []
+    for section in sections:
+        arms = {_NAMES[kind.coords]: own for kind, own in kinds.items() if kind.section == section}
+        parts.append(_section(section, arms))
+    return "\n".join(parts)
+
+
+def _section(section: str, arms: dict[str, list[RunResult]]) -> str:
+    first = next(iter(arms.values()))[0]
+    lines = [f"## {section}", "", *_run_lines(arms), ""]
+    if first.settings.data != "clevr":
+        return "\n".join([*lines, *_patch_lines(arms), ""])
+    if first.settings.model == "gan":
+        lines += [*_entropy_lines(arms), "", *_comparison_lines(arms)]
+    lines += [*_measure_lines(arms), "", *_motion_lines(arms), ""]
+    return "\n".join(lines)
+
+
+def _run_lines(arms: dict[str, list[RunResult]]) -> list[str]:
+    rows = []
+    for name, own in arms.items():
+        last = [result.curve[-1] for result in own]
+        cells = [
+            name,
+            " + ".join(f"{count:,}" for count in own[0].parameters.values()),
+            str(len(own)),
+            _spread([point.step for point in last], "{:,.0f}"),
+            _spread([point.cpu_seconds for point in last], "{:,.0f}"),
+            ", ".join(sorted({result.ended for result in own})),
+        ]
+        rows.append(cells)
+    names = " + ".join(next(iter(arms.values()))[0].parameters)
+    return _table(
+        ["coordinates", f"parameters: {names}", "seeds", "batches", "CPU s", "ended"], rows
+    )
+
+
+def _entropy_lines(arms: dict[str, list[RunResult]]) -> list[str]:
+    rows = []
+    for name, own in _with_data(arms).items():
+        found = [point.entropies for point in own if point.entropies is not None]
+        rows.append(
+            [
+                name,
+                *[_spread([getattr(one, which) for one in found]) for which in ENTROPIES],
+                _spread([100 * one.missing for one in found], "{:.1f} %"),
+            ]
+        )
+    size = next(iter(arms.values()))[0].settings.canvas.size
+    if size == 64:
+        for name, values in PAPER.items():
+            rows.append([f"paper: {name}", *[f"{value:.2f}" for value in values], "-"])
+    return _table(["coordinates", *[f"{one}, nats" for one in ENTROPIES], "missing"], rows)
+
+
+def _comparison_lines(arms: dict[str, list[RunResult]]) -> list[str]:
+    """Say what coordinates change, seed by seed."""
+    if len(arms) < 2:
+        return []
+    pairs = [
+        (one.curve[-1].entropies, other.curve[-1].entropies)
+        for one in arms["with"]
+        for other in arms["without"]
+        if one.settings.seed == other.settings.seed
+    ]
+    parts = []
+    for which in ENTROPIES:
+        gains = [getattr(own, which) - getattr(other, which) for own, other in pairs]
+        count = f"higher in {sum(gain > 0 for gain in gains)} of {len(gains)} seeds"
+        parts.append(f"{which} {statistics.fmean(gains):+.2f} nats ({count})")
+    return [f"With coordinates minus without: {', '.join(parts)}.", ""]
+
+
+_MEASURES: tuple[tuple[str, Callable[[Row], float | None], str], ...] = (
+    ("valid", lambda row: 100 * row.valid[2], "{:.1f} %"),
+    ("cells", lambda row: row.cells, "{:.2f}"),
+    ("entropy", lambda row: row.entropy, "{:.2f}"),
+    ("divergence", lambda row: row.divergence, "{:.3f}"),
+    ("distance, px", lambda row: row.wasserstein, "{:.2f}"),
+    ("sliced, px", lambda row: row.sliced_wasserstein, "{:.2f}"),
+    ("discs", lambda row: row.discs, "{:.2f}"),
+    ("recall", lambda row: row.recall, "{:.2f}"),
+    ("coverage", lambda row: row.coverage, "{:.2f}"),
+    ("duplicates", lambda row: row.duplicates, "{:,.0f}"),
+)
+
+
+def _measure_lines(arms: dict[str, list[RunResult]]) -> list[str]:
+    rows = []
+    for name, own in _with_data(arms).items():
+        found = [point.row for point in own if point.row is not None]
+        values = [[value(row) for row in found] for _, value, _ in _MEASURES]
+        forms = [form for _, _, form in _MEASURES]
+        rows.append([name, *[_spread(v, form) for v, form in zip(values, forms, strict=True)]])
+    return _table(["coordinates", *[name for name, _, _ in _MEASURES]], rows)
+
+
+def _motion_lines(arms: dict[str, list[RunResult]]) -> list[str]:
+    columns = ("visible", "whole", "largest_step", "detour", "moved")
+    rows = []
+    for name, own in arms.items():
+        found = [result.motion for result in own if result.motion is not None]
+        spreads = [_spread([getattr(motion, column) for motion in found]) for column in columns]
+        rows.append([name, *spreads])
+    titles = [column.replace("_", " ") for column in columns]
+    return _table(["from one picture to another", *titles], rows)
+
+
+def _patch_lines(arms: dict[str, list[RunResult]]) -> list[str]:
+    rows = []
+    for name, own in _with_data(arms).items():
+        bands = zip(*[[1000 * band for band in point.patches] for point in own], strict=True)
+        rows.append([name, *[_spread(list(band), "{:.0f}") for band in bands]])
+    bands_of_first = range(len(rows[0]) - 1)
+    names = [f"distance of patches x 1,000, size / {2**band}" for band in bands_of_first]
+    return _table(["coordinates", *names], rows)
+
+
+def _with_data(arms: dict[str, list[RunResult]]) -> dict[str, list[Evaluation]]:
+    """Return the last evaluations of both arms, and before them what real pictures get."""
+    first = next(iter(arms.values()))
+    last = {name: [result.curve[-1] for result in own] for name, own in arms.items()}
+    return {"data": [result.real for result in first], **last}
+
+
+def _spread(values: Sequence[float | None], form: str = "{:.2f}") -> str:
+    """Write the mean over seeds, with the range behind it where there is one."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if not known:
+        return "not measurable"
+    least, most = form.format(min(known)), form.format(max(known))
+    mean = form.format(statistics.fmean(known))
+    lost = len(values) - len(known)
+    return (mean if least == most else f"{mean} ({least} to {most})") + (
+        f", {lost} not measurable" if lost else ""
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def to_json(results: Sequence[RunResult]) -> dict[str, Any]:
+    """Return every run as what JSON can hold."""
+    return {"runs": [result.to_json() for result in results]}

@@ -1,0 +1,362 @@
+"""One run of a generative model: its random numbers, its clock, and what is measured on the way.
+
+Time is counted for training alone: evaluations stop the clocks. A loss that is no longer a number
+ends the run with the weights of a moment when it was.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coordrl.generative.data import Objects, Pictures, SortOfClevr, draw_objects, draw_pictures
+from coordrl.generative.folders import open_pictures
+from coordrl.generative.interpolation import Motion, follow, interpolate
+from coordrl.generative.measures import Entropies, Row, measure, paper_entropies
+from coordrl.generative.models import Gan, Vae, build_model
+from coordrl.generative.patches import sliced_wasserstein
+from coordrl.generative.settings import GenerativeSettings
+from coordrl.runs import RunFolder, StopRequest
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One point of a learning curve."""
+
+    step: int
+    """Batches until here."""
+    seconds: float
+    """Wall-clock time of training until here, without evaluations."""
+    cpu_seconds: float
+    """Processor time of training until here, over all threads."""
+    losses: Mapping[str, float]
+    """Mean losses since the evaluation before."""
+    entropies: Entropies | None
+    """The paper's measure of mode collapse; None for pictures of anything."""
+    row: Row | None
+    """The other measures; None for pictures of anything."""
+    patches: tuple[float, ...]
+    """Distance from real pictures in each band of detail; empty for Sort-of-Clevr."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of a run.
+
+    Attributes:
+        settings: What was run.
+        parameters: Trainable parameters of each network.
+        ended: ``"iterations"`` (the whole run), ``"time"`` (``max_seconds`` was reached),
+            ``"diverged"`` (a loss was no longer finite) or ``"stopped"`` (to be resumed).
+        curve: All evaluations, the first first; the last is of the weights at the end.
+        real: The measures of as many real pictures against others.
+        motion: What objects do from one latent vector to another; None for pictures of anything.
+            The autoencoder's vectors are those of real pictures, the generator's are random.
+        threads: Threads of PyTorch.
+    """
+
+    settings: GenerativeSettings
+    parameters: Mapping[str, int]
+    ended: str
+    curve: tuple[Evaluation, ...]
+    real: Evaluation
+    motion: Motion | None
+    threads: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as what JSON can hold."""
+        return asdict(self)
+
+
+@dataclass
+class _Progress:
+    """Where a run stands, beside the states of its model and random numbers."""
+
+    step: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    has_diverged: bool = False
+
+
+class Run:
+    """One training run, which can stop after any step and go on in another process.
+
+    Args:
+        settings: What to run.
+        device: Where to run it.
+        folder: Where to keep checkpoints; the run goes on from the newest one there. None keeps
+            none.
+
+    Attributes:
+        model: What is in training.
+        pictures: What it learns from.
+        curve: Evaluations so far.
+
+    Raises:
+        SettingsError: If settings contradict each other.
+        DataError: If there are no pictures.
+    """
+
+    def __init__(
+        self,
+        settings: GenerativeSettings,
+        *,
+        device: torch.device | str = "cpu",
+        folder: RunFolder | None = None,
+    ) -> None:
+        self.settings, self.device, self.folder = settings, torch.device(device), folder
+        seeds = np.random.SeedSequence(settings.seed).generate_state(4)
+        weights, self._data_seed, latents, self._evaluation_seed = (int(seed) for seed in seeds)
+        self.model: Gan | Vae = build_model(
+            settings, torch.Generator().manual_seed(weights), self.device
+        )
+        self.pictures: Pictures = (
+            SortOfClevr(settings.canvas, settings.training.pictures, self._data_seed)
+            if settings.data == "clevr"
+            else open_pictures(settings.data, settings.canvas.size)
+        )
+        self._latents = torch.Generator(self.device).manual_seed(latents)
+        self.curve: list[Evaluation] = []
+        self._progress = _Progress()
+        self._sums: dict[str, Tensor] = {}
+        self._summed = 0
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        checkpoint = folder.newest_checkpoint() if folder is not None else None
+        if checkpoint is not None:
+            path = checkpoint.path / _STATE_FILE
+            self._restore(torch.load(path, map_location=self.device, weights_only=True))
+        self._good = self._state()
+
+    @property
+    def step(self) -> int:
+        """Batches so far."""
+        return self._progress.step
+
+    def train(
+        self,
+        *,
+        stop: StopRequest | None = None,
+        on_step: Callable[["Run"], None] | None = None,
+    ) -> RunResult:
+        """Train to the end or to a stop, and judge the model.
+
+        Args:
+            stop: Ask it after each step whether to stop.
+            on_step: Called after each step, outside of the counted time.
+        """
+        training = self.settings.training
+        ended, saved = self._end(), time.monotonic()
+        while ended is None:
+            self._train_step()
+            if self.step % training.evaluation_interval == 0 or self.step % _CHECK_INTERVAL == 0:
+                self._check()
+            if self.step % training.evaluation_interval == 0 and not self._progress.has_diverged:
+                self._evaluate()
+                self._good = self._state()
+            if time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                self._save()
+                saved = time.monotonic()
+            if on_step is not None:
+                on_step(self)
+            ended = "stopped" if stop is not None and stop.requested else self._end()
+        self._check()
+        if ended != "stopped" and (not self.curve or self.curve[-1].step != self.step):
+            self._evaluate()
+        self._save()
+        return self._result("diverged" if self._progress.has_diverged else ended)
+
+    def _end(self) -> str | None:
+        """Return why the run is at its end, or None if it is not."""
+        training = self.settings.training
+        if self._progress.has_diverged:
+            return "diverged"
+        if self.step >= training.iterations:
+            return "iterations"
+        if training.max_seconds is not None:
+            return "time" if self._progress.cpu_seconds >= training.max_seconds else None
+        return None
+
+    def _train_step(self) -> None:
+        wall, cpu = time.perf_counter(), time.process_time()
+        real = self.pictures.batch(self._batch_indices(), self.device)
+        losses = self.model.learn(real, self._latents)
+        self._progress.step += 1
+        self._progress.seconds += time.perf_counter() - wall
+        self._progress.cpu_seconds += time.process_time() - cpu
+        for name, loss in losses.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(loss)) + loss
+        self._summed += 1
+
+    def _batch_indices(self) -> Tensor:
+        """Return the pictures of the next batch: the set in a new order in each epoch."""
+        count, missing = len(self.pictures), self.settings.training.batch_size
+        first, parts = self._progress.step * missing, []
+        while missing:
+            epoch, index = divmod(first, count)
+            if self._order[0] != epoch:
+                self._order = epoch, self._order_of(epoch)
+            parts.append(self._order[1][index : index + missing])
+            first, missing = first + len(parts[-1]), missing - len(parts[-1])
+        return torch.cat(parts)
+
+    def _order_of(self, epoch: int) -> Tensor:
+        (seed,) = np.random.SeedSequence([self._data_seed, epoch]).generate_state(1)
+        generator = torch.Generator().manual_seed(int(seed))
+        return torch.randperm(len(self.pictures), generator=generator)
+
+    def _check(self) -> None:
+        """Go back to the last weights whose losses were finite, if these are not."""
+        if all(math.isfinite(float(total)) for total in self._sums.values()):
+            return
+        self._restore(self._good)
+        self._progress.has_diverged = True
+
+    def _evaluate(self) -> None:
+        losses = {name: float(total) / self._summed for name, total in self._sums.items()}
+        self._sums, self._summed = {}, 0
+        self.curve.append(self._judge(self.samples(), losses))
+
+    def samples(self, count: int | None = None) -> Tensor:
+        """Return generated pictures, always of the same latent vectors.
+
+        Args:
+            count: How many; as many as an evaluation looks at if None.
+        """
+        number = self.settings.training.samples if count is None else count
+        generator = self._evaluation_generator()
+        return self.model.generate(self.model.latents(number, generator).to(self.device))
+
+    def _evaluation_generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self._evaluation_seed)
+
+    def _judge(self, pictures: Tensor, losses: Mapping[str, float]) -> Evaluation:
+        entropies, row = None, None
+        patches: tuple[float, ...] = ()
+        if self.settings.data == "clevr":
+            entropies = paper_entropies(pictures, self.settings.canvas)
+            row = measure(pictures, self._others(0), self.settings.canvas)
+        else:
+            pair = pictures[: len(self.pictures)]
+            generator = torch.Generator(self.device).manual_seed(self._evaluation_seed)
+            patches = tuple(sliced_wasserstein(pair, self._read(0, len(pair)), generator))
+        progress = self._progress
+        return Evaluation(
+            progress.step,
+            progress.seconds,
+            progress.cpu_seconds,
+            losses,
+            entropies,
+            row,
+            patches,
+        )
+
+    def _others(self, number: int) -> Objects:
+        """Return what is in pictures that nothing is trained on, the same at each call."""
+        generator = torch.Generator().manual_seed(self._evaluation_seed + 1 + number)
+        return draw_objects(self.settings.canvas, self.settings.training.samples, generator)
+
+    def _read(self, first: int, count: int) -> Tensor:
+        """Return pictures from the disk, from a given number on, around the end."""
+        indices = torch.arange(first, first + count) % len(self.pictures)
+        return self.pictures.batch(indices, self.device)
+
+    def _judge_real(self) -> Evaluation:
+        """Judge real pictures like generated ones, against others."""
+        if self.settings.data == "clevr":
+            return self._judge(self.real_pictures(), {})
+        half = max(1, min(self.settings.training.samples, len(self.pictures) // 2))
+        return self._judge(self._read(half, half), {})
+
+    def real_pictures(self) -> Tensor:
+        """Return pictures of Sort-of-Clevr that nothing is trained on, as many as samples."""
+        return draw_pictures(self._others(1), self.settings.canvas)
+
+    def ways(self, count: int, steps: int = 17) -> Tensor:
+        """Return pictures from one latent vector to another, ``(count, steps, 3, size, size)``.
+
+        The autoencoder goes from one real picture to another, the generator between random ones.
+        """
+        if isinstance(self.model, Vae) and self.settings.data == "clevr":
+            ends = self._others(0).take(torch.arange(2 * count) % self.settings.training.samples)
+            pictures = draw_pictures(ends, self.settings.canvas).to(self.device)
+            latents = self.model.encode(pictures)
+        elif isinstance(self.model, Vae):
+            latents = self.model.encode(self._read(0, 2 * count))
+        else:
+            latents = self.model.latents(2 * count, self._evaluation_generator()).to(self.device)
+        along = interpolate(latents[:count], latents[count:], steps)
+        pictures = self.model.generate(along.flatten(0, 1))
+        return pictures.view(count, steps, *pictures.shape[1:])
+
+    def _result(self, ended: str) -> RunResult:
+        is_clevr = self.settings.data == "clevr"
+        count = min(_WAYS, self.settings.training.samples)
+        return RunResult(
+            settings=self.settings,
+            parameters=self.model.parameters,
+            ended=ended,
+            curve=tuple(self.curve),
+            real=self._judge_real(),
+            motion=follow(self.ways(count), self.settings.canvas) if is_clevr else None,
+            threads=torch.get_num_threads(),
+        )
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        self._check()
+        with self.folder.checkpoint(self.step) as path:
+            torch.save(self._state(), path / _STATE_FILE)
+
+    def _state(self) -> dict[str, Any]:
+        return copy.deepcopy(
+            {
+                "model": self.model.state_dict(),
+                "latents": self._latents.get_state(),
+                "sums": self._sums,
+                "summed": self._summed,
+                "progress": asdict(self._progress),
+                "curve": [asdict(evaluation) for evaluation in self.curve],
+            }
+        )
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self._latents.set_state(state["latents"].cpu())
+        self._sums, self._summed = dict(state["sums"]), state["summed"]
+        self._progress = _Progress(**state["progress"])
+        self.curve = [evaluation_from_json(evaluation) for evaluation in state["curve"]]
+
+
+_WAYS = 100  # pairs of latent vectors that objects are followed between
+_STATE_FILE = "state.pt"
+_CHECKPOINT_SECONDS = 60.0
+_CHECK_INTERVAL = 100  # reading a loss waits for the device
+
+
+def evaluation_from_json(record: dict[str, Any]) -> Evaluation:
+    """Return an evaluation from what :meth:`RunResult.to_json` makes of it."""
+    entropies, row = record["entropies"], record["row"]
+    return Evaluation(
+        **{
+            **record,
+            "entropies": None if entropies is None else Entropies(**entropies),
+            "row": None if row is None else Row(**{**row, "valid": tuple(row["valid"])}),
+            "patches": tuple(record["patches"]),
+        }
+    )
+
+
+def advice(settings: GenerativeSettings) -> str:
+    """Return what to change in a run that has diverged."""
+    if settings.model == "vae":
+        return "lower vae.learning_rate"
+    if settings.gan.objective == "paper":
+        return "take --objective r3gan, or lower gan.generator_lr and gan.discriminator_lr"
+    return "raise gan.gamma, or lower gan.generator_lr and gan.discriminator_lr"

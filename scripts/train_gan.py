@@ -1,0 +1,105 @@
+"""Train generative models with and without coordinates, and measure how much they forget.
+
+python scripts/train_gan.py --coords both --scale small --seeds 3
+python scripts/train_gan.py --model vae --coords all
+python scripts/train_gan.py --data path/to/bedroom_train_lmdb --scale paper
+python scripts/train_gan.py --table quick
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from coordrl.config import Override, SettingsError, parse_override
+from coordrl.generative.experiments import Experiments, Interrupted
+from coordrl.generative.folders import DataError
+from coordrl.generative.objectives import ObjectiveName
+from coordrl.generative.settings import Arm, Model, Scale
+from coordrl.generative.table import ARMS, TableSize
+from coordrl.runs import RunError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train a GAN or a VAE over several seeds, or make the table of all of them.
+
+    A run that was stopped goes on where it was, one that is finished is not repeated.
+    """
+
+    model: Model = "gan"
+    """A generative adversarial network, or a variational autoencoder."""
+    coords: Literal["none", "all", "both"] = "all"
+    """The paper's baseline without coordinates, its CoordConv networks, or one after the other."""
+    objective: ObjectiveName = "r3gan"
+    """What generator and discriminator want: the paper's loss, or R3GAN's; GANs only."""
+    data: str = "clevr"
+    """Two-object Sort-of-Clevr (clevr), LSUN's bedrooms (lsun), or a folder of pictures."""
+    scale: Scale = "quick"
+    """Size of pictures and networks: 16x16, 32x32, or the paper's 64x64, which needs a GPU."""
+    seeds: int = 1
+    """Number of runs of each kind, with the seeds 0, 1, 2, ..."""
+    table: TableSize | None = None
+    """Make the table of all models instead: quick (one seed, 16x16) or small (three, 32x32)."""
+    set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
+    """Settings that win over the configuration, such as training.iterations=2000."""
+    max_seconds: float | None = None
+    """Processor seconds after which each run is cut short."""
+    config: Path = Path(__file__).parents[1] / "configs" / "generative.toml"
+    """Settings of each scale and recipe."""
+    out: Path = Path("runs/generative")
+    """Folder of the runs."""
+    report: Path | None = None
+    """Where the table and its figures go; the folder of the runs if not given."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the networks live; auto takes the GPU if there is one."""
+    threads: int | None = None
+    """Threads of PyTorch on the CPU; all cores if not given."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = tyro.cli(Arguments, args=argv)
+    has_gpu = torch.cuda.is_available()
+    device = ("cuda" if has_gpu else "cpu") if arguments.device == "auto" else arguments.device
+    arms: Sequence[Arm] = ARMS if arguments.coords == "both" else (arguments.coords,)
+    try:
+        if device == "cuda" and not has_gpu:
+            raise SettingsError("--device cuda: PyTorch finds no GPU; leave it out or take cpu")
+        if arguments.threads is not None:
+            if arguments.threads < 1:
+                raise SettingsError(f"--threads must be at least 1, got {arguments.threads}")
+            torch.set_num_threads(arguments.threads)
+        overrides = [Override("data", arguments.data, "--data")]
+        if arguments.max_seconds is not None:
+            limit = arguments.max_seconds
+            overrides.append(Override("training.max_seconds", limit, "--max-seconds"))
+        overrides += [parse_override(text) for group in arguments.set for text in group]
+        experiments = Experiments(arguments.config, arguments.out, device, tuple(overrides))
+        report = arguments.report or arguments.out
+        if arguments.table is not None:
+            text = experiments.make_table(arguments.table, report)
+        else:
+            text = experiments.train_seeds(
+                arguments.model,
+                arms,
+                arguments.objective,
+                arguments.scale,
+                seeds=arguments.seeds,
+                report=report,
+            )
+    except Interrupted:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except (DataError, RunError, SettingsError) as error:
+        print(f"train_gan.py: {error}", file=sys.stderr)
+        return 2
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,535 @@
+"""Runs of the generative models: resume, divergence, folders of pictures, tables, the script."""
+
+import io
+import json
+import math
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.testing import assert_close
+
+from coordrl.config import SettingsError, parse_override
+from coordrl.generative import figures, table
+from coordrl.generative.data import Canvas, draw_objects, draw_pictures
+from coordrl.generative.experiments import Experiments
+from coordrl.generative.folders import DataError, LmdbPictures, PictureFolder, open_pictures
+from coordrl.generative.interpolation import follow, interpolate
+from coordrl.generative.models import Gan, Vae
+from coordrl.generative.patches import laplacian_pyramid, sliced_wasserstein
+from coordrl.generative.settings import (
+    GanSettings,
+    GenerativeSettings,
+    NetworkSettings,
+    TrainingSettings,
+    VaeSettings,
+    load_generative_settings,
+)
+from coordrl.generative.training import Run, RunResult
+from coordrl.runs import StopRequest, open_run
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "generative.toml"
+SCRIPT = ROOT / "scripts" / "train_gan.py"
+CPU = torch.device("cpu")
+CANVAS = Canvas(size=16, radius=3)
+
+
+def tiny(**changes: object) -> GenerativeSettings:
+    """A run of a few small batches."""
+    settings = GenerativeSettings(
+        canvas=CANVAS,
+        network=NetworkSettings(
+            latent=4, generator_channels=2, discriminator_channels=2, discriminator_norm="none"
+        ),
+        training=TrainingSettings(
+            iterations=6, batch_size=4, pictures=10, evaluation_interval=3, samples=20
+        ),
+        gan=GanSettings(objective="r3gan", average=0.5),
+    )
+    return replace(settings, **changes)  # type: ignore[arg-type]
+
+
+def timeless(result: RunResult) -> list[object]:
+    return [replace(point, seconds=0, cpu_seconds=0) for point in result.curve]
+
+
+@pytest.mark.parametrize("model", ["gan", "vae"])
+@pytest.mark.parametrize("coords", ["none", "all"])
+def test_a_run_that_was_stopped_goes_on_as_if_it_never_had(
+    model: str, coords: str, tmp_path: Path
+) -> None:
+    settings = tiny(model=model, coords=coords)
+    whole = Run(settings).train()
+
+    with StopRequest() as stop:
+
+        def stop_at_four(run: Run) -> None:
+            if run.step == 4:
+                stop.signal_number = 15
+
+        with open_run(tmp_path, "", resume=False) as folder:
+            part = Run(settings, folder=folder).train(stop=stop, on_step=stop_at_four)
+    with open_run(tmp_path, "", resume=True) as folder:
+        resumed = Run(settings, folder=folder)
+        assert resumed.step == 4
+        rest = resumed.train()
+
+    assert part.ended == "stopped"
+    assert [point.step for point in rest.curve] == [3, 6]
+    assert timeless(rest) == timeless(whole)
+    assert rest.motion is not None
+
+
+def test_the_same_seed_gives_the_same_pictures_and_another_seed_others() -> None:
+    def samples(seed: int) -> Tensor:
+        run = Run(tiny(seed=seed))
+        run.train()
+        return run.samples(5)
+
+    first = samples(0)
+    assert_close(samples(0), first, rtol=0, atol=0)
+    assert not torch.allclose(samples(1), first)
+
+
+def test_every_picture_is_taken_once_in_an_epoch() -> None:
+    run = Run(tiny())
+    taken = []
+    for step in range(5):  # two epochs of ten pictures in batches of four
+        run._progress.step = step
+        taken += run._batch_indices().tolist()
+    assert sorted(taken[:10]) == sorted(taken[10:]) == list(range(10))
+    assert taken[:10] != taken[10:]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_the_last_good_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny()
+    good = Run(replace(settings, training=replace(settings.training, iterations=3)))
+    good.train()
+    learn = Gan.learn
+
+    def break_at_four(self: Gan, real: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        losses = learn(self, real, generator)
+        break_at_four.calls += 1  # type: ignore[attr-defined]
+        if break_at_four.calls < 4:  # type: ignore[attr-defined]
+            return losses
+        with torch.no_grad():
+            next(self.generator.parameters()).fill_(math.nan)
+        return {name: loss * math.nan for name, loss in losses.items()}
+
+    break_at_four.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(Gan, "learn", break_at_four)
+    with open_run(tmp_path, "", resume=False) as folder:
+        run = Run(settings, folder=folder)
+        result = run.train()
+    with open_run(tmp_path, "", resume=True) as folder:
+        kept = Run(settings, folder=folder)
+
+    assert result.ended == kept.train().ended == "diverged"
+    assert run.step == kept.step == 3
+    assert_close(kept.samples(5), good.samples(5), rtol=0, atol=0)
+    assert [point.step for point in result.curve] == [3]
+
+
+def test_a_run_is_cut_short_by_its_processor_time() -> None:
+    settings = tiny()
+    limited = replace(settings, training=replace(settings.training, max_seconds=1e-9))
+    result = Run(limited).train()
+    assert result.ended == "time"
+    assert result.curve[-1].step == 1
+
+
+def test_the_average_moves_towards_the_weights() -> None:
+    gan = Run(tiny()).model
+    assert isinstance(gan, Gan)
+    before = [p.detach().clone() for p in gan.generator.parameters()]
+    real = draw_pictures(draw_objects(CANVAS, 4, torch.Generator().manual_seed(0)), CANVAS)
+
+    gan.learn(real, torch.Generator().manual_seed(0))
+
+    assert gan.averaged is not None
+    for old, new, average in zip(
+        before, gan.generator.parameters(), gan.averaged.parameters(), strict=True
+    ):
+        assert_close(average, (old + new) / 2)
+
+
+def test_a_step_of_the_generator_leaves_the_discriminator_trainable() -> None:
+    gan = Run(tiny()).model
+    assert isinstance(gan, Gan)
+    gan.learn(torch.rand(4, 3, 16, 16), torch.Generator().manual_seed(0))
+    assert all(p.requires_grad for p in gan.discriminator.parameters())
+
+
+def test_a_small_autoencoder_learns_its_pictures() -> None:
+    settings = tiny(model="vae", vae=VaeSettings(learning_rate=1e-2))
+    training = replace(settings.training, iterations=60, evaluation_interval=20)
+    result = Run(replace(settings, training=training)).train()
+    bounds = [point.losses["bound"] for point in result.curve]
+    assert bounds[-1] < 0.9 * bounds[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrainingSettings(batch_size=1), "batch_size must be at least 2, got 1"),
+        (lambda: TrainingSettings(iterations=0), "iterations must be at least 1, got 0"),
+        (lambda: GanSettings(generator_lr=0), "must be positive, got 0 and"),
+        (lambda: GanSettings(beta2=1.0), "must be below 1, got 0.9, 1.0"),
+        (lambda: GanSettings(gamma=-1), "gamma must be at least 0, got -1"),
+        (lambda: VaeSettings(learning_rate=-1), "learning_rate must be positive, got -1"),
+        (lambda: NetworkSettings(latent=0), "latent must be at least 1, got 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()  # type: ignore[operator]
+
+
+def test_penalties_of_single_gradients_refuse_batch_norm() -> None:
+    settings = tiny(network=NetworkSettings(discriminator_norm="batch"))
+    with pytest.raises(SettingsError, match="the objective r3gan needs network"):
+        Run(settings)
+
+
+@pytest.mark.parametrize("scale", ["quick", "small", "paper"])
+@pytest.mark.parametrize("recipe", ["paper", "r3gan", "vae"])
+def test_the_shipped_settings_fit(scale: str, recipe: str) -> None:
+    model = "vae" if recipe == "vae" else "gan"
+    objective = "paper" if recipe == "vae" else recipe
+    settings = load_generative_settings(
+        CONFIG,
+        scale,  # type: ignore[arg-type]
+        model,  # type: ignore[arg-type]
+        "all",
+        objective,  # type: ignore[arg-type]
+    )
+    assert settings.model == model
+    if model == "gan":
+        assert settings.gan.objective == objective
+    if scale == "paper":
+        assert settings.canvas == Canvas()
+        assert settings.network.generator_channels == 64
+
+
+def test_paper_scale_and_recipe_are_the_papers() -> None:
+    settings = load_generative_settings(CONFIG, "paper", "gan", "all", "paper")
+    assert settings.gan == GanSettings()
+    assert settings.training == TrainingSettings()
+    assert settings.training.iterations == 50 * 50_000 / settings.training.batch_size
+
+
+def test_a_table_of_no_scale_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text("[scale.huge]\n")
+    with pytest.raises(SettingsError, match=r"\[scale\] knows quick, small, paper, got 'huge'"):
+        load_generative_settings(file, "quick", "gan", "all")
+    file.write_text("[scales.quick]\n")
+    with pytest.raises(SettingsError, match="tables of scale and recipe, got 'scales'"):
+        load_generative_settings(file, "quick", "gan", "all")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Eight pictures of several sizes and modes, in two folders."""
+    random = np.random.default_rng(0)
+    path = tmp_path / "rooms"
+    (path / "more").mkdir(parents=True)
+    for index in range(8):
+        height, width = 20 + index, 40 - index
+        pixels = random.integers(0, 256, (height, width, 3), np.uint8)
+        image = Image.fromarray(pixels).convert("L" if index == 3 else "RGB")
+        image.save(path / ("more" if index % 2 else ".") / f"{index}.png")
+    return path
+
+
+def test_folders_are_read_in_order_cut_to_their_middle_and_scaled(folder: Path) -> None:
+    wide = Image.new("RGB", (60, 20), "red")
+    wide.paste("blue", (15, 0, 45, 20))
+    wide.save(folder / "a.png")
+    pictures = PictureFolder(folder, 16)
+
+    assert len(pictures) == 9
+    index = [file.name for file in pictures.files].index("a.png")
+    (middle,) = pictures.batch(torch.tensor([index]), CPU)
+    assert_close(middle, torch.tensor([-1.0, -1.0, 1.0]).view(3, 1, 1).expand(3, 16, 16))
+    assert pictures.batch(torch.arange(9), CPU).shape == (9, 3, 16, 16)
+
+
+def test_a_picture_that_is_cut_off_is_named(folder: Path) -> None:
+    file = folder / "0.png"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"0\.png cannot be read as a picture"):
+        PictureFolder(folder, 16).batch(torch.arange(8), CPU)
+
+
+def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no pictures; expected files that end in"):
+        open_pictures(str(tmp_path), 16)
+    with pytest.raises(DataError, match=r"no folder .*nowhere; name a folder of pictures"):
+        open_pictures(str(tmp_path / "nowhere"), 16)
+    with pytest.raises(DataError, match="no folder bedroom_train_lmdb; download the category"):
+        open_pictures("lsun", 16)
+
+
+def test_an_lmdb_gives_the_pictures_of_the_folder_it_was_made_of(
+    folder: Path, tmp_path: Path
+) -> None:
+    lmdb = pytest.importorskip("lmdb")
+    path = tmp_path / "bedroom_train_lmdb"
+    files = PictureFolder(folder, 16)
+    with lmdb.open(str(path), map_size=2**24) as database, database.begin(write=True) as writer:
+        for index, file in enumerate(files.files):
+            writer.put(f"{index:04d}".encode(), file.read_bytes())
+        assert len(files) == 8
+
+    pictures = open_pictures(str(path), 16)
+
+    assert isinstance(pictures, LmdbPictures)
+    order = torch.tensor([7, 0, 3])
+    assert_close(pictures.batch(order, CPU), files.batch(order, CPU), rtol=0, atol=0)
+
+
+def test_an_lmdb_without_its_library_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data.mdb").touch()
+    monkeypatch.setitem(__import__("sys").modules, "lmdb", None)
+    with pytest.raises(DataError, match=r"pip install 'coordrl\[lsun\]'"):
+        open_pictures(str(tmp_path), 16)
+
+
+def test_a_gan_learns_from_a_folder_and_is_judged_by_patches(folder: Path) -> None:
+    result = Run(tiny(data=str(folder))).train()
+    assert result.ended == "iterations"
+    assert result.motion is None
+    assert result.curve[-1].entropies is None
+    assert len(result.curve[-1].patches) == len(result.real.patches) == 1
+    assert "distance of patches" in table.to_markdown([result])
+
+
+def test_the_pyramid_adds_up_to_the_pictures() -> None:
+    pictures = torch.rand(2, 3, 64, 64)
+    bands = laplacian_pyramid(pictures)
+
+    assert [band.shape[-1] for band in bands] == [64, 32, 16]
+    total = bands[-1]
+    for band in reversed(bands[:-1]):
+        total = band + torch.nn.functional.interpolate(
+            total, scale_factor=2, mode="bilinear", align_corners=False
+        )
+    assert_close(total, pictures)
+
+
+def test_patches_of_the_same_pictures_are_near_and_of_blurred_ones_far() -> None:
+    torch.manual_seed(0)
+    sharp, others = torch.rand(100, 3, 32, 32), torch.rand(100, 3, 32, 32)
+    blurred = torch.nn.functional.avg_pool2d(sharp, 7, stride=1, padding=3)
+
+    def distance(pictures: Tensor) -> list[float]:
+        return sliced_wasserstein(pictures, others, torch.Generator().manual_seed(0), patches=16)
+
+    assert max(distance(sharp)) < 0.08
+    for far, near in zip(distance(blurred), distance(sharp), strict=True):
+        assert far > 2 * near
+
+
+def test_sets_of_unequal_pictures_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"of one size, got \(2, 3, 16, 16\) and \(3, 3, 16, 16\)"):
+        sliced_wasserstein(torch.zeros(2, 3, 16, 16), torch.zeros(3, 3, 16, 16), torch.Generator())
+
+
+def test_interpolated_vectors_have_the_mix_of_both_lengths() -> None:
+    first, second = torch.tensor([[3.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.0, 1.0], [2.0, 2.0]])
+
+    along = interpolate(first, second, 5)
+
+    assert_close(along[:, 0], first)
+    assert_close(along[:, -1], second)
+    assert_close(along[0].norm(dim=1), torch.linspace(3, 1, 5))
+    assert_close(along[1, 2], torch.tensor([1.5, 1.5]))
+
+
+def test_a_way_needs_two_ends() -> None:
+    with pytest.raises(ValueError, match="got steps=1"):
+        interpolate(torch.zeros(1, 2), torch.zeros(1, 2), 1)
+
+
+def ends() -> tuple[Tensor, Tensor]:
+    """Two pictures with blue at (8, 8) and (24, 8), and red at (8, 24) in both."""
+    centers = torch.tensor([[[8, 8], [8, 24]], [[24, 8], [8, 24]]])
+    squares = torch.zeros(2, 2, dtype=torch.bool)
+    objects = replace(draw_objects(LARGE, 2, torch.Generator()), centers=centers, is_disc=squares)
+    first, second = draw_pictures(objects, LARGE)
+    return first, second
+
+
+LARGE = Canvas(size=32, radius=5)
+
+
+def test_an_object_that_moves_walks_straight() -> None:
+    first, _ = ends()
+    steps = []
+    for x in range(0, 17, 2):
+        picture = first.clone()
+        picture[:, :16] = 1.0
+        picture[:, 3:14, 3 + x : 14 + x] = torch.tensor([-1.0, -1.0, 1.0]).view(3, 1, 1)
+        steps.append(picture)
+
+    motion = follow(torch.stack(steps).unsqueeze(0), LARGE)
+
+    assert motion.ways == 1  # red stays where it is
+    assert (motion.visible, motion.whole, motion.moved) == (1, 1, 1)
+    assert motion.largest_step == pytest.approx(1 / 8)
+    assert motion.detour == pytest.approx(1)
+
+
+def test_an_object_that_fades_here_and_appears_there_does_not_move() -> None:
+    first, second = ends()
+    steps = torch.stack([first.lerp(second, share) for share in torch.linspace(0, 1, 9)])
+
+    motion = follow(steps.unsqueeze(0), LARGE)
+
+    assert motion.moved == 0
+    assert motion.largest_step >= 0.5
+    assert motion.whole < 1
+
+
+def test_nothing_is_followed_where_there_is_no_object() -> None:
+    motion = follow(torch.ones(2, 5, 3, 32, 32), LARGE)
+    assert motion.ways == 0
+    assert math.isnan(motion.moved)
+    with pytest.raises(ValueError, match="three steps or more to follow, got 2"):
+        follow(torch.ones(2, 2, 3, 32, 32), LARGE)
+
+
+def test_a_grid_lays_pictures_out_row_by_row() -> None:
+    pictures = torch.arange(1.0, 6).view(5, 1, 1, 1).repeat(1, 3, 2, 2)
+    sheet = figures.grid(pictures, columns=3)
+    assert sheet.shape == (3, 5, 8)
+    assert sheet[0, 0].tolist() == [1, 1, 0, 2, 2, 0, 3, 3]
+    assert sheet[0, 4].tolist() == [4, 4, 0, 5, 5, 0, 0, 0]
+
+
+def test_films_and_pictures_keep_their_colors(tmp_path: Path) -> None:
+    frames = torch.stack([torch.ones(3, 4, 6), -torch.ones(3, 4, 6), torch.ones(3, 4, 6)])
+    figures.save_film(frames, tmp_path / "film.gif", enlarge=2)
+    figures.save_picture(frames[1], tmp_path / "picture.png", enlarge=3)
+
+    with Image.open(tmp_path / "film.gif") as film:
+        assert film.size == (12, 8)
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.size == (18, 12)
+        assert picture.getextrema() == ((0, 0), (0, 0), (0, 0))
+
+
+TINY = [
+    *("canvas={size=16, radius=3}", "training.iterations=2", "training.evaluation_interval=1"),
+    *("training.samples=60", "training.batch_size=4", "network.generator_channels=2"),
+    "network.discriminator_channels=2",
+]
+
+
+def run_script(*options: str) -> int:
+    code: int = runpy.run_path(str(SCRIPT))["main"]([*options, "--set", *TINY])
+    return code
+
+
+def test_the_script_trains_both_arms_and_goes_on_without_repeating(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--coords", "both", "--seeds", "2", "--out", str(tmp_path), "--threads", "1"]
+    assert run_script(*options) == 0
+
+    first = capsys.readouterr().out
+    assert "| without |" in first
+    assert "| with |" in first
+    record = json.loads((tmp_path / "generative.json").read_text())
+    assert [run["settings"]["seed"] for run in record["runs"]] == [0, 1, 0, 1]
+    assert (tmp_path / "generative.md").read_text().endswith(first.strip() + "\n")
+    path = tmp_path / "gan-r3gan-all-16-s1"
+    assert len(list((path / "samples").glob("*.png"))) == 2
+    for file in (path / "interpolation.gif", tmp_path / "generative-gan-r3gan-16.gif"):
+        with Image.open(file) as film:
+            assert film.is_animated  # type: ignore[attr-defined]
+    for name in ("generative-gan-r3gan-16", "generative-gan-r3gan-16-curves"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+    def train_again(self: Run, **_: object) -> RunResult:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(Run, "train", train_again)
+    assert run_script(*options) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_the_script_trains_autoencoders_and_from_folders(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "runs")]
+    assert run_script("--model", "vae", *out) == 0
+    assert "| from one picture to another | visible" in capsys.readouterr().out
+    assert run_script("--data", str(folder), *out) == 0
+    assert "GAN, objective r3gan" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--data", "nowhere"], "there is no folder nowhere"),
+        (["--set", "training.iteration=3"], "unknown key 'training.iteration'"),
+        (["--set", "training.batch_size=1"], "batch_size must be at least 2, got 1"),
+        (["--set", "canvas={size=40, radius=5}"], "canvas.size must be a multiple of 16"),
+    ],
+)
+def test_the_script_names_what_does_not_fit(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = runpy.run_path(str(SCRIPT))["main"]([*options, "--out", str(tmp_path)])
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_tables_have_both_arms_and_both_objectives(tmp_path: Path) -> None:
+    cells = table.plan("quick")
+    assert {(cell.model, cell.objective) for cell in cells if cell.model == "gan"} == {
+        ("gan", "paper"),
+        ("gan", "r3gan"),
+    }
+    overrides = tuple(parse_override(text) for text in [*TINY, "training.iterations=1"])
+    experiments = Experiments(CONFIG, tmp_path, overrides=overrides)
+    text = experiments.make_table("quick", tmp_path)
+    for heading in ("GAN, objective paper", "GAN, objective r3gan", "VAE"):
+        assert f"## {heading}: Sort-of-Clevr, 16x16" in text
+    assert "With coordinates minus without: red" in text
+
+
+def test_spreads_tell_mean_range_and_what_is_missing() -> None:
+    assert table._spread([1.0, 2.0, 6.0]) == "3.00 (1.00 to 6.00)"
+    assert table._spread([2.0, None]) == "2.00, 1 not measurable"
+    assert table._spread([None, math.nan]) == "not measurable"
+
+
+def test_a_vae_shows_expected_colors() -> None:
+    model = Run(tiny(model="vae")).model
+    assert isinstance(model, Vae)
+    latents = torch.zeros(2, 4)
+    logits = model.autoencoder.decoder(latents)
+    assert_close(model.generate(latents), 2 * logits.sigmoid() - 1)
+
+
+def test_samples_are_written_as_they_are(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(figures.to_bytes(torch.tensor([[[-1.0]], [[0.0]], [[9.0]]])).numpy()).save(
+        buffer, format="png"
+    )
+    assert Image.open(buffer).getpixel((0, 0)) == (0, 128, 255)
