@@ -1,6 +1,7 @@
 """Measure what coordrl costs beside its peers: ours and theirs in turn, in one run.
 
     python scripts/benchmark.py layers --json benchmarks/layers.json
+    python scripts/benchmark.py generators --json benchmarks/generators.json
     python scripts/benchmark.py training --json benchmarks/training.json
     python scripts/benchmark.py envs --json benchmarks/envs.json
     python scripts/benchmark.py emulator --json benchmarks/emulator.json
@@ -49,10 +50,11 @@ from torch import Tensor, nn
 
 import coordrl
 from coordrl.algorithms import keep_freed_memory, make_model
-from coordrl.backbone import NATURE_DQN
+from coordrl.backbone import NATURE_DQN, pointwise
 from coordrl.config import AtariSettings, Schedule, TrainingSettings, parse_override
 from coordrl.emulator import GAMES
 from coordrl.envs import AtariVectorEnv, canonical_game, gymnasium_name
+from coordrl.generative.networks import CoordConvGenerator
 from coordrl.runs import RunError, atomic_file
 from coordrl.sb3_envs import make_sb3_env
 from coordrl.training import load_training_settings
@@ -325,6 +327,80 @@ class Layers(Benchmark):
             for name in ("concatenating", "ours", "coord bias"):
                 row[f"{mode}: {name}"] = Ratio.of(costs[f"{mode}, {name}"], costs[f"{mode}, plain"])
         return row
+
+
+def tiled(generator: CoordConvGenerator, latents: Tensor, *, whole: bool) -> Tensor:
+    """Return the first layer's output, or the pictures, by the paper's definition.
+
+    The latent vector is tiled over the canvas, and the coordinates are appended.
+    """
+    size = generator.size
+    canvas = latents[:, :, None, None].expand(-1, -1, size, size)
+    grid = coordrl.coordinate_grid(size, size).expand(len(latents), -1, -1, -1)
+    first, *others = generator.pixels
+    assert isinstance(first, nn.Conv2d)
+    x = nn.functional.conv2d(torch.cat([canvas, grid], dim=1), first.weight, first.bias)
+    for module in [*others, *generator.surroundings] if whole else others[:1]:
+        x = module(x)
+    return x
+
+
+def untiled(generator: CoordConvGenerator, latents: Tensor, *, whole: bool) -> Tensor:
+    """Return the same as :func:`tiled`, in the layout that it comes in."""
+    if whole:
+        pictures: Tensor = generator(latents)
+        return pictures
+    return pointwise(generator.pixels, latents, generator.size, generator.size, depth=2)
+
+
+@dataclass(frozen=True)
+class Generators(Benchmark):
+    """The paper's CoordConv generator with its latent vector tiled over the canvas, over ours.
+
+    Forward, and backward for the weights.
+    """
+
+    seconds: float = 20.0
+    """To spend on each size, at least."""
+    sizes: tuple[int, ...] = (16, 32, 64)
+    """Heights and widths of the pictures. At 64 the network is the paper's, below it that of the
+    small scales of configs/generative.toml."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yield a row for each size."""
+        for size in self.sizes:
+            latent, channels = (256, 64) if size == 64 else (32, 8)
+            generator = CoordConvGenerator(size, latent, channels)
+            latents = torch.rand(16, latent) * 2 - 1
+
+            def train(form: Callable[..., Tensor], whole: bool) -> None:
+                loss = form(generator, latents, whole=whole).sum()  # noqa: B023
+                weights = list(generator.parameters())  # noqa: B023 - called within the loop
+                torch.autograd.grad(loss, weights, allow_unused=True)
+
+            costs = take_turns(
+                {
+                    f"{form.__name__}, {whole}": functools.partial(train, form, whole)
+                    for form in (tiled, untiled)
+                    for whole in (False, True)
+                },
+                self.seconds,
+            )
+            yield {
+                "pictures": f"16 of {size}x{size}",
+                "latent": latent,
+                "ours ms": round(min(costs["untiled, True"]) * 1000, 1),
+                "first layer": Ratio.of(costs["tiled, False"], costs["untiled, False"]),
+                "generator": Ratio.of(costs["tiled, True"], costs["untiled, True"]),
+            }
+
+    def summary(self, rows: list[Row]) -> Row:
+        """Return geometric means over the sizes."""
+        summary: Row = {}
+        for column in ("first layer", "generator"):
+            ratios = [ratio.best for row in rows if isinstance(ratio := row[column], Ratio)]
+            summary[column] = round(geometric_mean(ratios), 2)
+        return summary
 
 
 @dataclass(frozen=True)
@@ -610,6 +686,7 @@ def envpool_vector_env(game: str, num_envs: int) -> Player:
 
 BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
     "layers": Layers,
+    "generators": Generators,
     "training": Training,
     "envs": Envs,
     "emulator": Emulators,
