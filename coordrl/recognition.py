@@ -129,7 +129,8 @@ class RecognitionSettings:
         for name in ("held_back", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.learning_rate <= 0 or self.weight_decay < 0:
+        # Asked so that NaN is refused as well.
+        if not (self.learning_rate > 0 and self.weight_decay >= 0):
             raise ValueError(
                 "learning_rate must be positive and weight_decay not negative, got"
                 f" {self.learning_rate} and {self.weight_decay}"

@@ -47,7 +47,7 @@ from coordrl.coordinates.training import (
     load_coordinate_settings,
 )
 from coordrl.layers import coordinate_grid
-from coordrl.runs import StopRequest, open_run
+from coordrl.runs import RunError, StopRequest, open_run
 
 CANVAS = Canvas()
 SMALL = Canvas(size=16, square=5)
@@ -477,6 +477,8 @@ def test_learning_rates_at_start_half_and_end(decay: str, rates: list[float]) ->
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"l2": -1.0}, "l2 not negative"),
+        ({"l2": float("nan")}, "l2 not negative"),
+        ({"max_seconds": 0.0}, "max_seconds must be positive, got 0.0"),
     ],
 )
 def test_recipes_out_of_range_are_refused(keywords: dict[str, float], message: str) -> None:
@@ -691,14 +693,14 @@ def test_rows_do_not_mix_models() -> None:
         table.summarize([result(0, "coordconv", [1.0]), result(0, "conv", [1.0])])
 
 
-@pytest.mark.parametrize("size", ["quick", "full"])
-def test_the_table_has_both_arms_at_every_input_scale(size: table.TableSize) -> None:
+@pytest.mark.parametrize(("size", "kinds"), [("quick", 6), ("full", 8)])
+def test_the_table_has_both_arms_of_everything(size: table.TableSize, kinds: int) -> None:
     cells = table.plan(size)
     assert len(cells) == len(set(cells))
     arms = {(cell.task, cell.split, cell.input_scale): set[str]() for cell in cells}
     for cell in cells:
         arms[cell.task, cell.split, cell.input_scale].add(cell.model)
-    assert len(arms) == 8  # two splits of three tasks, and of classification in pixels
+    assert len(arms) == kinds  # two splits of three tasks, and of classification in pixels
     assert all({"coordconv", "conv"} <= models for models in arms.values())
 
 
@@ -732,6 +734,16 @@ def test_finished_runs_are_read_and_not_repeated(
 
     monkeypatch.setattr(Run, "train", train_again)
     assert tiny.train(settings) == first
+
+
+def test_a_result_that_cannot_be_read_is_named(tiny: Experiments) -> None:
+    settings = load_coordinate_settings(tiny.config, "classification", "coordconv", "uniform")
+    tiny.train(settings)
+    path = tiny.out / "classification-coordconv-uniform-s0" / "result.json"
+    path.write_text(path.read_text()[:100])
+
+    with pytest.raises(RunError, match=r"result\.json cannot be read .* delete it, and the run is"):
+        tiny.train(settings)
 
 
 def test_a_run_that_was_cut_short_goes_on_when_given_more_time(tiny: Experiments) -> None:
@@ -814,6 +826,15 @@ def test_the_table_is_written_with_its_figures(
         (["--model", "conv", "--sweep"], "no table [classification.conv.sweep]"),
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--max-seconds", "-1"], "max_seconds must be positive, got -1"),
+        (
+            ["--model", "conv", "--set", "canvas.size=60"],
+            "the network of classification.conv: canvas_size must be a power of 2",
+        ),
+        (
+            ["--split", "quadrant", "--set", "canvas.size=8", "canvas.square=7"],
+            "leaves 4 places to train and 0 to test on; take a larger canvas",
+        ),
     ],
 )
 def test_the_script_names_what_does_not_fit(

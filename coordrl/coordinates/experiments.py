@@ -30,6 +30,7 @@ from coordrl.coordinates.training import (
 from coordrl.runs import (
     SETTINGS_FILE,
     Progress,
+    RunError,
     StopRequest,
     atomic_file,
     machine,
@@ -120,7 +121,7 @@ class Experiments:
         for cell in table.plan(size):
             own = []
             is_slow = cell.model == "conv" or cell.input_scale == "pixel"
-            limit = max_seconds if max_seconds and is_slow else cell.max_seconds
+            limit = cell.max_seconds if max_seconds is None or not is_slow else max_seconds
             point = () if limit is None else (Override("training.max_seconds", limit, "the table"),)
             for seed in range(cell.seeds):
                 settings = self._settings(
@@ -342,9 +343,14 @@ def _log(tensorboard: SummaryWriter, point: Evaluation) -> None:
 
 
 def _read_result(path: Path, settings: CoordinateSettings) -> RunResult:
-    record = json.loads(path.read_text(encoding="utf-8"))
-    curve = tuple(Evaluation(**point) for point in record.pop("curve"))
-    return RunResult(**{**record, "curve": curve, "settings": settings})
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        curve = tuple(Evaluation(**point) for point in record.pop("curve"))
+        return RunResult(**{**record, "curve": curve, "settings": settings})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunError(
+            f"{path} cannot be read ({error}); delete it, and the run is judged again"
+        ) from error
 
 
 def _read_trace(path: Path, run: Run) -> analysis.Trace:

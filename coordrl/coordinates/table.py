@@ -181,7 +181,7 @@ def _section(task: TaskName, rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         times = [
-            "-" if time is None else f"{time:,.0f}" + _share(reached, row.seeds)
+            "-" if time is None else _seconds(time) + _share(reached, row.seeds)
             for time, reached in zip(row.cpu_seconds_to, row.reached, strict=True)
         ]
         cut = " (cut short)" if "time" in row.ended else ""
@@ -196,8 +196,8 @@ def _section(task: TaskName, rows: Sequence[Row]) -> str:
             f" {_value(task, row.test.most)})",
             _value(task, row.test_of_best.mean),
             f"{row.epochs.mean:.1f}{cut}",
-            f"{row.cpu_seconds.mean:,.0f}",
-            f"{row.seconds.mean:,.0f}",
+            _seconds(row.cpu_seconds.mean),
+            _seconds(row.seconds.mean),
             " / ".join(times),
             PAPER.get((task, row.model, row.split), "-"),
         ]
@@ -226,6 +226,10 @@ def _ratio_lines(task: TaskName, rows: Sequence[Row]) -> list[str]:
             f" {'; '.join(times) if times else 'a time that cannot be compared'}."
         )
     return lines
+
+
+def _seconds(time: float) -> str:
+    return f"{time:.1f}" if time < 10 else f"{time:,.0f}"
 
 
 def _share(reached: int, seeds: int) -> str:
@@ -308,8 +312,8 @@ def plan(size: TableSize) -> list[Cell]:
     """Return what the table trains, the CoordConv nets first.
 
     ``"quick"`` takes one seed and cuts every run after 45 s of processor time, so that both arms
-    have the same; ``"full"`` takes five seeds and trains all to the end of their recipe. Places as
-    raw pixels are a row of classification alone: rendering has to classify first.
+    have the same; ``"full"`` takes five seeds, trains all to the end of their recipe, and adds
+    places as raw pixels to classification (rendering has to classify first).
     """
     seeds, limit = (1, 45.0) if size == "quick" else (5, None)
     tasks: list[TaskName] = ["classification", "regression", "rendering"]
@@ -326,4 +330,4 @@ def plan(size: TableSize) -> list[Cell]:
         for model in models[1:]
         for split in splits
     ]
-    return [*cells, *pixel]
+    return [*cells, *pixel] if size == "full" else cells

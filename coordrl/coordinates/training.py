@@ -65,11 +65,14 @@ class Recipe:
         for name in ("batch_size", "epochs", "evaluation_interval"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.learning_rate <= 0 or self.l2 < 0:
+        # Asked so that NaN is refused as well.
+        if not (self.learning_rate > 0 and self.l2 >= 0):
             raise ValueError(
                 f"learning_rate must be positive and l2 not negative, got {self.learning_rate} and"
                 f" {self.l2}"
             )
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
 
     def learning_rate_at(self, fraction: float) -> float:
         """Return the step size when a fraction in [0, 1] of all epochs is over.
@@ -121,12 +124,19 @@ def network_class(task: TaskName, model: Model, split: Split) -> type[nn.Module]
 
 
 def build_network(settings: CoordinateSettings) -> nn.Module:
-    """Return the untrained network of a run, on the CPU."""
+    """Return the untrained network of a run, on the CPU.
+
+    Raises:
+        SettingsError: If there is no such network.
+    """
     cls = network_class(settings.task, settings.model, settings.split)
     keywords = dict(settings.network)
     if "canvas_size" in accepted_keywords(cls):
         keywords["canvas_size"] = settings.canvas.size
-    network = cls(**keywords)
+    try:
+        network = cls(**keywords)
+    except ValueError as error:
+        raise SettingsError(f"the network of {settings.task}.{settings.model}: {error}") from error
     initialize_like_the_authors(network, torch.Generator().manual_seed(_seeds(settings.seed)[0]))
     return network
 
@@ -263,6 +273,10 @@ class Run:
         train_centers: Places of the training set, ``(N, 2)``.
         test_centers: Places of the test set, ``(N, 2)``.
         curve: Evaluations so far.
+
+    Raises:
+        SettingsError: If there is no such network, or a part of the split is empty.
+        RunError: If no checkpoint in the folder is whole.
     """
 
     def __init__(
@@ -278,6 +292,12 @@ class Run:
         centers, held_back = places(settings.canvas), is_test(settings.canvas, settings.split)
         self.train_centers = centers[~held_back].to(self.device)
         self.test_centers = centers[held_back].to(self.device)
+        if held_back.all() or not held_back.any():
+            raise SettingsError(
+                f"split {settings.split!r} of a canvas of {settings.canvas.size} with a square of"
+                f" {settings.canvas.square} leaves {len(self.train_centers)} places to train and"
+                f" {len(self.test_centers)} to test on; take a larger canvas or a smaller square"
+            )
         self.network = build_network(settings).to(self.device)
         kernels = [p for p in self.network.parameters() if p.ndim > 1]
         others = [p for p in self.network.parameters() if p.ndim == 1]
