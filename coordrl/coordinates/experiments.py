@@ -161,6 +161,8 @@ class Experiments:
                     return result
             run = Run(settings, device=self.device, folder=folder)
             follower = _read_trace(path, run) if trace else None
+            if follower is not None and run.step == 0:
+                follower(run)
             with (
                 StopRequest() as stop,
                 SummaryWriter(path) as tensorboard,

@@ -6,7 +6,6 @@ Every function returns a figure; :func:`save` writes it.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -140,7 +139,7 @@ def sheets(components: Mapping[str, Tensor], centers: Tensor) -> Figure:
             axes = grid[row][column]
             colors = centers[:, column].cpu().numpy()
             first, second = points.cpu().numpy().T
-            axes.scatter(first, second, c=colors, s=3, cmap="viridis")
+            axes.scatter(first, second, c=colors, s=1, cmap="viridis")
             axes.set_title(f"{name}, colored by {axis}", fontsize=9)
             axes.set_xticks([])
             axes.set_yticks([])
@@ -153,20 +152,22 @@ def translation(traces: Mapping[str, Trace]) -> Figure:
     left, right = figure.subplots(1, 2)
     for name, trace in traces.items():
         color = _COLORS.get(name)
-        errors = np.array(trace.errors)
         for index, shift in enumerate(trace.shifts):
-            style = ("-", "--", ":")[index % 3]
-            left.plot(
-                trace.steps, errors[:, index], style, color=color, label=f"{name}, {shift} px"
-            )
+            style = (".-", ".--", ".:")[index % 3]
+            errors = [row[index] for row in trace.errors]
+            left.plot(trace.steps, errors, style, color=color, label=f"{name}, {shift} px")
         if any(trace.ratios):
-            right.plot(trace.steps, trace.ratios, color=color, label=name)
-    left.set_xlabel("step")
+            right.plot(trace.steps, trace.ratios, ".-", color=color, label=name)
+    firsts = [step for trace in traces.values() for step in trace.steps if step > 0]
+    for axes in (left, right):
+        # Step 0 in its place, and runs of very different lengths side by side.
+        axes.set_xscale("symlog", linthresh=min(firsts, default=1))
+        axes.set_xlabel("step")
     left.set_ylabel("equivariance error")
-    left.set_ylim(0, 1.02)
-    left.legend(fontsize=8)
-    right.set_xlabel("step")
-    right.set_ylabel("coordinate weights over input weights (rms)")
+    left.set_ylim(-0.02, 1.02)
+    left.legend(fontsize=7)
+    right.set_ylabel("coordinate over input weights (rms)")
+    right.set_ylim(bottom=0)
     if right.get_legend_handles_labels()[0]:
         right.legend(fontsize=8)
     return figure
