@@ -4,6 +4,7 @@ import json
 import runpy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -803,9 +804,22 @@ def test_the_table_is_written_with_its_figures(
     monkeypatch.setattr(table, "plan", lambda size: cells)
     report = tmp_path / "report"
 
+    growing = []
+
+    def watched(self: Experiments, *args: Any, **kwargs: Any) -> RunResult:
+        if (report / "coordinates.md").exists():
+            growing.append((report / "coordinates.md").read_text())
+        return train(self, *args, **kwargs)
+
+    train = Experiments.train
+    monkeypatch.setattr(Experiments, "train", watched)
+
     text = replace(tiny, command="made by hand").make_table("quick", report, None)
 
     written = (report / "coordinates.md").read_text()
+    assert "So far" not in written
+    assert "So far 2 of 4 runs are done." in growing[1]
+    assert "| uniform | conv |" in growing[1]  # the second model with its first seed
     assert "Made by `made by hand` on " in written
     assert text in written
     assert "| uniform | coordconv | unit | 7,553 | 0 of 2 |" in written

@@ -7,7 +7,7 @@ stopped goes on.
 import dataclasses
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -117,25 +117,28 @@ class Experiments:
             max_seconds: Processor seconds after which baselines, and runs that see places as
                 pixels, are cut short, if not the table's.
         """
-        rows, results = [], []
-        for cell in table.plan(size):
-            own = []
-            is_slow = cell.model == "conv" or cell.input_scale == "pixel"
-            limit = cell.max_seconds if max_seconds is None or not is_slow else max_seconds
-            point = () if limit is None else (Override("training.max_seconds", limit, "the table"),)
-            for seed in range(cell.seeds):
-                settings = self._settings(
-                    cell.task, cell.model, cell.split, cell.input_scale, seed, point
-                )
-                is_traced = (
-                    cell.task == "classification" and cell.input_scale == "unit" and not seed
-                )
-                own.append(self.train(settings, trace=is_traced))
-            rows.append(table.summarize(own))
-            results += own
-            self._write_table(rows, results, [], report)  # so that there is something to look at
-        shares = self._draw(results, report)
-        return self._write_table(rows, results, shares, report)
+        plan = table.plan(size)
+        results: dict[table.Cell, list[RunResult]] = {cell: [] for cell in plan}
+        shares: list[table.Misplaced] = []
+        # Seed by seed: a table that is still growing has most of its rows early.
+        for seed in range(max(cell.seeds for cell in plan)):
+            for cell in plan:
+                if seed < cell.seeds:
+                    settings = self._cell_settings(cell, seed, max_seconds)
+                    is_traced = (cell.task, cell.input_scale, seed) == ("classification", "unit", 0)
+                    results[cell].append(self.train(settings, trace=is_traced))
+                    self._write_table(results, shares, report)
+            shares = shares or self._draw_all_painters(results, report)
+            self._draw_curves(results, report)
+        return self._write_table(results, shares, report)
+
+    def _cell_settings(
+        self, cell: table.Cell, seed: int, max_seconds: float | None
+    ) -> CoordinateSettings:
+        is_slow = cell.model == "conv" or cell.input_scale == "pixel"
+        limit = cell.max_seconds if max_seconds is None or not is_slow else max_seconds
+        point = () if limit is None else (Override("training.max_seconds", limit, "the table"),)
+        return self._settings(cell.task, cell.model, cell.split, cell.input_scale, seed, point)
 
     def train(
         self, settings: CoordinateSettings, suffix: str = "", *, trace: bool = False
@@ -209,22 +212,25 @@ class Experiments:
 
     def _write_table(
         self,
-        rows: Sequence[table.Row],
-        results: Sequence[RunResult],
+        results: Mapping[table.Cell, Sequence[RunResult]],
         shares: Sequence[table.Misplaced],
         report: Path,
     ) -> str:
         report.mkdir(parents=True, exist_ok=True)
+        runs = [result for own in results.values() for result in own]
+        wanted = sum(cell.seeds for cell in results)
+        part = "" if len(runs) == wanted else f" So far {len(runs)} of {wanted} runs are done."
         head = (
             "# The coordinate tasks\n\n"
             f"Made by `{self.command}` on {machine()}, with torch {torch.__version__} and"
-            f" {results[-1].threads} thread(s). Times are of training alone; processor time is the"
-            " one to compare on a shared machine. A test set decides nothing but when a run may"
-            " end. A row that is cut short has runs that were ended by the clock before the last"
-            " epoch of their recipe.\n\n"
+            f" {runs[-1].threads} thread(s).{part} Times are of training alone; processor time is"
+            " the one to compare on a shared machine. A test set decides nothing but when a run"
+            " may end. A row that is cut short has runs that were ended by the clock before the"
+            " last epoch of their recipe.\n\n"
         )
+        rows = [table.summarize(own) for own in results.values() if own]
         text = table.to_markdown(rows)
-        record = self._record(rows, results)
+        record = self._record(rows, runs)
         if shares:
             text += "\n" + table.misplaced_to_markdown(shares)
             record["misplaced"] = [dataclasses.asdict(share) for share in shares]
@@ -233,24 +239,31 @@ class Experiments:
         _write_json(record, report / "coordinates.json")
         return text
 
-    def _draw(self, results: Sequence[RunResult], report: Path) -> list[table.Misplaced]:
-        """Draw the curves of each task and split, and what the first seeds have learned."""
-        kinds = dict.fromkeys((r.settings.task, r.settings.split) for r in results)
-        shares = []
-        for task, split in kinds:
+    def _draw_curves(self, results: Mapping[table.Cell, Sequence[RunResult]], report: Path) -> None:
+        for task, split in dict.fromkeys((cell.task, cell.split) for cell in results):
             own = [
                 result
-                for result in results
-                if (result.settings.task, result.settings.split) == (task, split)
-                and result.settings.input_scale == "unit"
+                for cell, runs in results.items()
+                if (cell.task, cell.split, cell.input_scale) == (task, split, "unit")
+                for result in runs
             ]
             metric = Run(own[0].settings).task.goal.metric
             figure = figures.learning_curves(own, metric)
             figures.save(figure, report / f"coordinates-{task}-{split}.png")
-            if task == "classification":
-                first = [result.settings for result in own if result.settings.seed == 0]
-                shares += self._draw_painters(first, report, f"coordinates-{split}")
-        return shares
+
+    def _draw_all_painters(
+        self, results: Mapping[table.Cell, Sequence[RunResult]], report: Path
+    ) -> list[table.Misplaced]:
+        """Draw what the first seeds of classification have learned, a figure for each split."""
+        firsts: dict[Split, list[CoordinateSettings]] = {}
+        for cell, runs in results.items():
+            if (cell.task, cell.input_scale) == ("classification", "unit"):
+                firsts.setdefault(cell.split, []).append(runs[0].settings)
+        return [
+            share
+            for split, own in firsts.items()
+            for share in self._draw_painters(own, report, f"coordinates-{split}")
+        ]
 
     def _draw_painters(
         self, runs: Sequence[CoordinateSettings], report: Path, name: str
