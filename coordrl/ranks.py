@@ -100,6 +100,11 @@ def join(device: str) -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
+def is_first() -> bool:
+    """Tell whether this process is rank 0 or alone, before and after the others are joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def leave() -> None:
     """End what :func:`join` has begun."""
     if dist.is_initialized():

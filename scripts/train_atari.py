@@ -3,6 +3,7 @@
 python scripts/train_atari.py --env Pong
 python scripts/train_atari.py --env Breakout --algo dqn --set run.num_envs=16 --track none
 python scripts/train_atari.py --env Pong --resume
+torchrun --standalone --nproc-per-node 8 scripts/train_atari.py --env Pong --device cuda
 """
 
 import os
@@ -17,6 +18,7 @@ import tyro
 from coordrl.agents import AgentError
 from coordrl.backbone import Coords
 from coordrl.config import Override, Protocol, SettingsError, TrainingSettings, parse_override
+from coordrl.ranks import is_first
 from coordrl.runs import SETTINGS_FILE, RunError
 from coordrl.training import (
     TrainingResult,
@@ -42,8 +44,9 @@ class Arguments:
     """Train an agent to play an Atari game, with CoordConv and Stable-Baselines3.
 
     Everything that is not given here comes from a TOML file in configs/, which fits the algorithm
-    and the device: the settings of rl-baselines3-zoo, or, for PPO on the CPU, a recipe for two
-    cores. Ctrl-C saves the run, and --resume goes on with it.
+    and the device: on a GPU, games, rollouts and updates all stay there; on the CPU they are the
+    settings of rl-baselines3-zoo, or, for PPO, a recipe for two cores. Ctrl-C saves the run, and
+    --resume goes on with it. Under torchrun several GPUs or hosts train one agent.
     """
 
     env: Annotated[str | None, shown("GAME", "Pong")] = None
@@ -112,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["ALE_ROMS_DIR"] = str(arguments.rom_path)
     try:
         settings, folder, origin = choose(arguments)
-        print(f"{run_name(settings)} with the settings of {origin}, in {folder}", flush=True)
+        if is_first():
+            print(f"{run_name(settings)} with the settings of {origin}, in {folder}", flush=True)
         result = train(settings, folder, resume=arguments.resume, profile=arguments.profile)
     except KeyboardInterrupt:
         print("aborted; --resume goes on from the last checkpoint", file=sys.stderr)
@@ -120,7 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SettingsError, RunError, AgentError) as error:
         print(f"train_atari.py: {error}", file=sys.stderr)
         return 2
-    report(result)
+    if is_first():
+        report(result)
     return 0 if result.signal_number is None else 128 + result.signal_number
 
 

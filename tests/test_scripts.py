@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from coordrl.agents import load_agent
 from coordrl.training import load_training_settings
@@ -137,6 +138,40 @@ def test_mistakes_end_with_one_sentence_and_code_2(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without GPU says")
+@pytest.mark.parametrize("algo", ["a2c", "ppo", "dqn"])
+def test_without_a_gpu_one_sentence_says_so(
+    script: Any, algo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--device", "cuda", "--algo", algo, "--run-dir", str(tmp_path / "run")]
+    assert script.main(arguments) == 2
+    said = "train_atari.py: run.device = 'cuda', but torch finds no GPU; choose --device cpu\n"
+    assert capsys.readouterr().err == said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("algo", ["a2c", "ppo", "dqn"])
+def test_the_configuration_for_a_gpu_runs_on_the_cpu(
+    script: Any, algo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {
+        "ppo": ("algorithm.n_steps=8", "algorithm.batch_size=16"),
+        "a2c": (),
+        "dqn": ("algorithm.buffer_size=64", "algorithm.learning_starts=16"),
+    }[algo]
+    arguments = (
+        *("--device", "cpu", "--env", "Breakout", "--config"),
+        *(str(ROOT / "configs" / f"{algo}_cuda.toml"), "--steps", "64", *SMALL, *keys),
+        *("algorithm.learning_rate=0.001", "--run-dir", str(tmp_path / "run")),
+    )
+    assert script.main(list(arguments)) == 0
+    out, err = capsys.readouterr()
+    assert "on the device: 2 games; " in err
+    assert "learning rate 0.001; features in bfloat16" in err
+    assert "finished after" in out
+    assert load_agent(tmp_path / "run" / "last").card is not None
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def read_checkpoints(model: BaseAlgorithm, folder: Path, ranks: Ranks) -> Restor
         if count != ranks.count:
             raise RunError(
                 f"{folder} was written by {count} processes, and here are {ranks.count}; resume "
-                f"with torchrun --nproc-per-node {count}, or as many in all"
+                f"with as many, as torchrun --nproc-per-node {count} starts on one host"
             )
         return [
             {path.name.split(".", 1)[1]: path.read_bytes() for path in folder.glob(f"rank_{i}.*")}
