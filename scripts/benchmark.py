@@ -4,6 +4,7 @@
     python scripts/benchmark.py generators --json benchmarks/generators.json
     python scripts/benchmark.py training --json benchmarks/training.json
     python scripts/benchmark.py envs --json benchmarks/envs.json
+    python scripts/benchmark.py device --json benchmarks/device.json  # needs a GPU
     python scripts/benchmark.py emulator --json benchmarks/emulator.json
 
 Costs are CPU seconds of this process, so that other work on the machine distorts them little. What
@@ -11,6 +12,7 @@ it does distort, it distorts for all contestants, because they take turns: ratio
 where times are not. A ratio is given for the fastest calls, beside the quartiles over the turns.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -41,6 +43,7 @@ from ale_py.vector_env import AtariVectorEnv as AleVectorEnv
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 from rich.table import Table
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
@@ -49,9 +52,11 @@ from stable_baselines3.common.vec_env import VecFrameStack, VecTransposeImage
 from torch import Tensor, nn
 
 import coordrl
+from coordrl.agents import evaluate
 from coordrl.algorithms import keep_freed_memory, make_model
 from coordrl.backbone import NATURE_DQN, pointwise
 from coordrl.config import AtariSettings, Schedule, TrainingSettings, parse_override
+from coordrl.device_algorithms import make_device_model
 from coordrl.emulator import GAMES
 from coordrl.envs import AtariVectorEnv, canonical_game, gymnasium_name
 from coordrl.generative.networks import CoordConvGenerator
@@ -684,11 +689,118 @@ def envpool_vector_env(game: str, num_envs: int) -> Player:
     return envs.step, at_random(num_envs, envs.action_space)
 
 
+@dataclass(frozen=True)
+class DeviceTraining(Benchmark):
+    """Training that stays on a device, end to end: its rate, and its time to a return.
+
+    What scripts/train_atari.py runs with ``configs/<algorithm>_cuda.toml``, from reset games on.
+    Making the environments and the model is not counted, nor the first updates of the rate, which
+    compile; nor are evaluations, which play on the host. One agent step is four raw frames.
+    """
+
+    device: Literal["cuda", "cpu"] = "cuda"
+    """Where everything lives."""
+    algo: Literal["ppo", "a2c", "dqn"] = "ppo"
+    """What to train."""
+    game: str = "Pong"
+    """Game to train on."""
+    updates: int = 10
+    """Rollouts with their updates to measure the rate over."""
+    target: float | None = 18.0
+    """Mean return to train to; without one, only the rate is measured."""
+    episodes: int = 30
+    """Games of the evaluation that has to reach it."""
+    seed: int = 0
+    """Seed of weights, games and draws."""
+    set: tuple[str, ...] = ()
+    """Any setting by its full name, as in run.num_envs=1024."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yield a row for the rate, and one for the way to the target."""
+        clock = TrainingClock(self, warm_up=3)
+        yield clock.run("rate", lambda: clock.updates >= self.updates)
+        if self.target is not None:
+            clock = TrainingClock(self, warm_up=0)
+            yield clock.run(f"to {self.target:g}", clock.has_reached_target)
+
+    def summary(self, rows: list[Row]) -> Row:
+        """Return the rate, and the seconds to the target."""
+        last = {f"seconds {row['training']}": row["seconds"] for row in rows[1:]}
+        return {"raw frames a second": rows[0]["raw frames a second"], **last}
+
+
+class TrainingClock(BaseCallback):
+    """Trains until a condition holds between two updates, and times it."""
+
+    def __init__(self, benchmark: DeviceTraining, warm_up: int) -> None:
+        super().__init__()
+        self.benchmark, self.updates = benchmark, -warm_up
+        self.steps, self.seconds, self.mean_return = 0, 0.0, math.nan
+        self.steps_before, self.began_at = 0, 0.0
+
+    def run(self, name: str, is_over: Callable[[], bool]) -> Row:
+        """Train, and return what was measured."""
+        self.is_over, chosen = is_over, self.benchmark
+        config = Path(__file__).resolve().parents[1] / "configs" / f"{chosen.algo}_cuda.toml"
+        texts = (f"run.game={chosen.game}", f"run.seed={chosen.seed}", *chosen.set)
+        settings = load_training_settings(config, [parse_override(text) for text in texts])
+        where: Any = {} if chosen.device == "cpu" else {"device": chosen.device}
+        env = make_sb3_env(settings.run.game, settings.run.num_envs, settings.env, **where)
+        env.seed(chosen.seed)
+        model: Any = make_device_model(settings, env, seed=chosen.seed, device=chosen.device)
+        self.settings = settings
+        model.set_logger(Logger(None, []))
+        with contextlib.suppress(StopIteration):  # SB3's callbacks end a rollout, not between two
+            model.learn(settings.run.total_steps, callback=self, log_interval=None)
+        env.close()
+        frames = self.steps * settings.env.frame_skip
+        return {
+            **{"training": name, "algorithm": chosen.algo, "game": settings.run.game},
+            **{"num_envs": settings.run.num_envs, "raw frames": frames},
+            "seconds": round(self.seconds, 2),
+            "raw frames a second": round(frames / max(self.seconds, 1e-9)),
+            "mean return": "" if math.isnan(self.mean_return) else round(self.mean_return, 2),
+        }
+
+    def has_reached_target(self) -> bool:
+        """Evaluate the agent if its last 100 games promise that it will do."""
+        games = [float(game["r"]) for game in self.model.ep_info_buffer or ()]
+        target = self.benchmark.target
+        if target is None or len(games) < 100 or statistics.fmean(games) < target:
+            return False
+        result = evaluate(
+            self.model,
+            game=self.settings.run.game,
+            settings=self.settings.env,
+            episodes=self.benchmark.episodes,
+            seed=self.benchmark.seed,
+        )
+        self.mean_return = float(result.mean)
+        return self.mean_return >= target
+
+    def _on_rollout_start(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if self.updates > 0:
+            self.seconds += now - self.began_at
+            self.steps += self.model.num_timesteps - self.steps_before
+        if self.updates >= 0 and self.is_over():
+            raise StopIteration
+        self.updates += 1
+        self.steps_before = self.model.num_timesteps
+        self.began_at = time.perf_counter()
+
+    def _on_step(self) -> bool:
+        return True
+
+
 BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
     "layers": Layers,
     "generators": Generators,
     "training": Training,
     "envs": Envs,
+    "device": DeviceTraining,
     "emulator": Emulators,
 }
 
