@@ -22,11 +22,11 @@ SOURCES := $(wildcard coordrl/emulator/*.hpp coordrl/emulator/*.cpp coordrl/emul
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pong coordinates detection gan test test-slow lint types bench sanitize check
+.PHONY: help setup pong coordinates detection gan test test-slow lint types bench sanitize wheel check
 
 help:
 	@sed -n '3,8s/^# *//p' $(MAKEFILE_LIST)
-	@echo "others: test test-slow lint types bench sanitize"
+	@echo "others: test test-slow lint types bench sanitize wheel"
 
 setup: $(INSTALLED)
 
@@ -99,5 +99,9 @@ $(SANITIZED)/games.hpp: $(INSTALLED)
 	$(BIN)/python coordrl/emulator/generate_games.py coordrl/emulator/games.json $@
 
 vpath %.cpp tests coordrl/emulator
+
+# A source archive and, built from it, a wheel for this interpreter, in dist/.
+wheel: setup
+	$(BIN)/python -m build
 
 check: lint types test test-slow sanitize
