@@ -500,11 +500,6 @@ def test_the_script_names_what_does_not_fit(
 
 
 def test_the_tables_have_both_arms_and_both_objectives(tmp_path: Path) -> None:
-    cells = table.plan("quick")
-    assert {(cell.model, cell.objective) for cell in cells if cell.model == "gan"} == {
-        ("gan", "paper"),
-        ("gan", "r3gan"),
-    }
     overrides = tuple(parse_override(text) for text in [*TINY, "training.iterations=1"])
     experiments = Experiments(CONFIG, tmp_path, overrides=overrides)
     text = experiments.make_table("quick", tmp_path)

@@ -90,16 +90,18 @@ class Experiments:
     def make_table(self, size: table.TableSize, report: Path) -> str:
         """Train everything that the table needs; write ``generative.md``, ``.json`` and figures.
 
-        The arms take turns, so that a table that was stopped has both of the seeds it came to.
+        All models are trained with one seed before the next, and both arms in turn, so that a table
+        that was stopped is whole in the seeds it came to.
         """
         results: list[RunResult] = []
-        for cell in table.plan(size):
-            for seed, coords in itertools.product(range(cell.seeds), table.ARMS):
-                settings = load_generative_settings(
-                    self.config, cell.scale, cell.model, coords, cell.objective, self.overrides
-                )
-                results.append(self.train(dataclasses.replace(settings, seed=seed)))
-                self._write(results, report, f"--table {size}")
+        for seed, cell, coords in itertools.product(
+            range(table.SEEDS[size]), table.CELLS, table.ARMS
+        ):
+            settings = load_generative_settings(
+                self.config, size, cell.model, coords, cell.objective, self.overrides
+            )
+            results.append(self.train(dataclasses.replace(settings, seed=seed)))
+            self._write(results, report, f"--table {size}")
         self._draw(results, report)
         return table.to_markdown(results)
 

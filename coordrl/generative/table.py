@@ -2,13 +2,12 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from coordrl.generative.measures import Row
 from coordrl.generative.objectives import ObjectiveName
-from coordrl.generative.settings import Arm, GenerativeSettings, Model, Scale
+from coordrl.generative.settings import Arm, GenerativeSettings, Model
 from coordrl.generative.training import Evaluation, RunResult
 
 TableSize = Literal["quick", "small"]
@@ -20,27 +19,17 @@ _NAMES = {"none": "without", "all": "with"}
 PAPER = {"data": (4.0, 4.0, 3.5), "without": (3.13, 2.69, 2.81), "with": (3.30, 2.93, 2.62)}
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What the table trains: both arms, with the same seeds."""
+class Cell(NamedTuple):
+    """What the table trains, in both arms."""
 
     model: Model
     objective: ObjectiveName
-    scale: Scale
-    seeds: int
 
 
-def plan(size: TableSize) -> list[Cell]:
-    """Return what the table trains: the GAN with both objectives, and the VAE.
-
-    ``"quick"`` takes one seed and pictures of 16x16 pixels, ``"small"`` three seeds and 32x32.
-    """
-    seeds = 1 if size == "quick" else 3
-    return [
-        Cell("gan", "r3gan", size, seeds),
-        Cell("vae", "paper", size, seeds),
-        Cell("gan", "paper", size, seeds),
-    ]
+CELLS = (Cell("gan", "r3gan"), Cell("vae", "paper"), Cell("gan", "paper"))
+"""The GAN with both objectives, and the autoencoder, which has none."""
+SEEDS: Mapping[TableSize, int] = {"quick": 1, "small": 3}
+"""Seeds of the tables: pictures of 16x16 pixels once, of 32x32 three times."""
 
 
 class Kind(NamedTuple):
