@@ -6,6 +6,7 @@ python scripts/train_gan.py --data path/to/bedroom_train_lmdb --scale paper
 python scripts/train_gan.py --table quick
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,7 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             limit = arguments.max_seconds
             overrides.append(Override("training.max_seconds", limit, "--max-seconds"))
         overrides += [parse_override(text) for group in arguments.set for text in group]
-        experiments = Experiments(arguments.config, arguments.out, device, tuple(overrides))
+        typed = sys.argv[1:] if argv is None else argv
+        command = shlex.join(["python", "scripts/train_gan.py", *typed])
+        experiments = Experiments(
+            arguments.config, arguments.out, device, tuple(overrides), command
+        )
         report = arguments.report or arguments.out
         if arguments.table is not None:
             text = experiments.make_table(arguments.table, report)

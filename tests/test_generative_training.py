@@ -453,6 +453,7 @@ def test_the_script_trains_both_arms_and_goes_on_without_repeating(
     assert "| with |" in first
     record = json.loads((tmp_path / "generative.json").read_text())
     assert [run["settings"]["seed"] for run in record["runs"]] == [0, 1, 0, 1]
+    assert record["command"].startswith("python scripts/train_gan.py --coords both --seeds 2")
     assert (tmp_path / "generative.md").read_text().endswith(first.strip() + "\n")
     path = tmp_path / "gan-r3gan-all-16-s1"
     assert len(list((path / "samples").glob("*.png"))) == 2
@@ -503,6 +504,7 @@ def test_the_tables_have_both_arms_and_both_objectives(tmp_path: Path) -> None:
     overrides = tuple(parse_override(text) for text in [*TINY, "training.iterations=1"])
     experiments = Experiments(CONFIG, tmp_path, overrides=overrides)
     text = experiments.make_table("quick", tmp_path)
+    assert (tmp_path / "generative-vae-16.png").exists()
     for heading in ("GAN, objective paper", "GAN, objective r3gan", "VAE"):
         assert f"## {heading}: Sort-of-Clevr, 16x16" in text
     assert "With coordinates minus without: red" in text

@@ -32,7 +32,14 @@ from coordrl.generative.training import (
     advice,
     evaluation_from_json,
 )
-from coordrl.runs import SETTINGS_FILE, Progress, StopRequest, atomic_file, open_run
+from coordrl.runs import (
+    SETTINGS_FILE,
+    Progress,
+    StopRequest,
+    atomic_file,
+    machine,
+    open_run,
+)
 
 RESULT_FILE = "result.json"
 SAMPLES_FOLDER = "samples"
@@ -60,6 +67,8 @@ class Experiments:
     """Where the networks live."""
     overrides: tuple[Override, ...] = ()
     """Settings that win over the file."""
+    command: str = ""
+    """What the user typed, for the records."""
 
     def train_seeds(
         self,
@@ -94,15 +103,16 @@ class Experiments:
         that was stopped is whole in the seeds it came to.
         """
         results: list[RunResult] = []
-        for seed, cell, coords in itertools.product(
-            range(table.SEEDS[size]), table.CELLS, table.ARMS
-        ):
-            settings = load_generative_settings(
-                self.config, size, cell.model, coords, cell.objective, self.overrides
-            )
-            results.append(self.train(dataclasses.replace(settings, seed=seed)))
-            self._write(results, report, f"--table {size}")
-        self._draw(results, report)
+        cells = itertools.product(range(table.SEEDS[size]), table.CELLS, table.ARMS)
+        try:
+            for seed, cell, coords in cells:
+                settings = load_generative_settings(
+                    self.config, size, cell.model, coords, cell.objective, self.overrides
+                )
+                results.append(self.train(dataclasses.replace(settings, seed=seed)))
+                self._write(results, report)
+        finally:
+            self._draw(results, report)
         return table.to_markdown(results)
 
     def train(self, settings: GenerativeSettings) -> RunResult:
@@ -158,20 +168,22 @@ class Experiments:
         names = (settings.model, kind.objective, settings.coords, str(settings.canvas.size))
         return self.out / f"{'-'.join(name for name in names if name)}{data}-s{settings.seed}"
 
-    def _write(self, results: Sequence[RunResult], report: Path, options: str = "") -> None:
+    def _write(self, results: Sequence[RunResult], report: Path) -> None:
         report.mkdir(parents=True, exist_ok=True)
-        command = f"Made by `python scripts/train_gan.py {options}`; " if options else ""
         last = results[-1]
         head = (
             "# Generative models\n\n"
-            f"{command}torch {torch.__version__}, {last.threads} thread(s), {self.device}. Mean"
-            " over seeds, and the range behind it. CPU seconds are of training alone. Measures are"
-            f" of {last.settings.training.samples:,} generated pictures, those of data of as many"
-            " real ones.\n\n"
+            f"Made by `{self.command}` on {machine()}, with torch {torch.__version__},"
+            f" {last.threads} thread(s), {self.device}. Mean over seeds, and the range behind it."
+            " CPU seconds are of training alone. Measures are of"
+            f" {last.settings.training.samples:,} generated pictures; those of data are of as many"
+            " real ones, against others.\n\n"
         )
         with atomic_file(report / "generative.md") as file:
             file.write((head + table.to_markdown(results)).encode())
-        _write_json(table.to_json(results), report / "generative.json")
+        made = {"command": self.command, "machine": machine(), "torch": torch.__version__}
+        runs = [result.to_json() for result in results]
+        _write_json({**made, "runs": runs}, report / "generative.json")
 
     def _draw(self, results: Sequence[RunResult], report: Path) -> None:
         """Draw both arms of the first seed beside the data, and the curves of all seeds."""

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from coordrl.generative.measures import Row
 from coordrl.generative.objectives import ObjectiveName
@@ -208,8 +208,3 @@ def _spread(values: Sequence[float | None], form: str = "{:.2f}") -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return [f"| {' | '.join(line)} |" for line in lines]
-
-
-def to_json(results: Sequence[RunResult]) -> dict[str, Any]:
-    """Return every run as what JSON can hold."""
-    return {"runs": [result.to_json() for result in results]}
