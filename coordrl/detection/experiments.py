@@ -32,6 +32,8 @@ from coordrl.runs import SETTINGS_FILE, Progress, RunFolder, StopRequest, atomic
 RESULT_FILE = "result.json"
 PICTURE_FILE = "detections.png"
 _DRAWN = 6  # scenes in a picture
+_CURVES_FILE = "detection-curves.png"
+_CURVES_LINK = f"\n![Test IOU of proposals while learning]({_CURVES_FILE})\n"
 
 TableSize = Literal["quick", "full"]
 
@@ -81,11 +83,11 @@ class Experiments:
             report: Folder to write to.
         """
         report.mkdir(parents=True, exist_ok=True)
-        results: list[RunResult] = []
-        for settings in self._plan(size):
+        plan, results = self._plan(size), []
+        for settings in plan:
             results.append(self.train(settings))
-            self._write(size, results, report)
-        self._draw(results, report)
+            self.write_table(size, results, report, planned=len(plan))
+        self.draw(results, report)
         return table.to_markdown(results)
 
     def train(self, settings: DetectorSettings) -> RunResult:
@@ -158,20 +160,29 @@ class Experiments:
         layout = settings.proposals.anchor_layout
         return self.out / f"{settings.stage}-{layout}-{settings.coords}-s{settings.seed}"
 
-    def _write(self, size: TableSize, results: Sequence[RunResult], report: Path) -> None:
+    def write_table(
+        self, size: TableSize, results: Sequence[RunResult], report: Path, *, planned: int
+    ) -> None:
+        """Write ``detection.md`` and ``.json`` of the runs that have ended, of those planned."""
         last = results[-1]
         head = (
             "# Scattered MNIST\n\n"
-            f"Made by `python scripts/train_detector.py --table {size}`; torch {torch.__version__},"
-            f" {last.device}, {last.threads} thread(s); {last.source}. The mean over seeds and its"
+            f"{len(results)} of the {planned} runs of `python scripts/train_detector.py --table"
+            f" {size}`; torch {torch.__version__}, {last.device}, {last.threads} thread(s);"
+            f" {last.source}. The mean over seeds and its"
             " 95 % interval (Student's t); seeds change weights, order and sampling, not the"
             " pictures. Both arms are trained alike.\n\n"
+            "Test IOU of proposals is the paper's: the overlap of each proposal with the digit that"
+            " it overlaps most. IOU of pairs is that of the boxes that are, or would be, learned"
+            " from. Recall is the share of digits, at least half visible, that some proposal"
+            " overlaps by 0.5.\n\n"
         )
         with atomic_file(report / "detection.md") as file:
-            file.write((head + table.to_markdown(results)).encode())
+            file.write((head + table.to_markdown(results) + _CURVES_LINK).encode())
         _write_json(table.to_json(results), report / "detection.json")
 
-    def _draw(self, results: Sequence[RunResult], report: Path) -> None:
+    def draw(self, results: Sequence[RunResult], report: Path) -> None:
+        """Write the learning curves, and the picture of each kind of run with seed 0."""
         layouts = dict.fromkeys(
             result.settings.proposals.anchor_layout
             for result in results
@@ -179,7 +190,7 @@ class Experiments:
         )
         proposals = [result for result in results if result.settings.stage == "rpn"]
         curves = figures.learning_curves(proposals, list(layouts))
-        figures.save_figure(curves, report / "detection-curves.png")
+        figures.save_figure(curves, report / _CURVES_FILE)
         for result in results:
             settings = result.settings
             if settings.seed == 0:
