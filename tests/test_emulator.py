@@ -581,13 +581,14 @@ def test_the_generated_header_includes_only_a_header_of_ours() -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     height=st.sampled_from([210, 214, 220, 230, 250]),
-    target=st.tuples(st.integers(1, 210), st.integers(1, 160)),
+    target=st.tuples(st.integers(1, 210), st.integers(1, 160) | st.just(84)),
     count=st.integers(1, 3),
     coarse=st.integers(1, 8),
+    gray=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_pictures_are_reduced_as_opencv_does(
-    height: int, target: tuple[int, int], count: int, coarse: int, seed: int
+    height: int, target: tuple[int, int], count: int, coarse: int, gray: bool, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     pictures = rng.integers(256, size=(count, height, 160), dtype=np.uint8)
@@ -595,9 +596,9 @@ def test_pictures_are_reduced_as_opencv_does(
     intensity = rng.integers(256, size=256, dtype=np.uint8)
     plane = np.empty(target, np.uint8)
 
-    native.reduce_pictures(pictures, intensity, plane)
+    native.reduce_pictures(pictures, intensity[:0] if gray else intensity, plane)
 
-    pooled = intensity[pictures].max(axis=0)
+    pooled = (pictures if gray else intensity[pictures]).max(axis=0)
     expected = cv2.resize(pooled, target[::-1], interpolation=cv2.INTER_AREA)
     np.testing.assert_array_equal(plane, expected)
 

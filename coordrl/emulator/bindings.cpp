@@ -902,11 +902,12 @@ void score_images(i32 game, i32 mode, Array<const u8> images, Array<i32> scores)
   }
 }
 
-/// Reduces the maximum of one to three pictures, (n, height, 160), to `plane`.
+/// Reduces the maximum of one to three pictures, (n, height, 160), to `plane`. They are shades of gray
+/// if `intensity` is empty, else what its 256 entries are looked up for.
 void reduce_pictures(Array<const u8> pictures, Array<const u8> intensity, Array<u8> plane) {
   const i32 height = i32(pictures.shape(1));
   const Reduction plan = reduction(height, i32(plane.shape(0)), i32(plane.shape(1)));
-  Pictures stack{{}, i32(pictures.shape(0)), intensity.data()};
+  Pictures stack{{}, i32(pictures.shape(0)), intensity.size() == 0 ? nullptr : intensity.data()};
   for (i32 i = 0; i < stack.count; ++i) stack.pixels[i] = pictures.data() + i * height * kWidth;
   reduce(plan, stack, plane.data(), 1);
 }
