@@ -10,11 +10,12 @@ plays every mode with every difficulty. Steps (``--vector``): observations, rewa
 and counters of whole environments over a grid of settings with both autoreset modes.
 
 The first difference of a game is named with the frame, the byte and the registers that differ, and
-both sides; the exit status is 1 if there was any.
+both sides; the exit status is 1 if there was any. The record is written after every game, and
+--resume goes on with it.
 """
 
-import contextlib
 import datetime
+import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -32,13 +33,13 @@ from typing import Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import track
 
+import coordrl.emulator
 from coordrl.config import AtariSettings
 from coordrl.emulator import GAMES, Autoreset, available, unavailable_reason
 from coordrl.emulator.lockstep import POLICIES, Difference, Tally, compare_frames, compare_steps
 from coordrl.envs import canonical_game
-from coordrl.runs import RunError, StopNow, StopRequest, atomic_file
+from coordrl.runs import Progress, RunError, StopNow, StopRequest, atomic_file
 
 # All that ale-py's vector environment can be set to, one change at a time and some together.
 GRID: tuple[dict[str, Any], ...] = (
@@ -86,6 +87,24 @@ class Options:
     """Processes that share the games."""
     json: Path | None = None
     """Add the result to this file."""
+    resume: bool = False
+    """With --json: keep the games that are in there already, compared in the same way."""
+
+    @property
+    def kind(self) -> str:
+        """What is compared: the key of the record."""
+        return "steps" if self.vector else "modes" if self.modes else "frames"
+
+    def conditions(self) -> dict[str, Any]:
+        """Return what two results have to share to be parts of one."""
+        return {
+            "steps" if self.vector else "frames": self.steps if self.vector else self.frames,
+            "seeds": list(self.seeds),
+            "policies": list(POLICIES),
+            "device": self.device,
+            "sources": source_checksum(),
+            **{library: importlib.metadata.version(library) for library in ("ale-py", "numpy")},
+        }
 
 
 @dataclass(frozen=True)
@@ -108,26 +127,28 @@ def main(options: Options) -> int:
     if options.rom_path is not None:
         os.environ["ALE_ROMS_DIR"] = str(options.rom_path)
     try:
-        jobs = [(name, options) for name in chosen_games(options.games)]
-        with StopRequest() as stop, stop.interrupting():
-            results = []
-            for result in track(played(jobs), "comparing", len(jobs), console=console):
-                results.append(result)
-                if result.difference:
-                    console.print(result.difference, style="red", markup=False, highlight=False)
-        results.sort(key=lambda result: result.game)
-        total = totals(results)
-        differ = sum(bool(result.difference) for result in results)
-        compared = ", ".join(f"{count} {name}" for name, count in total.items())
-        console.print(f"{len(results)} games, {differ} that differ; compared {compared}")
-        if options.json is not None:
-            record(options.json, options, results)
+        names = chosen_games(options.games)
+        results = recorded(options)
+        done = {result.game for result in results}
+        jobs = [(name, options) for name in names if name not in done]
+        with StopRequest() as stop, Progress("comparing", len(names), "games") as progress:
+            with stop.interrupting():
+                for result in played(jobs):
+                    results.append(result)
+                    progress.update(len(results), result.game)
+                    if result.difference:
+                        console.print(result.difference, style="red", markup=False, highlight=False)
+                    if options.json is not None:
+                        record(options.json, options, results)
     except StopNow:
-        console.print("stopped; nothing is recorded")
+        console.print("stopped; with --json, --resume goes on")
         return 130
     except (ValueError, RunError) as error:
         console.print(str(error), markup=False)
         return 2
+    differ = sum(bool(result.difference) for result in results)
+    compared = ", ".join(f"{count} {name}" for name, count in totals(results).items())
+    console.print(f"{len(results)} games, {differ} that differ; compared {compared}")
     return 1 if differ else 0
 
 
@@ -139,7 +160,7 @@ def chosen_games(text: str) -> list[str]:
 
 def played(jobs: Sequence[tuple[str, Options]]) -> Iterator[Result]:
     """Yield the games' results as they come, from as many processes as the options say."""
-    workers = min(jobs[0][1].workers, len(jobs))
+    workers = min(jobs[0][1].workers, len(jobs)) if jobs else 0
     if workers <= 1:
         yield from map(verify, jobs)
         return
@@ -209,29 +230,46 @@ def totals(results: Sequence[Result]) -> dict[str, int]:
 
 
 def record(path: Path, options: Options, results: Sequence[Result]) -> None:
-    """Add a result to the record, under the kind of comparison that it is."""
-    kind = "steps" if options.vector else "modes" if options.modes else "frames"
-    content: dict[str, Any] = {}
-    with contextlib.suppress(FileNotFoundError):
-        content = json.loads(path.read_bytes())
-    content[kind] = {
+    """Write the results so far to the record, under the kind of comparison that they are."""
+    content = json.loads(path.read_bytes()) if path.exists() else {}
+    in_order = sorted(results, key=lambda result: result.game)
+    content[options.kind] = {
         "command": shlex.join(["python", "scripts/verify_emulator.py", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
-        "device": options.device,
         "machine": platform.machine(),
-        "versions": {
-            library: importlib.metadata.version(library) for library in ("ale-py", "numpy")
-        },
-        "cpu_seconds": round(sum(result.cpu_seconds for result in results)),
-        "seeds": options.seeds,
-        "policies": POLICIES,
+        "conditions": options.conditions(),
         "games": len(results),
-        "differences": {r.game: r.difference for r in results if r.difference},
+        "games that differ": {r.game: r.difference for r in in_order if r.difference},
         "compared": totals(results),
-        "by_game": {result.game: asdict(result.tally) for result in results},
+        "CPU seconds": round(sum(result.cpu_seconds for result in results)),
+        "results": [asdict(result) for result in in_order],
     }
     with atomic_file(path) as file:
         file.write(json.dumps(content, indent=1).encode() + b"\n")
+
+
+def recorded(options: Options) -> list[Result]:
+    """Return the results in the record, if they are to be kept and were made in the same way."""
+    if options.json is None or not options.resume or not options.json.exists():
+        return []
+    earlier = json.loads(options.json.read_bytes()).get(options.kind)
+    if earlier is None:
+        return []
+    if earlier["conditions"] != options.conditions():
+        raise ValueError(
+            f"{options.json} has {options.kind} that were compared under other conditions; "
+            "leave out --resume to make them anew"
+        )
+    return [
+        Result(**{**result, "tally": Tally(**result["tally"])}) for result in earlier["results"]
+    ]
+
+
+def source_checksum() -> str:
+    """Return a checksum of what the emulator is compiled from."""
+    folder = Path(coordrl.emulator.__file__).parent
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".hpp", ".cpp", ".json"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 if __name__ == "__main__":

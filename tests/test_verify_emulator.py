@@ -184,8 +184,36 @@ def test_without_a_difference_the_status_is_0_and_the_record_grows(
     assert sorted(content) == ["frames", "steps"]
     assert content["frames"]["compared"]["frames"] == 2 * 96
     assert content["frames"]["compared"]["resets"] >= 2 * len(POLICIES)
-    assert list(content["frames"]["by_game"]) == ["ms_pacman", "pong"]
-    assert content["frames"]["differences"] == {}
+    assert [result["game"] for result in content["frames"]["results"]] == ["ms_pacman", "pong"]
+    assert content["frames"]["games that differ"] == {}
+
+
+def test_a_record_is_gone_on_with_if_it_was_made_in_the_same_way(
+    script: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "record.json"
+    shared = {"frames": 40, "seeds": (0,), "workers": 1, "json": path}
+    assert script.main(script.Options(games="pong", **shared)) == 0
+    first = json.loads(path.read_text())["frames"]["results"][0]
+    verify, played = script.verify, []
+
+    def counted(job: tuple[str, Any]) -> Any:
+        played.append(job[0])
+        return verify(job)
+
+    monkeypatch.setattr(script, "verify", counted)
+
+    assert script.main(script.Options(games="boxing,pong", **shared, resume=True)) == 0
+
+    assert played == ["boxing"]
+    assert json.loads(path.read_text())["frames"]["results"][1] == first
+    other = {**shared, "frames": 41}
+    assert script.main(script.Options(games="boxing,pong", **other, resume=True)) == 2
+    assert "compared under other conditions; leave out --resume" in capsys.readouterr().out
+    assert json.loads(path.read_text())["frames"]["conditions"]["frames"] == 40
 
 
 def test_a_difference_is_printed_and_recorded_and_makes_the_status_1(
@@ -198,7 +226,7 @@ def test_a_difference_is_printed_and_recorded_and_makes_the_status_1(
     status = script.main(script.Options(games="pong", frames=400, workers=1, json=path))
 
     assert status == 1
-    difference = json.loads(path.read_text())["frames"]["differences"]["pong"]
+    difference = json.loads(path.read_text())["frames"]["games that differ"]["pong"]
     assert difference.startswith("pong, frame 20 ")
     printed = capsys.readouterr().out
     assert difference in printed
