@@ -55,6 +55,8 @@ struct Albums {
 struct EmptyShelf {
   FreshGame none{};
   const FreshGame& at(i32) { return none; }
+  static const Beginning* beginning(i32, i32) { return nullptr; }
+  static const u8* plane(i32, i32) { return nullptr; }
 };
 
 size_t rom_size(Bank bank) {
@@ -140,12 +142,55 @@ StepSetup make_setup(Bank bank, const Bytes& rom, const std::vector<u32>& system
   return step;
 }
 
-/// A copy with a few bytes changed, mostly where they decide more than a random number.
+struct Place {
+  void* object;
+  size_t size;
+};
+
+/// A part of an environment. What is large and harmless is not the likeliest.
+Place pick_place(Environment& environment) {
+  Play& play = environment.play;
+  Scene* const scenes[3] = {&play, &play.history.scene[0], &play.history.scene[1]};
+  Scene& scene = *scenes[pick(3)];
+  Console& console = scene.console;
+  const Place places[] = {
+      {&environment, sizeof(Environment)},
+      {&environment.lives, sizeof(i32)},
+      {&environment.elapsed, sizeof(i32)},
+      {&environment.episode_return, sizeof(i32)},
+      {&environment.ended, 1},
+      {&environment.pooled, 1},
+      {&environment.random.next, sizeof(i32)},
+      {&environment.idle_random.next, sizeof(i32)},
+      {&play.score, sizeof(Score)},
+      {&play.last_action, 1},
+      {&play.whole_frames, sizeof(i32)},
+      {&play.black_from, sizeof(i32)},
+      {&play.history.older, 1},
+      {&play.history.split, sizeof(i32)},
+      {&play.history.frames, sizeof(i32)},
+      {play.history.actions, sizeof(play.history.actions)},
+      {&scene, sizeof(Scene)},
+      {&scene.picture, 1},
+      {&console.cpu, sizeof(M6507)},
+      {&console.riot, sizeof(Riot)},
+      {&console.riot.shift, 1},
+      {&console.tia, sizeof(Tia)},
+      {&console.tia, sizeof(Tia)},
+      {&console.cartridge.bank, 1},
+      {console.cartridge.slice, sizeof(console.cartridge.slice)},
+      {&console.cartridge.dpc, sizeof(Dpc)},
+      {&console.inputs, sizeof(Inputs)},
+      {&console.cycle, sizeof(i32)},
+  };
+  return places[pick(i32(sizeof(places) / sizeof(Place)))];
+}
+
+/// Changes a few bits or bytes.
 void spoil(Environment& environment) {
-  u8* const bytes = reinterpret_cast<u8*>(&environment);
-  const i32 size = pick(8) == 0 ? i32(sizeof(Environment)) : i32(sizeof(Play));
   for (i32 count = 1 + pick(3); count > 0; --count) {
-    u8& byte = bytes[pick(size)];
+    const Place place = pick_place(environment);
+    u8& byte = static_cast<u8*>(place.object)[pick(i32(place.size))];
     byte = flip() ? u8(pick(256)) : u8(byte ^ 1 << pick(8));
   }
 }
@@ -157,11 +202,13 @@ i32 play(const std::vector<Bytes>& images, const std::vector<u32>& system_random
   const Bytes rom = make_rom(bank, images);
   const StepSetup setup = make_setup(bank, rom, system_random);
   const i32 size = picture_bytes(setup);
-  Bytes memory(size_t(4 * size));
+  Bytes memory(size_t(5 * size));
   u8* const pictures = memory.data();
   const u8* const shade = pictures_shade(setup);
   const Desk desk{{{pictures, pictures + size}, shade},
-                  {{pictures + 2 * size, pictures + 3 * size}, shade}};
+                  {{pictures + 2 * size, pictures + 3 * size}, shade},
+                  pictures + 4 * size,
+                  false};
   Albums albums{size, {}};
   EmptyShelf shelf;
   const size_t obs_bytes = size_t(setup.stack_size * setup.plane_bytes);
@@ -169,32 +216,40 @@ i32 play(const std::vector<Bytes>& images, const std::vector<u32>& system_random
   i32 numbers[7];
   bool flags[4];
 
+  const auto row_of = [&](i32 number) {
+    return Row{obs[(number + 1) % 2].data(), obs[number % 2].data(), final_obs.data(),
+               &numbers[0],                  &numbers[1],            &flags[0],
+               &flags[1],                    &flags[2],              &flags[3],
+               &numbers[2],                  &numbers[3],            &numbers[4],
+               &numbers[5],                  &numbers[6]};
+  };
+
   auto environment = std::make_unique<Environment>();
   environment->album = kNoAlbum;
   seed(environment->random, draw(chance));
   seed(environment->idle_random, draw(chance));
   load<false>(environment->play, environment->random, setup.setup, Canvas{});
-  begin_episode(*environment, setup, shelf, desk, albums, obs[0].data());
+  const Row first = row_of(1);
+  Screen screen{setup, first};
+  begin_episode(*environment, setup, shelf, desk, albums, screen);
   auto saved = std::make_unique<Environment>(*environment);
   i32 accepted = 0;
   for (i32 number = 0; number < 40; ++number) {
-    const Row row{obs[(number + 1) % 2].data(), obs[number % 2].data(), final_obs.data(),
-                  &numbers[0],                  &numbers[1],            &flags[0],
-                  &flags[1],                    &flags[2],              &flags[3],
-                  &numbers[2],                  &numbers[3],            &numbers[4],
-                  &numbers[5],                  &numbers[6]};
-    step(*environment, setup, u8(pick(kNumActions)), shelf, desk, albums, row);
+    const Row row = row_of(number);
+    Screen shown{setup, row};
+    step(*environment, setup, u8(pick(kNumActions)), shelf, desk, albums, shown, row);
     if (environment->play.console.draws > system_random.size() - 2000) break;
     if (pick(10) == 0) *saved = *environment;
-    if (pick(4) == 0) {
+    if (pick(3) != 0) continue;
+    for (i32 attempt = 0; attempt < 10; ++attempt) {
       auto spoiled = std::make_unique<Environment>(*saved);
       spoil(*spoiled);
       spoiled->album = saved->album;  // its pictures are beside it, in the album itself
       spoiled->play.console.draws = environment->play.console.draws;  // numbers are provided for
-      if (is_possible(*spoiled, setup.setup)) {
-        *environment = *spoiled;
-        ++accepted;
-      }
+      if (!is_possible(*spoiled, setup.setup)) continue;
+      *environment = *spoiled;
+      ++accepted;
+      break;
     }
   }
   return accepted;

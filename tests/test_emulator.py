@@ -6,6 +6,8 @@ Longer comparisons of the same kind are made by ``scripts/verify_emulator.py``.
 import json
 import operator
 import os
+import shutil
+import subprocess
 import warnings
 from collections.abc import Callable
 from importlib import resources
@@ -564,6 +566,15 @@ def test_the_generator_refuses_what_it_does_not_know() -> None:
     facts["games"]["pong"]["state"] = {f"number{i}": 0 for i in range(7)}
     with pytest.raises(ValueError, match="keeps 6 values"):
         generate(facts)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_what_make_sanitize_runs_fits_the_headers(tmp_path: Path) -> None:
+    (tmp_path / "games.hpp").write_text(generate(FACTS))
+    headers, program = Path(emulator.__file__).parent, Path(__file__).with_name("fuzz_emulator.cpp")
+    command = ["g++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+
+    subprocess.run([*command, f"-I{tmp_path}", f"-I{headers}", str(program)], check=True)
 
 
 def test_the_generated_header_includes_only_a_header_of_ours() -> None:
