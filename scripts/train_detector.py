@@ -35,7 +35,7 @@ class Arguments:
     stage: Stage = "rpn"
     """The paper's region proposal network alone, or a whole Faster R-CNN."""
     anchors: AnchorLayout | None = None
-    """Around each feature, as the paper describes, or where the released code puts them; the
+    """Around each feature, as in Faster R-CNN, or where the released code puts them; the
     configuration's if not given."""
     seeds: int = 1
     """Number of runs, with the seeds 0, 1, 2, ..."""

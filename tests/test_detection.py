@@ -38,6 +38,7 @@ from coordrl.detection.boxes import (
     torchvision_nms,
 )
 from coordrl.detection.data import Scatter, Scenes, scatter_digits
+from coordrl.detection.experiments import Experiments
 from coordrl.detection.faster_rcnn import FasterRCNN, build_detector, feature_spacing
 from coordrl.detection.metrics import average_precision, proposal_metrics
 from coordrl.detection.roi_heads import Detections, RoIHeads, RoISettings
@@ -1101,6 +1102,10 @@ def test_the_configuration_holds_the_papers_network_and_a_whole_one() -> None:
     assert rpn.proposals == ProposalSettings(clip=True)
     assert rpn.scatter == Scatter()
     assert full.scatter == Scatter(canvas=64, crop=None, objects=2, min_visible=0.3)
+    assert [point.value for point in Experiments(CONFIG, ROOT, small_digits())._sweep()] == [
+        1e-3,
+        3e-4,
+    ]
     assert full.specs[0] == ConvSpec(32, 5, padding="same", pool=2)
 
 
@@ -1141,6 +1146,22 @@ def test_the_gain_is_that_of_pairs_of_runs_with_the_same_seed() -> None:
     assert gain.ratio.mean == pytest.approx((1.2 + 1.4) / 2)
     # t of 1 degree of freedom is 12.706; the standard error of 1.2 and 1.4 is 0.1.
     assert gain.ratio.high - gain.ratio.mean == pytest.approx(1.2706, abs=1e-4)
+
+
+def test_swept_step_sizes_are_compared_like_with_like_and_best_with_best() -> None:
+    def swept(coords: Coords, rate: float, iou: float) -> RunResult:
+        recipe = replace(SMALL.training, learning_rate=rate)
+        return result_of(coords, 0, iou, training=recipe)
+
+    found = table.gains(
+        [
+            *(swept("none", 0.1, 0.2), swept("none", 0.2, 0.5)),
+            *(swept("all", 0.1, 0.6), swept("all", 0.2, 0.4)),
+        ]
+    )
+
+    ratios = {gain.learning_rates: gain.ratio.mean for gain in found}
+    assert ratios == pytest.approx({(0.1, 0.1): 3.0, (0.2, 0.2): 0.8, (0.2, 0.1): 1.2})
 
 
 def test_the_table_has_a_row_for_each_kind_and_says_what_the_paper_has() -> None:

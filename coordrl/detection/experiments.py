@@ -26,6 +26,7 @@ from coordrl.detection.training import (
     Stage,
     find,
     load_detector_settings,
+    read_table,
 )
 from coordrl.runs import SETTINGS_FILE, Progress, RunFolder, StopRequest, atomic_file, open_run
 
@@ -79,7 +80,8 @@ class Experiments:
         compares what it has.
 
         Args:
-            size: ``"quick"``: one seed, cut short. ``"full"``: the recipes of the configuration.
+            size: ``"quick"``: one seed, cut short. ``"full"``: the recipes of the configuration,
+                and its other step sizes, each arm with the first seed.
             report: Folder to write to.
         """
         report.mkdir(parents=True, exist_ok=True)
@@ -154,11 +156,27 @@ class Experiments:
                 for coords in arms
             ),
             *(self._settings("full", coords, None, 0, short) for coords in arms),
+            *(
+                self._settings("rpn", coords, layout, 0, [*short, point])
+                for point in ([] if size == "quick" else self._sweep())
+                for layout in layouts
+                for coords in arms
+            ),
         ]
 
+    def _sweep(self) -> list[Override]:
+        sweep = read_table(self.config, "rpn").get("sweep", {})
+        source = f"{self.config}, [rpn.sweep]"
+        return [Override(key, value, source) for key, values in sweep.items() for value in values]
+
     def _path(self, settings: DetectorSettings) -> Path:
-        layout = settings.proposals.anchor_layout
-        return self.out / f"{settings.stage}-{layout}-{settings.coords}-s{settings.seed}"
+        swept = f"-lr{settings.training.learning_rate:g}" if self._is_swept(settings) else ""
+        kind = f"{settings.stage}-{settings.proposals.anchor_layout}-{settings.coords}{swept}"
+        return self.out / f"{kind}-s{settings.seed}"
+
+    def _is_swept(self, settings: DetectorSettings) -> bool:
+        recipe = load_detector_settings(self.config, settings.stage, self.overrides).training
+        return settings.training.learning_rate != recipe.learning_rate
 
     def write_table(
         self, size: TableSize, results: Sequence[RunResult], report: Path, *, planned: int
@@ -182,13 +200,13 @@ class Experiments:
         _write_json(table.to_json(results), report / "detection.json")
 
     def draw(self, results: Sequence[RunResult], report: Path) -> None:
-        """Write the learning curves, and the picture of each kind of run with seed 0."""
-        layouts = dict.fromkeys(
-            result.settings.proposals.anchor_layout
-            for result in results
-            if result.settings.stage == "rpn"
-        )
+        """Write the learning curves, and the picture of each kind of run with seed 0.
+
+        Runs with step sizes other than the recipe's are left out.
+        """
+        results = [result for result in results if not self._is_swept(result.settings)]
         proposals = [result for result in results if result.settings.stage == "rpn"]
+        layouts = dict.fromkeys(own.settings.proposals.anchor_layout for own in proposals)
         curves = figures.learning_curves(proposals, list(layouts))
         figures.save_figure(curves, report / _CURVES_FILE)
         for result in results:

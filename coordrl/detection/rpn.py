@@ -76,10 +76,11 @@ def anchor_boxes(
 ) -> Tensor:
     """Return the anchors of a feature map, feature by feature, row by row.
 
-    In the layout ``"grid"`` every feature has an anchor of each size around its own middle, as the
-    paper describes. ``"released"`` is what the authors' code computes: it writes the four numbers
-    of the nine anchors of a feature one number after the other, and reads them back one anchor
-    after the other. Of the nine anchors that come out one lies around its feature, with the
+    In the layout ``"grid"`` every feature has an anchor of each size around its own middle, as in
+    Faster R-CNN. ``"released"`` is what the authors' code computes (``make_anchors_mnist`` and
+    ``reshape_box_features`` in uber-research/CoordConv): it writes the four numbers of the nine
+    anchors of a feature one number after the other, and reads them back one anchor after the
+    other. Of the nine anchors that come out one lies around its feature, with the
     feature's column for its height and width; four lie on the diagonal of the picture; four are
     the same box for every feature. To move such an anchor to a digit a network has to know where
     in the picture the digit is, which is what coordinates tell it.

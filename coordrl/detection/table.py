@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,6 +56,7 @@ class Row:
     parameters: int
     seeds: tuple[int, ...]
     epochs: int
+    learning_rate: float
     train_iou: Spread
     """Overlap of the positive pairs learned from in the last epoch."""
     test_iou_of_pairs: Spread
@@ -104,6 +105,7 @@ def summarize(results: Sequence[RunResult]) -> Row:
         parameters=results[0].parameters,
         seeds=tuple(result.settings.seed for result in results),
         epochs=own.training.epochs,
+        learning_rate=own.training.learning_rate,
         train_iou=Spread.of([point.train_iou for point in last]),
         test_iou_of_pairs=Spread.of([result.test_iou_of_pairs for result in results]),
         best_iou=spread("best_iou"),
@@ -117,41 +119,57 @@ def summarize(results: Sequence[RunResult]) -> Row:
 
 @dataclass(frozen=True)
 class Gain:
-    """Test IOU with coordinates over that without, of pairs of runs with the same seed."""
+    """Test IOU with coordinates over that without, of runs with the same anchors."""
 
     anchor_layout: AnchorLayout
     coords: Coords
+    learning_rates: tuple[float, float]
+    """Step sizes of the arms without and with coordinates."""
     seeds: tuple[int, ...]
+    """Seeds of the pairs of runs, which differ in nothing but the arm and its step size."""
     ratio: Spread
 
 
 def gains(results: Sequence[RunResult]) -> list[Gain]:
-    """Return the gain of each kind of proposal detector over its like without coordinates."""
+    """Return the gain of each kind of proposal detector over its like without coordinates.
+
+    Where step sizes were swept, the gain of each arm's best follows: the step size of the greatest
+    test IOU with the first seed, which favors neither arm.
+    """
+    curves: dict[tuple[AnchorLayout, Coords], dict[float, dict[int, float]]] = {}
+    for result in results:
+        own = result.settings
+        if own.stage == "rpn":
+            rates = curves.setdefault((own.proposals.anchor_layout, own.coords), {})
+            by_seed = rates.setdefault(own.training.learning_rate, {})
+            by_seed[own.seed] = result.curve[-1].test["best_iou"]
     found = []
-    ratios: dict[tuple[AnchorLayout, Coords], dict[int, float]] = {}
-    own = [result for result in results if result.settings.stage == "rpn"]
-    baselines = {
-        (result.settings.proposals.anchor_layout, result.settings.seed): result
-        for result in own
-        if result.settings.coords == "none"
-    }
-    for result in own:
-        settings = result.settings
-        layout = settings.proposals.anchor_layout
-        baseline = baselines.get((layout, settings.seed))
-        if settings.coords != "none" and baseline is not None:
-            ratio = result.curve[-1].test["best_iou"] / baseline.curve[-1].test["best_iou"]
-            ratios.setdefault((layout, settings.coords), {})[settings.seed] = ratio
-    for (layout, coords), by_seed in ratios.items():
-        found.append(Gain(layout, coords, tuple(by_seed), Spread.of(list(by_seed.values()))))
+    for (layout, coords), rates in curves.items():
+        baseline = curves.get((layout, "none"), {})
+        if coords == "none" or not baseline:
+            continue
+        pairs = [(rate, rate) for rate in rates if rate in baseline]
+        if len(baseline) > 1 and len(rates) > 1:
+            best = (_best_rate(baseline), _best_rate(rates))
+            pairs += [] if best in pairs else [best]
+        for without, with_coords in pairs:
+            before, after = baseline[without], rates[with_coords]
+            seeds = tuple(seed for seed in after if seed in before)
+            if seeds:
+                ratio = Spread.of([after[seed] / before[seed] for seed in seeds])
+                found.append(Gain(layout, coords, (without, with_coords), seeds, ratio))
     return found
+
+
+def _best_rate(rates: Mapping[float, Mapping[int, float]]) -> float:
+    return max(rates, key=lambda rate: rates[rate].get(0, 0.0))
 
 
 def to_markdown(results: Sequence[RunResult]) -> str:
     """Write the rows of runs, in the order in which their kinds come, and the gains under them."""
     rows = rows_of(results)
     heads = [
-        *("stage", "pictures", "anchors", "coords", "parameters", "seeds", "epochs"),
+        *("stage", "pictures", "anchors", "coords", "parameters", "seeds", "epochs", "step size"),
         *("train IOU", "test IOU of pairs", "**test IOU of proposals**", "IOU of all pairs"),
         *("recall", "AP50", "AP", "CPU s"),
     ]
@@ -167,6 +185,7 @@ def to_markdown(results: Sequence[RunResult]) -> str:
             f"{row.parameters:,}",
             str(len(row.seeds)),
             str(row.epochs),
+            f"{row.learning_rate:g}",
             *(
                 _cell(value)
                 for value in (
@@ -179,14 +198,15 @@ def to_markdown(results: Sequence[RunResult]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("")
     for gain in gains(results):
-        ratio = gain.ratio
+        ratio, (without, with_coords) = gain.ratio, gain.learning_rates
         interval = (
             "" if math.isnan(ratio.low) else f" ({_percent(ratio.low)} to {_percent(ratio.high)})"
         )
+        rates = f"{without:g}" if without == with_coords else f"{without:g} and {with_coords:g}"
         lines.append(
-            f"- {gain.anchor_layout} anchors, coords={gain.coords}: test IOU of proposals"
-            f" {_percent(ratio.mean)}{interval} against none, {len(gain.seeds)} pair(s) of runs;"
-            f" the paper: about {_percent(PAPER_GAIN)}."
+            f"- {gain.anchor_layout} anchors, step size {rates}, coords={gain.coords}: test IOU of"
+            f" proposals {_percent(ratio.mean)}{interval} against none, {len(gain.seeds)} pair(s)"
+            f" of runs; the paper: about {_percent(PAPER_GAIN)}."
         )
     return "\n".join(lines).rstrip() + "\n"
 

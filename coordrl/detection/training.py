@@ -107,22 +107,33 @@ def load_detector_settings(
     Raises:
         SettingsError: If the file cannot be read or a setting does not fit.
     """
-    document: dict[str, Any] = {}
-    if path is not None:
-        try:
-            document = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"{path}: cannot be read as a settings file: {error}") from error
+    table = {} if path is None else read_table(path, stage)
+    own = [
+        Override(key, value, f"{path}, [{stage}]")
+        for key, value in table.items()
+        if key != "sweep"  # which is about many runs
+    ]
+    fixed = Override("stage", stage, "the command line")
+    return load_settings(DetectorSettings, overrides=(*own, *overrides, fixed))
+
+
+def read_table(path: Path, stage: Stage) -> dict[str, Any]:
+    """Return the file's table ``[<stage>]``, empty if it has none.
+
+    Raises:
+        SettingsError: If the file cannot be read or holds anything but such tables.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path}: cannot be read as a settings file: {error}") from error
     for name, table in document.items():
         if name not in get_args(Stage) or not isinstance(table, dict):
             raise SettingsError(
                 f"{path}: expects the tables [{'] and ['.join(get_args(Stage))}], got {name!r}"
             )
-    own = [
-        Override(key, value, f"{path}, [{stage}]") for key, value in document.get(stage, {}).items()
-    ]
-    fixed = Override("stage", stage, "the command line")
-    return load_settings(DetectorSettings, overrides=(*own, *overrides, fixed))
+    found: dict[str, Any] = document.get(stage, {})
+    return found
 
 
 class DivergedError(RunError):
