@@ -54,12 +54,12 @@ from torch import Tensor, nn
 import coordrl
 from coordrl.agents import evaluate
 from coordrl.algorithms import keep_freed_memory, make_model
-from coordrl.backbone import NATURE_DQN, pointwise
+from coordrl.backbone import NATURE_DQN
 from coordrl.config import AtariSettings, Schedule, TrainingSettings, parse_override
 from coordrl.device_algorithms import make_device_model
 from coordrl.emulator import GAMES
 from coordrl.envs import AtariVectorEnv, canonical_game, gymnasium_name
-from coordrl.generative.networks import CoordConvGenerator
+from coordrl.generative.networks import CoordConvGenerator, convolve_tiled
 from coordrl.runs import RunError, atomic_file
 from coordrl.sb3_envs import make_sb3_env
 from coordrl.training import load_training_settings
@@ -342,20 +342,21 @@ def tiled(generator: CoordConvGenerator, latents: Tensor, *, whole: bool) -> Ten
     size = generator.size
     canvas = latents[:, :, None, None].expand(-1, -1, size, size)
     grid = coordrl.coordinate_grid(size, size).expand(len(latents), -1, -1, -1)
-    first, *others = generator.pixels
+    first, *others = generator.backbone
     assert isinstance(first, nn.Conv2d)
     x = nn.functional.conv2d(torch.cat([canvas, grid], dim=1), first.weight, first.bias)
-    for module in [*others, *generator.surroundings] if whole else others[:1]:
+    for module in others if whole else []:
         x = module(x)
     return x
 
 
 def untiled(generator: CoordConvGenerator, latents: Tensor, *, whole: bool) -> Tensor:
-    """Return the same as :func:`tiled`, in the layout that it comes in."""
-    if whole:
-        pictures: Tensor = generator(latents)
-        return pictures
-    return pointwise(generator.pixels, latents, generator.size, generator.size, depth=2)
+    """Return the same as :func:`tiled`, by a product of matrices."""
+    first = generator.backbone[0]
+    assert isinstance(first, coordrl.CoordConv2d)
+    size = generator.size
+    x: Tensor = generator(latents) if whole else convolve_tiled(first, latents, size, size)
+    return x
 
 
 @dataclass(frozen=True)

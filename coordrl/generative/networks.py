@@ -11,16 +11,18 @@ likely as the unmirrored ones.
 """
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from coordrl.backbone import Activation, ConvBackbone, ConvSpec, Coords, Norm, pointwise
+from coordrl.backbone import Activation, ConvBackbone, ConvSpec, Coords, Norm
+from coordrl.layers import CoordConv2d, coordinate_grid
 
 
 class CoordConvGenerator(nn.Module):
     """The paper's CoordConv generator: the same small network looks at each pixel of a canvas.
 
     The latent vector is tiled over the canvas and given coordinates; 1x1 convolutions follow, and
-    two of 3x3 to look around. 444,931 parameters with the defaults. Nothing is tiled in fact: the
-    first layer multiplies each latent vector once, see :func:`~coordrl.backbone.pointwise`.
+    two of 3x3 to look around. 444,931 parameters with the defaults. Nothing is tiled in fact, see
+    :func:`convolve_tiled`.
 
     The authors feed the discriminator what the last convolution gives, and put the tanh behind it
     only to show pictures: ``tanh=False``.
@@ -47,19 +49,44 @@ class CoordConvGenerator(nn.Module):
         self.size = size
         self.latent = latent
         widths = [8 * channels, 4 * channels, 4 * channels, 2 * channels, channels]
-        self.pixels = ConvBackbone(latent, [ConvSpec(width, 1) for width in widths], "first")
+        pixels = [ConvSpec(width, 1) for width in widths]
         around = ConvSpec(channels, 3, padding="same")
         last = ConvSpec(3, 1, activation="tanh" if tanh else "none")
-        self.surroundings = ConvBackbone(channels, [around, around, last])
+        self.backbone = ConvBackbone(latent, [*pixels, around, around, last], "first")
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return a picture for each latent vector."""
         _check_latents(latents, self.latent)
-        pixels = pointwise(self.pixels, latents, self.size, self.size)
-        # Channels last as they come, so that nothing is copied.
-        canvas = pixels.view(len(latents), self.size, self.size, -1).permute(0, 3, 1, 2)
-        pictures: Tensor = self.surroundings(canvas)
+        first, *others = self.backbone
+        assert isinstance(first, CoordConv2d)
+        pictures = convolve_tiled(first, latents, self.size, self.size)
+        for module in others:
+            pictures = module(pictures)
         return pictures
+
+
+def convolve_tiled(layer: CoordConv2d, vectors: Tensor, height: int, width: int) -> Tensor:
+    """Return what a 1x1 CoordConv makes of vectors tiled over a canvas.
+
+    Equal to ``layer(vectors[:, :, None, None].expand(-1, -1, height, width))``, but each vector is
+    multiplied once and not at each pixel, and the part of the coordinates, which all vectors
+    share, is added: one product of matrices in place of a convolution over the canvas.
+
+    Args:
+        layer: Of stride 1, without padding and groups.
+        vectors: ``(N, in_channels)``.
+        height: Rows of the canvas.
+        width: Columns of the canvas.
+
+    Returns:
+        Tensor of shape ``(N, out_channels, height, width)``.
+    """
+    weight, coord_weight = layer.split_weight()
+    grid = coordinate_grid(
+        height, width, with_r=layer.with_r, device=vectors.device, dtype=vectors.dtype
+    )
+    shared = F.conv2d(grid, coord_weight, layer.bias)
+    return F.linear(vectors, weight.flatten(1))[:, :, None, None] + shared
 
 
 class DeconvGenerator(nn.Module):
