@@ -66,9 +66,7 @@ class ImageRolloutBuffer(RolloutBuffer):
         log_prob: Tensor,
     ) -> None:
         """Keep one step of every environment; see :class:`RolloutBuffer`."""
-        images = self.observations[self.pos]
-        for channel in range(images.shape[1]):  # four times as fast as one transposed copy
-            images[:, channel] = obs[:, channel]
+        _copy_channels(obs, self.observations[self.pos])
         self.actions[self.pos] = action.reshape(self.n_envs, self.action_dim)
         self.rewards[self.pos] = reward
         self.episode_starts[self.pos] = episode_start
@@ -100,6 +98,18 @@ class ImageRolloutBuffer(RolloutBuffer):
         actions = torch.from_numpy(self.actions).index_select(0, indices).float()
         on_device = (tensor.flatten().to(self.device) for tensor in rest)
         return RolloutBufferSamples(images.to(self.device), actions.to(self.device), *on_device)
+
+
+def _copy_channels(images: NDArray[np.uint8], into: NDArray[np.uint8]) -> None:
+    """Copy ``(N, C, H, W)`` into another layout, which one transposed copy takes longer for."""
+    for channel in range(images.shape[1]):
+        into[:, channel] = images[:, channel]
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    copied = torch.empty_like(images, memory_format=torch.channels_last)
+    _copy_channels(images.numpy(), copied.numpy())
+    return copied
 
 
 class FrameReplayBuffer(ReplayBuffer):
@@ -222,9 +232,9 @@ class FrameReplayBuffer(ReplayBuffer):
         rest = (dones.reshape(-1, 1), self.rewards[at].reshape(-1, 1))
         dones_tensor, rewards = (torch.from_numpy(array).to(self.device) for array in rest)
         return ReplayBufferSamples(
-            observations=stack[:, :-1].to(self.device, memory_format=torch.channels_last),
+            observations=_channels_last(stack[:, :-1]).to(self.device),
             actions=torch.from_numpy(self.actions[at]).to(self.device),
-            next_observations=stack[:, 1:].to(self.device, memory_format=torch.channels_last),
+            next_observations=_channels_last(stack[:, 1:]).to(self.device),
             dones=dones_tensor,
             rewards=rewards,
         )
@@ -237,10 +247,9 @@ class FrameReplayBuffer(ReplayBuffer):
         rows = (added_at[:, None] + offsets) % self._ring * self.n_envs + envs[:, None]
         frames = self._frames.flatten(0, 1)
         stack = frames.index_select(0, torch.from_numpy(rows.ravel()))
+        before_game = (offsets < -self._history[slots, envs][:, None]).ravel().nonzero()[0]
+        stack.index_fill_(0, torch.from_numpy(before_game), 0)
         stack = stack.view(len(slots), stack_size + 1, *frames.shape[1:])
-        before_game = offsets < -self._history[slots, envs][:, None]
-        if before_game.any():
-            stack[torch.from_numpy(before_game)] = 0
         for i, (slot, env) in enumerate(zip(slots.tolist(), envs.tolist(), strict=True)):
             final = self._final_frames.get(slot, {}).get(env)
             if final is not None:
