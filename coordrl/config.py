@@ -253,6 +253,9 @@ class TrainingSettings:
     """Keyword arguments of :func:`coordrl.extractors.policy_kwargs`."""
 
     def __post_init__(self) -> None:
+        features = self.extractor.get("features_dim", 1)
+        if isinstance(features, int) and features < 1:
+            raise ValueError(f"extractor.features_dim must be at least 1, got {features}")
         for key, value in self.algorithm.items():
             numbers = (value.start, value.end) if isinstance(value, Schedule) else (value,)
             if not isinstance(numbers[0], int | float):

@@ -237,6 +237,7 @@ def test_what_is_written_reads_back_equal(
         (AtariSettings, "screen_size", (0, 84), r"screen_size must be at least 1 x 1, got \(0, 84"),
         (AtariSettings, "repeat_action_probability", 1.5, r"must be in \[0, 1\], got 1.5"),
         (TrainingSettings, "algorithm", {"n_steps": 0}, "algorithm.n_steps must be at least 1"),
+        (TrainingSettings, "extractor", {"features_dim": 0}, "features_dim must be at least 1"),
         (TrainingSettings, "algorithm", {"ent_coef": -0.1}, "algorithm.ent_coef must be at least"),
         (TrainingSettings, "algorithm", {"gamma": 1.5}, "algorithm.gamma must be at most 1"),
         (

@@ -120,6 +120,11 @@ def test_a_rom_of_ones_own_has_to_be_the_right_one(
         (("--steps", "-5"), "--steps: total_steps must be at least 1, got -5"),
         (("--seed", "-1"), "--seed: seed must be at least 0, got -1"),
         (("--config", "none.toml"), "none.toml: cannot be read as a settings file"),
+        (
+            ("--config", str(ROOT / "configs" / "ppo.toml"), "--algo", "dqn"),
+            "ppo.toml has the settings of ppo, which are not those of dqn; choose another file or",
+        ),
+        (("--set", "extractor.features_dim=-3"), "extractor.features_dim must be at least 1, got"),
         (("--resume",), "holds no run to resume"),
         (("--with-r", "--coords", "none"), 'with_r=True needs coordinates: coords="first" or'),
     ],

@@ -57,7 +57,16 @@ def load_training_settings(
         raise SettingsError(str(error)) from error
     run = _read(path, overrides, list(ALGORITHMS), TrainingSettings(), game).run
     base = TrainingSettings(env=settings_for(run.protocol, training=True))
-    settings = _read(path, overrides, [run.algo], base, game)
+    try:
+        settings = _read(path, overrides, [run.algo], base, game)
+    except SettingsError as error:
+        of_file = _read(path, (), list(ALGORITHMS), TrainingSettings(), game).run.algo
+        if of_file == run.algo or not str(error).startswith(str(path)):
+            raise
+        raise SettingsError(
+            f"{path} has the settings of {of_file}, which are not those of {run.algo}; choose"
+            f" another file or run folder, or {of_file}"
+        ) from error
     return replace(settings, run=replace(settings.run, game=game))
 
 
