@@ -4,6 +4,7 @@ python scripts/evaluate_atari.py agents/Pong-ppo-all-s0 --episodes 30
 python scripts/evaluate_atari.py downloaded.zip --env Breakout --trust-pickle --video game.mp4
 """
 
+import math
 import os
 import signal
 import sys
@@ -26,10 +27,9 @@ from coordrl.agents import (
     load_agent,
     record_video,
 )
+from coordrl.agents.video import FRAMES_PER_SECOND
 from coordrl.config import Protocol
 from coordrl.runs import Progress, RunError, atomic_file
-
-MAX_FILM_FRAMES = 18_000  # five minutes
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Arguments:
     """ROM image of the game, or a folder with it; sets ALE_ROMS_DIR. Those in ale-py by default."""
     video: Path | None = None
     """Film a game (.mp4 or .gif)."""
+    video_seconds: float = 300.0
+    """End the film after so many seconds, if the game lasts longer."""
     json: Path | None = None
     """Write everything that was measured as JSON."""
     trust_pickle: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -68,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.rom_path is not None:
         os.environ["ALE_ROMS_DIR"] = str(arguments.rom_path)
     try:
+        if not 0 < arguments.video_seconds < math.inf:
+            raise AgentError(f"--video-seconds must be above 0, got {arguments.video_seconds:g}")
         for output in (arguments.json, arguments.video):
             if output is not None and not output.parent.is_dir():
                 raise AgentError(f"cannot write {output}: there is no folder {output.parent}")
@@ -119,7 +123,8 @@ def play(agent: Agent, arguments: Arguments) -> list[EvaluationResult]:
 
 
 def film(agent: Agent, arguments: Arguments, path: Path) -> None:
-    with Progress("filming", MAX_FILM_FRAMES, "frames at most") as progress:
+    max_frames = math.ceil(arguments.video_seconds * FRAMES_PER_SECOND)
+    with Progress("filming", max_frames, "frames at most") as progress:
         episode = record_video(
             agent,
             path,
@@ -127,7 +132,7 @@ def film(agent: Agent, arguments: Arguments, path: Path) -> None:
             protocol=arguments.protocol,
             deterministic=arguments.policy == "deterministic",
             seed=arguments.seed,
-            max_frames=MAX_FILM_FRAMES,
+            max_frames=max_frames,
             on_frame=progress.update,
         )
     what = "the beginning of a game" if episode is None else f"{episode.episode_return:g} points"

@@ -854,6 +854,18 @@ class TestVideo:
             record_video(agent, tmp_path / "nowhere" / "game.mp4", max_frames=16)
         assert list(tmp_path.iterdir()) == []
 
+    def test_an_encoder_that_stops_is_told_and_leaves_nothing(
+        self, agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stopping(*_: object, **__: object) -> Iterator[None]:
+            yield
+            raise BrokenPipeError
+
+        monkeypatch.setattr(imageio_ffmpeg, "write_frames", stopping)
+        with pytest.raises(AgentError, match=r"the encoder has stopped; is there room on the disk"):
+            record_video(agent, tmp_path / "game.gif", max_frames=16)
+        assert list(tmp_path.iterdir()) == []
+
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "evaluate_atari.py"
 
@@ -894,17 +906,11 @@ class TestScript:
             assert f"{result.mean:,.2f}" in table
             assert f"{result.interval.low:,.2f} .. {result.interval.high:,.2f}" in table
 
-    def test_films(
-        self,
-        script: Callable[..., int],
-        saved: Path,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setattr(sys.modules["evaluate_atari"], "MAX_FILM_FRAMES", 32)
+    def test_films(self, script: Callable[..., int], saved: Path, tmp_path: Path) -> None:
         film = tmp_path / "game.mp4"
-        assert script(saved, "--episodes", 1, "--policy", "stochastic", "--video", film) == 0
-        assert film.stat().st_size > 1000
+        arguments = ("--episodes", 1, "--policy", "stochastic", "--video-seconds", 0.5)
+        assert script(saved, *arguments, "--video", film) == 0
+        assert imageio_ffmpeg.count_frames_and_secs(str(film))[0] == 32  # of whole agent steps
 
     def test_opens_a_zip_if_told_to(
         self, script: Callable[..., int], saved: Path, capsys: pytest.CaptureFixture[str]
@@ -923,6 +929,7 @@ class TestScript:
             (["{saved}", "--episodes", "0"], "needs episodes >= 1"),
             (["{saved}", "--seed", "-1"], "seed >= 0"),
             (["{saved}", "--json", "no/where.json"], "there is no folder no"),
+            (["{saved}", "--video-seconds", "0"], "--video-seconds must be above 0, got 0"),
             (["{saved}", "--video", "game.avi"], "a film ends in .mp4 or .gif, got game.avi"),
         ],
     )

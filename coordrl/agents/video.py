@@ -179,6 +179,10 @@ def _film(path: Path) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
         yield lambda frame: encoder.send(np.ascontiguousarray(frame))
         encoder.close()
         partial.replace(path)
+    except BrokenPipeError as error:
+        raise AgentError(
+            f"cannot write {path}: the encoder has stopped; is there room on the disk?"
+        ) from error
     except OSError as error:
         reason = (error.strerror or str(error)).strip().split("\n")[0]
         raise AgentError(f"cannot write {path}: {reason}") from error
