@@ -1,8 +1,10 @@
 """Algorithms on a device, run on the CPU beside SB3's own: same rollouts, losses and logs."""
 
 import dataclasses
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -23,8 +25,9 @@ from coordrl.device_algorithms import (
     DeviceRolloutBuffer,
     generalized_advantages,
 )
+from coordrl.device_algorithms.base import OnDevice
 from coordrl.device_algorithms.buffers import TimeoutFrames
-from coordrl.device_algorithms.networks import draw
+from coordrl.device_algorithms.networks import Recorded, draw
 from coordrl.extractors import policy_kwargs
 from coordrl.sb3_envs import VectorEnvAdapter, make_sb3_env
 
@@ -419,3 +422,67 @@ def test_dqn_explores_in_each_environment_on_its_own() -> None:
 def test_dqn_refuses_to_count_in_episodes() -> None:
     with pytest.raises(ValueError, match="counts train_freq in steps, not in episodes"):
         model(device_algorithms, "DQN", train_freq=(1, "episode"))
+
+
+class Replayed:
+    """Stands in for a CUDA graph: replays by calling the function again.
+
+    While the function is recorded it runs, unlike on a GPU, so the first replay does nothing.
+    """
+
+    recorded: ClassVar[list[Recorded]] = []
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        if self.replays > 1:
+            graph: Any = self
+            [own] = [recorded for recorded in self.recorded if recorded._graph is graph]
+            results = own._function(*own._inputs)
+            is_one = isinstance(results, torch.Tensor)
+            for kept, result in zip(
+                *([each] if is_one else each for each in (own._outputs, results)), strict=True
+            ):
+                if isinstance(kept, torch.Tensor):
+                    kept.copy_(result)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_recorded_functions_do_what_they_do_unrecorded(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keywords = {"batch_size": 16} if name == "PPO" else {}  # the last of an epoch is smaller
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SB3 advises against it
+        plain = model(device_algorithms, name, **keywords)
+        learn(plain, 20 * NUM_ENVS * 4)
+
+        def record(_: Any, function: Any) -> Recorded:
+            Replayed.recorded.append(Recorded(function))
+            return Replayed.recorded[-1]
+
+        monkeypatch.setattr(OnDevice, "_recorded", record)
+        monkeypatch.setattr(Recorded, "_aside", lambda own, tensors: own._function(*tensors))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Replayed)
+        monkeypatch.setattr(torch.cuda, "graph", lambda _: nullcontext())
+        recorded = model(device_algorithms, name, **keywords)
+        learn(recorded, 20 * NUM_ENVS * 4)
+
+    assert sum(own._graph is not None for own in Replayed.recorded) >= (1 if name == "A2C" else 2)
+    Replayed.recorded.clear()
+    for key, value in plain.policy.state_dict().items():
+        assert_close(recorded.policy.state_dict()[key], value, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch's own, in its compiler
+@pytest.mark.parametrize("name", ALL)
+def test_a_compiled_network_learns_the_same(name: str) -> None:
+    plain = model(device_algorithms, name)
+    compiled = model(device_algorithms, name, acceleration=AccelerationSettings(compile=True))
+    for algorithm in (plain, compiled):
+        learn(algorithm, 20 * NUM_ENVS)
+    for key, value in plain.policy.state_dict().items():
+        assert_close(compiled.policy.state_dict()[key], value, rtol=1e-3, atol=1e-5)
