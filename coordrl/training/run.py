@@ -22,6 +22,7 @@ from coordrl.agents import Episode, EvaluationResult, describe, evaluate, save_a
 from coordrl.algorithms import keep_freed_memory, make_model
 from coordrl.config import SettingsError, TrainingSettings, dump_settings
 from coordrl.device_algorithms import make_device_model
+from coordrl.emulator.nvrtc import CudaError
 from coordrl.ranks import Ranks, join, leave
 from coordrl.runs import Progress, RunFolder, StopNow, StopRequest, atomic_file, open_run
 from coordrl.sb3_envs import VectorEnvAdapter, make_sb3_env
@@ -154,7 +155,7 @@ def _environments(settings: TrainingSettings, device: str, ranks: Ranks) -> Vect
     try:
         num_envs = ranks.share(run.num_envs, "run.num_envs")
         return make_sb3_env(run.game, num_envs, settings.env, **where)
-    except ValueError as error:
+    except (ValueError, CudaError) as error:
         raise SettingsError(f"{run.game} cannot be played so: {error}") from error
 
 
