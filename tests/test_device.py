@@ -18,10 +18,13 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from coordrl import envs
-from coordrl.config import AtariSettings
+from coordrl.config import AtariSettings, RunSettings, TrainingSettings
+from coordrl.device_algorithms import make_device_model
 from coordrl.emulator import Autoreset, Emulator, Step, nvrtc
 from coordrl.emulator.device import DeviceEmulator
 from coordrl.emulator.lockstep import Tally, compare_devices
+from coordrl.sb3_envs import make_sb3_env
+from coordrl.training.checkpoint import read_checkpoint, write_checkpoint
 
 SHIM = Path(__file__).parent / "shim"
 SHORT = AtariSettings(max_frames_per_episode=90, noop_max=5)
@@ -363,3 +366,42 @@ def test_what_a_gpu_can_not_do_is_said() -> None:
         envs.AtariVectorEnv("Pong", 2, device="cuda", render_mode="rgb_array")
     with pytest.raises(ValueError, match="emulator='ale' plays on the CPU"):
         envs.AtariVectorEnv("Pong", 2, device="cuda", emulator="ale")
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("algo", ["ppo", "a2c", "dqn"])
+def test_what_is_learned_from_games_on_a_gpu_is_what_is_learned_on_the_cpu(
+    algo: Any, tmp_path: Path
+) -> None:
+    settings = TrainingSettings(
+        run=RunSettings(algo=algo),
+        env=AtariSettings(screen_size=(36, 40), max_frames_per_episode=60, noop_max=5),
+        algorithm={
+            "ppo": {"n_steps": 16, "batch_size": 16, "n_epochs": 2},
+            "a2c": {"n_steps": 16},
+            "dqn": {"buffer_size": 80, "learning_starts": 16, "batch_size": 8},
+        }[algo],
+        extractor={"specs": [[4, 8, 8], [4, 3, 1]], "features_dim": 8},
+    )
+    models: list[Any] = []
+    for device in ("cpu", "cuda"):
+        games = make_sb3_env("Breakout", 4, settings.env, seed=1, device=device)
+        models.append(make_device_model(settings, games, seed=0))
+        torch.manual_seed(0)
+        models[-1].learn(128)
+
+    [weights, theirs] = [model.policy.state_dict() for model in models]
+    assert all(torch.equal(value, theirs[name]) for name, value in weights.items())
+    [played, their_games] = [[(g["r"], g["l"]) for g in m.ep_info_buffer] for m in models]
+    assert played == their_games != []
+
+    # A checkpoint of the one goes on on the other.
+    write_checkpoint(models[1], "", tmp_path)
+    games = make_sb3_env("Breakout", 4, settings.env, device="cpu")
+    other: Any = make_device_model(settings, games, seed=5)
+    assert read_checkpoint(other, tmp_path).games
+    for model in (models[1], other):
+        torch.manual_seed(1)
+        model.learn(64, reset_num_timesteps=False)
+    for name, value in models[1].policy.state_dict().items():
+        assert torch.equal(value, other.policy.state_dict()[name])
