@@ -209,7 +209,7 @@ class RunSettings:
     total_steps: int = 10_000_000
     """Length of the run in agent steps, counted over all environments."""
     num_envs: int = 8
-    """Games played at the same time."""
+    """Games played at the same time, by all processes together."""
     seed: int = 0
     """Seed of the run, split into environment, policy, data and evaluation streams."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -27,10 +27,16 @@ from coordrl.agents import evaluate, load_agent
 from coordrl.algorithms import make_model
 from coordrl.config import AtariSettings, Schedule, SettingsError, TrainingSettings, parse_override
 from coordrl.device_algorithms import make_device_model
+from coordrl.ranks import Ranks
 from coordrl.runs import RunError
 from coordrl.sb3_envs import make_sb3_env
 from coordrl.training import default_config, load_training_settings, run_name, train
-from coordrl.training.checkpoint import read_checkpoint, write_checkpoint
+from coordrl.training.checkpoint import (
+    read_checkpoint,
+    read_checkpoints,
+    write_checkpoint,
+    write_checkpoints,
+)
 from coordrl.training.profiling import Profile
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -433,6 +439,28 @@ class TestResume:
             for name, array in model.replay_buffer.state().items():
                 np.testing.assert_array_equal(other.replay_buffer.state()[name], array)
         env.close()
+
+    def test_a_checkpoint_of_more_processes_is_refused(self, tmp_path: Path) -> None:
+        chosen = settings("a2c", "run.on_device=true")
+        env = make_sb3_env("Breakout", 2, chosen.env, seed=0)
+        model = make_device_model(chosen, env, seed=0)
+        model.learn(8)
+        write_checkpoints(model, "", tmp_path, Ranks())
+        assert read_checkpoints(model, tmp_path, Ranks()).games
+        (tmp_path / "rank_1.state.pt").write_bytes((tmp_path / "state.pt").read_bytes())
+        with pytest.raises(RunError, match=r"was written by 2 processes, and here are 1; resume"):
+            read_checkpoints(model, tmp_path, Ranks())
+        env.close()
+
+    def test_several_processes_need_the_device(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("coordrl.training.run.join", lambda _: Ranks(0, 2))
+        with pytest.raises(SettingsError, match=r"2 processes .* only with run.on_device = true"):
+            train(settings("a2c"), tmp_path / "run")
+        with pytest.raises(SettingsError, match=r"run.num_envs = 3 is shared by 2 processes, so"):
+            train(settings("a2c", "run.on_device=true", "run.num_envs=3"), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
     def test_a_checkpoint_of_another_format_is_refused(self, tmp_path: Path) -> None:
         chosen = settings("a2c")

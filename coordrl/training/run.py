@@ -76,6 +76,9 @@ def train(
     with our emulator, its weights at the end are those of the run that was never interrupted, to
     the last bit.
 
+    With ``run.on_device`` the processes that ``torchrun`` has started train one agent together:
+    they share out games and minibatches, and the first of them writes and evaluates.
+
     On Linux the process keeps freed memory from here on; see
     :func:`~coordrl.algorithms.keep_freed_memory`.
 
@@ -311,8 +314,18 @@ class _Run(_Learner):
     Nothing of this draws from the random streams of the training.
     """
 
-    def __init__(self, *what: Any, profile: bool) -> None:
-        super().__init__(*what)
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        folder: RunFolder,
+        env: VectorEnvAdapter,
+        model: BaseAlgorithm,
+        stop: StopRequest,
+        ranks: Ranks,
+        *,
+        profile: bool,
+    ) -> None:
+        super().__init__(settings, folder, env, model, stop, ranks)
         self._profile = Profile() if profile else None
         self._journal = _Journal()
         self._note = ""
