@@ -128,7 +128,8 @@ def main(options: Options) -> int:
         os.environ["ALE_ROMS_DIR"] = str(options.rom_path)
     try:
         names = chosen_games(options.games)
-        results = recorded(options)
+        conditions = options.conditions()
+        results = recorded(options, conditions)
         done = {result.game for result in results}
         jobs = [(name, options) for name in names if name not in done]
         with StopRequest() as stop, Progress("comparing", len(names), "games") as progress:
@@ -139,7 +140,7 @@ def main(options: Options) -> int:
                     if result.difference:
                         console.print(result.difference, style="red", markup=False, highlight=False)
                     if options.json is not None:
-                        record(options.json, options, results)
+                        record(options.json, options, conditions, results)
     except StopNow:
         console.print("stopped; with --json, --resume goes on")
         return 130
@@ -229,7 +230,9 @@ def totals(results: Sequence[Result]) -> dict[str, int]:
     return {name: sum(tally[name] for tally in tallies) for name in tallies[0]}
 
 
-def record(path: Path, options: Options, results: Sequence[Result]) -> None:
+def record(
+    path: Path, options: Options, conditions: dict[str, Any], results: Sequence[Result]
+) -> None:
     """Write the results so far to the record, under the kind of comparison that they are."""
     content = json.loads(path.read_bytes()) if path.exists() else {}
     in_order = sorted(results, key=lambda result: result.game)
@@ -237,7 +240,7 @@ def record(path: Path, options: Options, results: Sequence[Result]) -> None:
         "command": shlex.join(["python", "scripts/verify_emulator.py", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "machine": platform.machine(),
-        "conditions": options.conditions(),
+        "conditions": conditions,
         "games": len(results),
         "games that differ": {r.game: r.difference for r in in_order if r.difference},
         "compared": totals(results),
@@ -248,14 +251,14 @@ def record(path: Path, options: Options, results: Sequence[Result]) -> None:
         file.write(json.dumps(content, indent=1).encode() + b"\n")
 
 
-def recorded(options: Options) -> list[Result]:
+def recorded(options: Options, conditions: dict[str, Any]) -> list[Result]:
     """Return the results in the record, if they are to be kept and were made in the same way."""
     if options.json is None or not options.resume or not options.json.exists():
         return []
     earlier = json.loads(options.json.read_bytes()).get(options.kind)
     if earlier is None:
         return []
-    if earlier["conditions"] != options.conditions():
+    if earlier["conditions"] != conditions:
         raise ValueError(
             f"{options.json} has {options.kind} that were compared under other conditions; "
             "leave out --resume to make them anew"
