@@ -132,14 +132,15 @@ def sheets(components: Mapping[str, Tensor], centers: Tensor) -> Figure:
         components: For each network, two principal components for each place, ``(N, 2)``.
         centers: The places (x, y) in pixels, ``(N, 2)``.
     """
-    figure = Figure(figsize=(6.4, 3.2 * len(components)), layout="constrained")
+    figure = Figure(figsize=(5, 2.5 * len(components)), layout="constrained")
     grid = figure.subplots(len(components), 2, squeeze=False)
     for row, (name, points) in enumerate(components.items()):
         for column, axis in enumerate("xy"):
             axes = grid[row][column]
             colors = centers[:, column].cpu().numpy()
             first, second = points.cpu().numpy().T
-            axes.scatter(first, second, c=colors, s=1, cmap="viridis")
+            # Hard edges make a file a fifth of the size.
+            axes.scatter(first, second, c=colors, s=2, linewidths=0, antialiaseds=False)
             axes.set_title(f"{name}, colored by {axis}", fontsize=9)
             axes.set_xticks([])
             axes.set_yticks([])
