@@ -126,7 +126,7 @@ def describe_acceleration(settings: TrainingSettings, ranks: Ranks) -> str:
         >>> texts = ["run.num_envs=512", "algorithm.n_steps=64", "algorithm.batch_size=4096"]
         >>> settings = load_training_settings(None, [parse_override(text) for text in texts])
         >>> print(describe_acceleration(settings, Ranks()))  # doctest: +NORMALIZE_WHITESPACE
-        on the device: 512 games; rollouts of 64 steps, 32,768 transitions in 0.9 GB; minibatches of
+        on the device: 512 games; rollouts of 64 steps, 32,768 transitions in 0.92 GB; minibatches of
         4,096; learning rate of SB3; features in float32
     """
     run, algorithm = settings.run, settings.algorithm
@@ -137,12 +137,12 @@ def describe_acceleration(settings: TrainingSettings, ranks: Ranks) -> str:
     frame = math.prod(settings.env.screen_size)
     if run.algo == "dqn":
         size = algorithm.get("buffer_size", defaults["buffer_size"].default)
-        parts.append(f"replay of {size:,} transitions in {size * frame / 1e9:.1f} GB")
+        parts.append(f"replay of {size:,} transitions in {size * frame / 1e9:.2g} GB")
     else:
         steps = algorithm.get("n_steps", defaults["n_steps"].default)
         size = steps * run.num_envs
         room = size * frame * settings.env.stack_size / 1e9
-        parts.append(f"rollouts of {steps} steps, {size:,} transitions in {room:.1f} GB")
+        parts.append(f"rollouts of {steps} steps, {size:,} transitions in {room:.2g} GB")
     if "batch_size" in defaults:
         parts.append(
             f"minibatches of {algorithm.get('batch_size', defaults['batch_size'].default):,}"
