@@ -126,8 +126,8 @@ def describe_acceleration(settings: TrainingSettings, ranks: Ranks) -> str:
         >>> texts = ["run.num_envs=512", "algorithm.n_steps=64", "algorithm.batch_size=4096"]
         >>> settings = load_training_settings(None, [parse_override(text) for text in texts])
         >>> print(describe_acceleration(settings, Ranks()))  # doctest: +NORMALIZE_WHITESPACE
-        on the device: 512 games; rollouts of 64 steps, 32,768 transitions in 0.92 GB; minibatches of
-        4,096; learning rate of SB3; features in float32
+        on the device: 512 games; rollouts of 64 steps, 32,768 transitions in 0.92 GB; minibatches
+        of 4,096; learning rate of SB3; features in float32
     """
     run, algorithm = settings.run, settings.algorithm
     defaults = inspect.signature(ALGORITHMS[run.algo]).parameters
