@@ -73,6 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise SettingsError(f"--threads must be at least 1, got {arguments.threads}")
             torch.set_num_threads(arguments.threads)
         overrides = [parse_override(text) for text in arguments.set]
+        for item in overrides:
+            if item.key in ("task", "model", "split", "input_scale", "seed"):
+                option = "seeds" if item.key == "seed" else item.key.replace("_", "-")
+                raise SettingsError(f"--set {item.key} would be overruled; use --{option}")
         if arguments.max_seconds is not None and arguments.table is None:
             overrides.append(
                 Override("training.max_seconds", arguments.max_seconds, "--max-seconds")

@@ -57,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         typed = sys.argv[1:] if argv is None else argv
         command = shlex.join(["python", "scripts/train_digits.py", *typed])
         overrides = tuple(parse_override(text) for text in arguments.set)
+        for item in overrides:
+            if item.key in ("arm", "seed"):
+                raise SettingsError(f"--set {item.key} would be overruled: all arms are trained")
         settings = load_settings(RecognitionSettings, overrides=overrides)
         digits = load_digits()
         images = torch.from_numpy(digits.images).unsqueeze(1).float() / 255

@@ -837,6 +837,8 @@ def test_the_table_is_written_with_its_figures(
     ("options", "message"),
     [
         (["--set", "training.epoch=3"], "unknown key 'training.epoch'"),
+        (["--set", "input_scale=pixel"], "--set input_scale would be overruled; use --input-scale"),
+        (["--set", "seed=3"], "--set seed would be overruled; use --seeds"),
         (["--model", "conv", "--sweep"], "no table [classification.conv.sweep]"),
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),

@@ -161,8 +161,18 @@ def test_the_script_writes_record_and_table(tmp_path: Path) -> None:
     )
 
 
-def test_the_script_refuses_one_seed(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seeds", "1"], "--seeds must be at least 2 to compare, got 1"),
+        (["--set", "seed=3"], "--set seed would be overruled: all arms are trained"),
+        (["--set", "epochs=0"], "epochs must be at least 1, got 0"),
+    ],
+)
+def test_the_script_names_what_does_not_fit(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     main = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "train_digits.py"))["main"]
 
-    assert main(["--seeds", "1"]) == 2
-    assert "--seeds must be at least 2 to compare, got 1" in capsys.readouterr().err
+    assert main(options) == 2
+    assert message in capsys.readouterr().err
