@@ -664,8 +664,12 @@ def test_channels_last_is_kept(needs_grad: bool) -> None:
         assert_close(y, layer(x))
 
 
+@pytest.mark.parametrize("large", [1, 2**20], ids=["large", "small"])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_gradients_are_the_textbooks_in_either_layout(memory_format: torch.memory_format) -> None:
+def test_gradients_are_the_textbooks_in_either_layout(
+    memory_format: torch.memory_format, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordrl.layers.convolution._LARGE", large)
     layer = CoordConv2d(3, 8, 3, padding=1)
     textbook = Textbook(nn.Conv2d, 3, 8, axes=2, with_r=False, kernel_size=3, padding=1)
     textbook.convolution.load_state_dict(layer.state_dict())
