@@ -45,7 +45,7 @@ class Arguments:
     seeds: int = 1
     """Number of runs of each kind, with the seeds 0, 1, 2, ..."""
     table: TableSize | None = None
-    """Make the table of all models instead: quick (one seed, 16x16) or small (three, 32x32)."""
+    """Make the table of all models instead: quick (one seed) or small (three, larger pictures)."""
     set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
     """Settings that win over the configuration, such as training.iterations=2000."""
     max_seconds: float | None = None

@@ -103,11 +103,11 @@ class Experiments:
         that was stopped is whole in the seeds it came to.
         """
         results: list[RunResult] = []
-        cells = itertools.product(range(table.SEEDS[size]), table.CELLS, table.ARMS)
+        cells, seeds = table.plan(size)
         try:
-            for seed, cell, coords in cells:
+            for seed, cell, coords in itertools.product(range(seeds), cells, table.ARMS):
                 settings = load_generative_settings(
-                    self.config, size, cell.model, coords, cell.objective, self.overrides
+                    self.config, cell.scale, cell.model, coords, cell.objective, self.overrides
                 )
                 results.append(self.train(dataclasses.replace(settings, seed=seed)))
                 self._write(results, report)
