@@ -270,7 +270,7 @@ COORDRL_HD inline void begin_game(Environment& environment, const StepSetup& set
   if (fresh.exact && !play.console.tia.partial) {
     const u32 draws = play.console.draws;
     const i32 frame_number = play.frame_number;
-    play = fresh.play;
+    assign(play, fresh.play);
     continue_counts(play, draws + fresh.draws, frame_number);
     for (u32 i = 0; i < fresh.random_draws; ++i) draw(environment.random);
     if (observed && play.whole_frames < 2) {
@@ -282,12 +282,14 @@ COORDRL_HD inline void begin_game(Environment& environment, const StepSetup& set
     }
     return;
   }
-  const Play before = play;
-  const Mt19937 random_before = environment.random;
+  Play before;
+  Mt19937 random_before;
+  assign(before, play);
+  assign(random_before, environment.random);
   reset_game<false>(play, environment.random, game, Canvas{});
   if (observed && play.whole_frames < 2) {
-    play = before;
-    environment.random = random_before;
+    assign(play, before);
+    assign(environment.random, random_before);
     environment.album = albums.take();
     reset_game<true>(play, environment.random, game, albums.at(environment.album).canvas);
   }
@@ -342,7 +344,7 @@ COORDRL_HD inline void begin_episode(Environment& environment, const StepSetup& 
     const u32 draws = play.console.draws + beginning->draws;
     const i32 frame_number = play.frame_number;
     close_album(environment, albums);
-    play = beginning->play;
+    assign(play, beginning->play);
     continue_counts(play, draws, frame_number);
     for (u32 i = 0; i < beginning->random_draws; ++i) draw(environment.random);
     screen.begin(view_of(shelf.plane(timer, idle)));
@@ -500,7 +502,7 @@ COORDRL_HD inline void reload(Environment& environment, const Setup& default_set
   close_album(environment, albums);
   const FreshGame& loaded = shelf.loaded();
   if (loaded.exact) {
-    environment.play = loaded.play;
+    assign(environment.play, loaded.play);
     for (u32 i = 0; i < loaded.random_draws; ++i) draw(environment.random);
   } else {
     load<false>(environment.play, environment.random, default_setup, Canvas{});

@@ -510,13 +510,15 @@ class Batch {
     std::memcpy(screen.data(), picture, size_t(picture_bytes(setup_)));
   }
 
-  /// An environment as bytes: the struct, then the pictures of its album if it has one. What the
-  /// agent sees of it is not in there.
+  /// An environment as bytes: the struct, then the pictures of its album if it has one, whatever its
+  /// number. What the agent sees of it is not in there.
   nb::bytes save(i32 index) {
     const Environment& environment = environments_.at(size_t(index));
     Bytes state(sizeof(Environment));
     std::memcpy(state.data(), &environment, sizeof(Environment));
     if (environment.album != kNoAlbum) {
+      const i32 some = 0;
+      std::memcpy(state.data() + offsetof(Environment, album), &some, sizeof(some));
       const Bytes& pictures = albums_.memory(environment.album);
       state.insert(state.end(), pictures.begin(), pictures.end());
     }

@@ -93,13 +93,54 @@ COORDRL_HD COORDRL_NOINLINE inline u8 read_tia(Running& running, u8 address, u8 
   return floating;
 }
 
+#ifdef COORDRL_GPU
+
+constexpr i32 kLanes = 32;
+constexpr i32 kMaxLanes = 64;  // of a block that runs consoles
+
+/// The RAM while instructions run, in the shared memory of a block, word by word beside those of the
+/// other lanes: each lane has a bank of its own, whatever address it accesses.
+struct WorkingRam {
+  u8* first;
+
+  COORDRL_HD COORDRL_INLINE u8& at(const Riot&, u32 address) const {
+    return first[(address & 0x7C) * kLanes + (address & 3)];
+  }
+  COORDRL_HD void leave(Riot& riot) const {
+    for (u32 i = 0; i < 128; ++i) riot.ram[i] = at(riot, i);
+  }
+};
+
+COORDRL_HD inline WorkingRam working_ram(const Riot& riot) {
+  __shared__ u32 words[kMaxLanes * 32];
+  const u32 lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
+  const WorkingRam working{reinterpret_cast<u8*>(words + warp * kLanes * 32 + lane)};
+  for (u32 i = 0; i < 128; ++i) working.at(riot, i) = riot.ram[i];
+  return working;
+}
+
+#else
+
+/// The RAM while instructions run: where it always is.
+struct WorkingRam {
+  COORDRL_INLINE u8& at(Riot& riot, u32 address) const { return riot.ram[address]; }
+  void leave(Riot&) const {}
+};
+
+inline WorkingRam working_ram(const Riot&) { return {}; }
+
+#endif
+
 /// The board: what the 6507 is soldered to.
 ///
 /// kFlat: the cartridge shows one 4 KiB bank at a time, all of it ROM (2K, 4K, F8, F6).
 template <bool kFlat>
 struct Board {
+  static constexpr i32 kMeeting = kLineCycles;
+
   Running* running;
   const u8* rom;  // flat: the bank that is switched in
+  WorkingRam memory;
   i32 cycle;
   i32 limit;
 
@@ -131,8 +172,11 @@ struct Board {
     if (at >= running->end_of_code) return false;
     if (!kFlat && (at < running->plain.first || (pc & 0x3FF) > 0x3FC)) return false;  // slice's end
     const u8* bytes = rom_byte(at, pc);
-#ifdef __CUDA_ARCH__
-    code = bytes[0] | u32(bytes[1]) << 8 | u32(bytes[2]) << 16;
+#ifdef COORDRL_GPU
+    // Two words that are aligned; the ROM image has some bytes more than it needs.
+    const u64 address = reinterpret_cast<u64>(bytes);
+    const u32* const words = reinterpret_cast<const u32*>(address & ~u64{3});
+    code = u32((u64{words[1]} << 32 | words[0]) >> (8 * (address & 3)));
 #else
     __builtin_memcpy(&code, bytes, 4);
 #endif
@@ -140,7 +184,7 @@ struct Board {
   }
 
   COORDRL_HD COORDRL_INLINE u8& ram(u8 address) const {
-    return running->riot.ram[address & 0x7F];
+    return memory.at(running->riot, address & 0x7F);
   }
 
   COORDRL_HD COORDRL_INLINE u8 read(u16 address, u8 floating) {
@@ -246,9 +290,10 @@ constexpr i32 kMaxInstructions = 25000;  // of one call; a frame that needs more
 
 template <bool kFlat>
 COORDRL_HD COORDRL_NOINLINE void run_instructions(M6507& cpu, Running& running, i32& cycle) {
-  Board<kFlat> board{&running, nullptr, cycle, kMaxInstructions};
+  Board<kFlat> board{&running, nullptr, working_ram(running.riot), cycle, kMaxInstructions};
   board.refresh_rom();
   execute(cpu, board);
+  board.memory.leave(running.riot);
   cycle = board.cycle;
 }
 

@@ -36,14 +36,14 @@ from coordrl.emulator import (
 
 _NOTE_BYTES = 120  # of kernels.cu's Note
 _PICTURES = 5  # of each environment
-_TIMER_SEEDS = 75
-_EMULATING_THREADS = 64  # of a block that steps consoles: two warps
+_PLAYING_THREADS = 64  # of a block that plays: two warps, as many as kernels.cu has memory for
 _SHOWING_THREADS = 256  # of a block that makes one observation
 _NO_ALBUM = -1
+_NOTHING = bytes(8)  # a pointer to nothing
 
 
 class Kernels(Protocol):
-    """What launches the three kernels of ``kernels.cu`` for one game."""
+    """What launches the two kernels of ``kernels.cu`` for one game."""
 
     def launch(self, name: str, blocks: int, threads: int, *arguments: bytes) -> None:
         """Launch a kernel on the current stream; ``arguments`` are its parameters as bytes."""
@@ -148,13 +148,6 @@ class DeviceEmulator:
     def action_meanings(self) -> tuple[str, ...]:
         """What each action does, in the first game."""
         return tuple(ACTIONS[action] for action in self.actions)
-
-    @property
-    def bytes_per_environment(self) -> int:
-        """Memory of the GPU that an environment takes, observations included."""
-        tensors = [tensor for group in self._groups for tensor in group.tensors]
-        tensors += [getattr(self._latest, field.name) for field in fields(DeviceStep)]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) // self.num_envs
 
     def reset(
         self,
@@ -296,8 +289,7 @@ class _Group:
             tensor(plan.planes()),
             tensor(bytes(actions)),
         ]
-        self.tensors = [self._environments, self._notes, self._pictures, self._rom, fresh_pictures]
-        self.tensors += [system_random, *shared]
+        self._shared = [self._rom, fresh_pictures, *shared]  # which the kernels know by address
         setups, fresh, beginnings, planes, codes = (t.data_ptr() for t in shared)
         results = [getattr(rows, field.name).data_ptr() for field in fields(DeviceStep)]
         self._batch = struct.pack(
@@ -315,14 +307,14 @@ class _Group:
         )
 
     def reset(self, seeds: Tensor, mask: Tensor) -> None:
-        self._emulate("reset_environments", _address(seeds), _address(mask))
+        self._play(_NOTHING, _address(seeds), _address(mask))
 
     def step(self, actions: Tensor) -> None:
-        self._emulate("step_environments", _address(actions))
+        self._play(_address(actions), _NOTHING, _NOTHING)
 
-    def _emulate(self, name: str, *arguments: bytes) -> None:
-        blocks = -(-self._num_envs // _EMULATING_THREADS)
-        self._kernels.launch(name, blocks, _EMULATING_THREADS, self._batch, *arguments)
+    def _play(self, *arguments: bytes) -> None:
+        blocks = -(-self._num_envs // _PLAYING_THREADS)
+        self._kernels.launch("play_environments", blocks, _PLAYING_THREADS, self._batch, *arguments)
         self._kernels.launch("show_observations", self._num_envs, _SHOWING_THREADS, self._batch)
 
     @property

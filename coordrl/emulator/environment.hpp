@@ -77,7 +77,7 @@ static_assert(__is_trivially_copyable(Play), "games move between devices as byte
 /// Forgets the older scene. What is now becomes the newer one.
 COORDRL_HD inline void turn_page(Play& play) {
   History& history = play.history;
-  history.scene[history.older] = play;
+  assign(history.scene[history.older], static_cast<const Scene&>(play));
   history.older ^= 1;
   const i32 kept = history.frames - history.split;
   for (i32 i = 0; i < kept; ++i) history.actions[i] = history.actions[history.split + i];

@@ -1,17 +1,22 @@
 // The emulator on a GPU: the headers of the CPU, one thread to an environment.
 //
-// Three kernels, compiled for one game (COORDRL_GAME) by nvrtc.py:
+// Two kernels, compiled for one game (COORDRL_GAME) by nvrtc.py:
 //
-//     reset_environments  loads games anew or begins episodes, in the environments of a mask
-//     step_environments   plays one action in every environment
-//     show_observations   makes the observations of either: a block to an environment, a thread to a pixel
+//     play_environments   plays one action in every environment, or begins episodes in some
+//     show_observations   makes the observations: a block to an environment, a thread to a pixel
 //
 // A thread that emulates leaves a note of what is to be shown (`Note`), because reducing pictures
 // and moving stacks is work for many threads that read side by side. Only where the next episode
 // would be drawn over what is still to be shown, which copied beginnings never are, it shows that
 // by itself.
 //
+// While instructions run, RAM is in shared memory and the lanes of a warp meet at every scanline
+// (console.hpp, m6507.hpp). Between launches an environment is the struct that the CPU has, so that it
+// can be saved here and restored there: a step reads and writes some hundred words of it once, beside
+// the twenty thousand instructions that it plays.
+//
 // The tests compile this file with a C++ compiler, too, and compare it with the CPU's emulator.
+#define COORDRL_GPU
 #include "agent_step.hpp"
 
 namespace coordrl {
@@ -87,6 +92,48 @@ struct DeviceShelf {
   }
 };
 
+/// The maximum of a view's pictures at a pixel, as a channel has it.
+COORDRL_HD inline u8 pooled_pixel(const View& view, const u8* intensity, i32 i) {
+  u8 most = 0;
+  for (i32 p = 0; p < view.pictures.count; ++p) {
+    const u8 pixel = view.pictures.pixels[p][i];
+    const u8 value = intensity == nullptr ? pixel : intensity[pixel];
+    most = value > most ? value : most;
+  }
+  return most;
+}
+
+COORDRL_HD inline const u8* intensity_of(const StepSetup& setup, const View& view, i32 channel) {
+  return view.shaded ? nullptr : setup.intensity[channel];
+}
+
+/// One pixel of `reduce`: the sums and products of that function, in the same order.
+///
+/// `pixel(i)` is the i-th of what is reduced.
+template <class Pixel>
+COORDRL_HD inline u8 reduced_pixel(const Reduction& plan, const Pixel& pixel, i32 y, i32 x) {
+  const i32 height = plan.rows.whole, width = plan.columns.whole;
+  if (height > 0 && width > 0) {
+    i32 sum = 0;
+    for (i32 row = y * height; row < (y + 1) * height; ++row) {
+      for (i32 i = 0; i < width; ++i) sum += pixel(row * kWidth + x * width + i);
+    }
+    const f32 share = 1.0f / (height * width);
+    return height == 2 && width == 2 ? u8((sum + 2) >> 2) : round_to_byte(sum * share);
+  }
+  const AreaTaps rows = plan.rows.taps[y], columns = plan.columns.taps[x];
+  f32 sum = 0;
+  for (i32 t = 0; t < rows.count; ++t) {
+    const i32 first = (rows.first + t) * kWidth + columns.first;
+    f32 average = 0;
+    for (i32 i = 0; i < columns.count; ++i) {
+      average += pixel(first + i) * plan.columns.weights[columns.weight + i];
+    }
+    sum += plan.rows.weights[rows.weight + t] * average;
+  }
+  return round_to_byte(sum);
+}
+
 /// Notes what is to be shown.
 struct NotingScreen {
   const StepSetup& setup;
@@ -100,13 +147,21 @@ struct NotingScreen {
 
   COORDRL_HD void end() { note.keeps_last = true; }
 
-  /// Shows a step at once.
+  /// Writes the last observation of an episode, which what comes next would overwrite.
   COORDRL_HD COORDRL_NOINLINE void finish() {
     if (!note.steps) return;
-    Screen screen{setup, row};
-    screen.show(note.step);
-    if (note.keeps_last) screen.end();
     note.steps = false;
+    const View& view = note.step;
+    const i32 older = older_bytes(setup), width = setup.reduction.columns.target;
+    copy_bytes(row.final_obs, row.obs + setup.plane_bytes, older);
+    u8* const plane = row.final_obs + older;
+    if (view.pictures.count == 0) return copy_bytes(plane, view.plane, setup.plane_bytes);
+    for (i32 i = 0; i < setup.plane_bytes; ++i) {
+      const i32 place = i / channels(setup);
+      const u8* const intensity = intensity_of(setup, view, i % channels(setup));
+      const auto pixel = [&](i32 at) { return pooled_pixel(view, intensity, at); };
+      plane[i] = reduced_pixel(setup.reduction, pixel, place / width, place % width);
+    }
   }
 
   COORDRL_HD void begin(const View& view) {
@@ -159,36 +214,9 @@ COORDRL_HD inline void rewind_numbers(Environment& environment, const StepSetup&
   if (i32(draws) >= setup.setup.machine.system_random_size - needed) draws = 0;
 }
 
-// Shows pictures. ----------------------------------------------------------------------------------
-
-/// One pixel of `reduce`: the sums and products of that function, in the same order.
-COORDRL_HD inline u8 reduced_pixel(const Reduction& plan, const u8* pooled, i32 y, i32 x) {
-  const i32 height = plan.rows.whole, width = plan.columns.whole;
-  if (height > 0 && width > 0) {
-    const u8* const first = pooled + y * height * kWidth + x * width;
-    i32 sum = 0;
-    for (i32 row = 0; row < height; ++row) {
-      for (i32 i = 0; i < width; ++i) sum += first[row * kWidth + i];
-    }
-    const f32 share = 1.0f / (height * width);
-    return height == 2 && width == 2 ? u8((sum + 2) >> 2) : round_to_byte(sum * share);
-  }
-  const AreaTaps rows = plan.rows.taps[y], columns = plan.columns.taps[x];
-  f32 sum = 0;
-  for (i32 t = 0; t < rows.count; ++t) {
-    const u8* const line = pooled + (rows.first + t) * kWidth + columns.first;
-    f32 average = 0;
-    for (i32 i = 0; i < columns.count; ++i) {
-      average += line[i] * plan.columns.weights[columns.weight + i];
-    }
-    sum += plan.rows.weights[rows.weight + t] * average;
-  }
-  return round_to_byte(sum);
-}
-
 extern "C" {
 
-/// Makes the observations that `reset_environments` and `step_environments` noted. One block to an environment.
+/// Makes the observations that `play_environments` noted. One block to an environment.
 __global__ void show_observations(Batch batch) {
   __shared__ u8 pooled[kMaxHeight * kWidth];
   const i64 index = blockIdx.x;
@@ -211,22 +239,17 @@ __global__ void show_observations(Batch batch) {
       if (view.pictures.count == 0) to[older + i] = newest;
     }
     for (i32 channel = 0; view.pictures.count > 0 && channel < channels(setup); ++channel) {
-      const u8* const intensity = view.shaded ? nullptr : setup.intensity[channel];
+      const u8* const intensity = intensity_of(setup, view, channel);
       __syncthreads();
       for (i32 i = thread; i < picture_bytes(setup); i += threads) {
-        u8 most = 0;
-        for (i32 p = 0; p < view.pictures.count; ++p) {
-          const u8 pixel = view.pictures.pixels[p][i];
-          const u8 value = intensity == nullptr ? pixel : intensity[pixel];
-          most = value > most ? value : most;
-        }
-        pooled[i] = most;
+        pooled[i] = pooled_pixel(view, intensity, i);
       }
       __syncthreads();
+      const auto pixel = [&](i32 at) { return pooled[at]; };
       const i32 width = setup.reduction.columns.target;
       for (i32 i = thread; i < size / channels(setup); i += threads) {
         to[older + i * channels(setup) + channel] =
-            reduced_pixel(setup.reduction, pooled, i / width, i % width);
+            reduced_pixel(setup.reduction, pixel, i / width, i % width);
       }
     }
   }
@@ -237,50 +260,42 @@ __global__ void show_observations(Batch batch) {
   }
 }
 
-/// Begins an episode where `mask` is set. A seed of -1 goes on with the environment's random
-/// numbers; another one loads the game anew.
-__global__ void reset_environments(Batch batch, const i64* seeds, const bool* mask) {
+/// Plays one action, a number of the agent's, in every environment. A number that is none counts as
+/// the nearest: a thread has nobody to complain to.
+///
+/// Without `actions`, begins an episode where `mask` is set. A seed of -1 goes on with the
+/// environment's random numbers; another one loads the game anew. Both are one kernel because most of
+/// it is the console, which takes a compiler long.
+__global__ void __launch_bounds__(kMaxLanes, 8)
+    play_environments(Batch batch, const i64* actions, const i64* seeds, const bool* mask) {
   const i64 i = i64(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= batch.num_envs) return;
   const StepSetup& setup = batch.setups[0];
   Environment& environment = batch.environments[i];
   const Row row = row_of(batch, setup, i);
   Note& note = batch.notes[i];
+  DeviceAlbums albums = albums_of(batch, setup, i);
+  const DeviceShelf shelf{batch, setup.plane_bytes};
+  NotingScreen screen{setup, row, note};
   note.steps = note.begins = note.keeps_last = false;
+  rewind_numbers(environment, setup);
+  if (actions != nullptr) {
+    const i64 most = batch.num_actions - 1;
+    const i64 action = actions[i] < 0 ? 0 : actions[i] > most ? most : actions[i];
+    note.flipped = !note.flipped;
+    const Desk desk = desk_of(setup, albums, note);
+    step(environment, setup, batch.codes[action], shelf, desk, albums, screen, row);
+    note.holds = environment.pooled && environment.album == kNoAlbum && !note.begins;
+    return;
+  }
   if (mask[i]) {
-    DeviceAlbums albums = albums_of(batch, setup, i);
-    const DeviceShelf shelf{batch, setup.plane_bytes};
-    NotingScreen screen{setup, row, note};
     if (seeds[i] >= 0) {
       reload(environment, batch.setups[1].setup, u32(seeds[i]), shelf, albums);
     }
-    rewind_numbers(environment, setup);
     note.holds = false;
     begin_episode(environment, setup, shelf, desk_of(setup, albums, note), albums, screen);
   }
   report(environment, row);
-}
-
-/// Plays one action, a number of the agent's, in every environment. A number that is none counts
-/// as the nearest: a thread has nobody to complain to.
-__global__ void step_environments(Batch batch, const i64* actions) {
-  const i64 i = i64(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= batch.num_envs) return;
-  const StepSetup& setup = batch.setups[0];
-  Environment& environment = batch.environments[i];
-  const Row row = row_of(batch, setup, i);
-  Note& note = batch.notes[i];
-  note.steps = note.begins = note.keeps_last = false;
-  note.flipped = !note.flipped;
-  rewind_numbers(environment, setup);
-  DeviceAlbums albums = albums_of(batch, setup, i);
-  const DeviceShelf shelf{batch, setup.plane_bytes};
-  NotingScreen screen{setup, row, note};
-  const i64 most = batch.num_actions - 1;
-  const i64 action = actions[i] < 0 ? 0 : actions[i] > most ? most : actions[i];
-  const Desk desk = desk_of(setup, albums, note);
-  coordrl::step(environment, setup, batch.codes[action], shelf, desk, albums, screen, row);
-  note.holds = environment.pooled && environment.album == kNoAlbum && !note.begins;
 }
 
 }  // extern "C"

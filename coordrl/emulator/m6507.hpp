@@ -18,6 +18,7 @@
 //     u8 read_stack(u8 s, u8 floating);
 //     void jam();                                    // a JAM opcode was met
 //     i32 rounds_of_timer(u16 address, i32 round, i32 floor, u8& value);  // see `branch`
+//     static constexpr i32 kMeeting;                 // cycles; see the `execute` of a GPU
 //
 // An instruction takes effect at its last cycle: the clock is advanced by its whole length, then
 // it reads and writes. That is the oracle's view of time (ale-py), not the chip's, and everything
@@ -318,9 +319,7 @@ struct Processor {
     nz = ((a & value) != 0) | (u32(value & 0x80) << 1);
   }
 
-  /// Shifts, counts, and the undocumented operations that do one of them in memory and go on with
-  /// the accumulator.
-  COORDRL_HD COORDRL_INLINE u8 apply(Operation operation, u8 value) {
+  COORDRL_HD COORDRL_INLINE u8 shift_or_count(Operation operation, u8 value) {
     switch (operation) {
       case kAsl:
         carry = value & 0x80;
@@ -345,31 +344,39 @@ struct Processor {
       case kInc:
         nz = ++value;
         return value;
-      case kDec:
+      default:  // kDec
         nz = --value;
         return value;
+    }
+  }
+
+  /// Shifts, counts, and the undocumented operations that do one of them in memory and go on with
+  /// the accumulator.
+  COORDRL_HD COORDRL_INLINE u8 apply(Operation operation, u8 value) {
+    switch (operation) {
       case kSlo:
-        value = apply(kAsl, value);
+        value = shift_or_count(kAsl, value);
         ora(value);
         return value;
       case kRla:
-        value = apply(kRol, value);
+        value = shift_or_count(kRol, value);
         and_(value);
         return value;
       case kSre:
-        value = apply(kLsr, value);
+        value = shift_or_count(kLsr, value);
         eor(value);
         return value;
       case kRra:
-        value = apply(kRor, value);
+        value = shift_or_count(kRor, value);
         adc(value);
         return value;
       case kDcp:
         cmp(--value);
         return value;
-      default:  // kIsb
+      case kIsb:
         sbc(++value);
         return value;
+      default: return shift_or_count(operation, value);
     }
   }
 
@@ -845,7 +852,7 @@ COORDRL_HD COORDRL_INLINE void fetch_elsewhere(Processor<Bus>& cpu) {
   cpu.bus = bus;
 }
 
-#if defined(__GNUC__) && !defined(__CUDACC__)
+#if defined(__GNUC__) && !defined(COORDRL_GPU)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wpedantic"
 
@@ -897,19 +904,31 @@ stop:
 #else
 
 /// Runs instructions until the bus's `limit` is used up or set to 0.
+///
+/// The lanes of a warp that come here together wait for each other after every `Bus::kMeeting` cycles
+/// of their own time. Programs follow the beam: where lanes are on the same scanline, they are in the
+/// same loops, and most of the time at the same opcode. Nothing that is computed depends on it.
 template <typename Bus>
 COORDRL_HD COORDRL_INLINE void execute(M6507& state, Bus& bus) {
   Processor<Bus> cpu{bus};
   cpu.unpack(state);
-  while (--cpu.bus.limit >= 0) {
-    if (unlikely(!cpu.bus.fetch(cpu.at, cpu.pc(), cpu.code))) fetch_elsewhere(cpu);
-    switch (u8(cpu.code)) {
+  const u32 lanes = __activemask();
+  i32 meeting = (cpu.bus.cycle / Bus::kMeeting + 1) * Bus::kMeeting;
+  bool running = true;
+  do {
+    while (running && cpu.bus.cycle < meeting) {
+      running = --cpu.bus.limit >= 0;
+      if (!running) break;
+      if (unlikely(!cpu.bus.fetch(cpu.at, cpu.pc(), cpu.code))) fetch_elsewhere(cpu);
+      switch (u8(cpu.code)) {
 #define COORDRL_CASE(opcode, action) \
   case opcode: action; break;
-      COORDRL_OPCODES(COORDRL_CASE)
+        COORDRL_OPCODES(COORDRL_CASE)
 #undef COORDRL_CASE
+      }
     }
-  }
+    meeting += Bus::kMeeting;
+  } while (__any_sync(lanes, running));
   cpu.pack(state);
   bus = cpu.bus;
 }

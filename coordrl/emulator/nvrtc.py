@@ -11,7 +11,9 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,47 @@ from coordrl.emulator.games import GAMES
 from coordrl.emulator.generate_games import generate
 from coordrl.runs import atomic_file
 
-KERNELS = ("reset_environments", "step_environments", "show_observations")
+KERNELS = ("play_environments", "show_observations")
 _OPTIONS = ("--std=c++17", "--fmad=false", "--device-as-default-execution-space")
 
 
 class CudaError(RuntimeError):
     """The emulator can't run on a GPU: there is none, or something that it needs is missing."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a kernel takes of a GPU, as the assembler reports it."""
+
+    registers: int
+    """Of a thread; those of the functions that it calls are among them."""
+    stack_bytes: int
+    """Local memory of a thread."""
+    spill_store_bytes: int
+    spill_load_bytes: int
+    shared_bytes: int
+    """Of a block."""
+
+
+def kernel_usage(log: str) -> dict[str, Usage]:
+    """Return what each kernel takes, from the log of :func:`compile_kernels` with a report."""
+    pattern = (
+        r"Compiling entry function '(\w+)'[^\n]*\n[^\n]*Function properties for \1\s+"
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\s+"
+        r"ptxas info\s+: Used (\d+) registers([^\n]*)"
+    )
+    usage = {}
+    for name, stack, stores, loads, registers, rest in re.findall(pattern, log):
+        cumulative = re.search(r"(\d+) bytes cumulative stack", rest)
+        shared = re.search(r"(\d+) bytes smem", rest)
+        usage[name] = Usage(
+            int(registers),
+            int(cumulative[1]) if cumulative else int(stack),
+            int(stores),
+            int(loads),
+            int(shared[1]) if shared else 0,
+        )
+    return usage
 
 
 def require_gpu() -> None:

@@ -72,6 +72,20 @@ COORDRL_HD COORDRL_INLINE u64 load8(const u8* bytes) {
 #endif
 }
 
+/// A copy of something large. A compiler for GPUs would load all of it before it stores any.
+template <class T>
+COORDRL_HD inline void assign(T& to, const T& from) {
+#ifdef __CUDA_ARCH__
+  static_assert(sizeof(T) % 4 == 0 && alignof(T) >= 4, "copied by words");
+  u32* const target = reinterpret_cast<u32*>(&to);
+  const u32* const source = reinterpret_cast<const u32*>(&from);
+#pragma unroll 8
+  for (u32 i = 0; i < sizeof(T) / 4; ++i) target[i] = source[i];
+#else
+  to = from;
+#endif
+}
+
 /// Writes a word as eight bytes, lowest first, to an address that is a multiple of 8.
 COORDRL_HD COORDRL_INLINE void store8(u8* bytes, u64 word) {
 #ifdef __CUDA_ARCH__

@@ -11,6 +11,7 @@
 
 #define __global__
 #define __shared__ static
+#define __launch_bounds__(threads, blocks)
 
 namespace shim {
 

@@ -12,22 +12,13 @@ extern "C" int launch_kernel(const char* name, unsigned blocks, unsigned threads
   const auto& batch = *static_cast<const Batch*>(arguments[0]);
   if (std::strcmp(name, "show_observations") == 0) {
     shim::launch(blocks, threads, [&] { show_observations(batch); });
-  } else if (std::strcmp(name, "step_environments") == 0) {
+  } else if (std::strcmp(name, "play_environments") == 0) {
     const i64* actions = *static_cast<const i64**>(arguments[1]);
-    shim::launch(blocks, threads, [&] { step_environments(batch, actions); });
-  } else if (std::strcmp(name, "reset_environments") == 0) {
-    const i64* seeds = *static_cast<const i64**>(arguments[1]);
-    const bool* mask = *static_cast<const bool**>(arguments[2]);
-    shim::launch(blocks, threads, [&] { reset_environments(batch, seeds, mask); });
+    const i64* seeds = *static_cast<const i64**>(arguments[2]);
+    const bool* mask = *static_cast<const bool**>(arguments[3]);
+    shim::launch(blocks, threads, [&] { play_environments(batch, actions, seeds, mask); });
   } else {
     return 1;
   }
-  return 0;
-}
-
-extern "C" long long bytes_of(const char* name) {
-  using namespace coordrl;
-  if (std::strcmp(name, "Environment") == 0) return sizeof(Environment);
-  if (std::strcmp(name, "Note") == 0) return sizeof(Note);
   return 0;
 }

@@ -1,0 +1,113 @@
+"""The kernels go through NVIDIA's compiler, which needs no GPU, and what comes out is kept."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from coordrl.emulator import nvrtc
+
+pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is missing: install coordrl[cuda]")
+
+
+def test_the_kernels_compile_to_ptx() -> None:
+    code, log = nvrtc.compile_kernels("compute_90", nvrtc.defines("pong"))
+
+    entries = re.findall(rb"\.visible \.entry (\w+)\(", code)
+    assert sorted(entry.decode() for entry in entries) == sorted(nvrtc.KERNELS)
+    assert "fma.rn" not in code.decode(), "products and sums are rounded one by one"
+    assert log == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("game", ["pong", "pitfall2"])
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+def test_the_kernels_fit_into_the_gpus_of_three_generations(
+    architecture: str, game: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cubin, log = nvrtc.compile_kernels(architecture, nvrtc.defines(game), report=True)
+
+    usage = nvrtc.kernel_usage(log)
+    with capsys.disabled():
+        for name, kernel in usage.items():
+            sys.stdout.write(f"\n{architecture} {game} {name}: {kernel}")
+    assert cubin.startswith(b"\x7fELF")
+    assert "cannot be statically determined" not in log, "a function calls itself"
+    assert set(usage) == set(nvrtc.KERNELS)
+    for kernel in usage.values():
+        assert kernel.registers <= 255
+        assert kernel.shared_bytes <= 48 << 10, "more takes another launch"
+        assert kernel.stack_bytes <= 32 << 10
+
+
+def test_a_report_is_read() -> None:
+    log = """
+ptxas info    : Compiling entry function 'play_environments' for 'sm_90'
+ptxas info    : Function properties for play_environments
+    1296 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 128 registers, used 1 barriers, 1296 bytes cumulative stack size, 64 bytes smem
+ptxas info    : Function properties for other
+    16 bytes stack frame, 1 bytes spill stores, 2 bytes spill loads
+"""
+    assert nvrtc.kernel_usage(log) == {"play_environments": nvrtc.Usage(128, 1296, 8, 12, 64)}
+
+
+def test_a_mistake_is_shown_with_its_place() -> None:
+    with pytest.raises(nvrtc.CudaError, match=r"(?s)do not compile for compute_90: .*no_such_game"):
+        nvrtc.compile_kernels("compute_90", {"COORDRL_GAME": "no_such_game"})
+
+
+def test_kernels_are_compiled_once_for_what_they_depend_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+
+    def compile_kernels(architecture: str, macros: Any) -> tuple[bytes, str]:
+        compiled.append((architecture, macros["COORDRL_GAME"]))
+        return b"cubin %d" % len(compiled), ""
+
+    monkeypatch.setenv("COORDRL_CACHE", str(tmp_path))
+    monkeypatch.setattr(nvrtc, "compile_kernels", compile_kernels)
+    pong, breakout = nvrtc.defines("pong"), nvrtc.defines("breakout")
+
+    assert nvrtc.cached_kernels("sm_90", pong, 13000) == b"cubin 1"
+    assert nvrtc.cached_kernels("sm_90", pong, 13000) == b"cubin 1"
+    assert nvrtc.cached_kernels("sm_90", breakout, 13000) == b"cubin 2"
+    assert nvrtc.cached_kernels("sm_80", pong, 13000) == b"cubin 3"
+    assert nvrtc.cached_kernels("sm_90", pong, 13010) == b"cubin 4"
+    changed = {**nvrtc.sources(), "tia.hpp": "// another chip"}
+    monkeypatch.setattr(nvrtc, "sources", lambda: changed)
+    assert nvrtc.cached_kernels("sm_90", pong, 13000) == b"cubin 5"
+    assert compiled == [("sm_90", "pong"), ("sm_90", "breakout"), ("sm_80", "pong"),
+                        ("sm_90", "pong"), ("sm_90", "pong")]  # fmt: skip
+    assert len(list((tmp_path / "kernels").iterdir())) == 5
+
+
+@pytest.mark.parametrize(
+    ("cuda", "match"),
+    [
+        (
+            None,
+            r"^device='cuda' needs a torch that was built for CUDA, but torch \S+ was built for",
+        ),
+        ("13.0", r"^device='cuda' needs an NVIDIA GPU with its driver, but torch sees none$"),
+    ],
+)
+def test_what_a_gpu_needs_is_said_in_a_sentence(
+    cuda: str | None, match: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+
+    with pytest.raises(nvrtc.CudaError, match=match):
+        nvrtc.require_gpu()
+
+
+def test_a_missing_compiler_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
+
+    with pytest.raises(nvrtc.CudaError, match=r"NVRTC, which is missing \(.*\); install coordrl\["):
+        nvrtc.compile_kernels("compute_90", nvrtc.defines("pong"))
