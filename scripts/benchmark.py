@@ -6,10 +6,12 @@
     python scripts/benchmark.py envs --json benchmarks/envs.json
     python scripts/benchmark.py device --json benchmarks/device.json  # needs a GPU
     python scripts/benchmark.py emulator --json benchmarks/emulator.json
+    python scripts/benchmark.py cuda --json benchmarks/cuda.json
 
 Costs are CPU seconds of this process, so that other work on the machine distorts them little. What
 it does distort, it distorts for all contestants, because they take turns: ratios are trustworthy
 where times are not. A ratio is given for the fastest calls, beside the quartiles over the turns.
+Only ``cuda`` and ``device`` tell the time, that of an otherwise idle GPU.
 """
 
 import contextlib
@@ -58,6 +60,7 @@ from coordrl.backbone import NATURE_DQN
 from coordrl.config import AtariSettings, Schedule, TrainingSettings, parse_override
 from coordrl.device_algorithms import make_device_model
 from coordrl.emulator import GAMES
+from coordrl.emulator.nvrtc import CudaError, kernels_for, require_gpu
 from coordrl.envs import AtariVectorEnv, canonical_game, gymnasium_name
 from coordrl.generative.networks import CoordConvGenerator, convolve_tiled
 from coordrl.runs import RunError, atomic_file
@@ -796,6 +799,88 @@ class TrainingClock(BaseCallback):
         return True
 
 
+class Cuda(Benchmark):
+    """Frames a second that a GPU plays, observations included: the emulator alone.
+
+    Every environment plays random actions of the classic protocol; a step is timed on the device,
+    as the mean of a number of steps, with no other work between them. Frames are the emulator's,
+    four to a step.
+    """
+
+    games: tuple[str, ...] = ()
+    """Games to play, as Gymnasium spells them; all of the Atari-57 set if empty."""
+    num_envs: tuple[int, ...] = (4096, 65536)
+    """Environments that are played at the same time."""
+    warm_up: int = 100
+    """Steps before the first turn, in which games drift apart."""
+    steps: int = 20
+    """Steps of a turn."""
+    turns: int = 5
+    """Turns of each row."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yield a row for each game and number of environments."""
+        require_gpu()
+        chosen = [canonical_game(game) for game in self.games]
+        for game in chosen or [name for name, facts in GAMES.items() if facts.atari57]:
+            start = time.monotonic()
+            kernels_for(game, torch.device("cuda"))
+            seconds = time.monotonic() - start
+            for num_envs in self.num_envs:
+                yield {
+                    "game": game,
+                    "num_envs": num_envs,
+                    **self._measure(game, num_envs),
+                    "compiled in s": round(seconds, 1),
+                }
+
+    def summary(self, rows: list[Row]) -> Row:
+        """Return the median over the games, and how far the slowest is below it."""
+        result: Row = {}
+        for num_envs in self.num_envs:
+            speeds = [
+                float(row["frames a second"])  # type: ignore[arg-type]
+                for row in rows
+                if row["num_envs"] == num_envs
+            ]
+            median = statistics.median(speeds)
+            result[f"{num_envs} environments, median frames a second"] = round(median)
+            result[f"{num_envs} environments, slowest over median"] = round(min(speeds) / median, 2)
+        return result
+
+    def _measure(self, game: str, num_envs: int) -> Row:
+        before = torch.cuda.memory_allocated()
+        envs = AtariVectorEnv(game, num_envs, device="cuda")
+        envs.reset(seed=0)
+        memory = (torch.cuda.memory_allocated() - before) // num_envs
+        choices = envs.single_action_space.n
+        shape = (self.steps, num_envs)
+        seconds = []
+        for turn in range(-(-self.warm_up // self.steps) + self.turns):
+            actions = torch.randint(int(choices), shape, device="cuda")
+            begin, end = (
+                torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+                for _ in range(2)
+            )
+            begin.record()
+            for chosen in actions:
+                envs.step(chosen)
+            end.record()
+            torch.cuda.synchronize()
+            if turn * self.steps >= self.warm_up:
+                seconds.append(begin.elapsed_time(end) / 1000 / self.steps)
+        frames = num_envs * envs.settings.frame_skip
+        quartiles = statistics.quantiles(seconds, n=4)
+        envs.close()
+        torch.cuda.empty_cache()
+        return {
+            "frames a second": round(frames / statistics.median(seconds)),
+            "first quartile": round(frames / quartiles[2]),
+            "third quartile": round(frames / quartiles[0]),
+            "bytes an environment": memory,  # without the local memory of the threads that run
+        }
+
+
 BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
     "layers": Layers,
     "generators": Generators,
@@ -803,6 +888,7 @@ BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
     "envs": Envs,
     "device": DeviceTraining,
     "emulator": Emulators,
+    "cuda": Cuda,
 }
 
 
@@ -839,9 +925,13 @@ def main() -> int:
     keep_freed_memory()
     console = Console(soft_wrap=True)
     rows = []
-    for row in benchmark.rows():
-        console.print(", ".join(f"{name} {value}" for name, value in row.items()))
-        rows.append(row)
+    try:
+        for row in benchmark.rows():
+            console.print(", ".join(f"{name} {value}" for name, value in row.items()))
+            rows.append(row)
+    except CudaError as error:
+        console.print(str(error), markup=False)
+        return 2
     if not rows:
         console.print("nothing to measure: the settings leave no case")
         return 2

@@ -3,11 +3,13 @@
     python scripts/verify_emulator.py --games all --frames 20000
     python scripts/verify_emulator.py --games pong,klax --vector --steps 5000
     python scripts/verify_emulator.py --games all --modes --json benchmarks/emulator_exactness.json
+    python scripts/verify_emulator.py --device cuda --json benchmarks/emulator_exactness.json
 
 Frames: RAM, screen, reward, lives, game over and counters after every frame of random, held,
 fire-heavy and one-direction actions, with every seed, with and without sticky actions. ``--modes``
 plays every mode with every difficulty. Steps (``--vector``): observations, rewards, flags, lives
-and counters of whole environments over a grid of settings with both autoreset modes.
+and counters of whole environments over a grid of settings with both autoreset modes. On a GPU
+(``--device cuda``): the GPU's environments beside the CPU's, whole states included.
 
 The first difference of a game is named with the frame, the byte and the registers that differ, and
 both sides; the exit status is 1 if there was any. The record is written after every game, and
@@ -31,13 +33,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import tyro
 from rich.console import Console
 
 import coordrl.emulator
 from coordrl.config import AtariSettings
 from coordrl.emulator import GAMES, Autoreset, available, unavailable_reason
-from coordrl.emulator.lockstep import POLICIES, Difference, Tally, compare_frames, compare_steps
+from coordrl.emulator.lockstep import (
+    POLICIES,
+    Difference,
+    Tally,
+    compare_devices,
+    compare_frames,
+    compare_steps,
+)
+from coordrl.emulator.nvrtc import CudaError, require_gpu
 from coordrl.envs import canonical_game
 from coordrl.runs import Progress, RunError, StopNow, StopRequest, atomic_file
 
@@ -78,9 +89,12 @@ class Options:
     vector: bool = False
     """Compare steps of environments over a grid of settings, instead of frames."""
     steps: int = 2_000
-    """With --vector: steps of every game, shared by the settings, which take the seeds in turn."""
-    device: Literal["cpu"] = "cpu"
-    """What our emulator runs on."""
+    """With --vector: steps of every game, shared by the settings, which take the seeds in turn.
+    With --device cuda: steps with the default settings; the others have a twentieth each."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """What our emulator runs on: on the CPU it is held to ale-py, on a GPU to the CPU."""
+    num_envs: int = 256
+    """With --device cuda: environments of every game."""
     rom_path: Path | None = None
     """Folder with the ROM images; sets ALE_ROMS_DIR. Those in ale-py by default."""
     workers: int = len(os.sched_getaffinity(0))
@@ -93,12 +107,16 @@ class Options:
     @property
     def kind(self) -> str:
         """What is compared: the key of the record."""
+        if self.device == "cuda":
+            return "cuda"
         return "steps" if self.vector else "modes" if self.modes else "frames"
 
     def conditions(self) -> dict[str, Any]:
         """Return what two results have to share to be parts of one."""
+        on_gpu = self.device == "cuda"
         return {
-            "steps" if self.vector else "frames": self.steps if self.vector else self.frames,
+            **({"steps": self.steps} if self.vector or on_gpu else {"frames": self.frames}),
+            **({"num_envs": self.num_envs, "gpu": torch.cuda.get_device_name()} if on_gpu else {}),
             "seeds": list(self.seeds),
             "policies": list(POLICIES),
             "device": self.device,
@@ -127,6 +145,8 @@ def main(options: Options) -> int:
     if options.rom_path is not None:
         os.environ["ALE_ROMS_DIR"] = str(options.rom_path)
     try:
+        if options.device == "cuda":
+            require_gpu()
         names = chosen_games(options.games)
         conditions = options.conditions()
         results = recorded(options, conditions)
@@ -144,7 +164,7 @@ def main(options: Options) -> int:
     except StopNow:
         console.print("stopped; with --json, --resume goes on")
         return 130
-    except (ValueError, RunError) as error:
+    except (ValueError, RunError, CudaError) as error:
         console.print(str(error), markup=False)
         return 2
     differ = sum(bool(result.difference) for result in results)
@@ -175,6 +195,8 @@ def verify(job: tuple[str, Options]) -> Result:
     name, options = job
     start, tally = time.process_time(), Tally()
     comparisons = step_runs if options.vector else frame_runs
+    if options.device == "cuda":
+        comparisons = device_runs
     found = next(filter(None, comparisons(name, options, tally)), None)
     return Result(name, tally, str(found or ""), time.process_time() - start)
 
@@ -223,6 +245,25 @@ def step_runs(name: str, options: Options, tally: Tally) -> Iterator[Difference 
                 num_threads=num_threads,
                 tally=tally,
             )
+
+
+def device_runs(name: str, options: Options, tally: Tally) -> Iterator[Difference | None]:
+    """Play the default settings for long, and every other one for a while."""
+    seeds = itertools.cycle(options.seeds)
+    for changes, autoreset in itertools.product(({}, *GRID), AUTORESETS):
+        settings: dict[str, Any] = dict(changes)
+        if settings.get("screen_size") == "native":
+            settings["screen_size"] = (GAMES[name].height, 160)
+        yield compare_devices(
+            name,
+            AtariSettings(**settings),
+            steps=-(-options.steps // 20) if settings else options.steps,
+            num_envs=options.num_envs,
+            seed=next(seeds),
+            autoreset=autoreset,
+            compare_states_every=100,
+            tally=tally,
+        )
 
 
 def totals(results: Sequence[Result]) -> dict[str, int]:

@@ -6,7 +6,10 @@ can't show how fast the kernels are, nor what a compiler for GPUs makes of them.
 
 import ctypes
 import dataclasses
+import re
+import runpy
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,8 @@ from coordrl.sb3_envs import make_sb3_env
 from coordrl.training.checkpoint import read_checkpoint, write_checkpoint
 
 SHIM = Path(__file__).parent / "shim"
-SHORT = AtariSettings(max_frames_per_episode=90, noop_max=5)
+# Short episodes, which end in the last frame of a step: what they show then is the hardest to tell.
+SHORT = AtariSettings(max_frames_per_episode=92, noop_max=5)
 
 
 class ShimKernels:
@@ -405,3 +409,22 @@ def test_what_is_learned_from_games_on_a_gpu_is_what_is_learned_on_the_cpu(
         model.learn(64, reset_num_timesteps=False)
     for name, value in models[1].policy.state_dict().items():
         assert torch.equal(value, other.policy.state_dict()[name])
+
+
+# The commands for a machine with a GPU. -----------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("command", ["benchmark.py cuda", "verify_emulator.py --device cuda"])
+def test_a_command_without_a_gpu_says_so_and_ends_with_code_2(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, *arguments = command.split()
+    path = Path(__file__).parents[1] / "scripts" / script
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(path), run_name="__main__")
+
+    assert ended.value.code == 2
+    assert re.fullmatch(r"device='cuda' needs .*", " ".join(capsys.readouterr().out.split()))
