@@ -312,7 +312,9 @@ def recorded(options: Options, conditions: dict[str, Any]) -> list[Result]:
 def source_checksum() -> str:
     """Return a checksum of what the emulator is compiled from."""
     folder = Path(coordrl.emulator.__file__).parent
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".hpp", ".cpp", ".json"))
+    files = sorted(
+        path for path in folder.iterdir() if path.suffix in (".hpp", ".cpp", ".cu", ".json")
+    )
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
