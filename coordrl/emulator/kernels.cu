@@ -23,7 +23,7 @@ namespace coordrl {
 
 constexpr i32 kPictures = 5;  // of each environment
 
-/// What `show` has to do for an environment, and what the next step needs to know about this one.
+/// What `show_observations` has to do for an environment, and what the next step needs to know about this one.
 struct Note {
   View step, first;  // the observation of a step; the first one of an episode
   bool steps;        // there is one of a step: push it

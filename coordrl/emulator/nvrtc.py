@@ -255,6 +255,8 @@ def _checked(returned: tuple[Any, ...]) -> Any:
 
 
 def _text(size: Any, get: Any, program: Any) -> bytes:
-    buffer: bytes = b" " * _checked(size(program))
+    length: int = _checked(size(program))
+    # The library writes into the bytes object, and one of a single byte is shared by all of Python.
+    buffer = bytes(max(length, 2))
     _checked(get(program, buffer))
-    return buffer
+    return buffer[:length]
