@@ -423,10 +423,15 @@ struct LatchTable {
   }
 };
 
+/// The latches whose two objects are both in a set.
+COORDRL_HD COORDRL_INLINE u32 latches_within(u32 objects) {
+  static constexpr LatchTable kLatches;
+  return kLatches.of[objects];
+}
+
 /// Latches that may be set on this line and are not yet.
 COORDRL_HD COORDRL_INLINE u32 open_latches(const Beam& beam) {
-  static constexpr LatchTable kLatches;
-  return kLatches.of[beam.filled | beam.stale | beam.touched] & ~u32(beam.tia.collisions);
+  return latches_within(beam.filled | beam.stale | beam.touched) & ~u32(beam.tia.collisions);
 }
 
 /// The latches that an object has a part in.
@@ -453,10 +458,18 @@ COORDRL_HD COORDRL_INLINE u32 objects_of(u32 latches) {
 /// Sets those of `latches` whose objects meet in the pixels first <= x < last of the line.
 COORDRL_HD COORDRL_NOINLINE inline void latch_collisions(Beam& beam, u32 latches, i32 first,
                                                          i32 last) {
+  u32 objects = objects_of(latches);
+  for (u32 stale = beam.stale & objects; stale != 0; stale &= stale - 1) {
+    present_mask(beam, lowest_bit(stale));
+  }
+  // Many an object has turned out to have no pixels.
+  objects &= u32(beam.filled | beam.touched);
+  latches &= latches_within(objects);
+  if (latches == 0) return;
   const bool whole = first == 0 && last == kWidth && !may_be_blanked(beam);
   Line seen[kNumObjects];
   Line once{}, twice{};
-  for (u32 objects = objects_of(latches); objects != 0; objects &= objects - 1) {
+  for (; objects != 0; objects &= objects - 1) {
     const i32 object = lowest_bit(objects);
     seen[object] = picture(beam, object);
     if (!whole) seen[object] = without(seen[object] & span(first, last), blanked(beam));
