@@ -383,7 +383,7 @@ def test_a_step_outlives_the_next_one() -> None:
 def test_an_environment_is_small() -> None:
     batch = Emulator("pong", 1)
     assert batch._batch.environment_bytes < 10_000
-    for game in ("pong", "breakout"):
+    for game in ("pong", "breakout", "journey_escape"):
         batch = Emulator(game, 4)
         batch.reset(seed=0)
         for _ in range(10):
