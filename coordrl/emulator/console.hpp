@@ -135,12 +135,11 @@ inline WorkingRam working_ram(const Riot&) { return {}; }
 ///
 /// kFlat: the cartridge shows one 4 KiB bank at a time, all of it ROM (2K, 4K, F8, F6).
 template <bool kFlat>
-struct Board {
+struct Board : WorkingRam {  // which is empty on a CPU, and takes no room as a base
   static constexpr i32 kMeeting = kLineCycles;
 
   Running* running;
   const u8* rom;  // flat: the bank that is switched in
-  WorkingRam memory;
   i32 cycle;
   i32 limit;
 
@@ -184,7 +183,7 @@ struct Board {
   }
 
   COORDRL_HD COORDRL_INLINE u8& ram(u8 address) const {
-    return memory.at(running->riot, address & 0x7F);
+    return WorkingRam::at(running->riot, address & 0x7F);
   }
 
   COORDRL_HD COORDRL_INLINE u8 read(u16 address, u8 floating) {
@@ -290,10 +289,10 @@ constexpr i32 kMaxInstructions = 25000;  // of one call; a frame that needs more
 
 template <bool kFlat>
 COORDRL_HD COORDRL_NOINLINE void run_instructions(M6507& cpu, Running& running, i32& cycle) {
-  Board<kFlat> board{&running, nullptr, working_ram(running.riot), cycle, kMaxInstructions};
+  Board<kFlat> board{working_ram(running.riot), &running, nullptr, cycle, kMaxInstructions};
   board.refresh_rom();
   execute(cpu, board);
-  board.memory.leave(running.riot);
+  board.leave(running.riot);
   cycle = board.cycle;
 }
 
