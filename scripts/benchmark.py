@@ -799,6 +799,7 @@ class TrainingClock(BaseCallback):
         return True
 
 
+@dataclass(frozen=True)
 class Cuda(Benchmark):
     """Frames a second that a GPU plays, observations included: the emulator alone.
 
