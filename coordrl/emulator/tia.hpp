@@ -439,7 +439,8 @@ constexpr u32 kOfPlayfield = latches_of(kPlayfield);
 
 /// The latches whose two objects are both in a set.
 ///
-/// A GPU works them out: with the table, as NVRTC 13.0 compiles it, collisions are missed there.
+/// A GPU works them out: with the table collisions were missed on an H200. Why is not known; the same
+/// text as C++ sees them.
 COORDRL_HD COORDRL_INLINE u32 latches_within(u32 objects) {
 #ifdef __CUDA_ARCH__
   u32 latches = 0xEFFF;  // there is no latch 12
