@@ -49,8 +49,9 @@ class Usage:
 def kernel_usage(log: str) -> dict[str, Usage]:
     """Return what each kernel takes, from the log of :func:`compile_kernels` with a report."""
     pattern = (
-        r"Compiling entry function '(\w+)'[^\n]*\n[^\n]*Function properties for \1\s+"
-        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\s+"
+        r"Compiling entry function '(\w+)'[^\n]*\n[^\n]*Function properties for \1\n"
+        r"(?:ptxas\s+\.)?\s+(\d+) bytes stack frame,"
+        r" (\d+) bytes spill stores, (\d+) bytes spill loads\s+"
         r"ptxas info\s+: Used (\d+) registers([^\n]*)"
     )
     usage = {}
