@@ -20,6 +20,7 @@ import datetime
 import functools
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import math
 import multiprocessing
@@ -60,6 +61,7 @@ from coordrl.backbone import NATURE_DQN
 from coordrl.config import AtariSettings, Schedule, TrainingSettings, parse_override
 from coordrl.device_algorithms import make_device_model
 from coordrl.emulator import GAMES
+from coordrl.emulator.device import DeviceEmulator, Occupancy
 from coordrl.emulator.nvrtc import CudaError, kernels_for, require_gpu
 from coordrl.envs import AtariVectorEnv, canonical_game, gymnasium_name
 from coordrl.generative.networks import CoordConvGenerator, convolve_tiled
@@ -818,47 +820,56 @@ class Cuda(Benchmark):
     """Steps of a turn."""
     turns: int = 5
     """Turns of each row."""
+    threads: tuple[int, ...] = (Occupancy.threads,)
+    """Environments of a block: one row for each number."""
+    spare_bytes: tuple[int, ...] = (Occupancy.spare_bytes,)
+    """Shared memory that a block reserves, so that fewer run at a time: one row for each."""
 
     def rows(self) -> Iterator[Row]:
-        """Yield a row for each game and number of environments."""
+        """Yield a row for each game, number of environments and way to spread them."""
         require_gpu()
         chosen = [canonical_game(game) for game in self.games]
         for game in chosen or [name for name, facts in GAMES.items() if facts.atari57]:
             start = time.monotonic()
             kernels_for(game, torch.device("cuda"))
             seconds = time.monotonic() - start
-            for num_envs in self.num_envs:
+            for num_envs, *spread in itertools.product(
+                self.num_envs, self.threads, self.spare_bytes
+            ):
+                occupancy = Occupancy(*spread)
                 yield {
                     "game": game,
                     "num_envs": num_envs,
-                    **self._measure(game, num_envs),
+                    **dataclasses.asdict(occupancy),
+                    **self._measure(game, num_envs, occupancy),
                     "compiled in s": round(seconds, 1),
                 }
 
     def summary(self, rows: list[Row]) -> Row:
         """Return the median over the games, and how far the slowest is below it."""
         result: Row = {}
-        for num_envs in self.num_envs:
+        for way in itertools.product(self.num_envs, self.threads, self.spare_bytes):
             speeds = [
                 float(row["frames a second"])  # type: ignore[arg-type]
                 for row in rows
-                if row["num_envs"] == num_envs
+                if (row["num_envs"], row["threads"], row["spare_bytes"]) == way
             ]
             median = statistics.median(speeds)
-            result[f"{num_envs} environments, median frames a second"] = round(median)
-            result[f"{num_envs} environments, slowest over median"] = round(min(speeds) / median, 2)
+            name = "{} environments in blocks of {} with {} spare bytes".format(*way)
+            result[f"{name}, median frames a second"] = round(median)
+            result[f"{name}, slowest over median"] = round(min(speeds) / median, 2)
         return result
 
-    def _measure(self, game: str, num_envs: int) -> Row:
+    def _measure(self, game: str, num_envs: int, occupancy: Occupancy) -> Row:
         before = torch.cuda.memory_allocated()
-        envs = AtariVectorEnv(game, num_envs, device="cuda")
+        envs = DeviceEmulator(game, num_envs, occupancy=occupancy)
         envs.reset(seed=0)
         memory = (torch.cuda.memory_allocated() - before) // num_envs
-        choices = envs.single_action_space.n
+        choices = len(envs.actions)
         shape = (self.steps, num_envs)
         seconds = []
         for turn in range(-(-self.warm_up // self.steps) + self.turns):
-            actions = torch.randint(int(choices), shape, device="cuda")
+            actions = torch.randint(choices, shape, device="cuda")
             begin, end = (
                 torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
                 for _ in range(2)
@@ -872,7 +883,7 @@ class Cuda(Benchmark):
                 seconds.append(begin.elapsed_time(end) / 1000 / self.steps)
         frames = num_envs * envs.settings.frame_skip
         quartiles = statistics.quantiles(seconds, n=4)
-        envs.close()
+        del envs
         torch.cuda.empty_cache()
         return {
             "frames a second": round(frames / statistics.median(seconds)),

@@ -24,7 +24,7 @@ from coordrl import envs
 from coordrl.config import AtariSettings, RunSettings, TrainingSettings
 from coordrl.device_algorithms import make_device_model
 from coordrl.emulator import Autoreset, Emulator, Step, nvrtc
-from coordrl.emulator.device import DeviceEmulator
+from coordrl.emulator.device import DeviceEmulator, Occupancy
 from coordrl.emulator.lockstep import Tally, compare_devices
 from coordrl.sb3_envs import make_sb3_env
 from coordrl.training.checkpoint import read_checkpoint, write_checkpoint
@@ -40,7 +40,9 @@ class ShimKernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
 
-    def launch(self, name: str, blocks: int, threads: int, *arguments: bytes) -> None:
+    def launch(
+        self, name: str, blocks: int, threads: int, *arguments: bytes, spare_bytes: int = 0
+    ) -> None:
         if name == "show_observations":  # as many threads as there are share a picture
             threads = 3
         buffers = [ctypes.create_string_buffer(argument, len(argument)) for argument in arguments]
@@ -125,7 +127,9 @@ def test_games_that_are_played_to_their_end_are_those_of_the_cpu(make_shim: Make
 
 def test_a_difference_is_found(make_shim: MakeShim) -> None:
     class Forgetful(ShimKernels):
-        def launch(self, name: str, blocks: int, threads: int, *arguments: bytes) -> None:
+        def launch(
+            self, name: str, blocks: int, threads: int, *arguments: bytes, spare_bytes: int = 0
+        ) -> None:
             if name == "show_observations":
                 super().launch(name, blocks - 1, threads, *arguments)
             else:
@@ -181,6 +185,35 @@ def _state_of(game: str) -> bytes:
     emulator = Emulator(game, 1, SHORT)
     emulator.reset(seed=0)
     return emulator.save()[0]
+
+
+@pytest.mark.parametrize("threads", [1, 5, 64])
+def test_games_do_not_depend_on_how_they_are_spread(threads: int, make_shim: MakeShim) -> None:
+    spread = DeviceEmulator("pong", 11, SHORT, device="cpu", make_kernels=make_shim,
+                            occupancy=Occupancy(threads, spare_bytes=1 << 10))  # fmt: skip
+    ours = Emulator("pong", 11, SHORT)
+    rng = np.random.default_rng(0)
+
+    spread.reset(seed=1)
+    ours.reset(seed=1)
+    for _ in range(5):
+        actions = rng.integers(6, size=11)
+        assert np.array_equal(spread.step(torch.from_numpy(actions)).obs, ours.step(actions).obs)
+
+    assert spread.save() == ours.save()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"threads": 0}, "threads must be between 1 and 64, got 0"),
+        ({"threads": 65}, "threads must be between 1 and 64, got 65"),
+        ({"spare_bytes": -1}, "spare_bytes must be at least 0, got -1"),
+    ],
+)
+def test_a_spread_that_no_gpu_has_is_refused(wrong: dict[str, int], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        Occupancy(**wrong)
 
 
 def test_games_in_one_batch_are_those_in_batches_of_their_own(make_shim: MakeShim) -> None:

@@ -36,7 +36,7 @@ from coordrl.emulator import (
 
 _NOTE_BYTES = 120  # of kernels.cu's Note
 _PICTURES = 5  # of each environment
-_PLAYING_THREADS = 64  # of a block that plays: two warps, as many as kernels.cu has memory for
+_MAX_PLAYING_THREADS = 64  # of a block that plays: two warps, as many as kernels.cu has memory for
 _SHOWING_THREADS = 256  # of a block that makes one observation
 _NO_ALBUM = -1
 _NOTHING = bytes(8)  # a pointer to nothing
@@ -45,12 +45,34 @@ _NOTHING = bytes(8)  # a pointer to nothing
 class Kernels(Protocol):
     """What launches the two kernels of ``kernels.cu`` for one game."""
 
-    def launch(self, name: str, blocks: int, threads: int, *arguments: bytes) -> None:
-        """Launch a kernel on the current stream; ``arguments`` are its parameters as bytes."""
+    def launch(
+        self, name: str, blocks: int, threads: int, *arguments: bytes, spare_bytes: int = 0
+    ) -> None:
+        """Launch a kernel on the current stream.
+
+        ``arguments`` are its parameters as bytes; each block reserves ``spare_bytes`` of shared
+        memory beyond what it uses.
+        """
 
 
 MakeKernels = Callable[[str, torch.device], Kernels]
 """What makes them, for a game and a GPU."""
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """How environments are spread over a GPU. What they compute does not depend on it."""
+
+    threads: int = _MAX_PLAYING_THREADS
+    """Environments of a block, 1 to 64. The threads of a warp wait for those that are at another
+    instruction, so in a warp of fewer than 32 environments each runs faster."""
+    spare_bytes: int = 0
+    """Shared memory that a block reserves and leaves alone. With less left, a multiprocessor runs
+    fewer blocks at a time, and its cache holds more of what each is working on."""
+
+    def __post_init__(self) -> None:
+        _in_range("threads", self.threads, 1, _MAX_PLAYING_THREADS)
+        _in_range("spare_bytes", self.spare_bytes, 0, None)
 
 
 @dataclass(frozen=True)
@@ -93,6 +115,7 @@ class DeviceEmulator:
         autoreset: When the next episode begins, as in ``Emulator``.
         device: Where; a CUDA device.
         rom_path: Folder with ROM images; by default those in ale-py.
+        occupancy: How the environments are spread over the GPU.
         make_kernels: What compiles and launches the kernels. The tests have one for the CPU.
 
     Raises:
@@ -109,6 +132,7 @@ class DeviceEmulator:
         autoreset: Autoreset = "same_step",
         device: torch.device | str = "cuda",
         rom_path: str | os.PathLike[str] | None = None,
+        occupancy: Occupancy = Occupancy(),
         make_kernels: MakeKernels = nvrtc.kernels_for,
     ) -> None:
         names = (games,) if isinstance(games, str) else tuple(games)
@@ -138,7 +162,7 @@ class DeviceEmulator:
             kernels = make_kernels(name, self.device)
             group = _Group(
                 name, self.settings, autoreset, load_rom(name, rom_path),
-                _rows(self._latest, slice(i * each, (i + 1) * each)), kernels,
+                _rows(self._latest, slice(i * each, (i + 1) * each)), kernels, occupancy,
                 self._groups[0].system_random if self._groups else None,
             )  # fmt: skip
             self._groups.append(group)
@@ -250,9 +274,11 @@ class _Group:
         rom: bytes,
         rows: DeviceStep,
         kernels: Kernels,
+        occupancy: Occupancy,
         system_random: Tensor | None,
     ) -> None:
         self._kernels = kernels
+        self._occupancy = occupancy
         self._rows = rows
         self._num_envs = len(rows.obs)
         game = GAMES[name]
@@ -313,8 +339,12 @@ class _Group:
         self._play(_address(actions), _NOTHING, _NOTHING)
 
     def _play(self, *arguments: bytes) -> None:
-        blocks = -(-self._num_envs // _PLAYING_THREADS)
-        self._kernels.launch("play_environments", blocks, _PLAYING_THREADS, self._batch, *arguments)
+        threads = self._occupancy.threads
+        blocks = -(-self._num_envs // threads)
+        self._kernels.launch(
+            "play_environments", blocks, threads, self._batch, *arguments,
+            spare_bytes=self._occupancy.spare_bytes,
+        )  # fmt: skip
         self._kernels.launch("show_observations", self._num_envs, _SHOWING_THREADS, self._batch)
 
     @property

@@ -206,15 +206,35 @@ class LoadedKernels:
             name: _checked(self._driver.cuModuleGetFunction(self._module, name.encode()))
             for name in KERNELS
         }
+        self._spare_bytes = dict.fromkeys(KERNELS, 0)
 
-    def launch(self, name: str, blocks: int, threads: int, *arguments: bytes) -> None:
-        """Launch a kernel; ``arguments`` are its parameters as bytes, which the driver copies."""
+    def launch(
+        self, name: str, blocks: int, threads: int, *arguments: bytes, spare_bytes: int = 0
+    ) -> None:
+        """Launch a kernel.
+
+        Args:
+            name: One of ``KERNELS``.
+            blocks: How many blocks.
+            threads: Threads of each.
+            arguments: Its parameters as bytes, which the driver copies.
+            spare_bytes: Shared memory that a block reserves beyond what it uses.
+
+        Raises:
+            CudaError: If the driver refuses, such as for more shared memory than there is.
+        """
+        function = self._functions[name]
+        if spare_bytes > self._spare_bytes[name]:  # a GPU grants no more without being asked
+            attribute = self._driver.CUfunction_attribute
+            most = attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _checked(self._driver.cuFuncSetAttribute(function, most, spare_bytes))
+            self._spare_bytes[name] = spare_bytes
         buffers = [ctypes.create_string_buffer(argument, len(argument)) for argument in arguments]
         addresses = (ctypes.c_void_p * len(buffers))(*map(ctypes.addressof, buffers))
         with torch.cuda.device(self._device):
             stream = torch.cuda.current_stream(self._device).cuda_stream
             _checked(self._driver.cuLaunchKernel(
-                    self._functions[name], blocks, 1, 1, threads, 1, 1, 0, stream,
+                    function, blocks, 1, 1, threads, 1, 1, spare_bytes, stream,
                     ctypes.addressof(addresses), 0,
                 ),
             )  # fmt: skip
