@@ -37,11 +37,22 @@ class _Place(NamedTuple):
     device: torch.device
 
 
-class _RememberedMaps(NamedTuple):
-    """Coordinate maps, and the values of the weights that they were computed from."""
+class _Remembered(NamedTuple):
+    """What was made of certain weights: those of the input, in two layouts, and maps."""
 
     weight: Tensor
+    in_layout: dict[bool, Tensor]
     maps: dict[_Place, Tensor]
+
+
+class _Basis(NamedTuple):
+    """The maps of the coordinate weights one by one.
+
+    They are the rows, or, channels last, the columns of the product of the factors.
+    """
+
+    size: torch.Size
+    factors: tuple[Tensor, ...]
 
 
 # A detection head sees one size per pyramid level; a stream of ever new sizes must not pile up.
@@ -52,8 +63,10 @@ _MAX_BASIS = 2**18
 _MIN_FACTORIZED = 2**14
 # Outputs, in numbers, whose sum over the batch takes longer than calling Python for a faster one.
 _LARGE = 2**20
-
-_Factors = tuple[Tensor, ...]
+_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+_TRANSPOSED_CONVOLUTIONS = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+# Largest weight, in numbers, that a layer that does not learn keeps two more copies of.
+_MAX_REMEMBERED = 2**20
 
 
 class _CoordConv(_ConvNd):
@@ -67,8 +80,8 @@ class _CoordConv(_ConvNd):
     with_r: bool
     system: CoordinateSystem
     num_coords: int
-    _remembered: _RememberedMaps | None
-    _bases: dict[_Place, _Factors]
+    _remembered: _Remembered | None
+    _bases: dict[_Place, _Basis | None]
 
     def _set_coordinates(self, in_channels: int, with_r: bool, system: CoordinateSystem) -> None:
         self.in_channels = in_channels
@@ -91,26 +104,29 @@ class _CoordConv(_ConvNd):
     def _forward(self, x: Tensor, output_padding: tuple[int, ...], given: Tensor | None) -> Tensor:
         if given is None and x.ndim == self.axes + 2 and _compiles_any_size(x.shape[2:]):
             return self._concatenate(x, output_padding)
-        weight, coord_weight = self.split_weight()
-        y = self._convolve(x, weight, self.bias, self.groups, output_padding)
-        channels_last = not y.is_contiguous()
-        dtype = _map_dtype(coord_weight)
-        place = _Place(x.shape[-self.axes :], output_padding, channels_last, dtype, x.device)
-
-        if given is not None:
+        wide_weight = self.weight  # once: a module takes long to find its parameters
+        place = self._place(x, wide_weight, output_padding)
+        # In a graph, and under the transforms of torch.func, plain operations serve best.
+        if given is not None or not _is_plain(wide_weight):
+            weight, coord_weight = self.split_weight()
+            y = self._convolve(x, weight, self.bias, self.groups, output_padding)
             maps = self._convolve_grid(coord_weight, place, given)
             return (y + (maps if x.ndim == self.axes + 2 else maps.squeeze(0))).to(y.dtype)
-        # In a graph, and under the transforms of torch.func, plain operations serve best.
-        if not self._is_plain():
-            return (y + self._convolve_grid(coord_weight, place).squeeze(0)).to(y.dtype)
+        learns = wide_weight.requires_grad and torch.is_grad_enabled()
+        weight, coord_map = self._compute(place) if learns else self._remember(wide_weight, place)
+        y = self._convolve(x, weight, self.bias, self.groups, output_padding)
         # Backward of a convolution does not read its output, so the sum may overwrite it.
-        if not (coord_weight.requires_grad and torch.is_grad_enabled()):
-            return y.add_(self._remember_map(coord_weight, place, y.shape))
-        coord_map = self._compute_map(coord_weight, place, y.shape)
-        if (channels_last or y.numel() >= _LARGE) and x.ndim == self.axes + 2:
+        if learns and x.ndim == self.axes + 2 and (place.channels_last or y.numel() >= _LARGE):
             summed: Tensor = _AddMap.apply(y, coord_map)  # type: ignore[no-untyped-call]
             return summed
         return y.add_(coord_map)
+
+    def _place(self, x: Tensor, weight: Tensor, output_padding: tuple[int, ...]) -> _Place:
+        """Return where the map of an input lies, in the layout that the output will have."""
+        axes = self.axes
+        channels_last = _is_channels_last(x, axes) or _is_channels_last(weight, axes)
+        size = x.shape[-axes:]
+        return _Place(size, output_padding, channels_last, _map_dtype(weight), x.device)
 
     def _given_grid(
         self,
@@ -145,14 +161,6 @@ class _CoordConv(_ConvNd):
                 f" got {tuple(grid.shape)}"
             )
         return grid
-
-    def _is_plain(self) -> bool:
-        """Tell whether the layer just runs: not compiled, transformed, or with another's weight."""
-        return (
-            type(self.weight) is nn.Parameter
-            and not torch.compiler.is_compiling()
-            and not torch._C._are_functorch_transforms_active()
-        )
 
     def _per_axis(self, name: str, value: int | Sequence[int]) -> tuple[int, ...]:
         values = tuple(value) if isinstance(value, Sequence) else (value,) * self.axes
@@ -208,58 +216,67 @@ class _CoordConv(_ConvNd):
         stride, padding, dilation = self.stride, self.padding, self.dilation
         if self.transposed:
             assert not isinstance(padding, str)  # torch.nn has no such transposed convolution
-            transposed = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
+            transposed = _TRANSPOSED_CONVOLUTIONS[axes - 1]
             return transposed(x, weight, bias, stride, padding, output_padding, groups, dilation)
         if self.padding_mode != "zeros":
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0,) * axes
-        convolution = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
-        return convolution(x, weight, bias, stride, padding, dilation, groups)
+        return _CONVOLUTIONS[axes - 1](x, weight, bias, stride, padding, dilation, groups)
 
-    def _remember_map(self, coord_weight: Tensor, place: _Place, out_shape: torch.Size) -> Tensor:
-        """Return the coordinate map of a moment that needs no gradient of its weights."""
-        if place.device.type != "cpu" or coord_weight.device.type != "cpu":
+    def _compute(self, place: _Place) -> tuple[Tensor, Tensor]:
+        """Return the weight of the input, and the coordinate map ``(out_channels, *out_size)``."""
+        weight, coord_weight = self.split_weight()
+        return weight, self._compute_map(coord_weight, place)
+
+    def _remember(self, wide_weight: Tensor, place: _Place) -> tuple[Tensor, Tensor]:
+        """Return what ``_compute`` does, at a moment in which the layer does not learn."""
+        if not (
+            place.device.type == wide_weight.device.type == "cpu"
+            and wide_weight.numel() <= _MAX_REMEMBERED
+        ):
             # Comparing the weights would wait for the device, longer than computing the map takes.
-            return self._compute_map(coord_weight, place, out_shape)
+            return self._compute(place)
         # Values, not version counters: an edit through `.data`, such as SB3's polyak_update of a
         # target network, leaves no trace in the version.
-        remembered = self._remembered
+        known = self._remembered
         if (
-            remembered is None
-            or remembered.weight.dtype != coord_weight.dtype
-            or not torch.equal(remembered.weight, coord_weight)
+            known is None
+            or known.weight.dtype != wide_weight.dtype
+            or not torch.equal(known.weight, wide_weight)
         ):
-            remembered = _RememberedMaps(coord_weight.detach().clone(), {})
-            self._remembered = remembered
-        coord_map = remembered.maps.get(place)
+            known = _Remembered(wide_weight.detach().clone(), {}, {})
+            self._remembered = known
+        coord_map = known.maps.get(place)
         if coord_map is None:
-            with torch.no_grad():
-                coord_map = self._compute_map(coord_weight, place, out_shape)
-            _keep(remembered.maps, place, coord_map)
-        return coord_map
+            # Tensors made in inference mode could not take part in autograd later.
+            with torch.inference_mode(False), torch.no_grad():
+                weight, coord_map = self._compute(place)
+                if place.channels_last not in known.in_layout:
+                    known.in_layout[place.channels_last] = _in_layout(weight, place.channels_last)
+            _keep(known.maps, place, coord_map)
+        return known.in_layout[place.channels_last], coord_map
 
-    def _compute_map(self, coord_weight: Tensor, place: _Place, out_shape: torch.Size) -> Tensor:
+    def _compute_map(self, coord_weight: Tensor, place: _Place) -> Tensor:
         """Return the convolved coordinates, ``(out_channels, *out_size)``.
 
         The map is linear in the weights, so it is their product with the *basis*, the maps of
         each single weight, which never change. A product of matrices takes half the time of so
         small a convolution, in both directions.
         """
-        basis = self._basis(place, out_shape)
+        basis = self._basis(place)
         if basis is None:
             return self._convolve_grid(coord_weight, place).squeeze(0)
         by_channel = coord_weight.transpose(0, 1) if self.transposed else coord_weight
         coord_map = by_channel.flatten(1).to(place.dtype)
-        out_size = out_shape[-self.axes :]
         with _no_autocast(place.device):
             if place.channels_last:
                 coord_map = coord_map.t()
-                for factor in basis:
+                for factor in basis.factors:
                     coord_map = factor @ coord_map
-                return coord_map.view(*out_size, -1).movedim(-1, 0)
-            for factor in basis:
+                return coord_map.view(*basis.size, -1).movedim(-1, 0)
+            for factor in basis.factors:
                 coord_map = coord_map @ factor
-            return coord_map.view(-1, *out_size)
+            return coord_map.view(-1, *basis.size)
 
     def _convolve_grid(
         self, coord_weight: Tensor, place: _Place, grid: Tensor | None = None
@@ -288,32 +305,31 @@ class _CoordConv(_ConvNd):
             dtype=place.dtype,
         )
 
-    def _basis(self, place: _Place, out_shape: torch.Size) -> _Factors | None:
-        """Return the map of each coordinate weight alone, as rows or, channels last, as columns.
-
-        It is the product of the matrices returned. It is None where it would be large.
-        """
-        basis = self._bases.get(place)
-        if basis is not None:
-            return basis
+    def _basis(self, place: _Place) -> _Basis | None:
+        """Return the map of each coordinate weight alone, or None where that would be large."""
+        if place in self._bases:
+            return self._bases[place]
         taps = math.prod(self.kernel_size)
         rows = self.num_coords * taps
-        if rows * out_shape[-self.axes :].numel() > _MAX_BASIS:
-            return None
         exact = place._replace(dtype=torch.float64) if place.device.type == "cpu" else place
         # A tensor made in inference mode could not take part in autograd later.
         with torch.inference_mode(False), torch.no_grad(), _no_autocast(place.device):
+            grid = self._own_grid(exact)
             one_each = torch.eye(taps, device=exact.device, dtype=exact.dtype)
             one_each = one_each.view(taps, 1, *self.kernel_size)
             if self.transposed:
                 one_each = one_each.transpose(0, 1)
+            of_one = one_each[:1, :1]
+            size = self._convolve(grid[:, :1], of_one, None, 1, place.output_padding).shape[2:]
+            if rows * size.numel() > _MAX_BASIS:
+                _keep(self._bases, place, None)
+                return None
             one_each = one_each.repeat(self.num_coords, *[1] * (self.axes + 1))
-            grid = self._own_grid(exact)
             maps = self._convolve(grid, one_each, None, self.num_coords, place.output_padding)
             factors = _factorize(maps.view(rows, -1), taps)
             if place.channels_last:
                 factors = [factor.t() for factor in factors]
-            basis = tuple(factor.to(place.dtype).contiguous() for factor in factors)
+            basis = _Basis(size, tuple(factor.to(place.dtype).contiguous() for factor in factors))
         if place.device.type == "cuda":
             if torch.cuda.is_current_stream_capturing():
                 return basis  # it holds no values before the graph is replayed
@@ -366,13 +382,38 @@ def _split(weight: Tensor, parts: list[int]) -> tuple[Tensor, Tensor]:
     return first, second
 
 
+def _is_plain(weight: Tensor) -> bool:
+    """Tell whether a layer just runs: not compiled, transformed, or with another's weight."""
+    return (
+        type(weight) is nn.Parameter
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def _is_channels_last(x: Tensor, axes: int) -> bool:
+    if x.is_contiguous() or axes == 1 or x.ndim != axes + 2:
+        return False
+    layout = torch.channels_last if axes == 2 else torch.channels_last_3d
+    return x.is_contiguous(memory_format=layout)
+
+
+def _in_layout(weight: Tensor, channels_last: bool) -> Tensor:
+    """Return the weight in memory of its own, as a convolution of such inputs wants it."""
+    if not channels_last:
+        return weight.contiguous()
+    return weight.contiguous(
+        memory_format=torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
+    )
+
+
 def _map_dtype(weight: Tensor) -> torch.dtype:
     """Return the type that coordinates are computed in: 32 bits or more.
 
     16 bits cannot tell apart the pixels of a wide image. So the map is wider than the rest of a
     layer of such a type, and under autocast.
     """
-    return torch.promote_types(weight.dtype, torch.float32)
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
