@@ -102,12 +102,12 @@ class _CoordConv(_ConvNd):
         return described if self.system == PAPER_SYSTEM else f"{described}, system={self.system}"
 
     def _forward(self, x: Tensor, output_padding: tuple[int, ...], given: Tensor | None) -> Tensor:
-        if given is None and x.ndim == self.axes + 2 and _compiles_any_size(x.shape[2:]):
-            return self._concatenate(x, output_padding)
         wide_weight = self.weight  # once: a module takes long to find its parameters
         place = self._place(x, wide_weight, output_padding)
         # In a graph, and under the transforms of torch.func, plain operations serve best.
         if given is not None or not _is_plain(wide_weight):
+            if given is None and x.ndim == self.axes + 2 and _compiles_any_size(x.shape[2:]):
+                return self._concatenate(x, output_padding)
             weight, coord_weight = self.split_weight()
             y = self._convolve(x, weight, self.bias, self.groups, output_padding)
             maps = self._convolve_grid(coord_weight, place, given)
@@ -272,10 +272,10 @@ class _CoordConv(_ConvNd):
             if place.channels_last:
                 coord_map = coord_map.t()
                 for factor in basis.factors:
-                    coord_map = factor @ coord_map
+                    coord_map = torch.mm(factor, coord_map)
                 return coord_map.view(*basis.size, -1).movedim(-1, 0)
             for factor in basis.factors:
-                coord_map = coord_map @ factor
+                coord_map = torch.mm(coord_map, factor)
             return coord_map.view(-1, *basis.size)
 
     def _convolve_grid(
