@@ -575,6 +575,28 @@ def test_a_remembered_map_is_never_stale(
         assert_close(after, copy.deepcopy(layer)(x), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "layer",
+    [CoordConv2d(2, 1, 1), CoordConv2d(2, 1, 2), CoordConvTranspose2d(2, 3, 2)],
+    ids=["one weight", "one output channel", "transposed"],
+)
+def test_what_is_remembered_shares_no_memory_with_parameters(
+    layer: CoordConv2d | CoordConvTranspose2d, memory_format: torch.memory_format
+) -> None:
+    layer = copy.deepcopy(layer).to(memory_format=memory_format)  # type: ignore[call-overload]
+    x = torch.randn(2, 2, 5, 6).contiguous(memory_format=memory_format)
+    with torch.no_grad():
+        expected = layer(x)
+
+        # As where averaged weights, which begin as a copy, are swapped in.
+        replaced = layer.weight.data
+        layer.weight.data = replaced.clone()
+        replaced.zero_()
+
+        assert_close(layer(x), expected, rtol=0, atol=0)
+
+
 def test_a_remembered_map_is_not_used_where_gradients_are_needed() -> None:
     layer = CoordConv2d(2, 3, 2)
     x = torch.randn(2, 2, 5, 6)

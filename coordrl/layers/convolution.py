@@ -399,12 +399,14 @@ def _is_channels_last(x: Tensor, axes: int) -> bool:
 
 
 def _in_layout(weight: Tensor, channels_last: bool) -> Tensor:
-    """Return the weight in memory of its own, as a convolution of such inputs wants it."""
-    if not channels_last:
-        return weight.contiguous()
-    return weight.contiguous(
-        memory_format=torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
-    )
+    """Return the weight in memory of its own, as a convolution of such inputs wants it.
+
+    A slice may already lie so, but in the parameter's memory, which a parameter can leave behind.
+    """
+    layout = torch.contiguous_format
+    if channels_last:
+        layout = torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
+    return weight.clone(memory_format=layout)
 
 
 def _map_dtype(weight: Tensor) -> torch.dtype:
