@@ -948,7 +948,8 @@ def main() -> int:
         console.print("nothing to measure: the settings leave no case")
         return 2
     summary = benchmark.summary(rows)
-    console.print(table(rows))
+    for table in tables(rows, console.width):
+        console.print(table)
     for name, value in summary.items():
         console.print(f"{name}: {value}")
     if benchmark.json is not None:
@@ -968,13 +969,31 @@ def main() -> int:
     return 0
 
 
-def table(rows: list[Row]) -> Table:
-    result = Table(*rows[0])
-    for row in rows:
-        result.add_row(
-            *(f"{cell.best:.2f}" if isinstance(cell, Ratio) else str(cell) for cell in row.values())
-        )
-    return result
+def tables(rows: list[Row], width: int) -> Iterator[Table]:
+    """Yield the rows as tables of so many characters at most, in which no word is broken.
+
+    Where the columns do not fit into one table, the first ones, which name a row, are in each.
+    """
+    cells = {
+        name: [
+            f"{cell.best:.2f}" if isinstance(cell, Ratio) else str(cell)
+            for cell in (row[name] for row in rows)
+        ]
+        for name in rows[0]
+    }
+    widths = {name: max(map(len, [*name.split(), *column])) for name, column in cells.items()}
+    names = list(itertools.takewhile(lambda name: isinstance(rows[0][name], str), cells))
+    others = list(cells)[len(names) :]
+    while others:
+        columns = [*names, others.pop(0)]
+        while others and 1 + sum(3 + widths[name] for name in [*columns, others[0]]) <= width:
+            columns.append(others.pop(0))
+        part = Table()
+        for name in columns:
+            part.add_column(name, width=widths[name])
+        for row in zip(*(cells[name] for name in columns), strict=True):
+            part.add_row(*row)
+        yield part
 
 
 if __name__ == "__main__":
