@@ -64,6 +64,7 @@ COORDRL_HD inline bool is_possible(const Score& score) {
 
 COORDRL_HD inline bool is_possible(const History& history, const Setup& setup) {
   bool possible = history.older <= 1 && is_within(history.split, 0, kHistoryFrames) &&
+                  is_within(history.frames, 0, 2 * kHistoryFrames) &&
                   is_within(history.frames - history.split, 0, setup.scene_frames);
   for (i32 i = 0; possible && i < history.frames; ++i) {
     possible = history.actions[i] <= kSelectSwitch;
