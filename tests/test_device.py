@@ -187,10 +187,24 @@ def _state_of(game: str) -> bytes:
     return emulator.save()[0]
 
 
-@pytest.mark.parametrize("threads", [1, 5, 64])
-def test_games_do_not_depend_on_how_they_are_spread(threads: int, make_shim: MakeShim) -> None:
-    spread = DeviceEmulator("pong", 11, SHORT, device="cpu", make_kernels=make_shim,
-                            occupancy=Occupancy(threads, spare_bytes=1 << 10))  # fmt: skip
+@pytest.mark.parametrize(("threads", "blocks"), [(1, 11), (5, 3), (64, 1)])
+def test_games_do_not_depend_on_how_they_are_spread(
+    threads: int, blocks: int, make_shim: MakeShim
+) -> None:
+    launches = set()
+
+    class Watched(ShimKernels):
+        def launch(
+            self, name: str, blocks: int, threads: int, *arguments: bytes, spare_bytes: int = 0
+        ) -> None:
+            if name == "play_environments":
+                launches.add((blocks, threads, spare_bytes))
+            super().launch(name, blocks, threads, *arguments, spare_bytes=spare_bytes)
+
+    spread = DeviceEmulator(
+        "pong", 11, SHORT, device="cpu", occupancy=Occupancy(threads, spare_bytes=1 << 10),
+        make_kernels=lambda game, device: Watched(make_shim(game, device)._library),
+    )  # fmt: skip
     ours = Emulator("pong", 11, SHORT)
     rng = np.random.default_rng(0)
 
@@ -201,6 +215,7 @@ def test_games_do_not_depend_on_how_they_are_spread(threads: int, make_shim: Mak
         assert np.array_equal(spread.step(torch.from_numpy(actions)).obs, ours.step(actions).obs)
 
     assert spread.save() == ours.save()
+    assert launches == {(blocks, threads, 1 << 10)}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""``scripts/train_atari.py`` from its command line: what it understands, and how it ends."""
+"""Scripts from their command lines: what ``train_atari.py`` understands, and how it ends."""
 
 import importlib.util
+import io
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from coordrl.agents import load_agent
 from coordrl.training import load_training_settings
@@ -257,3 +259,32 @@ def test_every_algorithm_trains_from_its_own_configuration(
     assert "environment" in out
     assert load_agent(folder / "last").card is not None
     assert load_agent(folder / "best").card is not None
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_table_of_a_benchmark_breaks_no_word(width: int) -> None:
+    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "scripts" / "benchmark.py")
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    sys.modules["benchmark"] = benchmark
+    spec.loader.exec_module(benchmark)
+    columns = [f"forward+backward of contestant {i}" for i in range(8)]
+    rows = [
+        {"layer": name, **{column: i + 0.5 for i, column in enumerate(columns)}}
+        for name in ("Nature 1, batch 8", "ResNet stem, batch 32")
+    ]
+    console = Console(width=width, record=True, file=io.StringIO())
+
+    for table in benchmark.tables(rows, width):
+        console.print(table)
+
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert text.count("forward+backward") == 8
+    names = [text.count(str(row["layer"])) for row in rows]
+    assert names == ([1, 1] if width == 200 else [4, 4])  # once in each table
+    for i in range(8):
+        assert f" {i} " in text
+        assert text.count(f" {i}.5 ") == 2
