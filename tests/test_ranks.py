@@ -47,6 +47,7 @@ def updated(algo: Any, ranks: Ranks) -> tuple[dict[str, torch.Tensor], dict[str,
     env = make_sb3_env("Breakout", NUM_ENVS // ranks.count, GAME, num_threads=1)
     with SEEDED:
         model: Any = make_device_model(settings, env, seed=0, ranks=ranks)
+    ranks.gather(None)  # a rank that already shuffles would draw from the stream another one seeds
     env.close()
     model.set_logger(Logger(None, []))
     rng = np.random.default_rng(0)
