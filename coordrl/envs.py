@@ -32,12 +32,12 @@ from coordrl.emulator import (
     Emulator,
     Step,
     available,
+    checked_actions,
     rom_file,
     unavailable_reason,
 )
 from coordrl.emulator.device import DeviceEmulator, DeviceStep
 
-Actions = NDArray[np.integer[Any]]
 Counts = NDArray[np.int32]
 Flags = NDArray[np.bool_]
 Seeds = int | Sequence[int] | NDArray[np.integer[Any]]
@@ -312,28 +312,31 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         if isinstance(self._backend, _DeviceGames):
             self._require_reset()
             return self._backend.step(torch.as_tensor(actions, device=self._backend.device))
-        actions = self._checked(np.asarray(actions))
-        between_lives = self._life_ended & (self._autoreset_mode is AutoresetMode.NEXT_STEP)
-        if between_lives.any():
+        self._require_games()
+        # `count_nonzero` is the fastest question that numpy answers, and a step asks several.
+        next_step = self._autoreset_mode is AutoresetMode.NEXT_STEP
+        between_lives = next_step and np.count_nonzero(self._life_ended) > 0
+        if between_lives:
             noop = self.action_meanings.index("NOOP") if "NOOP" in self.action_meanings else 0
-            actions = np.where(between_lives, noop, actions)
+            asked = checked_actions(actions, self.num_envs, len(self.action_meanings), self.game)
+            actions = np.where(self._life_ended, noop, asked)
 
         step = self._backend.step(actions)
 
         rewards = step.rewards.astype(np.float32)
-        rewards[between_lives] = 0
-        terminated, truncated, ended = (
-            flags.copy() for flags in (step.terminated, step.truncated, step.ended)
-        )
+        if between_lives:
+            rewards[self._life_ended] = 0
+        terminated, truncated = step.terminated.copy(), step.truncated.copy()
+        ended = step.ended.copy()
         info = _info(step)
         episode_ended = terminated | truncated
-        if episode_ended.any():
+        if np.count_nonzero(episode_ended):
             self._report_ends(info, step, episode_ended)
         reset = ended if self._autoreset_mode is AutoresetMode.SAME_STEP else self._game_ended
-        if reset.any():
+        if np.count_nonzero(reset):
             self._begin_games(step, reset)
         self._game_ended = ended
-        self._life_ended = terminated & ~ended
+        self._life_ended = terminated > ended
         self._lives = step.lives.copy()
         return step.obs, rewards, terminated, truncated, info
 
@@ -455,23 +458,13 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         if not self._was_reset:
             raise gymnasium.error.ResetNeeded("call reset before the first step")
 
-    def _checked(self, actions: ArrayLike) -> Actions:
+    def _require_games(self) -> None:
         self._require_reset()
         if self._autoreset_mode is AutoresetMode.DISABLED and self._game_ended.any():
             raise gymnasium.error.ResetNeeded(
                 f"the games of environments {np.flatnonzero(self._game_ended).tolist()} have "
                 "ended; reset them before the next step"
             )
-        actions = np.asarray(actions)
-        if actions.shape != (self.num_envs,):
-            raise ValueError(f"actions must have shape ({self.num_envs},), got {actions.shape}")
-        if actions.dtype.kind not in "iu":
-            raise TypeError(f"actions must be whole numbers, got dtype {actions.dtype}")
-        num_actions = len(self.action_meanings)
-        if actions.min() < 0 or actions.max() >= num_actions:
-            wrong = actions[(actions < 0) | (actions >= num_actions)][0]
-            raise ValueError(f"actions of {self.game} are 0 to {num_actions - 1}, got {wrong}")
-        return actions
 
     def _begin_games(self, step: Step, mask: Flags) -> None:
         started_at = step.frame_number - step.episode_frame_number
@@ -706,6 +699,7 @@ class _AlePy:
         if any(lacks.values()):
             asked = " and ".join(setting for setting, is_asked in lacks.items() if is_asked)
             raise ValueError(f"emulator='ale' has no {asked}; emulator='coordrl' has")
+        self._game = game
         self._same_step = autoreset == "same_step"
         self._settings = settings
         self._ale = ALEVectorInterface(
@@ -757,7 +751,8 @@ class _AlePy:
         return self._report(obs, obs, no_rewards, no_flags, no_flags, no_flags, no_flags, info)
 
     def step(self, actions: ArrayLike) -> Step:
-        chosen = np.asarray(actions, np.int64)
+        num_envs, num_actions = len(self._lives), len(self.action_meanings)
+        chosen = checked_actions(actions, num_envs, num_actions, self._game).astype(np.int64)
         if self._fire is not None and self._life_lost.any():
             chosen = np.where(self._life_lost, self._fire, chosen)
         self._ale.send(chosen, self._full_strength)

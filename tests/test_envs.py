@@ -299,7 +299,7 @@ class Script:
         return self.report(self.blank())
 
     def step(self, actions: NDArray[Any]) -> Step:
-        self.played.append(actions.tolist())
+        self.played.append(np.asarray(actions).tolist())
         step = self.blank()
         for i in range(2):
             if self.ended[i] and self.autoreset == "next_step":

@@ -252,16 +252,7 @@ class Emulator:
         """
         if not self._was_reset:
             raise ValueError("call reset before the first step")
-        chosen = np.asarray(actions)
-        if chosen.shape != (self.num_envs,):
-            raise ValueError(f"actions must have shape ({self.num_envs},), got {chosen.shape}")
-        if chosen.dtype.kind not in "iu":
-            raise TypeError(f"actions must be whole numbers, got dtype {chosen.dtype}")
-        if chosen.min() < 0 or chosen.max() >= len(self._codes):
-            wrong = chosen[(chosen < 0) | (chosen >= len(self._codes))][0]
-            raise ValueError(
-                f"actions of {self.game.name} are 0 to {len(self._codes) - 1}, got {wrong}"
-            )
+        chosen = checked_actions(actions, self.num_envs, len(self._codes), self.game.name)
         latest = self._unused_outputs()
         self._batch.step(self._codes[chosen], self._outputs[latest], self._outputs[self._latest])
         self._latest = latest
@@ -539,6 +530,27 @@ def _obs_shape(game: Game, settings: AtariSettings) -> tuple[int, ...]:
         )
     color = (3,) if settings.observation == "rgb" else ()
     return (settings.stack_size, height, width, *color)
+
+
+def checked_actions(
+    actions: ArrayLike, num_envs: int, num_actions: int, game: str
+) -> NDArray[np.integer[Any]]:
+    """Return the actions of a step as an array.
+
+    Raises:
+        ValueError: If there are not ``num_envs`` of them, or one is not in ``[0, num_actions)``.
+        TypeError: If they are not whole numbers.
+    """
+    chosen = np.asarray(actions)
+    if chosen.shape != (num_envs,):
+        raise ValueError(f"actions must have shape ({num_envs},), got {chosen.shape}")
+    if chosen.dtype.kind not in "iu":
+        raise TypeError(f"actions must be whole numbers, got dtype {chosen.dtype}")
+    # Without a sign what is negative is large, and there is one limit to compare with.
+    if np.maximum.reduce(chosen.astype(np.uint64)) >= num_actions:
+        wrong = chosen[(chosen < 0) | (chosen >= num_actions)][0]
+        raise ValueError(f"actions of {game} are 0 to {num_actions - 1}, got {wrong}")
+    return chosen
 
 
 def _checked_seeds(

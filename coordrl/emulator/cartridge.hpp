@@ -125,6 +125,11 @@ COORDRL_HD inline void rebase(Cartridge& cartridge, i32 cycles) {
   cartridge.dpc.music_cycle = i32(u32(cartridge.dpc.music_cycle) - u32(cycles));
 }
 
+/// Whether an address may be a hot spot, whatever the board.
+COORDRL_HD COORDRL_INLINE constexpr bool may_switch(u16 address) {
+  return (address & 0xFFF) >= 0xFE0;
+}
+
 /// Selects the bank of a hot spot, if the address is one.
 COORDRL_HD inline void touch_hot_spot(Bank bank, Cartridge& cartridge, u16 address) {
   const i32 place = address & 0xFFF;

@@ -45,6 +45,36 @@ struct Console {
 static_assert(__is_trivially_copyable(Console), "machines move between devices as bytes");
 static_assert(sizeof(Console) <= 700, "thousands of consoles fit into a cache");
 
+#ifdef COORDRL_GPU
+
+/// Where a byte of the cartridge lies: worked out for each, by a kernel that knows the board.
+struct Pages {
+  COORDRL_HD COORDRL_INLINE void turn(const Machine&, const Cartridge&) {}
+  COORDRL_HD COORDRL_INLINE const u8* byte(const u8* rom, Bank bank, const Cartridge& cartridge,
+                                           u16 address) const {
+    return rom + rom_offset(bank, cartridge, address);
+  }
+};
+
+#else
+
+/// Where each KiB of the cartridge lies, by address bits 13 to 10, in the banks that are selected.
+struct Pages {
+  const u8* kib[16] = {};
+
+  COORDRL_NOINLINE void turn(const Machine& machine, const Cartridge& cartridge) {
+    for (u32 page = 0; page < 16; ++page) {
+      if (!(page & 4)) continue;  // address line 12 selects the cartridge
+      kib[page] = machine.rom + rom_offset(bank_of(machine), cartridge, u16(page << 10));
+    }
+  }
+  COORDRL_INLINE const u8* byte(const u8*, Bank, const Cartridge&, u16 address) const {
+    return kib[address >> 10 & 15] + (address & 0x3FF);
+  }
+};
+
+#endif
+
 /// The machine while it runs. One address reaches all of it.
 struct Running {
   Beam beam;
@@ -56,6 +86,7 @@ struct Running {
   Index end_of_code;  // instructions below it, counted as `place` does, are plain ROM
   bool jammed;
   bool over;  // the frame has ended
+  Pages pages{};  // of a board that is not flat
 };
 
 /// Whether the paddle at INPTi has charged its capacitor.
@@ -157,13 +188,17 @@ struct Board : WorkingRam {  // which is empty on a CPU, and takes no room as a 
   }
 
   COORDRL_HD COORDRL_INLINE const u8* rom_byte(Index at, u16 address) const {
-    return kFlat ? rom + at
-                 : rom + rom_offset(bank_of(*running->machine), running->cartridge, address);
+    if (kFlat) return rom + at;
+    return running->pages.byte(rom, bank_of(*running->machine), running->cartridge, address);
   }
 
   COORDRL_HD COORDRL_INLINE void refresh_rom() {
     rom = running->machine->rom;
-    if (kFlat) rom += rom_offset(bank_of(*running->machine), running->cartridge, 0);
+    if (kFlat) {
+      rom += rom_offset(bank_of(*running->machine), running->cartridge, 0);
+    } else {
+      running->pages.turn(*running->machine, running->cartridge);
+    }
   }
 
   /// Three bytes of plain ROM that lie in one bank. Four are loaded.
@@ -193,7 +228,7 @@ struct Board : WorkingRam {  // which is empty on a CPU, and takes no room as a 
     if (address & 0x1000) {
       const u8 value =
           read_cartridge(running->cartridge, *running->machine, address, frame_cycle());
-      refresh_rom();
+      if (may_switch(address)) refresh_rom();
       return value;
     }
     if (address & 0x0080) {
@@ -248,7 +283,7 @@ struct Board : WorkingRam {  // which is empty on a CPU, and takes no room as a 
     if (address & 0x1000) {
       if (is_plain(place(address))) return;
       write_cartridge(running->cartridge, *running->machine, address, value);
-      refresh_rom();
+      if (may_switch(address)) refresh_rom();
     } else if (!(address & 0x0080)) {
       write_to_tia(u8(address), value, true);
     } else if (address & 0x0200) {
