@@ -32,17 +32,15 @@ from coordrl.emulator import (
     Emulator,
     Step,
     available,
-    checked_actions,
     rom_file,
     unavailable_reason,
 )
+from coordrl.emulator.arguments import NUM_SEEDS, checked_actions
 from coordrl.emulator.device import DeviceEmulator, DeviceStep
 
 Counts = NDArray[np.int32]
 Flags = NDArray[np.bool_]
 Seeds = int | Sequence[int] | NDArray[np.integer[Any]]
-
-_NUM_SEEDS = 2**31  # ale-py's seeds are signed 32-bit numbers, and negative ones mean none
 
 
 def games() -> tuple[str, ...]:
@@ -281,7 +279,7 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         if seed is not None:
             seeds = _fold_seeds(seed, int(mask.sum()))
         elif not self._was_reset:
-            seeds = self.np_random.integers(_NUM_SEEDS, size=self.num_envs)
+            seeds = self.np_random.integers(NUM_SEEDS, size=self.num_envs)
         if isinstance(seed, int):
             super().reset(seed=seed)
         self._was_reset = True
@@ -834,7 +832,7 @@ def _fold_seeds(seed: Seeds, count: int) -> NDArray[np.int64]:
         raise ValueError(f"reset of {count} environments needs {count} seeds, got {len(seeds)}")
     if min(seeds) < 0:
         raise ValueError(f"seeds must not be negative, got {min(seeds)}")
-    return np.array([s % _NUM_SEEDS for s in seeds], np.int64)
+    return np.array([s % NUM_SEEDS for s in seeds], np.int64)
 
 
 def _at_least(least: int, name: str, value: int) -> int:

@@ -22,6 +22,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from coordrl.config import AtariSettings
 from coordrl.emulator import states
+from coordrl.emulator.arguments import (
+    NUM_SEEDS,
+    checked_actions,
+    checked_mask,
+    in_range,
+    reset_seeds,
+)
 from coordrl.emulator.games import (
     ACTIONS,
     GAMES,
@@ -50,9 +57,6 @@ __all__ = [
 ]
 
 Autoreset = Literal["same_step", "next_step", "disabled"]
-
-NUM_SEEDS = 2**31
-"""Seeds are 0 to 2^31 - 1: ale-py keeps them in signed 32-bit numbers."""
 
 MAX_FRAME_SKIP = 60
 MAX_NOOPS = 1000
@@ -177,7 +181,7 @@ class Emulator:
     ) -> None:
         self.game = GAMES[game]
         self.settings = AtariSettings() if settings is None else settings
-        self.num_envs = _in_range("num_envs", num_envs, 1, None)
+        self.num_envs = in_range("num_envs", num_envs, 1, None)
         self.autoreset = autoreset
         self.actions = self.game.actions(full=self.settings.full_action_space)
         self.obs_shape = _obs_shape(self.game, self.settings)
@@ -185,7 +189,7 @@ class Emulator:
             raise ValueError(
                 f"autoreset must be one of {', '.join(_AUTORESETS)}, got {autoreset!r}"
             )
-        threads = _in_range("num_threads", num_threads, 0, None)
+        threads = in_range("num_threads", num_threads, 0, None)
         if threads == 0:
             threads = len(os.sched_getaffinity(0))
         rom = load_rom(game, rom_path)
@@ -228,12 +232,8 @@ class Emulator:
         Raises:
             ValueError: If a seed is out of range, or the number or shape of something is wrong.
         """
-        chosen = np.ones(self.num_envs, np.bool_) if mask is None else self._checked_mask(mask)
-        seeds = np.full(self.num_envs, -1, np.int64)
-        if seed is not None:
-            seeds[chosen] = _checked_seeds(seed, int(chosen.sum()))
-        elif not self._was_reset:
-            seeds[:] = np.random.default_rng().integers(NUM_SEEDS, size=self.num_envs)
+        chosen = checked_mask(mask, self.num_envs, was_reset=self._was_reset)
+        seeds = reset_seeds(seed, chosen, was_reset=self._was_reset)
         latest = self._unused_outputs()
         self._batch.reset(seeds, chosen, self._outputs[latest], self._outputs[self._latest])
         self._latest = latest
@@ -299,7 +299,7 @@ class Emulator:
             ValueError: If a state is damaged, of another release, game or kind of observation, or
                 if their number is wrong. Nothing has changed then.
         """
-        chosen = np.ones(self.num_envs, np.bool_) if mask is None else self._checked_mask(mask)
+        chosen = checked_mask(mask, self.num_envs, was_reset=self._was_reset)
         indices = np.flatnonzero(chosen)
         if len(saved) != len(indices):
             raise ValueError(
@@ -346,7 +346,7 @@ class Emulator:
         if not self._was_reset:
             raise ValueError("call reset before looking at the screen")
         indices = np.empty((self.game.height, 160), np.uint8)
-        self._batch.read_screen(_in_range("index", index, 0, self.num_envs - 1), indices)
+        self._batch.read_screen(in_range("index", index, 0, self.num_envs - 1), indices)
         return _PALETTES[self.game.television][indices]
 
     def _unused_outputs(self) -> int:
@@ -360,17 +360,6 @@ class Emulator:
         step = _allocate(self.num_envs, self.obs_shape)
         self._steps.append(step)
         self._outputs.append(_compiled().Outputs(**_fields(step)))
-
-    def _checked_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        mask = np.ascontiguousarray(mask)
-        if mask.dtype != np.bool_ or mask.shape != (self.num_envs,):
-            raise ValueError(
-                f"mask must be booleans of shape ({self.num_envs},), "
-                f"got {mask.dtype} of shape {mask.shape}"
-            )
-        if not self._was_reset and not mask.all():
-            raise ValueError("the first reset must be of all environments, got a mask")
-        return mask
 
 
 class Console:
@@ -406,7 +395,7 @@ class Console:
             repeat_action_probability=repeat_action_probability, mode=mode, difficulty=difficulty
         )
         native = _native_settings(self.game, settings, "disabled")
-        seed = _in_range("seed", seed, 0, NUM_SEEDS - 1)
+        seed = in_range("seed", seed, 0, NUM_SEEDS - 1)
         self._player = _compiled().Player(native, load_rom(game, rom_path), seed)
 
     def reset_game(self) -> None:
@@ -415,7 +404,7 @@ class Console:
 
     def act(self, action: int) -> int:
         """Play one frame of an action, a number in ``ACTIONS``, and return its reward."""
-        return int(self._player.act(_in_range("action", action, 0, len(ACTIONS) - 1)))
+        return int(self._player.act(in_range("action", action, 0, len(ACTIONS) - 1)))
 
     @property
     def ram(self) -> NDArray[np.uint8]:
@@ -477,9 +466,9 @@ def _native_settings(game: Game, settings: AtariSettings, autoreset: Autoreset) 
     native.observation = _OBSERVATIONS.index(settings.observation)
     native.height, native.width = settings.screen_size
     native.stack_size = settings.stack_size
-    native.frame_skip = _in_range("frame_skip", settings.frame_skip, 1, MAX_FRAME_SKIP)
+    native.frame_skip = in_range("frame_skip", settings.frame_skip, 1, MAX_FRAME_SKIP)
     native.max_pool = settings.max_pool
-    native.noop_max = _in_range("noop_max", settings.noop_max, 0, MAX_NOOPS)
+    native.noop_max = in_range("noop_max", settings.noop_max, 0, MAX_NOOPS)
     has_fire = _FIRE in game.actions(full=settings.full_action_space)
     native.fire_reset = settings.fire_reset and has_fire
     native.fire_after_life_loss = settings.fire_after_life_loss and has_fire
@@ -532,41 +521,6 @@ def _obs_shape(game: Game, settings: AtariSettings) -> tuple[int, ...]:
     return (settings.stack_size, height, width, *color)
 
 
-def checked_actions(
-    actions: ArrayLike, num_envs: int, num_actions: int, game: str
-) -> NDArray[np.integer[Any]]:
-    """Return the actions of a step as an array.
-
-    Raises:
-        ValueError: If there are not ``num_envs`` of them, or one is not in ``[0, num_actions)``.
-        TypeError: If they are not whole numbers.
-    """
-    chosen = np.asarray(actions)
-    if chosen.shape != (num_envs,):
-        raise ValueError(f"actions must have shape ({num_envs},), got {chosen.shape}")
-    if chosen.dtype.kind not in "iu":
-        raise TypeError(f"actions must be whole numbers, got dtype {chosen.dtype}")
-    # Without a sign what is negative is large, and there is one limit to compare with.
-    if np.maximum.reduce(chosen.astype(np.uint64)) >= num_actions:
-        wrong = chosen[(chosen < 0) | (chosen >= num_actions)][0]
-        raise ValueError(f"actions of {game} are 0 to {num_actions - 1}, got {wrong}")
-    return chosen
-
-
-def _checked_seeds(
-    seed: int | Sequence[int] | NDArray[np.integer[Any]], count: int
-) -> NDArray[np.int64]:
-    if isinstance(seed, int | np.integer):
-        seeds = np.arange(int(seed), int(seed) + count, dtype=np.int64)
-    else:
-        seeds = np.asarray(seed, np.int64)
-    if seeds.shape != (count,):
-        raise ValueError(f"reset of {count} environments needs {count} seeds, got {seeds.shape}")
-    if count and not 0 <= int(seeds.min()) <= int(seeds.max()) < NUM_SEEDS:
-        raise ValueError(f"seeds must be in [0, 2^31), got {seeds.min()} to {seeds.max()}")
-    return seeds
-
-
 def _allocate(num_envs: int, obs_shape: tuple[int, ...]) -> Step:
     def counts() -> NDArray[np.int32]:
         return np.zeros(num_envs, np.int32)
@@ -593,12 +547,3 @@ def _allocate(num_envs: int, obs_shape: tuple[int, ...]) -> Step:
 
 def _fields(step: Step) -> dict[str, NDArray[Any]]:
     return {field.name: getattr(step, field.name) for field in fields(step)}
-
-
-def _in_range(name: str, value: int, least: int, most: int | None) -> int:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < least or (most is not None and value > most):
-        limits = f"at least {least}" if most is None else f"between {least} and {most}"
-        raise ValueError(f"{name} must be {limits}, got {value}")
-    return int(value)

@@ -21,11 +21,8 @@ from coordrl.config import AtariSettings
 from coordrl.emulator import (
     ACTIONS,
     GAMES,
-    NUM_SEEDS,
     Autoreset,
-    _checked_seeds,
     _compiled,
-    _in_range,
     _native_settings,
     _obs_shape,
     load_rom,
@@ -33,6 +30,7 @@ from coordrl.emulator import (
     state_key,
     states,
 )
+from coordrl.emulator.arguments import checked_mask, in_range, reset_seeds
 
 _NOTE_BYTES = 120  # of kernels.cu's Note
 _PICTURES = 5  # of each environment
@@ -71,8 +69,8 @@ class Occupancy:
     fewer blocks at a time, and its cache holds more of what each is working on."""
 
     def __post_init__(self) -> None:
-        _in_range("threads", self.threads, 1, _MAX_PLAYING_THREADS)
-        _in_range("spare_bytes", self.spare_bytes, 0, None)
+        in_range("threads", self.threads, 1, _MAX_PLAYING_THREADS)
+        in_range("spare_bytes", self.spare_bytes, 0, None)
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ class DeviceEmulator:
         names = (games,) if isinstance(games, str) else tuple(games)
         self.games = tuple(GAMES[name] for name in names)
         self.settings = AtariSettings() if settings is None else settings
-        self.num_envs = _in_range("num_envs", num_envs, 1, None)
+        self.num_envs = in_range("num_envs", num_envs, 1, None)
         if not names or num_envs % len(names) != 0:
             raise ValueError(
                 f"num_envs must be a multiple of the {len(names)} games, got {num_envs}"
@@ -180,19 +178,8 @@ class DeviceEmulator:
         mask: NDArray[np.bool_] | None = None,
     ) -> DeviceStep:
         """Begin new episodes, in all environments or in some: ``Emulator.reset``."""
-        chosen = np.ones(self.num_envs, np.bool_) if mask is None else np.asarray(mask)
-        if chosen.dtype != np.bool_ or chosen.shape != (self.num_envs,):
-            raise ValueError(
-                f"mask must be booleans of shape ({self.num_envs},), "
-                f"got {chosen.dtype} of shape {chosen.shape}"
-            )
-        if not self._was_reset and not chosen.all():
-            raise ValueError("the first reset must be of all environments, got a mask")
-        seeds = np.full(self.num_envs, -1, np.int64)
-        if seed is not None:
-            seeds[chosen] = _checked_seeds(seed, int(chosen.sum()))
-        elif not self._was_reset:
-            seeds[:] = np.random.default_rng().integers(NUM_SEEDS, size=self.num_envs)
+        chosen = checked_mask(mask, self.num_envs, was_reset=self._was_reset)
+        seeds = reset_seeds(seed, chosen, was_reset=self._was_reset)
         self._was_reset = True
         on_device = torch.from_numpy(seeds).to(self.device)
         masked = torch.from_numpy(chosen).to(self.device)

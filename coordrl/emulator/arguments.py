@@ -1,0 +1,97 @@
+"""Checks of what callers pass to the emulators, on the CPU and on a GPU alike."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+NUM_SEEDS = 2**31
+"""Seeds are less than this: ale-py keeps them in signed 32-bit numbers; negative ones mean none."""
+
+
+def in_range(name: str, value: int, least: int, most: int | None) -> int:
+    """Return a whole number if it lies between two, both included; ``most=None`` is no limit."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < least or (most is not None and value > most):
+        limits = f"at least {least}" if most is None else f"between {least} and {most}"
+        raise ValueError(f"{name} must be {limits}, got {value}")
+    return int(value)
+
+
+def checked_actions(
+    actions: ArrayLike, num_envs: int, num_actions: int, game: str
+) -> NDArray[np.integer[Any]]:
+    """Return the actions of a step as an array.
+
+    Raises:
+        ValueError: If there are not ``num_envs`` of them, or one is not in ``[0, num_actions)``.
+        TypeError: If they are not whole numbers.
+    """
+    chosen = np.asarray(actions)
+    if chosen.shape != (num_envs,):
+        raise ValueError(f"actions must have shape ({num_envs},), got {chosen.shape}")
+    if chosen.dtype.kind not in "iu":
+        raise TypeError(f"actions must be whole numbers, got dtype {chosen.dtype}")
+    # Without a sign what is negative is large, and there is one limit to compare with.
+    if np.maximum.reduce(chosen.astype(np.uint64)) >= num_actions:
+        wrong = chosen[(chosen < 0) | (chosen >= num_actions)][0]
+        raise ValueError(f"actions of {game} are 0 to {num_actions - 1}, got {wrong}")
+    return chosen
+
+
+def checked_mask(
+    mask: NDArray[np.bool_] | None, num_envs: int, *, was_reset: bool
+) -> NDArray[np.bool_]:
+    """Return which environments are meant, ``(num_envs,)``; all of them by ``None``.
+
+    Raises:
+        ValueError: If the mask has another shape or type, or leaves out environments that never
+            were reset.
+    """
+    if mask is None:
+        return np.ones(num_envs, np.bool_)
+    mask = np.ascontiguousarray(mask)
+    if mask.dtype != np.bool_ or mask.shape != (num_envs,):
+        raise ValueError(
+            f"mask must be booleans of shape ({num_envs},), got {mask.dtype} of shape {mask.shape}"
+        )
+    if not was_reset and not mask.all():
+        raise ValueError("the first reset must be of all environments, got a mask")
+    return mask
+
+
+def reset_seeds(
+    seed: int | Sequence[int] | NDArray[np.integer[Any]] | None,
+    chosen: NDArray[np.bool_],
+    *,
+    was_reset: bool,
+) -> NDArray[np.int64]:
+    """Return the seed of each environment of a reset, -1 where random numbers go on.
+
+    Args:
+        seed: Of the first of the ``chosen`` environments, one for each of them, or none. Those
+            that never were reset take theirs from the operating system then.
+        chosen: Which environments are reset.
+        was_reset: Whether they were before.
+
+    Raises:
+        ValueError: If there are too few or too many seeds, or one is not in ``[0, 2^31)``.
+    """
+    seeds = np.full(len(chosen), -1, np.int64)
+    if seed is None:
+        if not was_reset:
+            seeds[:] = np.random.default_rng().integers(NUM_SEEDS, size=len(chosen))
+        return seeds
+    count = int(chosen.sum())
+    if isinstance(seed, int | np.integer):
+        given = np.arange(int(seed), int(seed) + count, dtype=np.int64)
+    else:
+        given = np.asarray(seed, np.int64)
+    if given.shape != (count,):
+        raise ValueError(f"reset of {count} environments needs {count} seeds, got {given.shape}")
+    if count and not 0 <= int(given.min()) <= int(given.max()) < NUM_SEEDS:
+        raise ValueError(f"seeds must be in [0, 2^31), got {given.min()} to {given.max()}")
+    seeds[chosen] = given
+    return seeds
