@@ -969,6 +969,10 @@ def main() -> int:
     return 0
 
 
+# Columns of numbers that were chosen and not measured.
+_CHOSEN = ("num_envs", "threads", "spare_bytes")
+
+
 def tables(rows: list[Row], width: int) -> Iterator[Table]:
     """Yield the rows as tables of so many characters at most, in which no word is broken.
 
@@ -982,7 +986,9 @@ def tables(rows: list[Row], width: int) -> Iterator[Table]:
         for name in rows[0]
     }
     widths = {name: max(map(len, [*name.split(), *column])) for name, column in cells.items()}
-    names = list(itertools.takewhile(lambda name: isinstance(rows[0][name], str), cells))
+    names = list(
+        itertools.takewhile(lambda name: name in _CHOSEN or isinstance(rows[0][name], str), cells)
+    )
     others = list(cells)[len(names) :]
     while others:
         columns = [*names, others.pop(0)]

@@ -271,8 +271,8 @@ def test_the_table_of_a_benchmark_breaks_no_word(width: int) -> None:
     spec.loader.exec_module(benchmark)
     columns = [f"forward+backward of contestant {i}" for i in range(8)]
     rows = [
-        {"layer": name, **{column: i + 0.5 for i, column in enumerate(columns)}}
-        for name in ("Nature 1, batch 8", "ResNet stem, batch 32")
+        {"layer": name, "num_envs": num_envs, **{c: i + 0.5 for i, c in enumerate(columns)}}
+        for name, num_envs in (("Nature 1, batch 8", 4096), ("ResNet stem, batch 32", 65536))
     ]
     console = Console(width=width, record=True, file=io.StringIO())
 
@@ -283,8 +283,8 @@ def test_the_table_of_a_benchmark_breaks_no_word(width: int) -> None:
     assert max(map(len, lines)) <= width
     text = "\n".join(lines)
     assert text.count("forward+backward") == 8
-    names = [text.count(str(row["layer"])) for row in rows]
-    assert names == ([1, 1] if width == 200 else [4, 4])  # once in each table
+    names = [text.count(str(row[column])) for row in rows for column in ("layer", "num_envs")]
+    assert names == [1 if width == 200 else 4] * 4  # once in each table
     for i in range(8):
         assert f" {i} " in text
         assert text.count(f" {i}.5 ") == 2
