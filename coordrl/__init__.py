@@ -4,7 +4,7 @@ The layers can be had from here; everything else is imported from its module. Mo
 floors below their own only (``tests/test_floors.py``):
 
 - 0: ``layers``, ``config``, ``runs``, ``ranks``, ``digits``
-- 1: ``convert``, ``backbone``, ``export``, ``emulator``
+- 1: ``convert``, ``backbone``, ``export``, ``emulator``, ``commands``
 - 2: ``extractors``, ``envs``, ``coordinates``, ``generative``, ``detection``, ``recognition``
 - 3: ``sb3_envs``, ``algorithms``
 - 4: ``device_algorithms``

@@ -19,9 +19,10 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from coordrl.commands import Interrupted, write_json
 from coordrl.config import dump_settings
 from coordrl.layers import CoordConv2d
-from coordrl.runs import SETTINGS_FILE, Progress, StopRequest, atomic_file, open_run
+from coordrl.runs import SETTINGS_FILE, Progress, StopRequest, open_run
 
 RESULT_FILE = "result.json"
 
@@ -148,10 +149,6 @@ class RecognitionResult:
     """Mean cross-entropy of the held-back digits."""
     cpu_seconds: float
     """Processor time of training, over all threads."""
-
-
-class Interrupted(Exception):
-    """The user asked to stop in the middle of a run."""
 
 
 def recognize(
@@ -309,8 +306,7 @@ def _run(
                 return stop.requested
 
             result = recognize(settings, images, labels, on_step=on_step)
-        with atomic_file(result_file) as file:
-            file.write(json.dumps(asdict(result), indent=1).encode())
+        write_json(asdict(result), result_file)
     return result
 
 

@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 import tyro
 
+from coordrl.commands import exit_status, use_device
 from coordrl.config import Override, SettingsError, parse_override
 from coordrl.coordinates.data import InputScale, Split
-from coordrl.coordinates.experiments import Experiments, Interrupted
+from coordrl.coordinates.experiments import Experiments
 from coordrl.coordinates.table import TableSize
 from coordrl.coordinates.tasks import TaskName
 from coordrl.coordinates.training import Model
-from coordrl.runs import RunError
 
 
 @dataclass(frozen=True)
@@ -63,50 +62,33 @@ class Arguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, args=argv)
-    has_gpu = torch.cuda.is_available()
-    device = ("cuda" if has_gpu else "cpu") if arguments.device == "auto" else arguments.device
-    try:
-        if device == "cuda" and not has_gpu:
-            raise SettingsError("--device cuda: PyTorch finds no GPU; leave it out or take cpu")
-        if arguments.threads is not None:
-            if arguments.threads < 1:
-                raise SettingsError(f"--threads must be at least 1, got {arguments.threads}")
-            torch.set_num_threads(arguments.threads)
-        overrides = [parse_override(text) for text in arguments.set]
-        for item in overrides:
-            if item.key in ("task", "model", "split", "input_scale", "seed"):
-                option = "seeds" if item.key == "seed" else item.key.replace("_", "-")
-                raise SettingsError(f"--set {item.key} would be overruled; use --{option}")
-        if arguments.max_seconds is not None and arguments.table is None:
-            overrides.append(
-                Override("training.max_seconds", arguments.max_seconds, "--max-seconds")
-            )
-        typed = sys.argv[1:] if argv is None else argv
-        command = shlex.join(["python", "scripts/train_coordinates.py", *typed])
-        experiments = Experiments(
-            arguments.config, arguments.out, device, tuple(overrides), command
-        )
-        report = arguments.report or arguments.out
-        if arguments.table is not None:
-            text = experiments.make_table(arguments.table, report, arguments.max_seconds)
-        else:
-            text = experiments.train_seeds(
-                arguments.task,
-                arguments.model,
-                arguments.split,
-                arguments.input_scale,
-                seeds=arguments.seeds,
-                sweep=arguments.sweep,
-                report=report,
-            )
-    except Interrupted:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    except (RunError, SettingsError) as error:
-        print(f"train_coordinates.py: {error}", file=sys.stderr)
-        return 2
-    print(text)
-    return 0
+    typed = sys.argv[1:] if argv is None else argv
+    command = shlex.join(["python", "scripts/train_coordinates.py", *typed])
+    return exit_status("train_coordinates.py", lambda: train(arguments, command))
+
+
+def train(arguments: Arguments, command: str) -> str:
+    device = use_device(arguments.device, arguments.threads)
+    overrides = [parse_override(text) for text in arguments.set]
+    for item in overrides:
+        if item.key in ("task", "model", "split", "input_scale", "seed"):
+            option = "seeds" if item.key == "seed" else item.key.replace("_", "-")
+            raise SettingsError(f"--set {item.key} would be overruled; use --{option}")
+    if arguments.max_seconds is not None and arguments.table is None:
+        overrides.append(Override("training.max_seconds", arguments.max_seconds, "--max-seconds"))
+    experiments = Experiments(arguments.config, arguments.out, device, tuple(overrides), command)
+    report = arguments.report or arguments.out
+    if arguments.table is not None:
+        return experiments.make_table(arguments.table, report, arguments.max_seconds)
+    return experiments.train_seeds(
+        arguments.task,
+        arguments.model,
+        arguments.split,
+        arguments.input_scale,
+        seeds=arguments.seeds,
+        sweep=arguments.sweep,
+        report=report,
+    )
 
 
 if __name__ == "__main__":

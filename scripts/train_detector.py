@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 import tyro
 
 from coordrl.backbone import Coords
-from coordrl.config import SettingsError, parse_override
-from coordrl.detection.experiments import Experiments, Interrupted, TableSize
+from coordrl.commands import exit_status, use_device
+from coordrl.config import parse_override
+from coordrl.detection.experiments import Experiments, TableSize
 from coordrl.detection.rpn import AnchorLayout
 from coordrl.detection.sources import load_split
 from coordrl.detection.training import Stage
-from coordrl.runs import RunError
 
 
 @dataclass(frozen=True)
@@ -59,33 +58,20 @@ class Arguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, args=argv)
-    has_gpu = torch.cuda.is_available()
-    device = ("cuda" if has_gpu else "cpu") if arguments.device == "auto" else arguments.device
-    try:
-        if device == "cuda" and not has_gpu:
-            raise SettingsError("--device cuda: PyTorch finds no GPU; leave it out or take cpu")
-        if arguments.threads is not None:
-            if arguments.threads < 1:
-                raise SettingsError(f"--threads must be at least 1, got {arguments.threads}")
-            torch.set_num_threads(arguments.threads)
-        overrides = tuple(parse_override(text) for text in arguments.set)
-        digits = load_split(arguments.mnist)
-        print(f"digits: {digits.source}", file=sys.stderr)
-        experiments = Experiments(arguments.config, arguments.out, digits, device, overrides)
-        if arguments.table is not None:
-            text = experiments.make_table(arguments.table, arguments.report or arguments.out)
-        else:
-            text = experiments.train_seeds(
-                arguments.stage, arguments.coords, arguments.anchors, seeds=arguments.seeds
-            )
-    except Interrupted:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    except (RunError, SettingsError) as error:
-        print(f"train_detector.py: {error}", file=sys.stderr)
-        return 2
-    print(text)
-    return 0
+    return exit_status("train_detector.py", lambda: train(arguments))
+
+
+def train(arguments: Arguments) -> str:
+    device = use_device(arguments.device, arguments.threads)
+    overrides = tuple(parse_override(text) for text in arguments.set)
+    digits = load_split(arguments.mnist)
+    print(f"digits: {digits.source}", file=sys.stderr)
+    experiments = Experiments(arguments.config, arguments.out, digits, device, overrides)
+    if arguments.table is not None:
+        return experiments.make_table(arguments.table, arguments.report or arguments.out)
+    return experiments.train_seeds(
+        arguments.stage, arguments.coords, arguments.anchors, seeds=arguments.seeds
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ python scripts/train_digits.py
 python scripts/train_digits.py --seeds 10 --set epochs=20
 """
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,16 +13,16 @@ from pathlib import Path
 import torch
 import tyro
 
+from coordrl.commands import exit_status, use_device, write_json
 from coordrl.config import SettingsError, load_settings, parse_override
 from coordrl.digits import load_digits
 from coordrl.recognition import (
-    Interrupted,
     RecognitionSettings,
     compare_arms,
     to_json,
     to_markdown,
 )
-from coordrl.runs import RunError, atomic_file, machine
+from coordrl.runs import atomic_file, machine
 
 
 @dataclass(frozen=True)
@@ -47,48 +46,40 @@ class Arguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, args=argv)
-    try:
-        if arguments.seeds < 2:
-            raise SettingsError(f"--seeds must be at least 2 to compare, got {arguments.seeds}")
-        if arguments.threads is not None:
-            if arguments.threads < 1:
-                raise SettingsError(f"--threads must be at least 1, got {arguments.threads}")
-            torch.set_num_threads(arguments.threads)
-        typed = sys.argv[1:] if argv is None else argv
-        command = shlex.join(["python", "scripts/train_digits.py", *typed])
-        overrides = tuple(parse_override(text) for text in arguments.set)
-        for item in overrides:
-            if item.key in ("arm", "seed"):
-                raise SettingsError(f"--set {item.key} would be overruled: all arms are trained")
-        settings = load_settings(RecognitionSettings, overrides=overrides)
-        digits = load_digits()
-        images = torch.from_numpy(digits.images).unsqueeze(1).float() / 255
-        labels = torch.from_numpy(digits.labels).long()
-        results = compare_arms(settings, images, labels, seeds=arguments.seeds, out=arguments.out)
-        report = arguments.report or arguments.out
-        text = to_markdown(results)
-        head = (
-            "# Does a CoordConv harm where position hardly matters?\n\n"
-            f"Made by `{command}` on {machine()}, with torch {torch.__version__} and"
-            f" {torch.get_num_threads()} thread(s). A ResNet with 9"
-            " convolutions learns 28x28 digits, with and without one 1x1 CoordConv of 8 channels"
-            f" and r before its first layer: {settings.epochs} epochs on"
-            f" {len(images) - settings.held_back:,} digits, accuracy on {settings.held_back:,}"
-            " others. The arms of a seed share split, order and all weights that both have.\n\n"
-        )
-        report.mkdir(parents=True, exist_ok=True)
-        with atomic_file(report / "digits.md") as file:
-            file.write((head + text).encode())
-        with atomic_file(report / "digits.json") as file:
-            file.write(json.dumps(to_json(results), indent=1).encode())
-    except Interrupted:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    except (RunError, SettingsError, ValueError) as error:
-        print(f"train_digits.py: {error}", file=sys.stderr)
-        return 2
-    print(text)
-    return 0
+    typed = sys.argv[1:] if argv is None else argv
+    command = shlex.join(["python", "scripts/train_digits.py", *typed])
+    return exit_status("train_digits.py", lambda: train(arguments, command), ValueError)
+
+
+def train(arguments: Arguments, command: str) -> str:
+    if arguments.seeds < 2:
+        raise SettingsError(f"--seeds must be at least 2 to compare, got {arguments.seeds}")
+    use_device("cpu", arguments.threads)
+    overrides = tuple(parse_override(text) for text in arguments.set)
+    for item in overrides:
+        if item.key in ("arm", "seed"):
+            raise SettingsError(f"--set {item.key} would be overruled: all arms are trained")
+    settings = load_settings(RecognitionSettings, overrides=overrides)
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).unsqueeze(1).float() / 255
+    labels = torch.from_numpy(digits.labels).long()
+    results = compare_arms(settings, images, labels, seeds=arguments.seeds, out=arguments.out)
+    report = arguments.report or arguments.out
+    text = to_markdown(results)
+    head = (
+        "# Does a CoordConv harm where position hardly matters?\n\n"
+        f"Made by `{command}` on {machine()}, with torch {torch.__version__} and"
+        f" {torch.get_num_threads()} thread(s). A ResNet with 9"
+        " convolutions learns 28x28 digits, with and without one 1x1 CoordConv of 8 channels"
+        f" and r before its first layer: {settings.epochs} epochs on"
+        f" {len(images) - settings.held_back:,} digits, accuracy on {settings.held_back:,}"
+        " others. The arms of a seed share split, order and all weights that both have.\n\n"
+    )
+    report.mkdir(parents=True, exist_ok=True)
+    with atomic_file(report / "digits.md") as file:
+        file.write((head + text).encode())
+    write_json(to_json(results), report / "digits.json")
+    return text
 
 
 if __name__ == "__main__":

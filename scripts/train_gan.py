@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 
-from coordrl.config import Override, SettingsError, parse_override
-from coordrl.generative.experiments import Experiments, Interrupted
+from coordrl.commands import exit_status, use_device
+from coordrl.config import Override, parse_override
+from coordrl.generative.experiments import Experiments
 from coordrl.generative.folders import DataError
 from coordrl.generative.objectives import ObjectiveName
 from coordrl.generative.settings import Arm, Model, Scale
 from coordrl.generative.table import ARMS, TableSize
-from coordrl.runs import RunError
 
 
 @dataclass(frozen=True)
@@ -64,46 +63,31 @@ class Arguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, args=argv)
-    has_gpu = torch.cuda.is_available()
-    device = ("cuda" if has_gpu else "cpu") if arguments.device == "auto" else arguments.device
+    typed = sys.argv[1:] if argv is None else argv
+    command = shlex.join(["python", "scripts/train_gan.py", *typed])
+    return exit_status("train_gan.py", lambda: train(arguments, command), DataError)
+
+
+def train(arguments: Arguments, command: str) -> str:
     arms: Sequence[Arm] = ARMS if arguments.coords == "both" else (arguments.coords,)
-    try:
-        if device == "cuda" and not has_gpu:
-            raise SettingsError("--device cuda: PyTorch finds no GPU; leave it out or take cpu")
-        if arguments.threads is not None:
-            if arguments.threads < 1:
-                raise SettingsError(f"--threads must be at least 1, got {arguments.threads}")
-            torch.set_num_threads(arguments.threads)
-        overrides = [Override("data", arguments.data, "--data")]
-        if arguments.max_seconds is not None:
-            limit = arguments.max_seconds
-            overrides.append(Override("training.max_seconds", limit, "--max-seconds"))
-        overrides += [parse_override(text) for group in arguments.set for text in group]
-        typed = sys.argv[1:] if argv is None else argv
-        command = shlex.join(["python", "scripts/train_gan.py", *typed])
-        experiments = Experiments(
-            arguments.config, arguments.out, device, tuple(overrides), command
-        )
-        report = arguments.report or arguments.out
-        if arguments.table is not None:
-            text = experiments.make_table(arguments.table, report)
-        else:
-            text = experiments.train_seeds(
-                arguments.model,
-                arms,
-                arguments.objective,
-                arguments.scale,
-                seeds=arguments.seeds,
-                report=report,
-            )
-    except Interrupted:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    except (DataError, RunError, SettingsError) as error:
-        print(f"train_gan.py: {error}", file=sys.stderr)
-        return 2
-    print(text)
-    return 0
+    device = use_device(arguments.device, arguments.threads)
+    overrides = [Override("data", arguments.data, "--data")]
+    if arguments.max_seconds is not None:
+        limit = arguments.max_seconds
+        overrides.append(Override("training.max_seconds", limit, "--max-seconds"))
+    overrides += [parse_override(text) for group in arguments.set for text in group]
+    experiments = Experiments(arguments.config, arguments.out, device, tuple(overrides), command)
+    report = arguments.report or arguments.out
+    if arguments.table is not None:
+        return experiments.make_table(arguments.table, report)
+    return experiments.train_seeds(
+        arguments.model,
+        arms,
+        arguments.objective,
+        arguments.scale,
+        seeds=arguments.seeds,
+        report=report,
+    )
 
 
 if __name__ == "__main__":

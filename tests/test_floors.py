@@ -13,7 +13,7 @@ PACKAGE = Path(coordrl.__file__).parent
 
 FLOORS = [
     {"layers", "config", "runs", "ranks", "digits"},
-    {"convert", "backbone", "export", "emulator"},
+    {"convert", "backbone", "export", "emulator", "commands"},
     {"extractors", "envs", "coordinates", "generative", "detection", "recognition"},
     {"sb3_envs", "algorithms"},
     {"device_algorithms"},

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from coordrl.commands import Interrupted, write_json
 from coordrl.config import Override, SettingsError, dump_settings
 from coordrl.coordinates import analysis, figures, table
 from coordrl.coordinates.data import InputScale, Split
@@ -39,10 +40,6 @@ from coordrl.runs import (
 
 RESULT_FILE = "result.json"
 TRACE_FILE = "trace.json"
-
-
-class Interrupted(Exception):
-    """The user asked to stop; everything is saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +102,7 @@ class Experiments:
             shares = self._draw_painters([results[0].settings], report, name)
             text += "\n" + table.misplaced_to_markdown(shares)
             record["misplaced"] = [dataclasses.asdict(share) for share in shares]
-        _write_json(record, report / f"{name}.json")
+        write_json(record, report / f"{name}.json")
         return text
 
     def make_table(self, size: table.TableSize, report: Path, max_seconds: float | None) -> str:
@@ -183,10 +180,10 @@ class Experiments:
 
                 result = run.train(stop=stop, on_step=report)
             if follower is not None:
-                _write_json(dataclasses.asdict(follower), path / TRACE_FILE)
+                write_json(dataclasses.asdict(follower), path / TRACE_FILE)
             if result.ended == "stopped":
                 raise Interrupted
-            _write_json(result.to_json(), result_file)
+            write_json(result.to_json(), result_file)
         return result
 
     def _settings(
@@ -236,7 +233,7 @@ class Experiments:
             record["misplaced"] = [dataclasses.asdict(share) for share in shares]
         with atomic_file(report / "coordinates.md") as file:
             file.write((head + text).encode())
-        _write_json(record, report / "coordinates.json")
+        write_json(record, report / "coordinates.json")
         return text
 
     def _draw_curves(self, results: Mapping[table.Cell, Sequence[RunResult]], report: Path) -> None:
@@ -381,8 +378,3 @@ def _read_trace(path: Path, run: Run) -> analysis.Trace:
         for name in ("steps", "errors", "ratios"):
             getattr(trace, name).extend(itertools.compress(record[name], looks))
     return trace
-
-
-def _write_json(record: object, path: Path) -> None:
-    with atomic_file(path) as file:
-        file.write(json.dumps(record, indent=1, allow_nan=True).encode())

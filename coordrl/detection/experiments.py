@@ -14,6 +14,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from coordrl.backbone import Coords
+from coordrl.commands import Interrupted, write_json
 from coordrl.config import Override, SettingsError, dump_settings
 from coordrl.detection import figures, table
 from coordrl.detection.rpn import AnchorLayout
@@ -37,10 +38,6 @@ _CURVES_FILE = "detection-curves.png"
 _CURVES_LINK = f"\n![Test IOU of proposals while learning]({_CURVES_FILE})\n"
 
 TableSize = Literal["quick", "full"]
-
-
-class Interrupted(Exception):
-    """The user asked to stop; everything is saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +124,7 @@ class Experiments:
         if result is None:
             raise Interrupted
         figures.save_picture(_picture(run), path / PICTURE_FILE)
-        _write_json(result.to_json(), path / RESULT_FILE)
+        write_json(result.to_json(), path / RESULT_FILE)
         return result
 
     def _settings(
@@ -197,7 +194,7 @@ class Experiments:
         )
         with atomic_file(report / "detection.md") as file:
             file.write((head + table.to_markdown(results) + _CURVES_LINK).encode())
-        _write_json(table.to_json(results), report / "detection.json")
+        write_json(table.to_json(results), report / "detection.json")
 
     def draw(self, results: Sequence[RunResult], report: Path) -> None:
         """Write the learning curves, and the picture of each kind of run with seed 0.
@@ -235,8 +232,3 @@ def _read_result(path: Path, settings: DetectorSettings) -> RunResult:
     record = json.loads(path.read_text(encoding="utf-8"))
     curve = tuple(Evaluation(**point) for point in record.pop("curve"))
     return RunResult(**{**record, "curve": curve, "settings": settings})
-
-
-def _write_json(record: object, path: Path) -> None:
-    with atomic_file(path) as file:
-        file.write(json.dumps(record, indent=1, allow_nan=True).encode())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from coordrl.commands import Interrupted, write_json
 from coordrl.config import Override, SettingsError, dump_settings
 from coordrl.generative import figures, table
 from coordrl.generative.interpolation import Motion
@@ -43,10 +44,6 @@ from coordrl.runs import (
 
 RESULT_FILE = "result.json"
 SAMPLES_FOLDER = "samples"
-
-
-class Interrupted(Exception):
-    """The user asked to stop; everything is saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +156,7 @@ class Experiments:
             if result.ended == "stopped":
                 raise Interrupted
             figures.save_film(_film(run), path / "interpolation.gif", enlarge=2)
-            _write_json(result.to_json(), result_file)
+            write_json(result.to_json(), result_file)
         return result
 
     def _folder(self, settings: GenerativeSettings) -> Path:
@@ -183,7 +180,7 @@ class Experiments:
             file.write((head + table.to_markdown(results)).encode())
         made = {"command": self.command, "machine": machine(), "torch": torch.__version__}
         runs = [result.to_json() for result in results]
-        _write_json({**made, "runs": runs}, report / "generative.json")
+        write_json({**made, "runs": runs}, report / "generative.json")
 
     def _draw(self, results: Sequence[RunResult], report: Path) -> None:
         """Draw both arms of the first seed beside the data, and the curves of all seeds."""
@@ -264,8 +261,3 @@ def _read_result(path: Path, settings: GenerativeSettings) -> RunResult:
         "motion": None if motion is None else Motion(**motion),
     }
     return RunResult(**{**record, **changed})
-
-
-def _write_json(record: object, path: Path) -> None:
-    with atomic_file(path) as file:
-        file.write(json.dumps(record, indent=1, allow_nan=True).encode())

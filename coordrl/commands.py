@@ -1,0 +1,75 @@
+"""What the scripts that train over seeds and arms share: where to compute, records, how to end."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from coordrl.config import SettingsError
+from coordrl.runs import RunError, atomic_file
+
+
+class Interrupted(Exception):
+    """The user asked to stop; what was finished is saved, and what can go on."""
+
+
+def use_device(name: str, threads: int | None = None) -> str:
+    """Return the device to compute on, and take so many threads of the CPU.
+
+    Args:
+        name: ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU if there is one.
+        threads: Threads of PyTorch, 1 or more; as many as it takes itself if None.
+
+    Raises:
+        SettingsError: If there is no GPU, or fewer than one thread is asked for.
+
+    Example:
+        >>> use_device("cpu")
+        'cpu'
+    """
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
+        raise SettingsError("--device cuda: PyTorch finds no GPU; leave it out or take cpu")
+    if threads is not None:
+        if threads < 1:
+            raise SettingsError(f"--threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    if name == "auto":
+        return "cuda" if has_gpu else "cpu"
+    return name
+
+
+def write_json(record: object, path: Path) -> None:
+    """Write a record whole or not at all.
+
+    Raises:
+        RunError: If the file cannot be written; ``path`` is as it was.
+    """
+    with atomic_file(path) as file:
+        file.write(json.dumps(record, indent=1, allow_nan=True).encode())
+
+
+def exit_status(script: str, work: Callable[[], str], *others: type[Exception]) -> int:
+    """Do a script's work, print the text that it returns, and return the exit status.
+
+    Args:
+        script: Name of the script, for messages.
+        work: Returns the text.
+        *others: Errors that a user can mend, beside :class:`RunError` and :class:`SettingsError`.
+
+    Returns:
+        0; 2 after an error that a user can mend, told in one line; 130 after Ctrl-C or SIGTERM.
+    """
+    mendable: tuple[type[Exception], ...] = (RunError, SettingsError, *others)
+    try:
+        text = work()
+    except Interrupted:
+        sys.stderr.write("stopped; the same command goes on from here\n")
+        return 130
+    except mendable as error:
+        sys.stderr.write(f"{script}: {error}\n")
+        return 2
+    sys.stdout.write(f"{text}\n")
+    return 0
