@@ -107,6 +107,60 @@ def test_swapping_keeps_mode_frozenness_and_random_numbers() -> None:
     assert torch.equal(drawn, torch.rand(1))
 
 
+MODELS_OF_OTHERS = [
+    *(
+        ("timm", name)
+        for name in (
+            "resnet18", "efficientnet_b0", "mobilenetv3_small_100", "convnext_atto", "regnety_002",
+            "dla34", "densenet121",
+        )
+    ),
+    *(
+        ("torchvision", name)
+        for name in (
+            "resnet18", "efficientnet_b0", "mobilenet_v3_small", "densenet121",
+            "shufflenet_v2_x0_5", "squeezenet1_0", "convnext_tiny", "deeplabv3_mobilenet_v3_large",
+        )
+    ),
+    *(("transformers", name) for name in ("ResNet", "ConvNext", "MobileNetV2", "RegNet", "ViT")),
+]  # fmt: skip
+
+
+def model_of_others(library: str, name: str) -> Any:
+    if library == "timm":
+        return pytest.importorskip("timm").create_model(name, pretrained=False)
+    if library == "torchvision":
+        no_weights = {"weights_backbone": None} if "deeplab" in name else {}
+        return pytest.importorskip("torchvision.models").get_model(name, **no_weights)
+    transformers = pytest.importorskip("transformers")
+    sizes = {"image_size": 64, "num_hidden_layers": 2} if name == "ViT" else {}
+    config = getattr(transformers, f"{name}Config")(**sizes)
+    return getattr(transformers, f"{name}ForImageClassification")(config)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those libraries' own
+@pytest.mark.parametrize("where", ["first", "all"])
+@pytest.mark.parametrize(("library", "name"), MODELS_OF_OTHERS)
+def test_models_of_other_libraries_compute_what_they_did(
+    library: str, name: str, where: Any
+) -> None:
+    def output() -> Any:
+        result = model(torch.ones(2, 3, 64, 64) / 3)
+        return result["out"] if "deeplab" in name else getattr(result, "logits", result)
+
+    model = model_of_others(library, name).eval()
+    names = list(model.state_dict())
+    with torch.no_grad():
+        before = output()
+        to_coordconv(model, where=where)
+        assert torch.equal(output(), before)
+
+    assert any(isinstance(layer, CoordConv2d) for layer in model.modules())
+    from_coordconv(model)
+    assert list(model.state_dict()) == names
+
+
 def test_what_is_swapped_already_is_passed_over() -> None:
     model = to_coordconv(network())
     first = model.get_submodule("0")
