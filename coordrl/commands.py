@@ -1,4 +1,4 @@
-"""What the scripts that train over seeds and arms share: where to compute, records, how to end."""
+"""What the commands that train share: where to compute, records, how to end."""
 
 import json
 import sys
@@ -31,7 +31,7 @@ def use_device(name: str, threads: int | None = None) -> str:
     """
     has_gpu = torch.cuda.is_available()
     if name == "cuda" and not has_gpu:
-        raise SettingsError("--device cuda: PyTorch finds no GPU; leave it out or take cpu")
+        raise SettingsError("device = 'cuda', but torch finds no GPU; choose --device cpu")
     if threads is not None:
         if threads < 1:
             raise SettingsError(f"--threads must be at least 1, got {threads}")

@@ -145,12 +145,14 @@ def model_of_others(library: str, name: str) -> Any:
 def test_models_of_other_libraries_compute_what_they_did(
     library: str, name: str, where: Any
 ) -> None:
+    images = torch.rand(2, 3, 64, 64)
+
     def output() -> Any:
-        result = model(torch.ones(2, 3, 64, 64) / 3)
+        result = model(images)
         return result["out"] if "deeplab" in name else getattr(result, "logits", result)
 
     model = model_of_others(library, name).eval()
-    names = list(model.state_dict())
+    parameters = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.no_grad():
         before = output()
         to_coordconv(model, where=where)
@@ -158,7 +160,9 @@ def test_models_of_other_libraries_compute_what_they_did(
 
     assert any(isinstance(layer, CoordConv2d) for layer in model.modules())
     from_coordconv(model)
-    assert list(model.state_dict()) == names
+    assert list(model.state_dict()) == list(parameters)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, parameters[name]), name
 
 
 def test_what_is_swapped_already_is_passed_over() -> None:

@@ -688,6 +688,7 @@ def test_a_rom_that_is_not_the_games_is_refused(tmp_path: Path) -> None:
     [
         ([0, 6], ValueError, "actions of pong are 0 to 5, got 6"),
         ([-1, 0], ValueError, "actions of pong are 0 to 5, got -1"),
+        ([0, -(2**32)], ValueError, "actions of pong are 0 to 5, got -4294967296"),
         ([0], ValueError, r"shape \(2,\), got \(1,\)"),
         ([0.0, 1.0], TypeError, "whole numbers, got dtype float64"),
     ],

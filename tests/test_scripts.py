@@ -154,7 +154,7 @@ def test_without_a_gpu_one_sentence_says_so(
 ) -> None:
     arguments = ["--device", "cuda", "--algo", algo, "--run-dir", str(tmp_path / "run")]
     assert script.main(arguments) == 2
-    said = "train_atari.py: run.device = 'cuda', but torch finds no GPU; choose --device cpu\n"
+    said = "train_atari.py: device = 'cuda', but torch finds no GPU; choose --device cpu\n"
     assert capsys.readouterr().err == said
     assert not (tmp_path / "run").exists()
 

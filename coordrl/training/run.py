@@ -20,6 +20,7 @@ from stable_baselines3.common.logger import Logger
 
 from coordrl.agents import Episode, EvaluationResult, describe, evaluate, save_agent
 from coordrl.algorithms import keep_freed_memory, make_model
+from coordrl.commands import use_device
 from coordrl.config import SettingsError, TrainingSettings, dump_settings
 from coordrl.device_algorithms import make_device_model
 from coordrl.emulator.nvrtc import CudaError
@@ -94,7 +95,7 @@ def train(
         RunError: If the folder does not fit, or cannot be written to.
         AgentError: If an agent cannot be written.
     """
-    device = _device(settings.run.device)
+    device = use_device(settings.run.device)
     require_tracker(settings.run.track)
     keep_freed_memory()
     with _ranks(settings, device) as ranks, closing(_environments(settings, device, ranks)) as env:
@@ -114,14 +115,6 @@ def train(
                 return _Follower(settings, run_folder, env, model, stop, ranks).go(resume=resume)
             run = _Run(settings, run_folder, env, model, stop, ranks, profile=profile)
             return run.go(resume=resume)
-
-
-def _device(name: str) -> str:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("run.device = 'cuda', but torch finds no GPU; choose --device cpu")
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
 
 
 _STREAMS = ("environment", "policy", "data", "evaluation")

@@ -1,0 +1,72 @@
+"""What the commands that train share: where to compute, records, how to end."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from coordrl.commands import Interrupted, exit_status, use_device, write_json
+from coordrl.config import SettingsError
+from coordrl.runs import RunError
+
+
+def fail(error: Exception) -> str:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (Interrupted(), 130, "stopped; the same command goes on from here\n"),
+        (RunError("the disk is full"), 2, "train.py: the disk is full\n"),
+        (SettingsError("no such key"), 2, "train.py: no such key\n"),
+        (FileNotFoundError("no pictures"), 2, "train.py: no pictures\n"),
+    ],
+)
+def test_what_a_user_can_mend_is_told_in_one_line(
+    error: Exception, status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status("train.py", lambda: fail(error), FileNotFoundError) == status
+    assert capsys.readouterr() == ("", said)
+
+
+def test_a_text_is_printed_and_other_errors_are_raised(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert exit_status("train.py", lambda: "| a table |") == 0
+    assert capsys.readouterr() == ("| a table |\n", "")
+    with pytest.raises(FileNotFoundError, match="no pictures"):
+        exit_status("train.py", lambda: fail(FileNotFoundError("no pictures")))
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_a_gpu_is_taken_where_there_is_one(has_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert use_device("auto") == ("cuda" if has_gpu else "cpu")
+    assert use_device("cpu") == "cpu"
+    if has_gpu:
+        assert use_device("cuda") == "cuda"
+    else:
+        with pytest.raises(SettingsError, match="torch finds no GPU; choose --device cpu"):
+            use_device("cuda")
+
+
+def test_threads_are_taken_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    use_device("cpu")
+    use_device("cpu", threads=3)
+    assert taken == [3]
+    with pytest.raises(SettingsError, match="--threads must be at least 1, got 0"):
+        use_device("cpu", threads=0)
+
+
+def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    write_json({"seeds": [0, 1]}, path)
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_json({"seeds": {0, 1}}, path)
+    assert path.read_text() == '{\n "seeds": [\n  0,\n  1\n ]\n}'
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(RunError, match="nowhere"):
+        write_json({}, tmp_path / "nowhere" / "record.json")
