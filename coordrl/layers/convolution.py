@@ -38,10 +38,9 @@ class _Place(NamedTuple):
 
 
 class _Remembered(NamedTuple):
-    """What was made of certain weights: those of the input, in two layouts, and maps."""
+    """The maps that were made of certain weights of the coordinates."""
 
-    weight: Tensor
-    in_layout: dict[bool, Tensor]
+    coord_weight: Tensor
     maps: dict[_Place, Tensor]
 
 
@@ -65,8 +64,6 @@ _MIN_FACTORIZED = 2**14
 _LARGE = 2**20
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED_CONVOLUTIONS = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-# Largest weight, in numbers, that a layer that does not learn keeps two more copies of.
-_MAX_REMEMBERED = 2**20
 
 
 class _CoordConv(_ConvNd):
@@ -113,7 +110,9 @@ class _CoordConv(_ConvNd):
             maps = self._convolve_grid(coord_weight, place, given)
             return (y + (maps if x.ndim == self.axes + 2 else maps.squeeze(0))).to(y.dtype)
         learns = wide_weight.requires_grad and torch.is_grad_enabled()
-        weight, coord_map = self._compute(place) if learns else self._remember(wide_weight, place)
+        weight, coord_weight = self.split_weight()
+        compute_map = self._compute_map if learns else self._remember_map
+        coord_map = compute_map(coord_weight, place)
         y = self._convolve(x, weight, self.bias, self.groups, output_padding)
         # Backward of a convolution does not read its output, so the sum may overwrite it.
         if learns and x.ndim == self.axes + 2 and (place.channels_last or y.numel() >= _LARGE):
@@ -223,38 +222,28 @@ class _CoordConv(_ConvNd):
             padding = (0,) * axes
         return _CONVOLUTIONS[axes - 1](x, weight, bias, stride, padding, dilation, groups)
 
-    def _compute(self, place: _Place) -> tuple[Tensor, Tensor]:
-        """Return the weight of the input, and the coordinate map ``(out_channels, *out_size)``."""
-        weight, coord_weight = self.split_weight()
-        return weight, self._compute_map(coord_weight, place)
-
-    def _remember(self, wide_weight: Tensor, place: _Place) -> tuple[Tensor, Tensor]:
-        """Return what ``_compute`` does, at a moment in which the layer does not learn."""
-        if not (
-            place.device.type == wide_weight.device.type == "cpu"
-            and wide_weight.numel() <= _MAX_REMEMBERED
-        ):
+    def _remember_map(self, coord_weight: Tensor, place: _Place) -> Tensor:
+        """Return what ``_compute_map`` does, at a moment in which the layer does not learn."""
+        if not place.device.type == coord_weight.device.type == "cpu":
             # Comparing the weights would wait for the device, longer than computing the map takes.
-            return self._compute(place)
+            return self._compute_map(coord_weight, place)
         # Values, not version counters: an edit through `.data`, such as SB3's polyak_update of a
         # target network, leaves no trace in the version.
         known = self._remembered
         if (
             known is None
-            or known.weight.dtype != wide_weight.dtype
-            or not torch.equal(known.weight, wide_weight)
+            or known.coord_weight.dtype != coord_weight.dtype
+            or not torch.equal(known.coord_weight, coord_weight)
         ):
-            known = _Remembered(wide_weight.detach().clone(), {}, {})
+            known = _Remembered(coord_weight.detach().clone(), {})
             self._remembered = known
         coord_map = known.maps.get(place)
         if coord_map is None:
             # Tensors made in inference mode could not take part in autograd later.
             with torch.inference_mode(False), torch.no_grad():
-                weight, coord_map = self._compute(place)
-                if place.channels_last not in known.in_layout:
-                    known.in_layout[place.channels_last] = _in_layout(weight, place.channels_last)
+                coord_map = self._compute_map(known.coord_weight, place)
             _keep(known.maps, place, coord_map)
-        return known.in_layout[place.channels_last], coord_map
+        return coord_map
 
     def _compute_map(self, coord_weight: Tensor, place: _Place) -> Tensor:
         """Return the convolved coordinates, ``(out_channels, *out_size)``.
@@ -396,17 +385,6 @@ def _is_channels_last(x: Tensor, axes: int) -> bool:
         return False
     layout = torch.channels_last if axes == 2 else torch.channels_last_3d
     return x.is_contiguous(memory_format=layout)
-
-
-def _in_layout(weight: Tensor, channels_last: bool) -> Tensor:
-    """Return the weight in memory of its own, as a convolution of such inputs wants it.
-
-    A slice may already lie so, but in the parameter's memory, which a parameter can leave behind.
-    """
-    layout = torch.contiguous_format
-    if channels_last:
-        layout = torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
-    return weight.clone(memory_format=layout)
 
 
 def _map_dtype(weight: Tensor) -> torch.dtype:
