@@ -4,11 +4,14 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from coordrl.config import SettingsError
 from coordrl.runs import RunError, atomic_file
+
+_Result = TypeVar("_Result")
 
 
 class Interrupted(Exception):
@@ -49,6 +52,20 @@ def write_json(record: object, path: Path) -> None:
     """
     with atomic_file(path) as file:
         file.write(json.dumps(record, indent=1, allow_nan=True).encode())
+
+
+def read_json(path: Path, build: Callable[[Any], _Result]) -> _Result:
+    """Return what ``build`` makes of a record that :func:`write_json` wrote.
+
+    Raises:
+        RunError: If the file cannot be read, or holds something else.
+    """
+    try:
+        return build(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RunError(
+            f"{path} cannot be read ({error}); delete it, and the same command makes it again"
+        ) from error
 
 
 def exit_status(script: str, work: Callable[[], str], *others: type[Exception]) -> int:

@@ -6,7 +6,6 @@ learns handwritten digits with and without that layer. What follows the layer in
 known; here nothing does, so that the image can pass it unchanged.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from coordrl.commands import Interrupted, write_json
+from coordrl.commands import Interrupted, read_json, write_json
 from coordrl.config import dump_settings
 from coordrl.layers import CoordConv2d
 from coordrl.runs import SETTINGS_FILE, Progress, StopRequest, open_run
@@ -296,8 +295,10 @@ def _run(
     with open_run(path, dump_settings(settings), resume=known):
         result_file = path / RESULT_FILE
         if result_file.exists():
-            record = json.loads(result_file.read_text(encoding="utf-8"))
-            return RecognitionResult(**{**record, "settings": settings})
+            return read_json(
+                result_file,
+                lambda record: RecognitionResult(**{**record, "settings": settings}),
+            )
         steps = settings.epochs * ((len(images) - settings.held_back) // settings.batch_size or 1)
         with StopRequest() as stop, Progress(path.name, steps, "steps") as progress:
 

@@ -1,11 +1,12 @@
 """What the commands that train share: where to compute, records, how to end."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from coordrl.commands import Interrupted, exit_status, use_device, write_json
+from coordrl.commands import Interrupted, exit_status, read_json, use_device, write_json
 from coordrl.config import SettingsError
 from coordrl.runs import RunError
 
@@ -70,3 +71,17 @@ def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(RunError, match="nowhere"):
         write_json({}, tmp_path / "nowhere" / "record.json")
+
+
+def test_a_record_is_read_as_what_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    write_json({"seeds": [0, 1], "loss": math.inf}, path)
+    assert read_json(path, lambda record: (record["seeds"], record["loss"])) == ([0, 1], math.inf)
+
+
+@pytest.mark.parametrize("text", ["", '{"curve": [', "[]", "null", '{"curve": 3}', '{"other": []}'])
+def test_a_record_that_cannot_be_read_is_named(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(text)
+    with pytest.raises(RunError, match=r"result\.json cannot be read .*; delete it, and the same"):
+        read_json(path, lambda record: [*record["curve"]])

@@ -743,7 +743,7 @@ def test_a_result_that_cannot_be_read_is_named(tiny: Experiments) -> None:
     path = tiny.out / "classification-coordconv-uniform-s0" / "result.json"
     path.write_text(path.read_text()[:100])
 
-    with pytest.raises(RunError, match=r"result\.json cannot be read .* delete it, and the run is"):
+    with pytest.raises(RunError, match=r"result\.json cannot be read .* delete it, and the same"):
         tiny.train(settings)
 
 

@@ -6,15 +6,15 @@ stopped goes on.
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from coordrl.commands import Interrupted, write_json
+from coordrl.commands import Interrupted, read_json, write_json
 from coordrl.config import Override, SettingsError, dump_settings
 from coordrl.coordinates import analysis, figures, table
 from coordrl.coordinates.data import InputScale, Split
@@ -31,7 +31,6 @@ from coordrl.coordinates.training import (
 from coordrl.runs import (
     SETTINGS_FILE,
     Progress,
-    RunError,
     StopRequest,
     atomic_file,
     machine,
@@ -355,14 +354,11 @@ def _log(tensorboard: SummaryWriter, point: Evaluation) -> None:
 
 
 def _read_result(path: Path, settings: CoordinateSettings) -> RunResult:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        curve = tuple(Evaluation(**point) for point in record.pop("curve"))
+    def build(record: dict[str, Any]) -> RunResult:
+        curve = tuple(Evaluation(**point) for point in record["curve"])
         return RunResult(**{**record, "curve": curve, "settings": settings})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RunError(
-            f"{path} cannot be read ({error}); delete it, and the run is judged again"
-        ) from error
+
+    return read_json(path, build)
 
 
 def _read_trace(path: Path, run: Run) -> analysis.Trace:
@@ -372,9 +368,12 @@ def _read_trace(path: Path, run: Run) -> analysis.Trace:
         interval=run.settings.training.evaluation_interval,
         shifts=tuple(shift for shift in (1, 4, 16) if shift <= canvas.size - canvas.square),
     )
-    if (path / TRACE_FILE).exists():
-        record = json.loads((path / TRACE_FILE).read_text(encoding="utf-8"))
+
+    def go_on(record: dict[str, Any]) -> None:
         looks = [step <= run.step for step in record["steps"]]
         for name in ("steps", "errors", "ratios"):
             getattr(trace, name).extend(itertools.compress(record[name], looks))
+
+    if (path / TRACE_FILE).exists():
+        read_json(path / TRACE_FILE, go_on)
     return trace

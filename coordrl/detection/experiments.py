@@ -5,16 +5,15 @@ stopped goes on.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from coordrl.backbone import Coords
-from coordrl.commands import Interrupted, write_json
+from coordrl.commands import Interrupted, read_json, write_json
 from coordrl.config import Override, SettingsError, dump_settings
 from coordrl.detection import figures, table
 from coordrl.detection.rpn import AnchorLayout
@@ -229,6 +228,8 @@ def _log(tensorboard: SummaryWriter, point: Evaluation) -> None:
 
 
 def _read_result(path: Path, settings: DetectorSettings) -> RunResult:
-    record = json.loads(path.read_text(encoding="utf-8"))
-    curve = tuple(Evaluation(**point) for point in record.pop("curve"))
-    return RunResult(**{**record, "curve": curve, "settings": settings})
+    def build(record: dict[str, Any]) -> RunResult:
+        curve = tuple(Evaluation(**point) for point in record["curve"])
+        return RunResult(**{**record, "curve": curve, "settings": settings})
+
+    return read_json(path, build)

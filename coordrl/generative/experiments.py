@@ -6,15 +6,15 @@ stopped goes on.
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from coordrl.commands import Interrupted, write_json
+from coordrl.commands import Interrupted, read_json, write_json
 from coordrl.config import Override, SettingsError, dump_settings
 from coordrl.generative import figures, table
 from coordrl.generative.interpolation import Motion
@@ -252,12 +252,14 @@ def _may_go_on(result: RunResult, settings: GenerativeSettings) -> bool:
 
 
 def _read_result(path: Path, settings: GenerativeSettings) -> RunResult:
-    record = json.loads(path.read_text(encoding="utf-8"))
-    motion = record["motion"]
-    changed = {
-        "settings": settings,
-        "curve": tuple(evaluation_from_json(point) for point in record["curve"]),
-        "real": evaluation_from_json(record["real"]),
-        "motion": None if motion is None else Motion(**motion),
-    }
-    return RunResult(**{**record, **changed})
+    def build(record: dict[str, Any]) -> RunResult:
+        motion = record["motion"]
+        changed = {
+            "settings": settings,
+            "curve": tuple(evaluation_from_json(point) for point in record["curve"]),
+            "real": evaluation_from_json(record["real"]),
+            "motion": None if motion is None else Motion(**motion),
+        }
+        return RunResult(**{**record, **changed})
+
+    return read_json(path, build)
