@@ -110,7 +110,7 @@ class _CoordConv(_ConvNd):
             maps = self._convolve_grid(coord_weight, place, given)
             return (y + (maps if x.ndim == self.axes + 2 else maps.squeeze(0))).to(y.dtype)
         learns = wide_weight.requires_grad and torch.is_grad_enabled()
-        weight, coord_weight = self.split_weight()
+        weight, coord_weight = self._split(wide_weight)
         compute_map = self._compute_map if learns else self._remember_map
         coord_map = compute_map(coord_weight, place)
         y = self._convolve(x, weight, self.bias, self.groups, output_padding)
@@ -171,12 +171,8 @@ class _CoordConv(_ConvNd):
 
     def _check_input(self, x: Tensor) -> None:
         axes = self.axes
-        if (
-            x.ndim - axes in (1, 2)
-            and x.shape[-axes - 1] == self.in_channels
-            and 0 not in x.shape[-axes:]
-            and x.is_floating_point()
-        ):
+        channels, *size = x.shape[-axes - 1 :] if x.ndim - axes in (1, 2) else (-1,)
+        if channels == self.in_channels and 0 not in size and x.is_floating_point():
             return
         name, letters = type(self).__name__, ", ".join("DHW"[-axes:])
         if x.ndim - axes not in (1, 2) or x.shape[-axes - 1] != self.in_channels:
@@ -195,11 +191,14 @@ class _CoordConv(_ConvNd):
         layer from the coordinates to ``out_channels``: with groups, each group of the wide
         convolution has its own inputs and all coordinates. Neither is for writing into.
         """
+        return self._split(self.weight)
+
+    def _split(self, wide_weight: Tensor) -> tuple[Tensor, Tensor]:
         parts = [self.in_channels // self.groups, self.num_coords]
         if not self.transposed:
-            return _split(self.weight, parts)
+            return _split(wide_weight, parts)
         # Rows of a transposed weight are input channels: those of group 0, then of group 1, ...
-        rows = self.weight.view(self.groups, sum(parts), *self.weight.shape[1:])
+        rows = wide_weight.view(self.groups, sum(parts), *wide_weight.shape[1:])
         weight, coord_weight = _split(rows, parts)
         return weight.flatten(0, 1), coord_weight.transpose(0, 1).flatten(1, 2)
 
@@ -257,15 +256,10 @@ class _CoordConv(_ConvNd):
             return self._convolve_grid(coord_weight, place).squeeze(0)
         by_channel = coord_weight.transpose(0, 1) if self.transposed else coord_weight
         coord_map = by_channel.flatten(1).to(place.dtype)
-        with _no_autocast(place.device):
-            if place.channels_last:
-                coord_map = coord_map.t()
-                for factor in basis.factors:
-                    coord_map = torch.mm(factor, coord_map)
-                return coord_map.view(*basis.size, -1).movedim(-1, 0)
-            for factor in basis.factors:
-                coord_map = torch.mm(coord_map, factor)
-            return coord_map.view(-1, *basis.size)
+        if _autocasts(place.device):
+            with torch.autocast(place.device.type, enabled=False):
+                return _multiply(coord_map, basis, place.channels_last)
+        return _multiply(coord_map, basis, place.channels_last)
 
     def _convolve_grid(
         self, coord_weight: Tensor, place: _Place, grid: Tensor | None = None
@@ -343,6 +337,17 @@ def _factorize(maps: Tensor, taps: int) -> list[Tensor]:
     return [shares, directions]
 
 
+def _multiply(flat: Tensor, basis: _Basis, channels_last: bool) -> Tensor:
+    if channels_last:
+        coord_map = flat.t()
+        for factor in basis.factors:
+            coord_map = torch.mm(factor, coord_map)
+        return coord_map.view(*basis.size, -1).movedim(-1, 0)
+    for factor in basis.factors:
+        flat = torch.mm(flat, factor)
+    return flat.view(-1, *basis.size)
+
+
 _Kept = TypeVar("_Kept")
 
 
@@ -396,10 +401,12 @@ def _map_dtype(weight: Tensor) -> torch.dtype:
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
+def _autocasts(device: torch.device) -> bool:
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
+    return torch.autocast(device.type, enabled=False) if _autocasts(device) else nullcontext()
 
 
 class _AddMap(torch.autograd.Function):
