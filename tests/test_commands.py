@@ -1,11 +1,15 @@
 """What the commands that train share: where to compute, records, how to end."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import coordrl.detection.experiments
+import coordrl.generative.experiments
 from coordrl.commands import Interrupted, exit_status, read_json, use_device, write_json
 from coordrl.config import SettingsError
 from coordrl.runs import RunError
@@ -85,3 +89,21 @@ def test_a_record_that_cannot_be_read_is_named(text: str, tmp_path: Path) -> Non
     path.write_text(text)
     with pytest.raises(RunError, match=r"result\.json cannot be read .*; delete it, and the same"):
         read_json(path, lambda record: [*record["curve"]])
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        coordrl.detection.experiments._read_result,
+        coordrl.generative.experiments._read_result,
+    ],
+    ids=["detection", "generative"],
+)
+@pytest.mark.parametrize("text", ['{"curve": [', "{}"])
+def test_studies_name_a_result_that_cannot_be_read(
+    text: str, read: Callable[[Path, Any], object], tmp_path: Path
+) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(text)
+    with pytest.raises(RunError, match=r"result\.json cannot be read .*; delete it, and the same"):
+        read(path, None)

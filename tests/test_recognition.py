@@ -21,6 +21,7 @@ from coordrl.recognition import (
     recognize,
     to_markdown,
 )
+from coordrl.runs import RunError
 
 TINY = RecognitionSettings(held_back=40, epochs=3, batch_size=16)
 
@@ -146,6 +147,16 @@ def test_finished_runs_are_read_and_not_repeated(tmp_path: Path) -> None:
     again = compare_arms(settings, *bars(60), seeds=2, out=tmp_path)
 
     assert again == first  # the processor time as well
+
+
+def test_a_result_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    settings = dataclasses.replace(TINY, epochs=1)
+    compare_arms(settings, *bars(60), seeds=2, out=tmp_path)
+    for path in tmp_path.glob("*/result.json"):
+        path.write_text(path.read_text()[:20])
+
+    with pytest.raises(RunError, match=r"result\.json cannot be read .*; delete it, and the same"):
+        compare_arms(settings, *bars(60), seeds=2, out=tmp_path)
 
 
 def test_the_script_writes_record_and_table(tmp_path: Path) -> None:
