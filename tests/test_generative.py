@@ -22,6 +22,7 @@ from coordrl.generative.networks import (
     CoordConvGenerator,
     DeconvGenerator,
     Discriminator,
+    convolve_tiled,
 )
 from coordrl.generative.objectives import (
     R3GAN,
@@ -30,7 +31,7 @@ from coordrl.generative.objectives import (
     make_objective,
     squared_gradient,
 )
-from coordrl.layers import coordinate_grid
+from coordrl.layers import CoordConv2d, coordinate_grid
 
 CPU = torch.device("cpu")
 PAPER = Canvas()
@@ -161,6 +162,19 @@ def test_the_generator_that_tiles_nothing_equals_the_tiled_one() -> None:
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+def test_autocast_keeps_the_coordinates_of_the_tiled_layer_exact() -> None:
+    layer = CoordConv2d(1, 1, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[[[0.0]], [[1.0]], [[1 / 3]]]]))
+    vectors = torch.zeros(1, 1)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = convolve_tiled(layer, vectors, 5, 40)
+
+    assert ours.dtype == torch.bfloat16
+    assert_close(ours, convolve_tiled(layer, vectors, 5, 40).bfloat16(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("make", [CoordConvGenerator, DeconvGenerator])

@@ -161,6 +161,28 @@ def test_the_average_moves_towards_the_weights() -> None:
         assert_close(average, (old + new) / 2)
 
 
+@pytest.mark.parametrize("model", ["gan", "vae"])
+@pytest.mark.parametrize("coords", ["none", "all"])
+def test_half_precision_takes_nearly_the_same_step(model: str, coords: str) -> None:
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        training = replace(tiny().training, precision=precision, iterations=1)
+        (point,) = Run(tiny(model=model, coords=coords, training=training)).train().curve
+        losses.append(point.losses)
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_half_precision_leaves_weights_and_losses_in_single() -> None:
+    training = replace(tiny().training, precision="bfloat16")
+    gan = Run(tiny(training=training)).model
+    assert isinstance(gan, Gan)
+    losses = gan.learn(torch.rand(4, 3, 16, 16), torch.Generator().manual_seed(0))
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert {p.dtype for p in gan.generator.parameters()} == {torch.float32}
+    assert gan.generate(torch.rand(2, 4)).dtype == torch.float32
+
+
 def test_a_step_of_the_generator_leaves_the_discriminator_trainable() -> None:
     gan = Run(tiny()).model
     assert isinstance(gan, Gan)

@@ -1,6 +1,9 @@
 """One step of training a GAN or a VAE, behind one face, so that a run need not know which it is."""
 
 import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -67,6 +70,7 @@ class Gan:
         for module in (self.generator, self.discriminator):
             initialize_he_normal(module, generator)
             module.to(device)
+        self._autocast = _autocast(settings, device)
         self.averaged = copy.deepcopy(self.generator) if gan.average else None
         betas = (gan.beta1, gan.beta2)
         self._generator_optimizer = torch.optim.Adam(
@@ -93,8 +97,8 @@ class Gan:
         """Take one step of the discriminator, then the steps of the generator."""
         self.generator.train()
         latents = self.latents(len(real), generator)
-        fake = self.generator(latents)
-        d_loss = self.objective.discriminator_loss(self.discriminator, real, fake.detach())
+        fake = self._make(latents)
+        d_loss = self.objective.discriminator_loss(self._discriminate, real, fake.detach())
         self._discriminator_optimizer.zero_grad()
         d_loss.backward()  # type: ignore[no-untyped-call]
         self._discriminator_optimizer.step()
@@ -102,14 +106,24 @@ class Gan:
         self.discriminator.requires_grad_(False)
         for step in range(self.settings.gan.generator_steps):
             # The first step has not changed the generator yet.
-            pictures = fake if step == 0 else self.generator(latents)
-            g_loss = self.objective.generator_loss(self.discriminator, real, pictures)
+            pictures = fake if step == 0 else self._make(latents)
+            g_loss = self.objective.generator_loss(self._discriminate, real, pictures)
             self._generator_optimizer.zero_grad()
             g_loss.backward()  # type: ignore[no-untyped-call]
             self._generator_optimizer.step()
         self.discriminator.requires_grad_(True)
         self._average()
         return {"discriminator": d_loss.detach(), "generator": g_loss.detach()}
+
+    def _make(self, latents: Tensor) -> Tensor:
+        with self._autocast():
+            pictures: Tensor = self.generator(latents)
+        return pictures.float()
+
+    def _discriminate(self, pictures: Tensor) -> Tensor:
+        with self._autocast():
+            logits: Tensor = self.discriminator(pictures)
+        return logits.float()
 
     def _average(self) -> None:
         if self.averaged is None:
@@ -171,6 +185,7 @@ class Vae:
         self.autoencoder = Autoencoder(encoder, _generator(settings, tanh=False))
         initialize_he_normal(self.autoencoder, generator)
         self.autoencoder.to(device)
+        self._autocast = _autocast(settings, device)
         self._optimizer = torch.optim.Adam(
             self.autoencoder.parameters(), settings.vae.learning_rate, fused=True
         )
@@ -191,7 +206,9 @@ class Vae:
     def learn(self, real: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Take one step."""
         self.autoencoder.train()
-        logits, mean, log_variance = self.autoencoder(real, self.latents(len(real), generator))
+        latents = self.latents(len(real), generator)
+        with self._autocast():
+            logits, mean, log_variance = (part.float() for part in self.autoencoder(real, latents))
         loss = autoencoder_loss(logits, real, mean, log_variance, self.settings.vae.beta)
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -241,6 +258,14 @@ def _generator(settings: GenerativeSettings, *, tanh: bool) -> CoordConvGenerato
         return CoordConvGenerator(*sizes, tanh=tanh)
     # The authors end this one in tanh always.
     return DeconvGenerator(*sizes, tanh=tanh or settings.model == "gan")
+
+
+def _autocast(
+    settings: GenerativeSettings, device: torch.device
+) -> Callable[[], AbstractContextManager[Any]]:
+    """Return what to compute the networks of a step in."""
+    is_half = settings.training.precision == "bfloat16"
+    return partial(torch.autocast, device.type, torch.bfloat16, enabled=is_half)
 
 
 def _in_parts(network: nn.Module, latents: Tensor) -> Tensor:

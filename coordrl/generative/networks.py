@@ -10,6 +10,7 @@ networks are thus mirror images of the authors', as are the pictures that they l
 likely as the unmirrored ones.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -70,7 +71,8 @@ def convolve_tiled(layer: CoordConv2d, vectors: Tensor, height: int, width: int)
 
     Equal to ``layer(vectors[:, :, None, None].expand(-1, -1, height, width))``, but each vector is
     multiplied once and not at each pixel, and the part of the coordinates, which all vectors
-    share, is added: one product of matrices in place of a convolution over the canvas.
+    share, is added: one product of matrices in place of a convolution over the canvas. As in the
+    layer itself, autocast leaves the coordinates' part in float32, and the sum is rounded once.
 
     Args:
         layer: Of stride 1, without padding and groups.
@@ -85,8 +87,10 @@ def convolve_tiled(layer: CoordConv2d, vectors: Tensor, height: int, width: int)
     grid = coordinate_grid(
         height, width, with_r=layer.with_r, device=vectors.device, dtype=vectors.dtype
     )
-    shared = F.conv2d(grid, coord_weight, layer.bias)
-    return F.linear(vectors, weight.flatten(1))[:, :, None, None] + shared
+    with torch.autocast(vectors.device.type, enabled=False):
+        shared = F.conv2d(grid, coord_weight, layer.bias)
+    own = F.linear(vectors, weight.flatten(1))
+    return (own[:, :, None, None] + shared).to(own.dtype)
 
 
 class DeconvGenerator(nn.Module):

@@ -119,6 +119,9 @@ class TrainingSettings:
     """Iterations between two evaluations."""
     samples: int = 1_000
     """Generated pictures in an evaluation."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type that convolutions and matrix products of a step are computed in; losses and
+    optimizers are in float32."""
     max_seconds: float | None = None
     """Seconds of processor time, for training alone, after which the run is cut short."""
 
