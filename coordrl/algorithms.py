@@ -21,6 +21,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.type_aliases import ReplayBufferSamples, RolloutBufferSamples
 from stable_baselines3.common.utils import LinearSchedule
@@ -359,8 +360,11 @@ def setting_keywords(algo: str) -> dict[str, dict[str, Any]]:
     """
     # SB3's n-step returns come with a replay buffer of their own.
     passed = _PASSED | {"n_steps"} if algo == "dqn" else _PASSED
+    algorithm = accepted_keywords(ALGORITHMS[algo], without=passed)
+    if "ent_coef" in algorithm:
+        algorithm["ent_coef"] = float | Schedule
     return {
-        "algorithm": accepted_keywords(ALGORITHMS[algo], without=passed),
+        "algorithm": algorithm,
         "extractor": accepted_keywords(policy_kwargs) | {"share_features_extractor": bool},
     }
 
@@ -405,6 +409,8 @@ def model_keywords(settings: TrainingSettings, num_envs: int) -> dict[str, Any]:
     for key, value in keywords.items():
         if isinstance(value, Schedule):
             keywords[key] = LinearSchedule(value.start, value.end, value.end_fraction)
+            if key == "ent_coef":
+                keywords[key] = value.start  # EntropySchedule moves it
     if settings.run.algo == "dqn" and keywords.get("gradient_steps", 1) > 0:
         keywords["gradient_steps"] = keywords.get("gradient_steps", 1) * num_envs
     fused = {"fused": True} if settings.optimizer.name == "Adam" else {}
@@ -414,6 +420,31 @@ def model_keywords(settings: TrainingSettings, num_envs: int) -> dict[str, Any]:
         optimizer_kwargs={"eps": settings.optimizer.eps, **fused},
     )
     return keywords
+
+
+class EntropySchedule(BaseCallback):
+    """Moves the weight of the entropy bonus, which SB3 keeps fixed, before each update.
+
+    A bonus large enough to keep a policy from settling before it has won a single point is too
+    large for one that should win them all.
+
+    Args:
+        schedule: The weight through the run.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__()
+        self._weight_at = LinearSchedule(schedule.start, schedule.end, schedule.end_fraction)
+
+    def _on_rollout_end(self) -> None:
+        # SB3 moves its own schedules on only after this call.
+        total: int = self.model._total_timesteps
+        remaining = 1 - self.num_timesteps / total
+        self.model.ent_coef = self._weight_at(remaining)  # type: ignore[attr-defined]
+        self.logger.record("train/ent_coef", self.model.ent_coef)  # type: ignore[attr-defined]
+
+    def _on_step(self) -> bool:
+        return True
 
 
 def keep_freed_memory() -> None:

@@ -102,7 +102,7 @@ class TestSettings:
         if name == "dqn_cuda.toml":
             chosen = dataclasses.replace(chosen, algorithm={**chosen.algorithm, "buffer_size": 99})
         # A rollout has to hold a minibatch.
-        num_envs = 256 if name == "ppo_cuda.toml" else 2
+        num_envs = {"ppo_cuda.toml": 256, "ppo_cpu.toml": 4}.get(name, 2)
         env = make_sb3_env("Pong", num_envs, chosen.env)
         make = make_device_model if chosen.run.on_device else make_model
         model: Any = make(chosen, env, seed=0)
@@ -357,6 +357,23 @@ class TestResume:
         rates = {p.step: p.value for p in events.Scalars("train/learning_rate")}
         # Logged at a step: the rate of the last update, in the straight line of the whole run.
         assert rates[80] == pytest.approx(0.01 * (1 - 80 / 96))
+
+    @WHEREVER
+    @pytest.mark.parametrize("algo", ["a2c", "ppo"])
+    def test_the_entropy_bonus_follows_its_schedule(
+        self, algo: str, where: str, tmp_path: Path
+    ) -> None:
+        schedule = "algorithm.ent_coef={start = 0.08, end = 0.02, end_fraction = 0.5}"
+        chosen = settings(algo, schedule, "run.track=tensorboard", "run.log_interval=1", where)
+
+        train(chosen, tmp_path / "run")
+
+        events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+        events.Reload()
+        points = {point.step: point.value for point in events.Scalars("train/ent_coef")}
+        assert {step: points[step] for step in (16, 48, 96)} == pytest.approx(
+            {16: 0.06, 48: 0.02, 96: 0.02}
+        )
 
     @pytest.mark.skipif(not emulator.available(), reason="ale-py cannot save a game")
     @WHEREVER

@@ -139,7 +139,7 @@ class PPO(_OnPolicy, stable_baselines3.PPO):
         self._update_learning_rate(self.policy.optimizer)
         schedules: list[Any] = [self.clip_range, self.clip_range_vf or self.clip_range]
         ranges = [float(schedule(self._current_progress_remaining)) for schedule in schedules]
-        limits = torch.tensor(ranges, device=self.device)
+        scalars = torch.tensor([*ranges, self.ent_coef], device=self.device)
         self._totals.zero_()
         num_updates = num_updates_of_epoch = 0
         for _ in range(self.n_epochs):
@@ -148,7 +148,7 @@ class PPO(_OnPolicy, stable_baselines3.PPO):
             for samples in self.rollout_buffer.get(self.batch_size):
                 fields = (samples.observations, samples.actions, samples.old_values)
                 rest = (samples.old_log_prob, samples.advantages, samples.returns)
-                loss, goes_on = self._update(*fields, *rest, limits)
+                loss, goes_on = self._update(*fields, *rest, scalars)
                 num_updates += 1
                 num_updates_of_epoch += 1
                 if self.target_kl is not None and not goes_on:
@@ -178,10 +178,14 @@ class PPO(_OnPolicy, stable_baselines3.PPO):
         old_log_prob: Tensor,
         advantages: Tensor,
         returns: Tensor,
-        limits: Tensor,
+        scalars: Tensor,
     ) -> tuple[Tensor, bool]:
-        """Make one update, and return its loss and whether more may follow."""
-        clip_range, clip_range_vf = limits
+        """Make one update, and return its loss and whether more may follow.
+
+        What changes between rollouts comes as tensors: a recorded update would repeat the numbers
+        of the first.
+        """
+        clip_range, clip_range_vf, ent_coef = scalars
         all_log_probs, values = self._network(self.policy, obs, self.acceleration.bfloat16)
         log_prob = all_log_probs.gather(1, actions[:, None]).squeeze(1)
         if self.normalize_advantage and len(advantages) * self.ranks.count > 1:
@@ -194,7 +198,7 @@ class PPO(_OnPolicy, stable_baselines3.PPO):
             values = old_values + (values - old_values).clamp(-clip_range_vf, clip_range_vf)
         value_loss = F.mse_loss(returns, values)
         entropy_loss = -entropy(all_log_probs).mean()
-        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        loss = policy_loss + ent_coef * entropy_loss + self.vf_coef * value_loss
         with torch.no_grad():
             clip_fraction = ((ratio - 1).abs() > clip_range).float().mean()
             divergence = ((ratio - 1) - log_ratio).mean()

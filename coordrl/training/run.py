@@ -19,9 +19,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from coordrl.agents import Episode, EvaluationResult, describe, evaluate, save_agent
-from coordrl.algorithms import keep_freed_memory, make_model
+from coordrl.algorithms import EntropySchedule, keep_freed_memory, make_model
 from coordrl.commands import use_device
-from coordrl.config import SettingsError, TrainingSettings, dump_settings
+from coordrl.config import Schedule, SettingsError, TrainingSettings, dump_settings
 from coordrl.device_algorithms import make_device_model
 from coordrl.emulator.nvrtc import CudaError
 from coordrl.ranks import Ranks, join, leave
@@ -250,13 +250,17 @@ class _Learner:
 
     def _learn(self) -> Ending:
         remaining = self._run.total_steps - self._steps
+        callbacks: list[BaseCallback] = [_Hooks(self)]
+        entropy = self._settings.algorithm.get("ent_coef")
+        if isinstance(entropy, Schedule):
+            callbacks.append(EntropySchedule(entropy))
         try:
             if remaining > 0:
                 # SB3 adds what is done to what it is given: the total, and with it the schedules,
                 # stay those of the whole run.
                 self._model.learn(
                     remaining,
-                    callback=_Hooks(self),
+                    callback=callbacks,
                     log_interval=None,  # type: ignore[arg-type]  # SB3 asks whether it is None
                     reset_num_timesteps=False,
                 )
