@@ -121,7 +121,8 @@ class TrainingSettings:
     """Generated pictures in an evaluation."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type that convolutions and matrix products of a step are computed in; losses and
-    optimizers are in float32."""
+    optimizers are in float32. Two thirds of the processor time where the CPU multiplies matrices of
+    bfloat16."""
     max_seconds: float | None = None
     """Seconds of processor time, for training alone, after which the run is cut short."""
 
