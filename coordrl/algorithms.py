@@ -425,8 +425,8 @@ def model_keywords(settings: TrainingSettings, num_envs: int) -> dict[str, Any]:
 class EntropySchedule(BaseCallback):
     """Moves the weight of the entropy bonus, which SB3 keeps fixed, before each update.
 
-    A bonus large enough to keep a policy from settling before it has won a single point is too
-    large for one that should win them all.
+    A bonus large enough to keep a policy from settling early is too large for one that should win
+    every point.
 
     Args:
         schedule: The weight through the run.

@@ -19,7 +19,8 @@ from stable_baselines3.common.vec_env import VecCheckNan
 from torch.testing import assert_close
 
 from coordrl import device_algorithms
-from coordrl.config import AccelerationSettings, AtariSettings
+from coordrl.algorithms import EntropySchedule
+from coordrl.config import AccelerationSettings, AtariSettings, Schedule
 from coordrl.device_algorithms import (
     DeviceReplayBuffer,
     DeviceRolloutBuffer,
@@ -200,6 +201,18 @@ def test_losses_weights_and_logs_are_those_of_sb3(name: str, keywords: dict[str,
     for key, value in logged[1].items():
         if not key.startswith("time/"):
             assert logged[0][key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+
+
+@pytest.mark.usefixtures("same_minibatches")
+def test_a_bonus_for_entropy_that_moves_reaches_the_loss_as_in_sb3() -> None:
+    losses = []
+    for algorithm in pair("PPO", ent_coef=2.0):
+        logged = learn(algorithm, 2 * 20 * NUM_ENVS, EntropySchedule(Schedule(2.0, 1.0)))
+        assert algorithm.ent_coef == 1.0
+        losses.append(logged["train/loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    fixed = learn(model(device_algorithms, "PPO", ent_coef=2.0), 2 * 20 * NUM_ENVS)
+    assert fixed["train/loss"] < losses[0] - 1  # by the entropy of four actions, 1.4 nats
 
 
 def test_buffer_yields_every_step_once_in_the_layout_of_convolutions() -> None:

@@ -177,6 +177,11 @@ def test_autocast_keeps_the_coordinates_of_the_tiled_layer_exact() -> None:
     assert_close(ours, convolve_tiled(layer, vectors, 5, 40).bfloat16(), rtol=0, atol=0)
 
 
+def test_the_generator_has_a_shape_without_memory() -> None:
+    generator = CoordConvGenerator(size=16, latent=5, channels=3).to("meta")
+    assert generator(torch.empty(2, 5, device="meta")).shape == (2, 3, 16, 16)
+
+
 @pytest.mark.parametrize("make", [CoordConvGenerator, DeconvGenerator])
 @pytest.mark.parametrize("size", [16, 32])
 def test_generators_end_in_tanh_at_any_multiple_of_sixteen(

@@ -50,7 +50,12 @@ SMALL = (
 )
 ALGORITHM = {
     "a2c": ("algorithm.n_steps=4",),
-    "ppo": ("algorithm.n_steps=8", "algorithm.batch_size=8", "algorithm.n_epochs=2"),
+    "ppo": (
+        "algorithm.n_steps=8",
+        "algorithm.batch_size=8",
+        "algorithm.n_epochs=2",
+        "algorithm.ent_coef={start = 0.02, end = 0.0}",
+    ),
     "dqn": (
         *("algorithm.buffer_size=64", "algorithm.learning_starts=16", "algorithm.batch_size=4"),
         *("algorithm.target_update_interval=8", "algorithm.exploration_final_eps=0.2"),

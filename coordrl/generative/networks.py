@@ -10,7 +10,6 @@ networks are thus mirror images of the authors', as are the pictures that they l
 likely as the unmirrored ones.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -87,8 +86,10 @@ def convolve_tiled(layer: CoordConv2d, vectors: Tensor, height: int, width: int)
     grid = coordinate_grid(
         height, width, with_r=layer.with_r, device=vectors.device, dtype=vectors.dtype
     )
-    with torch.autocast(vectors.device.type, enabled=False):
-        shared = F.conv2d(grid, coord_weight, layer.bias)
+    # Products and sums instead of a convolution, which autocast would round to 16 bits.
+    shared = (coord_weight * grid).sum(dim=1)
+    if layer.bias is not None:
+        shared = shared + layer.bias[:, None, None]
     own = F.linear(vectors, weight.flatten(1))
     return (own[:, :, None, None] + shared).to(own.dtype)
 
