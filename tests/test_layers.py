@@ -2,12 +2,15 @@
 
 import copy
 import io
+import itertools
 import math
 import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import pytest
 import torch
@@ -48,6 +51,16 @@ EVERY_LAYER = pytest.mark.parametrize(
     CONVOLUTIONS + TRANSPOSED,
     ids=[ours.__name__ for ours, _ in CONVOLUTIONS + TRANSPOSED],
 )
+LAYOUTS = pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+# A batch is convolved at once where it is small, else in parts, here of one sample or more, or two.
+PARTS = pytest.mark.parametrize("at_once", [1, 2, 100])
+
+
+@contextmanager
+def samples_at_once(number: int) -> Iterator[None]:
+    """Let layers convolve that many samples at a time."""
+    with mock.patch("coordrl.layers.convolution._samples_at_once", return_value=number):
+        yield
 
 
 class Textbook(nn.Module):
@@ -171,17 +184,95 @@ def pairs(draw: st.DrawFn, transposed: bool) -> tuple[nn.Module, nn.Module, Tens
 
 
 @settings(max_examples=120, deadline=None)
-@given(pairs(transposed=False))
-def test_convolution_equals_its_definition(case: tuple[nn.Module, nn.Module, Tensor]) -> None:
-    assert_same_function(*case)
+@given(pairs(transposed=False), st.sampled_from([1, 2, 100]))
+def test_convolution_equals_its_definition(
+    case: tuple[nn.Module, nn.Module, Tensor], at_once: int
+) -> None:
+    with samples_at_once(at_once):
+        assert_same_function(*case)
 
 
 @settings(max_examples=60, deadline=None)
-@given(pairs(transposed=True))
+@given(pairs(transposed=True), st.sampled_from([1, 2, 100]))
 def test_transposed_convolution_equals_its_definition(
-    case: tuple[nn.Module, nn.Module, Tensor],
+    case: tuple[nn.Module, nn.Module, Tensor], at_once: int
 ) -> None:
-    assert_same_function(*case)
+    with samples_at_once(at_once):
+        assert_same_function(*case)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+@PARTS
+def test_same_padding_of_an_even_kernel_is_longer_at_the_end(at_once: int) -> None:
+    arguments: dict[str, Any] = {"kernel_size": (4, 3), "padding": "same"}
+    layer = CoordConv2d(2, 3, **arguments, dtype=torch.float64)
+    textbook = Textbook(nn.Conv2d, 2, 3, axes=2, with_r=False, **arguments, dtype=torch.float64)
+    textbook.convolution.load_state_dict(layer.state_dict())
+    x = torch.randn(5, 2, 6, 4, dtype=torch.float64, requires_grad=True)
+
+    with samples_at_once(at_once):
+        assert_same_function(layer, textbook, x)
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_a_large_batch_is_convolved_in_parts_of_two_or_more_as_large_as_the_caches(
+    axes: int,
+) -> None:
+    layer = [CoordConv2d, CoordConv3d][axes - 2](1, 16, 1)
+    # 16 * 100 * 100 numbers of 4 bytes: 640,000 bytes a sample, and 2,621,440 for each thread.
+    size = (100, 100) if axes == 2 else (10, 10, 100)
+    threads = torch.get_num_threads()
+    sizes: dict[tuple[int, int], list[int]] = {}
+    convolution = torch.convolution
+
+    try:
+        for number, batch in itertools.product((1, 2), (7, 9, 17)):
+            torch.set_num_threads(number)
+            of_parts = sizes[number, batch] = []
+
+            def watched(part: Tensor, *arguments: Any) -> Tensor:
+                of_parts.append(len(part))  # noqa: B023 - called within the loop
+                return convolution(part, *arguments)
+
+            with mock.patch("torch.convolution", watched):
+                layer(torch.randn(batch, 1, *size))
+    finally:
+        torch.set_num_threads(threads)
+
+    assert sizes == {
+        (1, 7): [],
+        (1, 9): [5, 4],
+        (1, 17): [5, 4, 4, 4],
+        (2, 7): [],
+        (2, 9): [],
+        (2, 17): [9, 8],
+    }
+
+
+@pytest.mark.parametrize(
+    ("memory_format", "expected"), [(torch.contiguous_format, [3, 2]), (torch.channels_last, [5])]
+)
+def test_huge_samples_are_convolved_two_at_a_time_and_channels_last_together(
+    memory_format: torch.memory_format, expected: list[int]
+) -> None:
+    layer = CoordConv2d(2, 2, 1)
+    layer.to(memory_format=memory_format)  # type: ignore[call-overload]
+    x = torch.randn(5, 2, 900, 1000).contiguous(memory_format=memory_format)
+    with mock.patch("torch.convolution", wraps=torch.convolution) as convolution:
+        layer(x)
+
+    assert [len(call.args[0]) for call in convolution.call_args_list] == expected
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of the checks of the shape
+def test_a_trace_serves_batches_of_any_size() -> None:
+    layer = CoordConv2d(1, 16, 1)
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, torch.randn(9, 1, 100, 100))  # type: ignore[no-untyped-call]
+        x = torch.randn(20, 1, 100, 100)
+
+        assert_close(traced(x), layer(x))
 
 
 def paper_grid(size: int, *, with_r: bool) -> Tensor:
@@ -490,7 +581,8 @@ def test_transposed_output_size_picks_among_the_sizes_of_the_stride(output_size:
 
 # torch compiles decompositions for forward mode by its own deprecated means.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-def test_gradients_of_every_order_and_mode() -> None:
+@PARTS
+def test_gradients_of_every_order_and_mode(at_once: int) -> None:
     layer = CoordConv2d(2, 4, 2, stride=2, padding=1, groups=2, dtype=torch.float64)
     x = torch.randn(2, 2, 3, 4, dtype=torch.float64, requires_grad=True)
 
@@ -498,9 +590,10 @@ def test_gradients_of_every_order_and_mode() -> None:
         y: Tensor = layer(x)  # gradcheck edits the parameters of the layer itself
         return y
 
-    assert torch.autograd.gradcheck(through_parameters, (x, *layer.parameters()))
-    assert torch.autograd.gradgradcheck(through_parameters, (x, *layer.parameters()))
-    assert torch.autograd.gradcheck(layer, (x,), check_forward_ad=True)
+    with samples_at_once(at_once):
+        assert torch.autograd.gradcheck(through_parameters, (x, *layer.parameters()))
+        assert torch.autograd.gradgradcheck(through_parameters, (x, *layer.parameters()))
+        assert torch.autograd.gradcheck(layer, (x,), check_forward_ad=True)
 
 
 def test_transforms_of_torch_func_agree_with_autograd() -> None:
@@ -575,7 +668,7 @@ def test_a_remembered_map_is_never_stale(
         assert_close(after, copy.deepcopy(layer)(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@LAYOUTS
 @pytest.mark.parametrize(
     "layer",
     [CoordConv2d(2, 1, 1), CoordConv2d(2, 1, 2), CoordConvTranspose2d(2, 3, 2)],
@@ -610,13 +703,15 @@ def test_a_remembered_map_is_not_used_where_gradients_are_needed() -> None:
     assert_close(layer.weight.grad[:, 2:], expected.expand(3, -1, -1, -1))
 
 
-def test_a_frozen_layer_passes_gradients_on() -> None:
+@PARTS
+def test_a_frozen_layer_passes_gradients_on(at_once: int) -> None:
     layer = CoordConv2d(2, 3, 2).requires_grad_(False)
-    x = torch.randn(2, 2, 5, 6, requires_grad=True)
-    with torch.inference_mode():
-        layer(x)
+    x = torch.randn(4, 2, 5, 6, requires_grad=True)
+    with samples_at_once(at_once):
+        with torch.inference_mode():
+            layer(x)
 
-    layer(x).sum().backward()
+        layer(x).sum().backward()
 
     (expected,) = torch.autograd.grad(nn.functional.conv2d(x, layer.weight[:, :2]).sum(), x)
     assert_close(x.grad, expected)
@@ -675,30 +770,31 @@ def test_a_large_map_is_convolved_and_a_small_one_multiplied_alike(needs_grad: b
             assert_close(layer(x), wide(torch.cat([x, coordinate_grid(*size)], dim=1)))
 
 
+@PARTS
 @pytest.mark.parametrize("needs_grad", [False, True], ids=["acting", "training"])
-def test_channels_last_is_kept(needs_grad: bool) -> None:
+def test_channels_last_is_kept(needs_grad: bool, at_once: int) -> None:
     layer = CoordConv2d(3, 8, 3)
     layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = torch.randn(2, 3, 9, 7)
-    with torch.set_grad_enabled(needs_grad):
+    x = torch.randn(5, 3, 9, 7)
+    with torch.set_grad_enabled(needs_grad), samples_at_once(at_once):
         y = layer(x.contiguous(memory_format=torch.channels_last))
 
         assert y.is_contiguous(memory_format=torch.channels_last)
         assert_close(y, layer(x))
 
 
-@pytest.mark.parametrize("large", [1, 2**20], ids=["large", "small"])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@PARTS
+@LAYOUTS
 def test_gradients_are_the_textbooks_in_either_layout(
-    memory_format: torch.memory_format, large: int, monkeypatch: pytest.MonkeyPatch
+    memory_format: torch.memory_format, at_once: int
 ) -> None:
-    monkeypatch.setattr("coordrl.layers.convolution._LARGE", large)
     layer = CoordConv2d(3, 8, 3, padding=1)
     textbook = Textbook(nn.Conv2d, 3, 8, axes=2, with_r=False, kernel_size=3, padding=1)
     textbook.convolution.load_state_dict(layer.state_dict())
     layer.to(memory_format=memory_format)  # type: ignore[call-overload]
     x = torch.randn(5, 3, 9, 7).contiguous(memory_format=memory_format)
-    y = layer(x)
+    with samples_at_once(at_once):
+        y = layer(x)
     weights = torch.randn_like(y)  # in the layout of y
 
     (y * weights).sum().backward()
@@ -709,7 +805,7 @@ def test_gradients_are_the_textbooks_in_either_layout(
         assert_close(ours.grad, theirs.grad)
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@LAYOUTS
 @pytest.mark.parametrize(
     ("arguments", "factors"),
     [
@@ -741,14 +837,15 @@ def test_large_kernels_equal_the_concatenation_in_either_layout(
     assert [len(basis.factors) for basis in layer._bases.values() if basis] == [factors]
 
 
+@PARTS
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-def test_forward_mode_passes_the_tangent_of_a_channels_last_input_on() -> None:
+def test_forward_mode_passes_the_tangent_of_a_channels_last_input_on(at_once: int) -> None:
     layer = CoordConv2d(3, 8, 3)
     layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x, tangent = (
-        torch.randn(2, 3, 9, 7).contiguous(memory_format=torch.channels_last) for _ in range(2)
+        torch.randn(5, 3, 9, 7).contiguous(memory_format=torch.channels_last) for _ in range(2)
     )
-    with forward_ad.dual_level():
+    with forward_ad.dual_level(), samples_at_once(at_once):
         y = layer(forward_ad.make_dual(x, tangent))  # type: ignore[no-untyped-call]
         passed_on = forward_ad.unpack_dual(y).tangent  # type: ignore[no-untyped-call]
 
@@ -777,17 +874,24 @@ def test_bfloat16_tells_more_columns_apart_than_concatenation_does(autocast: boo
     assert root_mean_square(ours - exact) < root_mean_square(theirs - exact)
 
 
-def test_autocast_trains_with_gradients_of_the_parameters_type() -> None:
+@PARTS
+@LAYOUTS
+def test_autocast_trains_with_gradients_of_the_parameters_type(
+    memory_format: torch.memory_format, at_once: int
+) -> None:
     layer = CoordConv2d(2, 3, 3)
-    layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = torch.randn(8, 2, 9, 9).contiguous(memory_format=torch.channels_last)
+    layer.to(memory_format=memory_format)  # type: ignore[call-overload]
+    x = torch.randn(8, 2, 9, 9).contiguous(memory_format=memory_format)
     layer(x).square().mean().backward()
     expected = [parameter.grad for parameter in layer.parameters()]
     layer.zero_grad()
 
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = layer(x).square().mean()
+    with torch.autocast("cpu", torch.bfloat16), samples_at_once(at_once):
+        y = layer(x)
+        loss = y.square().mean()
     loss.backward()
+
+    assert y.dtype == torch.bfloat16
 
     for parameter, wanted in zip(layer.parameters(), expected, strict=True):
         assert_close(parameter.grad, wanted, rtol=0.05, atol=0.02)

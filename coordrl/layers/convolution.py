@@ -12,6 +12,7 @@ optimizers, initializers and checkpoints see a plain wide convolution.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
@@ -60,8 +61,11 @@ _MAX_PLACES = 8
 _MAX_BASIS = 2**18
 # Smallest basis, in numbers, that is worth two narrow products in place of one.
 _MIN_FACTORIZED = 2**14
-# Outputs, in numbers, whose sum over the batch takes longer than calling Python for a faster one.
-_LARGE = 2**20
+# Smallest map, in bytes, of a layer that convolves a batch in parts: smaller samples take so little
+# time that calling functions for a part of them costs more than the cache saves.
+_MIN_LARGE = 2**19
+# Outputs, in bytes for each thread, that are convolved at a time: about what a cache holds.
+_PART = 5 * 2**19
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED_CONVOLUTIONS = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
@@ -113,12 +117,12 @@ class _CoordConv(_ConvNd):
         weight, coord_weight = self._split(wide_weight)
         compute_map = self._compute_map if learns else self._remember_map
         coord_map = compute_map(coord_weight, place)
-        y = self._convolve(x, weight, self.bias, self.groups, output_padding)
+        if x.ndim == self.axes + 2:
+            at_once = _samples_at_once(coord_map, place)
+            if len(x) >= 2 * at_once or (learns and place.channels_last):
+                return self._convolve_and_add(x, weight, coord_map, output_padding, at_once)
         # Backward of a convolution does not read its output, so the sum may overwrite it.
-        if learns and x.ndim == self.axes + 2 and (place.channels_last or y.numel() >= _LARGE):
-            summed: Tensor = _AddMap.apply(y, coord_map)  # type: ignore[no-untyped-call]
-            return summed
-        return y.add_(coord_map)
+        return self._convolve(x, weight, self.bias, self.groups, output_padding).add_(coord_map)
 
     def _place(self, x: Tensor, weight: Tensor, output_padding: tuple[int, ...]) -> _Place:
         """Return where the map of an input lies, in the layout that the output will have."""
@@ -220,6 +224,37 @@ class _CoordConv(_ConvNd):
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0,) * axes
         return _CONVOLUTIONS[axes - 1](x, weight, bias, stride, padding, dilation, groups)
+
+    def _convolve_and_add(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        coord_map: Tensor,
+        output_padding: tuple[int, ...],
+        at_once: int,
+    ) -> Tensor:
+        """Return the sum of the two terms, where a batch is large or its gradients are slow."""
+        around = self._reversed_padding_repeated_twice  # the last axis first, before and after
+        padding = tuple(around[-2::-2])
+        if self.padding_mode != "zeros" or around[::2] != around[1::2]:
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x, padding = F.pad(x, around, mode=mode), (0,) * self.axes
+        arguments = _Arguments(
+            self.stride,
+            padding,
+            self.dilation,
+            self.transposed,
+            output_padding or self.output_padding,
+            self.groups,
+        )
+        bias = self.bias
+        if _autocasts(x.device):
+            x, weight = _cast(x), _cast(weight)
+            bias = None if bias is None else _cast(bias)
+        y: Tensor = _ConvolveAndAdd.apply(  # type: ignore[no-untyped-call]
+            x, weight, bias, coord_map, arguments, at_once
+        )
+        return y
 
     def _remember_map(self, coord_weight: Tensor, place: _Place) -> Tensor:
         """Return what ``_compute_map`` does, at a moment in which the layer does not learn."""
@@ -377,11 +412,12 @@ def _split(weight: Tensor, parts: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def _is_plain(weight: Tensor) -> bool:
-    """Tell whether a layer just runs: not compiled, transformed, or with another's weight."""
+    """Tell whether a layer just runs: not compiled, traced, transformed, nor with other weights."""
     return (
         type(weight) is nn.Parameter
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
+        and not torch._C._is_tracing()
     )
 
 
@@ -409,37 +445,111 @@ def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if _autocasts(device) else nullcontext()
 
 
-class _AddMap(torch.autograd.Function):
-    """The sum of a batch and a map, in place, with a fast gradient of the map.
+def _cast(tensor: Tensor) -> Tensor:
+    """Return what autocast makes of an argument of a convolution."""
+    kept = tensor.dtype == torch.float64
+    return tensor if kept else tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
-    The gradient that torch itself computes, the sum over the batch, takes up to twice the time of
-    the convolution where channels are last, and half as long again as needed elsewhere (torch
-    2.13, CPU). A matrix-vector product reads the batch as it lies in memory.
+
+class _Arguments(NamedTuple):
+    """Arguments of a convolution, in the order of ``torch.convolution``."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+
+
+def _samples_at_once(coord_map: Tensor, place: _Place) -> int:
+    """Return how many samples, at least, to convolve before their map is added.
+
+    Two or more, since torch takes slower ways for a single one (in 3D, up to six times slower).
+    Channels last, oneDNN convolves a batch as it lies, and parts save nothing.
+    """
+    size = coord_map.numel() * coord_map.element_size()
+    if size < _MIN_LARGE or place.channels_last or place.device.type != "cpu":
+        return sys.maxsize
+    return max(2, _PART * torch.get_num_threads() // size)
+
+
+class _ConvolveAndAdd(torch.autograd.Function):
+    """The sum of a convolution and a map, a few samples at a time, with a fast gradient of the map.
+
+    A convolution of the whole batch leaves its output in memory, where it has to be fetched to add
+    the map, and so does each reordering that oneDNN needs of the layout of a batch. Samples that
+    are convolved together stay in the cache meanwhile.
+
+    The gradient of the map that torch itself computes, a sum over the batch, takes up to twice the
+    time of the convolution where channels are last, and half as long again as needed elsewhere
+    (torch 2.13, CPU). A matrix-vector product reads the batch as it lies in memory.
     """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, coord_map: Tensor) -> Tensor:
-        ctx.mark_dirty(y)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        coord_map: Tensor,
+        arguments: _Arguments,
+        at_once: int,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
+        ctx.bias_size = None if bias is None else bias.shape
+        ctx.arguments = arguments
         ctx.map_dtype = coord_map.dtype
-        return y.add_(coord_map)
+        number = len(x) // at_once
+        if number < 2:
+            return torch.convolution(x, weight, bias, *arguments).add_(coord_map)
+        weight = weight.clone()  # dense, which each part would make it otherwise
+        first, *others = x.tensor_split(number)
+        of_first = torch.convolution(first, weight, bias, *arguments)
+        y = of_first.new_empty_strided((len(x), *of_first.shape[1:]), of_first.stride())
+        into_first, *into_others = y.tensor_split(number)
+        torch.add(of_first, coord_map, out=into_first)
+        for part, into in zip(others, into_others, strict=True):
+            torch.add(torch.convolution(part, weight, bias, *arguments), coord_map, out=into)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        channels_last = not grad.is_contiguous()
-        samples = grad.movedim(1, -1) if channels_last else grad
-        if grad.device.type != "cpu" or not samples.is_contiguous():
-            return grad, grad.sum(dim=0, dtype=ctx.map_dtype)
-        flat = samples.flatten(1)
-        if flat.dtype == ctx.map_dtype:
-            total = torch.mv(flat.t(), flat.new_ones(len(flat)))
-        else:
-            total = flat.sum(dim=0, dtype=ctx.map_dtype)
-        total = total.view(samples.shape[1:])
-        return grad, total.movedim(-1, 0) if channels_last else total
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_convolution = torch.ops.aten.convolution_backward(
+            grad, x, weight, ctx.bias_size, *ctx.arguments, ctx.needs_input_grad[:3]
+        )
+        of_map = _sum_over_batch(grad, ctx.map_dtype) if ctx.needs_input_grad[3] else None
+        return *of_convolution, of_map, None, None
 
     @staticmethod
-    def jvp(ctx: Any, y_tangent: Tensor, map_tangent: Tensor) -> Tensor:
-        return y_tangent.add_(map_tangent)
+    def jvp(
+        ctx: Any,
+        x_tangent: Tensor,
+        weight_tangent: Tensor,
+        bias_tangent: Tensor | None,
+        map_tangent: Tensor,
+        *_: None,
+    ) -> Tensor:
+        x, weight = ctx.saved_tensors
+        of_input = torch.convolution(x_tangent, weight, None, *ctx.arguments)
+        of_weight = torch.convolution(x, weight_tangent, bias_tangent, *ctx.arguments)
+        return (of_input + of_weight + map_tangent).to(of_input.dtype)
+
+
+def _sum_over_batch(batch: Tensor, dtype: torch.dtype) -> Tensor:
+    channels_last = not batch.is_contiguous()
+    samples = batch.movedim(1, -1) if channels_last else batch
+    if batch.device.type != "cpu" or not samples.is_contiguous():
+        return batch.sum(dim=0, dtype=dtype)
+    flat = samples.flatten(1)
+    if flat.dtype == dtype:
+        total = torch.mv(flat.t(), flat.new_ones(len(flat)))
+    else:
+        total = flat.sum(dim=0, dtype=dtype)
+    total = total.view(samples.shape[1:])
+    return total.movedim(-1, 0) if channels_last else total
 
 
 class _Convolution(_CoordConv):
