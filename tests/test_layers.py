@@ -52,7 +52,7 @@ EVERY_LAYER = pytest.mark.parametrize(
     ids=[ours.__name__ for ours, _ in CONVOLUTIONS + TRANSPOSED],
 )
 LAYOUTS = pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-# A batch is convolved at once where it is small, else in parts, here of one sample or more, or two.
+# A small batch is convolved at once, a large one in parts; here of one sample or more, or of two.
 PARTS = pytest.mark.parametrize("at_once", [1, 2, 100])
 
 
@@ -214,13 +214,9 @@ def test_same_padding_of_an_even_kernel_is_longer_at_the_end(at_once: int) -> No
         assert_same_function(layer, textbook, x)
 
 
-@pytest.mark.parametrize("axes", [2, 3])
-def test_a_large_batch_is_convolved_in_parts_of_two_or_more_as_large_as_the_caches(
-    axes: int,
-) -> None:
-    layer = [CoordConv2d, CoordConv3d][axes - 2](1, 16, 1)
+def test_a_large_batch_is_convolved_in_parts_as_large_as_the_caches_of_all_threads() -> None:
     # 16 * 100 * 100 numbers of 4 bytes: 640,000 bytes a sample, and 2,621,440 for each thread.
-    size = (100, 100) if axes == 2 else (10, 10, 100)
+    layer = CoordConv2d(1, 16, 1)
     threads = torch.get_num_threads()
     sizes: dict[tuple[int, int], list[int]] = {}
     convolution = torch.convolution
@@ -235,7 +231,8 @@ def test_a_large_batch_is_convolved_in_parts_of_two_or_more_as_large_as_the_cach
                 return convolution(part, *arguments)
 
             with mock.patch("torch.convolution", watched):
-                layer(torch.randn(batch, 1, *size))
+                layer(torch.randn(batch, 1, 100, 100))
+                layer(torch.randn(40 * batch, 1, 10, 100))  # more in all, but in small samples
     finally:
         torch.set_num_threads(threads)
 
@@ -250,9 +247,9 @@ def test_a_large_batch_is_convolved_in_parts_of_two_or_more_as_large_as_the_cach
 
 
 @pytest.mark.parametrize(
-    ("memory_format", "expected"), [(torch.contiguous_format, [3, 2]), (torch.channels_last, [5])]
+    ("memory_format", "expected"), [(torch.contiguous_format, [3, 2]), (torch.channels_last, [])]
 )
-def test_huge_samples_are_convolved_two_at_a_time_and_channels_last_together(
+def test_huge_samples_are_convolved_two_at_a_time_but_not_channels_last(
     memory_format: torch.memory_format, expected: list[int]
 ) -> None:
     layer = CoordConv2d(2, 2, 1)
@@ -262,6 +259,23 @@ def test_huge_samples_are_convolved_two_at_a_time_and_channels_last_together(
         layer(x)
 
     assert [len(call.args[0]) for call in convolution.call_args_list] == expected
+
+
+@PARTS
+@pytest.mark.parametrize(
+    "layer",
+    [
+        CoordConv2d(2, 4, (3, 4), stride=(1, 2), padding=(0, 2), dilation=(2, 1), groups=2),
+        CoordConv2d(2, 4, (3, 4), padding=(0, 2), padding_mode="circular"),
+        CoordConvTranspose2d(2, 4, (3, 4), stride=(1, 2), padding=(0, 1), output_padding=(0, 1)),
+    ],
+    ids=["zeros", "circular", "transposed"],
+)
+def test_parts_take_each_argument_for_its_axis(layer: nn.Module, at_once: int) -> None:
+    x = torch.randn(5, 2, 5, 7)
+    expected = layer(x)
+    with samples_at_once(at_once):
+        assert_close(layer(x), expected)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
@@ -568,15 +582,19 @@ def test_tells_two_positions_of_the_same_patch_apart() -> None:
     assert y.unique().numel() == 16
 
 
+@PARTS
 @pytest.mark.parametrize("output_size", [[9, 13], [10, 13]])
-def test_transposed_output_size_picks_among_the_sizes_of_the_stride(output_size: list[int]) -> None:
+def test_transposed_output_size_picks_among_the_sizes_of_the_stride(
+    output_size: list[int], at_once: int
+) -> None:
     layer = CoordConvTranspose2d(3, 4, 3, stride=2, padding=1)
     wide = nn.ConvTranspose2d(5, 4, 3, stride=2, padding=1)
     wide.load_state_dict(layer.state_dict())
     x = torch.randn(2, 3, 5, 7)
     concatenated = torch.cat([x, coordinate_grid(5, 7).expand(2, -1, -1, -1)], dim=1)
 
-    assert_close(layer(x, output_size), wide(concatenated, output_size))
+    with samples_at_once(at_once):
+        assert_close(layer(x, output_size), wide(concatenated, output_size))
 
 
 # torch compiles decompositions for forward mode by its own deprecated means.
@@ -783,11 +801,13 @@ def test_channels_last_is_kept(needs_grad: bool, at_once: int) -> None:
         assert_close(y, layer(x))
 
 
+@pytest.mark.parametrize("large", [1, 2**20], ids=["large", "small"])
 @PARTS
 @LAYOUTS
 def test_gradients_are_the_textbooks_in_either_layout(
-    memory_format: torch.memory_format, at_once: int
+    memory_format: torch.memory_format, at_once: int, large: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("coordrl.layers.convolution._LARGE", large)
     layer = CoordConv2d(3, 8, 3, padding=1)
     textbook = Textbook(nn.Conv2d, 3, 8, axes=2, with_r=False, kernel_size=3, padding=1)
     textbook.convolution.load_state_dict(layer.state_dict())
@@ -895,6 +915,16 @@ def test_autocast_trains_with_gradients_of_the_parameters_type(
 
     for parameter, wanted in zip(layer.parameters(), expected, strict=True):
         assert_close(parameter.grad, wanted, rtol=0.05, atol=0.02)
+
+
+@PARTS
+def test_autocast_leaves_a_layer_of_float64_as_it_is(at_once: int) -> None:
+    layer = CoordConv2d(2, 3, 3, dtype=torch.float64)
+    x = torch.randn(5, 2, 9, 9, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16), samples_at_once(at_once):
+        y = layer(x)
+
+    assert_close(y, layer(x))
 
 
 def test_compiles_into_one_graph() -> None:

@@ -61,9 +61,11 @@ _MAX_PLACES = 8
 _MAX_BASIS = 2**18
 # Smallest basis, in numbers, that is worth two narrow products in place of one.
 _MIN_FACTORIZED = 2**14
+# Outputs, in numbers, whose sum over the batch takes longer than calling Python for a faster one.
+_LARGE = 2**20
 # Smallest map, in bytes, of a layer that convolves a batch in parts: smaller samples take so little
 # time that calling functions for a part of them costs more than the cache saves.
-_MIN_LARGE = 2**19
+_MIN_PARTED = 2**19
 # Outputs, in bytes for each thread, that are convolved at a time: about what a cache holds.
 _PART = 5 * 2**19
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
@@ -117,12 +119,15 @@ class _CoordConv(_ConvNd):
         weight, coord_weight = self._split(wide_weight)
         compute_map = self._compute_map if learns else self._remember_map
         coord_map = compute_map(coord_weight, place)
-        if x.ndim == self.axes + 2:
-            at_once = _samples_at_once(coord_map, place)
-            if len(x) >= 2 * at_once or (learns and place.channels_last):
-                return self._convolve_and_add(x, weight, coord_map, output_padding, at_once)
+        batched = x.ndim == self.axes + 2
+        if batched and (parts := len(x) // _samples_at_once(coord_map, place)) > 1:
+            return self._convolve_in_parts(x, weight, coord_map, output_padding, parts)
+        y = self._convolve(x, weight, self.bias, self.groups, output_padding)
         # Backward of a convolution does not read its output, so the sum may overwrite it.
-        return self._convolve(x, weight, self.bias, self.groups, output_padding).add_(coord_map)
+        if learns and batched and (place.channels_last or y.numel() >= _LARGE):
+            summed: Tensor = _AddMap.apply(y, coord_map)  # type: ignore[no-untyped-call]
+            return summed
+        return y.add_(coord_map)
 
     def _place(self, x: Tensor, weight: Tensor, output_padding: tuple[int, ...]) -> _Place:
         """Return where the map of an input lies, in the layout that the output will have."""
@@ -225,15 +230,15 @@ class _CoordConv(_ConvNd):
             padding = (0,) * axes
         return _CONVOLUTIONS[axes - 1](x, weight, bias, stride, padding, dilation, groups)
 
-    def _convolve_and_add(
+    def _convolve_in_parts(
         self,
         x: Tensor,
         weight: Tensor,
         coord_map: Tensor,
         output_padding: tuple[int, ...],
-        at_once: int,
+        parts: int,
     ) -> Tensor:
-        """Return the sum of the two terms, where a batch is large or its gradients are slow."""
+        """Return the sum of the two terms, a part of the batch after the other."""
         around = self._reversed_padding_repeated_twice  # the last axis first, before and after
         padding = tuple(around[-2::-2])
         if self.padding_mode != "zeros" or around[::2] != around[1::2]:
@@ -251,8 +256,8 @@ class _CoordConv(_ConvNd):
         if _autocasts(x.device):
             x, weight = _cast(x), _cast(weight)
             bias = None if bias is None else _cast(bias)
-        y: Tensor = _ConvolveAndAdd.apply(  # type: ignore[no-untyped-call]
-            x, weight, bias, coord_map, arguments, at_once
+        y: Tensor = _ConvolveInParts.apply(  # type: ignore[no-untyped-call]
+            x, weight, bias, coord_map, arguments, parts
         )
         return y
 
@@ -469,21 +474,35 @@ def _samples_at_once(coord_map: Tensor, place: _Place) -> int:
     Channels last, oneDNN convolves a batch as it lies, and parts save nothing.
     """
     size = coord_map.numel() * coord_map.element_size()
-    if size < _MIN_LARGE or place.channels_last or place.device.type != "cpu":
+    if size < _MIN_PARTED or place.channels_last or place.device.type != "cpu":
         return sys.maxsize
     return max(2, _PART * torch.get_num_threads() // size)
 
 
-class _ConvolveAndAdd(torch.autograd.Function):
-    """The sum of a convolution and a map, a few samples at a time, with a fast gradient of the map.
+class _AddMap(torch.autograd.Function):
+    """The sum of a batch and a map, in place, with a fast gradient of the map."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, coord_map: Tensor) -> Tensor:
+        ctx.mark_dirty(y)
+        ctx.map_dtype = coord_map.dtype
+        return y.add_(coord_map)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, _sum_over_batch(grad, ctx.map_dtype)
+
+    @staticmethod
+    def jvp(ctx: Any, y_tangent: Tensor, map_tangent: Tensor) -> Tensor:
+        return y_tangent.add_(map_tangent)
+
+
+class _ConvolveInParts(torch.autograd.Function):
+    """The sum of a convolution and a map, a part of the batch after the other.
 
     A convolution of the whole batch leaves its output in memory, where it has to be fetched to add
     the map, and so does each reordering that oneDNN needs of the layout of a batch. Samples that
     are convolved together stay in the cache meanwhile.
-
-    The gradient of the map that torch itself computes, a sum over the batch, takes up to twice the
-    time of the convolution where channels are last, and half as long again as needed elsewhere
-    (torch 2.13, CPU). A matrix-vector product reads the batch as it lies in memory.
     """
 
     @staticmethod
@@ -494,21 +513,18 @@ class _ConvolveAndAdd(torch.autograd.Function):
         bias: Tensor | None,
         coord_map: Tensor,
         arguments: _Arguments,
-        at_once: int,
+        parts: int,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.save_for_forward(x, weight)
+        ctx.save_for_forward(weight)
         ctx.bias_size = None if bias is None else bias.shape
         ctx.arguments = arguments
         ctx.map_dtype = coord_map.dtype
-        number = len(x) // at_once
-        if number < 2:
-            return torch.convolution(x, weight, bias, *arguments).add_(coord_map)
         weight = weight.clone()  # dense, which each part would make it otherwise
-        first, *others = x.tensor_split(number)
+        first, *others = x.tensor_split(parts)
         of_first = torch.convolution(first, weight, bias, *arguments)
         y = of_first.new_empty_strided((len(x), *of_first.shape[1:]), of_first.stride())
-        into_first, *into_others = y.tensor_split(number)
+        into_first, *into_others = y.tensor_split(parts)
         torch.add(of_first, coord_map, out=into_first)
         for part, into in zip(others, into_others, strict=True):
             torch.add(torch.convolution(part, weight, bias, *arguments), coord_map, out=into)
@@ -524,21 +540,19 @@ class _ConvolveAndAdd(torch.autograd.Function):
         return *of_convolution, of_map, None, None
 
     @staticmethod
-    def jvp(
-        ctx: Any,
-        x_tangent: Tensor,
-        weight_tangent: Tensor,
-        bias_tangent: Tensor | None,
-        map_tangent: Tensor,
-        *_: None,
-    ) -> Tensor:
-        x, weight = ctx.saved_tensors
-        of_input = torch.convolution(x_tangent, weight, None, *ctx.arguments)
-        of_weight = torch.convolution(x, weight_tangent, bias_tangent, *ctx.arguments)
-        return (of_input + of_weight + map_tangent).to(of_input.dtype)
+    def jvp(ctx: Any, x_tangent: Tensor, *_: Tensor | None) -> Tensor:
+        # Parameters have no tangents: a layer that is given such weights is not plain.
+        (weight,) = ctx.saved_tensors
+        return torch.convolution(x_tangent, weight, None, *ctx.arguments)
 
 
 def _sum_over_batch(batch: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the gradient of a map, fast.
+
+    The sum that torch itself computes takes up to twice the time of the convolution where channels
+    are last, and half as long again as needed elsewhere (torch 2.13, CPU). A matrix-vector product
+    reads the batch as it lies in memory.
+    """
     channels_last = not batch.is_contiguous()
     samples = batch.movedim(1, -1) if channels_last else batch
     if batch.device.type != "cpu" or not samples.is_contiguous():
