@@ -3,14 +3,15 @@
 The layers can be had from here; everything else is imported from its module. Modules import from
 floors below their own only (``tests/test_floors.py``):
 
-- 0: ``layers``, ``config``, ``runs``, ``ranks``, ``digits``
-- 1: ``convert``, ``backbone``, ``export``, ``emulator``, ``commands``
-- 2: ``extractors``, ``envs``, ``coordinates``, ``generative``, ``detection``, ``recognition``
-- 3: ``sb3_envs``, ``algorithms``
-- 4: ``device_algorithms``
-- 5: ``agents``
-- 6: ``training``
-- 7: ``study``, ``report``
+- 0: ``memory``, ``config``, ``runs``, ``ranks``, ``digits``
+- 1: ``layers``
+- 2: ``convert``, ``backbone``, ``export``, ``emulator``, ``commands``
+- 3: ``extractors``, ``envs``, ``coordinates``, ``generative``, ``detection``, ``recognition``
+- 4: ``sb3_envs``, ``algorithms``
+- 5: ``device_algorithms``
+- 6: ``agents``
+- 7: ``training``
+- 8: ``study``, ``report``
 """
 
 from coordrl.layers import (

@@ -9,8 +9,6 @@ between the environment and the network, and DQN's exploration in many environme
 - :class:`DQN` decides for each environment on its own whether to explore.
 """
 
-import ctypes
-import sys
 from collections.abc import Generator, Mapping
 from typing import Any
 
@@ -445,21 +443,3 @@ class EntropySchedule(BaseCallback):
 
     def _on_step(self) -> bool:
         return True
-
-
-def keep_freed_memory() -> None:
-    """Let the process keep memory that tensors have freed, instead of returning it each time.
-
-    A minibatch of images takes and frees some hundred megabytes. glibc gives such blocks back to
-    the system and gets them anew, page by page and zeroed, which takes about a tenth of the time
-    of an update on the CPU. Other allocators are left as they are.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_M_MMAP_MAX, 0)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h

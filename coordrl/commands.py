@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from coordrl.config import SettingsError
+from coordrl.memory import keep_freed_memory
 from coordrl.runs import RunError, atomic_file
 
 _Result = TypeVar("_Result")
@@ -19,7 +20,10 @@ class Interrupted(Exception):
 
 
 def use_device(name: str, threads: int | None = None) -> str:
-    """Return the device to compute on, and take so many threads of the CPU.
+    """Return the device to compute on, and prepare the CPU for long work.
+
+    From here on the process takes so many threads, and keeps freed memory; see
+    :func:`~coordrl.memory.keep_freed_memory`.
 
     Args:
         name: ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU if there is one.
@@ -39,6 +43,7 @@ def use_device(name: str, threads: int | None = None) -> str:
         if threads < 1:
             raise SettingsError(f"--threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
+    keep_freed_memory()
     if name == "auto":
         return "cuda" if has_gpu else "cpu"
     return name

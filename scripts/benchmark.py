@@ -56,7 +56,7 @@ from torch import Tensor, nn
 
 import coordrl
 from coordrl.agents import evaluate
-from coordrl.algorithms import keep_freed_memory, make_model
+from coordrl.algorithms import make_model
 from coordrl.backbone import NATURE_DQN
 from coordrl.config import AtariSettings, Schedule, TrainingSettings, parse_override
 from coordrl.device_algorithms import make_device_model
@@ -65,6 +65,7 @@ from coordrl.emulator.device import DeviceEmulator, Occupancy
 from coordrl.emulator.nvrtc import CudaError, kernels_for, require_gpu
 from coordrl.envs import AtariVectorEnv, canonical_game, gymnasium_name
 from coordrl.generative.networks import CoordConvGenerator, convolve_tiled
+from coordrl.memory import keep_freed_memory
 from coordrl.runs import RunError, atomic_file
 from coordrl.sb3_envs import make_sb3_env
 from coordrl.training import load_training_settings
@@ -262,7 +263,9 @@ class Concatenating(nn.Module):
 class Layers(Benchmark):
     """CoordConv by concatenation, ours and CoordBias, as ratios to the plain convolution.
 
-    Forward computes the coordinate map, as in training; without gradient it is remembered.
+    Forward computes the coordinate map, as in training; without gradient it is remembered. All is
+    measured twice: as PyTorch starts, when memory that large tensors free returns to the system,
+    and with memory kept, as in our training (``coordrl.memory``).
     """
 
     seconds: float = 5.0
@@ -274,17 +277,22 @@ class Layers(Benchmark):
         "channels_last",
     )
     """Layouts of weights and inputs."""
+    freed_memory: tuple[Literal["returned", "kept"], ...] = ("returned", "kept")
+    """What becomes of memory that tensors free. Once kept it stays so: this comes last."""
     least_batch: int = 32
     """The summary counts layers from this batch on: below, calls are too short for a layer."""
 
     def rows(self) -> Iterator[Row]:
-        """Yield a row for each layer and memory format."""
-        for memory_format in self.memory_formats:
-            for case in CASES:
-                channels_last = memory_format == "channels_last"
-                if self.only in case.title and (len(case.size) == 2 or not channels_last):
-                    ratios = self._measure(case, channels_last)
-                    yield {"layer": case.title, "memory format": memory_format, **ratios}
+        """Yield a row for each layer, memory format and way with freed memory."""
+        orders = sorted(self.freed_memory, reverse=True), self.memory_formats, CASES
+        for freed_memory, memory_format, case in itertools.product(*orders):
+            if freed_memory == "kept":
+                keep_freed_memory()
+            channels_last = memory_format == "channels_last"
+            if self.only in case.title and (len(case.size) == 2 or not channels_last):
+                ratios = self._measure(case, channels_last)
+                kind = {"memory format": memory_format, "freed memory": freed_memory}
+                yield {"layer": case.title, **kind, **ratios}
 
     def summary(self, rows: list[Row]) -> Row:
         """Return geometric means over the layers of the batches that count."""
@@ -293,7 +301,8 @@ class Layers(Benchmark):
         for row in rows:
             for column, ratio in row.items():
                 if isinstance(ratio, Ratio) and row["layer"] in counted:
-                    values.setdefault(f"{column}, {row['memory format']}", []).append(ratio.best)
+                    kind = f"{column}, {row['memory format']}, memory {row['freed memory']}"
+                    values.setdefault(kind, []).append(ratio.best)
         return {column: round(geometric_mean(ratios), 3) for column, ratios in values.items()}
 
     def _measure(self, case: Case, channels_last: bool) -> Row:
@@ -379,6 +388,7 @@ class Generators(Benchmark):
 
     def rows(self) -> Iterator[Row]:
         """Yield a row for each size."""
+        keep_freed_memory()
         for size in self.sizes:
             latent, channels = (256, 64) if size == 64 else (32, 8)
             generator = CoordConvGenerator(size, latent, channels)
@@ -934,7 +944,6 @@ def surroundings() -> dict[str, Any]:
 def main() -> int:
     benchmark = tyro.extras.subcommand_cli_from_dict(BENCHMARKS, description=__doc__)
     torch.set_num_threads(1)
-    keep_freed_memory()
     console = Console(soft_wrap=True)
     rows = []
     try:

@@ -10,6 +10,7 @@ import torch
 
 import coordrl.detection.experiments
 import coordrl.generative.experiments
+from coordrl import memory
 from coordrl.commands import Interrupted, exit_status, read_json, use_device, write_json
 from coordrl.config import SettingsError
 from coordrl.runs import RunError
@@ -64,6 +65,11 @@ def test_threads_are_taken_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert taken == [3]
     with pytest.raises(SettingsError, match="--threads must be at least 1, got 0"):
         use_device("cpu", threads=0)
+
+
+def test_freed_memory_is_kept() -> None:
+    use_device("cpu")
+    assert not memory.is_fetched_anew(2**40)
 
 
 def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import coordrl
 PACKAGE = Path(coordrl.__file__).parent
 
 FLOORS = [
-    {"layers", "config", "runs", "ranks", "digits"},
+    {"memory", "config", "runs", "ranks", "digits"},
+    {"layers"},
     {"convert", "backbone", "export", "emulator", "commands"},
     {"extractors", "envs", "coordinates", "generative", "detection", "recognition"},
     {"sb3_envs", "algorithms"},

@@ -2,7 +2,6 @@
 
 import copy
 import io
-import itertools
 import math
 import pickle
 from collections.abc import Callable, Iterator
@@ -214,36 +213,52 @@ def test_same_padding_of_an_even_kernel_is_longer_at_the_end(at_once: int) -> No
         assert_same_function(layer, textbook, x)
 
 
-def test_a_large_batch_is_convolved_in_parts_as_large_as_the_caches_of_all_threads() -> None:
+@contextmanager
+def fresh_memory(above: int) -> Iterator[None]:
+    """Let the layers find memory of more bytes fetched anew, whatever this process keeps."""
+    with mock.patch("coordrl.memory.is_fetched_anew", lambda size: size > above):
+        yield
+
+
+def sizes_of_parts(layer: nn.Module, x: Tensor) -> list[int]:
+    with mock.patch("torch.convolution", wraps=torch.convolution) as convolution:
+        layer(x)
+    return [len(call.args[0]) for call in convolution.call_args_list]
+
+
+def test_an_output_in_fresh_memory_is_made_in_parts_of_a_size_for_each_thread() -> None:
     # 16 * 100 * 100 numbers of 4 bytes: 640,000 bytes a sample, and 2,621,440 for each thread.
-    layer = CoordConv2d(1, 16, 1)
+    layer, x = CoordConv2d(1, 16, 1), torch.randn(17, 1, 100, 100)
     threads = torch.get_num_threads()
-    sizes: dict[tuple[int, int], list[int]] = {}
-    convolution = torch.convolution
-
     try:
-        for number, batch in itertools.product((1, 2), (7, 9, 17)):
-            torch.set_num_threads(number)
-            of_parts = sizes[number, batch] = []
-
-            def watched(part: Tensor, *arguments: Any) -> Tensor:
-                of_parts.append(len(part))  # noqa: B023 - called within the loop
-                return convolution(part, *arguments)
-
-            with mock.patch("torch.convolution", watched):
-                layer(torch.randn(batch, 1, 100, 100))
-                layer(torch.randn(40 * batch, 1, 10, 100))  # more in all, but in small samples
+        torch.set_num_threads(1)
+        with fresh_memory(above=16 * 640_000):
+            assert sizes_of_parts(layer, x) == [5, 4, 4, 4]
+            assert sizes_of_parts(layer, x[1:]) == []
+            assert sizes_of_parts(layer, x[0]) == []
+        with fresh_memory(above=0):
+            assert sizes_of_parts(layer, x[:9]) == [5, 4]
+            assert sizes_of_parts(layer, x[:7]) == []
+            assert sizes_of_parts(layer, x[:0]) == []
+            torch.set_num_threads(2)
+            assert sizes_of_parts(layer, x) == [9, 8]
+            assert sizes_of_parts(layer, x[1:]) == [8, 8]
+            assert sizes_of_parts(layer, x[:15]) == []
     finally:
         torch.set_num_threads(threads)
 
-    assert sizes == {
-        (1, 7): [],
-        (1, 9): [5, 4],
-        (1, 17): [5, 4, 4, 4],
-        (2, 7): [],
-        (2, 9): [],
-        (2, 17): [9, 8],
-    }
+
+def test_an_input_is_as_large_as_with_its_channels_filled_up() -> None:
+    # 32 channels for 17, 100 * 100 numbers of 4 bytes: 1,280,000 bytes a sample, and 160,000 out.
+    layer, x = CoordConv2d(17, 4, 1), torch.randn(40, 17, 100, 100)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with fresh_memory(above=39 * 1_280_000):
+            assert sizes_of_parts(layer, x) == [20, 20]
+            assert sizes_of_parts(layer, x[1:]) == []
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(
@@ -255,10 +270,9 @@ def test_huge_samples_are_convolved_two_at_a_time_but_not_channels_last(
     layer = CoordConv2d(2, 2, 1)
     layer.to(memory_format=memory_format)  # type: ignore[call-overload]
     x = torch.randn(5, 2, 900, 1000).contiguous(memory_format=memory_format)
-    with mock.patch("torch.convolution", wraps=torch.convolution) as convolution:
-        layer(x)
 
-    assert [len(call.args[0]) for call in convolution.call_args_list] == expected
+    with fresh_memory(above=2**25):
+        assert sizes_of_parts(layer, x) == expected
 
 
 @PARTS

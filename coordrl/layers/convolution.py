@@ -23,6 +23,7 @@ from torch.fx.experimental.symbolic_shapes import has_static_value
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from coordrl import memory
 from coordrl.layers.grid import PAPER_SYSTEM, CoordinateSystem, PerAxis, coordinate_grid
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -63,10 +64,9 @@ _MAX_BASIS = 2**18
 _MIN_FACTORIZED = 2**14
 # Outputs, in numbers, whose sum over the batch takes longer than calling Python for a faster one.
 _LARGE = 2**20
-# Smallest map, in bytes, of a layer that convolves a batch in parts: smaller samples take so little
-# time that calling functions for a part of them costs more than the cache saves.
-_MIN_PARTED = 2**19
-# Outputs, in bytes for each thread, that are convolved at a time: about what a cache holds.
+# oneDNN fills up the channels of an input to a multiple of this, or of half as many.
+_BLOCK = 16
+# Outputs, in bytes for each thread, that are convolved at a time where a batch is in parts.
 _PART = 5 * 2**19
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED_CONVOLUTIONS = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -120,7 +120,7 @@ class _CoordConv(_ConvNd):
         compute_map = self._compute_map if learns else self._remember_map
         coord_map = compute_map(coord_weight, place)
         batched = x.ndim == self.axes + 2
-        if batched and (parts := len(x) // _samples_at_once(coord_map, place)) > 1:
+        if batched and (parts := len(x) // _samples_at_once(x, coord_map, place)) > 1:
             return self._convolve_in_parts(x, weight, coord_map, output_padding, parts)
         y = self._convolve(x, weight, self.bias, self.groups, output_padding)
         # Backward of a convolution does not read its output, so the sum may overwrite it.
@@ -467,16 +467,20 @@ class _Arguments(NamedTuple):
     groups: int
 
 
-def _samples_at_once(coord_map: Tensor, place: _Place) -> int:
-    """Return how many samples, at least, to convolve before their map is added.
+def _samples_at_once(x: Tensor, coord_map: Tensor, place: _Place) -> int:
+    """Return how many samples of a batch to convolve, at least, before their map is added.
 
+    Parts save memory that is fetched anew, see :class:`_ConvolveInParts`, and cost time elsewhere.
     Two or more, since torch takes slower ways for a single one (in 3D, up to six times slower).
-    Channels last, oneDNN convolves a batch as it lies, and parts save nothing.
     """
-    size = coord_map.numel() * coord_map.element_size()
-    if size < _MIN_PARTED or place.channels_last or place.device.type != "cpu":
+    if place.channels_last or place.device.type != "cpu":
         return sys.maxsize
-    return max(2, _PART * torch.get_num_threads() // size)
+    bytes_each, channels = coord_map.element_size(), x.shape[1]
+    filled_up = x.numel() // channels * math.ceil(channels / _BLOCK) * _BLOCK
+    output = len(x) * coord_map.numel()
+    if not memory.is_fetched_anew(max(filled_up, output) * bytes_each):
+        return sys.maxsize
+    return max(2, _PART * torch.get_num_threads() // (coord_map.numel() * bytes_each))
 
 
 class _AddMap(torch.autograd.Function):
@@ -500,9 +504,9 @@ class _AddMap(torch.autograd.Function):
 class _ConvolveInParts(torch.autograd.Function):
     """The sum of a convolution and a map, a part of the batch after the other.
 
-    A convolution of the whole batch leaves its output in memory, where it has to be fetched to add
-    the map, and so does each reordering that oneDNN needs of the layout of a batch. Samples that
-    are convolved together stay in the cache meanwhile.
+    Unless channels are last, oneDNN holds input and output a second time, in a layout of its own.
+    That of a large batch is in memory that is fetched from the system anew each time, which can
+    take longer than to convolve; that of a part is small, and used for the next part again.
     """
 
     @staticmethod

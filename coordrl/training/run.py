@@ -19,7 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from coordrl.agents import Episode, EvaluationResult, describe, evaluate, save_agent
-from coordrl.algorithms import EntropySchedule, keep_freed_memory, make_model
+from coordrl.algorithms import EntropySchedule, make_model
 from coordrl.commands import use_device
 from coordrl.config import Schedule, SettingsError, TrainingSettings, dump_settings
 from coordrl.device_algorithms import make_device_model
@@ -81,7 +81,7 @@ def train(
     they share out games and minibatches, and the first of them writes and evaluates.
 
     On Linux the process keeps freed memory from here on; see
-    :func:`~coordrl.algorithms.keep_freed_memory`.
+    :func:`~coordrl.memory.keep_freed_memory`.
 
     Args:
         settings: What to train.
@@ -97,7 +97,6 @@ def train(
     """
     device = use_device(settings.run.device)
     require_tracker(settings.run.track)
-    keep_freed_memory()
     with _ranks(settings, device) as ranks, closing(_environments(settings, device, ranks)) as env:
         # Before the folder is made, so that settings that do not fit leave nothing behind.
         model = _seeded_model(settings, env, device, ranks)
