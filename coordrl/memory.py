@@ -32,6 +32,11 @@ def keep_freed_memory() -> None:
         _keeps_all = True
 
 
+def is_kept() -> bool:
+    """Tell whether :func:`keep_freed_memory` was called, and could do what it says."""
+    return _keeps_all
+
+
 def is_fetched_anew(size: int) -> bool:
     """Tell whether a tensor of so many bytes takes fresh memory from the system each time.
 

@@ -216,7 +216,10 @@ def test_same_padding_of_an_even_kernel_is_longer_at_the_end(at_once: int) -> No
 @contextmanager
 def fresh_memory(above: int) -> Iterator[None]:
     """Let the layers find memory of more bytes fetched anew, whatever this process keeps."""
-    with mock.patch("coordrl.memory.is_fetched_anew", lambda size: size > above):
+    with (
+        mock.patch("coordrl.memory.is_kept", return_value=False),
+        mock.patch("coordrl.memory.is_fetched_anew", lambda size: size > above),
+    ):
         yield
 
 
@@ -249,12 +252,12 @@ def test_an_output_in_fresh_memory_is_made_in_parts_of_a_size_for_each_thread() 
 
 
 def test_an_input_is_as_large_as_with_its_channels_filled_up() -> None:
-    # 32 channels for 17, 100 * 100 numbers of 4 bytes: 1,280,000 bytes a sample, and 160,000 out.
-    layer, x = CoordConv2d(17, 4, 1), torch.randn(40, 17, 100, 100)
+    # 16 channels for 2, 100 * 100 numbers of 4 bytes: 640,000 bytes a sample, and 160,000 out.
+    layer, x = CoordConv2d(2, 4, 1), torch.randn(40, 2, 100, 100)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        with fresh_memory(above=39 * 1_280_000):
+        with fresh_memory(above=39 * 640_000):
             assert sizes_of_parts(layer, x) == [20, 20]
             assert sizes_of_parts(layer, x[1:]) == []
     finally:

@@ -5,19 +5,21 @@ import sys
 
 import pytest
 
-# Prints, for each size, whether a tensor takes fresh pages once a large one was freed, and what is
-# said of it.
+# Prints, for each size, whether tensors take fresh pages once a large one was freed, and what is
+# said of them.
 SCRIPT = """
 import resource
 import torch
 from coordrl import memory
 
-def takes_fresh_pages(size):
-    torch.zeros(2**25 - 2**20, dtype=torch.uint8)
-    torch.zeros(size, dtype=torch.uint8)
+def faults(size):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.zeros(size, dtype=torch.uint8)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before >= 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def takes_fresh_pages(size):
+    torch.zeros(2**25 - 2**20, dtype=torch.uint8)
+    return min(faults(size) for _ in range(10)) >= 10  # the system may take some pages meanwhile
 
 def compare():
     for size in (2**20, 2**24, 2**25, 2**27):

@@ -64,7 +64,7 @@ _MAX_BASIS = 2**18
 _MIN_FACTORIZED = 2**14
 # Outputs, in numbers, whose sum over the batch takes longer than calling Python for a faster one.
 _LARGE = 2**20
-# oneDNN fills up the channels of an input to a multiple of this, or of half as many.
+# oneDNN fills up few channels of an input to this number, or half of it.
 _BLOCK = 16
 # Outputs, in bytes for each thread, that are convolved at a time where a batch is in parts.
 _PART = 5 * 2**19
@@ -473,14 +473,14 @@ def _samples_at_once(x: Tensor, coord_map: Tensor, place: _Place) -> int:
     Parts save memory that is fetched anew, see :class:`_ConvolveInParts`, and cost time elsewhere.
     Two or more, since torch takes slower ways for a single one (in 3D, up to six times slower).
     """
-    if place.channels_last or place.device.type != "cpu":
+    if memory.is_kept() or place.channels_last or place.device.type != "cpu":
         return sys.maxsize
-    bytes_each, channels = coord_map.element_size(), x.shape[1]
-    filled_up = x.numel() // channels * math.ceil(channels / _BLOCK) * _BLOCK
-    output = len(x) * coord_map.numel()
-    if not memory.is_fetched_anew(max(filled_up, output) * bytes_each):
+    sample = coord_map.numel()
+    filled_up = x.numel() * max(1, _BLOCK // x.shape[1])
+    bytes_each = coord_map.element_size()
+    if not memory.is_fetched_anew(max(filled_up, len(x) * sample) * bytes_each):
         return sys.maxsize
-    return max(2, _PART * torch.get_num_threads() // (coord_map.numel() * bytes_each))
+    return max(2, _PART * torch.get_num_threads() // (sample * bytes_each))
 
 
 class _AddMap(torch.autograd.Function):
