@@ -251,15 +251,16 @@ def test_an_output_in_fresh_memory_is_made_in_parts_of_a_size_for_each_thread() 
         torch.set_num_threads(threads)
 
 
-def test_an_input_is_as_large_as_with_its_channels_filled_up() -> None:
-    # 16 channels for 2, 100 * 100 numbers of 4 bytes: 640,000 bytes a sample, and 160,000 out.
-    layer, x = CoordConv2d(2, 4, 1), torch.randn(40, 2, 100, 100)
+def test_an_input_counts_where_it_has_a_block_of_channels() -> None:
+    # 16 * 100 * 100 numbers of 4 bytes: 640,000 bytes a sample, and a quarter of that out.
+    layer, x = CoordConv2d(16, 4, 1), torch.randn(40, 16, 100, 100)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         with fresh_memory(above=39 * 640_000):
             assert sizes_of_parts(layer, x) == [20, 20]
             assert sizes_of_parts(layer, x[1:]) == []
+            assert sizes_of_parts(CoordConv2d(15, 4, 1), x[:, :15].contiguous()) == []
     finally:
         torch.set_num_threads(threads)
 

@@ -64,7 +64,7 @@ _MAX_BASIS = 2**18
 _MIN_FACTORIZED = 2**14
 # Outputs, in numbers, whose sum over the batch takes longer than calling Python for a faster one.
 _LARGE = 2**20
-# oneDNN fills up few channels of an input to this number, or half of it.
+# oneDNN gathers the channels of an input in blocks of this size; fewer, it reads as they lie.
 _BLOCK = 16
 # Outputs, in bytes for each thread, that are convolved at a time where a batch is in parts.
 _PART = 5 * 2**19
@@ -476,9 +476,11 @@ def _samples_at_once(x: Tensor, coord_map: Tensor, place: _Place) -> int:
     if memory.is_kept() or place.channels_last or place.device.type != "cpu":
         return sys.maxsize
     sample = coord_map.numel()
-    filled_up = x.numel() * max(1, _BLOCK // x.shape[1])
+    largest = len(x) * sample
+    if x.shape[1] >= _BLOCK:
+        largest = max(largest, x.numel())
     bytes_each = coord_map.element_size()
-    if not memory.is_fetched_anew(max(filled_up, len(x) * sample) * bytes_each):
+    if not memory.is_fetched_anew(largest * bytes_each):
         return sys.maxsize
     return max(2, _PART * torch.get_num_threads() // (sample * bytes_each))
 
