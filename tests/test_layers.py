@@ -229,40 +229,40 @@ def sizes_of_parts(layer: nn.Module, x: Tensor) -> list[int]:
     return [len(call.args[0]) for call in convolution.call_args_list]
 
 
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_an_output_in_fresh_memory_is_made_in_parts_of_a_size_for_each_thread() -> None:
     # 16 * 100 * 100 numbers of 4 bytes: 640,000 bytes a sample, and 2,621,440 for each thread.
     layer, x = CoordConv2d(1, 16, 1), torch.randn(17, 1, 100, 100)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        with fresh_memory(above=16 * 640_000):
-            assert sizes_of_parts(layer, x) == [5, 4, 4, 4]
-            assert sizes_of_parts(layer, x[1:]) == []
-            assert sizes_of_parts(layer, x[0]) == []
-        with fresh_memory(above=0):
-            assert sizes_of_parts(layer, x[:9]) == [5, 4]
-            assert sizes_of_parts(layer, x[:7]) == []
-            assert sizes_of_parts(layer, x[:0]) == []
-            torch.set_num_threads(2)
-            assert sizes_of_parts(layer, x) == [9, 8]
-            assert sizes_of_parts(layer, x[1:]) == [8, 8]
-            assert sizes_of_parts(layer, x[:15]) == []
-    finally:
-        torch.set_num_threads(threads)
+    with torch_threads(1), fresh_memory(above=16 * 640_000):
+        assert sizes_of_parts(layer, x) == [5, 4, 4, 4]
+        assert sizes_of_parts(layer, x[1:]) == []
+        assert sizes_of_parts(layer, x[0]) == []
+    with torch_threads(1), fresh_memory(above=0):
+        assert sizes_of_parts(layer, x[:9]) == [5, 4]
+        assert sizes_of_parts(layer, x[:7]) == []
+        assert sizes_of_parts(layer, x[:0]) == []
+    with torch_threads(2), fresh_memory(above=0):
+        assert sizes_of_parts(layer, x) == [9, 8]
+        assert sizes_of_parts(layer, x[1:]) == [8, 8]
+        assert sizes_of_parts(layer, x[:15]) == []
 
 
 def test_an_input_counts_where_it_has_a_block_of_channels() -> None:
     # 16 * 100 * 100 numbers of 4 bytes: 640,000 bytes a sample, and a quarter of that out.
     layer, x = CoordConv2d(16, 4, 1), torch.randn(40, 16, 100, 100)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        with fresh_memory(above=39 * 640_000):
-            assert sizes_of_parts(layer, x) == [20, 20]
-            assert sizes_of_parts(layer, x[1:]) == []
-            assert sizes_of_parts(CoordConv2d(15, 4, 1), x[:, :15].contiguous()) == []
-    finally:
-        torch.set_num_threads(threads)
+    with torch_threads(1), fresh_memory(above=39 * 640_000):
+        assert sizes_of_parts(layer, x) == [20, 20]
+        assert sizes_of_parts(layer, x[1:]) == []
+        assert sizes_of_parts(CoordConv2d(15, 4, 1), x[:, :15].contiguous()) == []
 
 
 @pytest.mark.parametrize(
