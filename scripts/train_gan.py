@@ -43,8 +43,9 @@ class Arguments:
     """Size of pictures and networks: 16x16, 32x32, or the paper's 64x64, which needs a GPU."""
     seeds: int = 1
     """Number of runs of each kind, with the seeds 0, 1, 2, ..."""
-    table: TableSize | None = None
-    """Make the table of all models instead: quick (one seed) or small (three, larger pictures)."""
+    table: Literal[TableSize, "steps"] | None = None
+    """Make the table of all models instead: quick (one seed) or small (five, larger pictures); or
+    steps, of GANs with the paper's loss and many step sizes."""
     set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
     """Settings that win over the configuration, such as training.iterations=2000."""
     max_seconds: float | None = None
@@ -78,6 +79,8 @@ def train(arguments: Arguments, command: str) -> str:
     overrides += [parse_override(text) for group in arguments.set for text in group]
     experiments = Experiments(arguments.config, arguments.out, device, tuple(overrides), command)
     report = arguments.report or arguments.out
+    if arguments.table == "steps":
+        return experiments.make_step_table(report)
     if arguments.table is not None:
         return experiments.make_table(arguments.table, report)
     return experiments.train_seeds(

@@ -20,12 +20,15 @@ from coordrl.generative.data import Canvas, draw_objects, draw_pictures
 from coordrl.generative.experiments import Experiments
 from coordrl.generative.folders import DataError, LmdbPictures, PictureFolder, open_pictures
 from coordrl.generative.interpolation import follow, interpolate
+from coordrl.generative.measures import Entropies
 from coordrl.generative.models import Gan, Vae
+from coordrl.generative.objectives import ObjectiveName
 from coordrl.generative.patches import laplacian_pyramid, sliced_wasserstein
 from coordrl.generative.settings import (
     GanSettings,
     GenerativeSettings,
     NetworkSettings,
+    Scale,
     TrainingSettings,
     VaeSettings,
     load_generative_settings,
@@ -246,6 +249,16 @@ def test_paper_scale_and_recipe_are_the_papers() -> None:
     assert settings.gan == GanSettings()
     assert settings.training == TrainingSettings()
     assert settings.training.iterations == 50 * 50_000 / settings.training.batch_size
+
+
+def test_step_sizes_of_a_scale_are_for_the_papers_loss() -> None:
+    def gan(scale: Scale, objective: ObjectiveName) -> GanSettings:
+        return load_generative_settings(CONFIG, scale, "gan", "all", objective).gan
+
+    assert gan("small", "r3gan") == gan("paper", "r3gan")
+    narrow, wide = gan("small", "paper"), gan("paper", "paper")
+    assert narrow.generator_lr > wide.generator_lr
+    assert narrow.generator_steps == wide.generator_steps == 2
 
 
 def test_a_table_of_no_scale_is_named(tmp_path: Path) -> None:
@@ -530,6 +543,47 @@ def test_the_tables_have_both_arms_and_both_objectives(tmp_path: Path) -> None:
     for heading in ("GAN, objective paper", "GAN, objective r3gan", "VAE"):
         assert f"## {heading}: Sort-of-Clevr, 16x16" in text
     assert "With coordinates minus without: red" in text
+
+
+def test_step_sizes_are_tried_in_both_arms_and_the_best_with_more_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "STEP_SIZES", ((1e-3, 1e-4), (2e-3, 4e-4)))
+    overrides = tuple(parse_override(text) for text in [*TINY, "training.iterations=1"])
+    experiments = Experiments(CONFIG, tmp_path, overrides=overrides)
+    text = experiments.make_step_table(tmp_path)
+    folders = {path.parent.relative_to(tmp_path) for path in tmp_path.rglob("settings.toml")}
+    names = [folder.name for folder in folders]
+    assert {folder.parent.name for folder in folders} == {
+        "steps-0.001-0.0001",
+        "steps-0.002-0.0004",
+    }
+    for arm in ("none", "all"):
+        assert names.count(f"gan-paper-{arm}-16-s0") == 2
+        assert names.count(f"gan-paper-{arm}-16-s1") == names.count(f"gan-paper-{arm}-16-s2") == 1
+    assert len(folders) == 8
+    rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in text.splitlines()]
+    assert rows[2][0] == "data"
+    assert [row[:3] for row in rows[3:]] == [
+        [generator, discriminator, arm]
+        for generator, discriminator in (("0.001", "0.0001"), ("0.002", "0.0004"))
+        for arm in ("without", "with")
+    ]
+    assert sorted(row[3] for row in rows[3:]) == ["1", "1", "3", "3"]
+    assert (tmp_path / "generative-steps.md").read_text().endswith(text)
+    assert len(json.loads((tmp_path / "generative-steps.json").read_text())["runs"]) == 8
+
+
+def test_the_best_step_sizes_have_the_highest_mean_entropy() -> None:
+    def judged(steps: table.Steps, red: float, blue: float, difference: float) -> RunResult:
+        gan = replace(tiny().gan, generator_lr=steps[0], discriminator_lr=steps[1])
+        entropies = Entropies(red, blue, difference, missing=0.0)
+        found = replace(result.curve[-1], entropies=entropies)
+        return replace(result, settings=tiny(gan=gan), curve=(found,))
+
+    result = Run(tiny()).train()
+    runs = [judged((1.0, 2.0), 4.0, 3.0, 2.0), judged((3.0, 4.0), 3.5, 3.5, 2.5)]
+    assert table.best_steps(runs) == table.best_steps(runs[::-1]) == (3.0, 4.0)
 
 
 def test_spreads_tell_mean_range_and_what_is_missing() -> None:

@@ -112,6 +112,35 @@ class Experiments:
             self._draw(results, report)
         return table.to_markdown(results)
 
+    def make_step_table(self, report: Path) -> str:
+        """Train the paper's GAN of 32x32 pixels, in both arms, with each pair of step sizes.
+
+        Then the pair that is best for an arm with more seeds. Each pair has a folder of its own.
+        Writes ``generative-steps.md`` and ``.json``.
+        """
+        results: list[RunResult] = []
+
+        def train(coords: Arm, steps: table.Steps, seed: int) -> None:
+            settings = load_generative_settings(
+                self.config, "small", "gan", coords, "paper", self.overrides
+            )
+            generator, discriminator = steps
+            gan = dataclasses.replace(
+                settings.gan, generator_lr=generator, discriminator_lr=discriminator
+            )
+            folder = self.out / f"steps-{generator:g}-{discriminator:g}"
+            own = dataclasses.replace(self, out=folder)
+            results.append(own.train(dataclasses.replace(settings, gan=gan, seed=seed)))
+            self._write_table("generative-steps", table.steps_to_markdown(results), results, report)
+
+        for steps, coords in itertools.product(table.STEP_SIZES, table.ARMS):
+            train(coords, steps, seed=0)
+        for coords in table.ARMS:
+            best = table.best_steps(run for run in results if run.settings.coords == coords)
+            for seed in range(1, table.SEEDS_OF_THE_BEST):
+                train(coords, best, seed)
+        return table.steps_to_markdown(results)
+
     def train(self, settings: GenerativeSettings) -> RunResult:
         """Train one run, go on with it, or read what came of it.
 
@@ -166,6 +195,11 @@ class Experiments:
         return self.out / f"{'-'.join(name for name in names if name)}{data}-s{settings.seed}"
 
     def _write(self, results: Sequence[RunResult], report: Path) -> None:
+        self._write_table("generative", table.to_markdown(results), results, report)
+
+    def _write_table(
+        self, name: str, text: str, results: Sequence[RunResult], report: Path
+    ) -> None:
         report.mkdir(parents=True, exist_ok=True)
         last = results[-1]
         head = (
@@ -176,11 +210,11 @@ class Experiments:
             f" {last.settings.training.samples:,} generated pictures; those of data are of as many"
             " real ones, against others.\n\n"
         )
-        with atomic_file(report / "generative.md") as file:
-            file.write((head + table.to_markdown(results)).encode())
+        with atomic_file(report / f"{name}.md") as file:
+            file.write((head + text).encode())
         made = {"command": self.command, "machine": machine(), "torch": torch.__version__}
         runs = [result.to_json() for result in results]
-        write_json({**made, "runs": runs}, report / "generative.json")
+        write_json({**made, "runs": runs}, report / f"{name}.json")
 
     def _draw(self, results: Sequence[RunResult], report: Path) -> None:
         """Draw both arms of the first seed beside the data, and the curves of all seeds."""
