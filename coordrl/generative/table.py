@@ -21,9 +21,7 @@ _NAMES = {"none": "without", "all": "with"}
 # Figure 7 of the paper, on 64x64 pictures: the best of many runs, and the data.
 PAPER = {"data": (4.0, 4.0, 3.5), "without": (3.13, 2.69, 2.81), "with": (3.30, 2.93, 2.62)}
 
-STEP_SIZES: tuple[Steps, ...] = tuple(
-    itertools.product((1e-3, 2e-3, 4e-3), (1e-4, 2e-4, 4e-4, 8e-4))
-)
+STEP_SIZES: tuple[Steps, ...] = tuple(itertools.product((1e-3, 2e-3, 4e-3), (1e-4, 2e-4, 4e-4)))
 """What both arms are tried with, for the paper's loss."""
 SEEDS_OF_THE_BEST = 3
 """Runs of each arm with the step sizes that are best for it; there is one of all others."""
