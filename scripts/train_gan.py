@@ -4,6 +4,7 @@ python scripts/train_gan.py --coords both --scale small --seeds 3
 python scripts/train_gan.py --model vae --coords all
 python scripts/train_gan.py --data path/to/bedroom_train_lmdb --scale paper
 python scripts/train_gan.py --table quick
+python scripts/train_gan.py --table steps  # the paper's GAN with many step sizes
 """
 
 import shlex
