@@ -383,8 +383,8 @@ class Generators(Benchmark):
     seconds: float = 20.0
     """To spend on each size, at least."""
     sizes: tuple[int, ...] = (16, 32, 64)
-    """Heights and widths of the pictures. At 64 the network is the paper's, below it that of the
-    small scales of configs/generative.toml."""
+    """Heights and widths of the pictures. At 64 the network is the paper's, below it as wide
+    as that of the small scales of configs/generative.toml, with 32 latent numbers."""
 
     def rows(self) -> Iterator[Row]:
         """Yield a row for each size."""

@@ -25,6 +25,7 @@ from coordrl.generative.models import Gan, Vae
 from coordrl.generative.objectives import ObjectiveName
 from coordrl.generative.patches import laplacian_pyramid, sliced_wasserstein
 from coordrl.generative.settings import (
+    Arm,
     GanSettings,
     GenerativeSettings,
     NetworkSettings,
@@ -525,6 +526,7 @@ def test_the_script_trains_autoencoders_and_from_folders(
         (["--set", "training.iteration=3"], "unknown key 'training.iteration'"),
         (["--set", "training.batch_size=1"], "batch_size must be at least 2, got 1"),
         (["--set", "canvas={size=40, radius=5}"], "canvas.size must be a multiple of 16"),
+        (["--table", "steps", "--data", "mine"], "give data=clevr, or none, got 'mine'"),
     ],
 )
 def test_the_script_names_what_does_not_fit(
@@ -574,16 +576,78 @@ def test_step_sizes_are_tried_in_both_arms_and_the_best_with_more_seeds(
     assert len(json.loads((tmp_path / "generative-steps.json").read_text())["runs"]) == 8
 
 
-def test_the_best_step_sizes_have_the_highest_mean_entropy() -> None:
-    def judged(steps: table.Steps, red: float, blue: float, difference: float) -> RunResult:
-        gan = replace(tiny().gan, generator_lr=steps[0], discriminator_lr=steps[1])
-        entropies = Entropies(red, blue, difference, missing=0.0)
-        found = replace(result.curve[-1], entropies=entropies)
-        return replace(result, settings=tiny(gan=gan), curve=(found,))
+def judged(
+    result: RunResult, coords: Arm, steps: table.Steps, entropies: tuple[float, float, float]
+) -> RunResult:
+    gan = replace(tiny().gan, generator_lr=steps[0], discriminator_lr=steps[1])
+    found = replace(result.curve[-1], entropies=Entropies(*entropies, 0.0))
+    return replace(result, settings=tiny(gan=gan, coords=coords), curve=(found,))
 
+
+def test_the_best_step_sizes_have_the_highest_mean_entropy() -> None:
     result = Run(tiny()).train()
-    runs = [judged((1.0, 2.0), 4.0, 3.0, 2.0), judged((3.0, 4.0), 3.5, 3.5, 2.5)]
+    runs = [
+        judged(result, "all", (1.0, 2.0), (4.0, 3.0, 2.0)),
+        judged(result, "all", (3.0, 4.0), (3.5, 3.5, 2.5)),
+    ]
     assert table.best_steps(runs) == table.best_steps(runs[::-1]) == (3.0, 4.0)
+
+
+def test_each_arm_gets_more_seeds_with_its_own_best_step_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = (1e-3, 1e-4), (2e-3, 4e-4)
+    trained = []
+    result = Run(tiny()).train()
+
+    def train(self: Experiments, settings: GenerativeSettings) -> RunResult:
+        steps = settings.gan.generator_lr, settings.gan.discriminator_lr
+        trained.append((settings.coords, steps, settings.seed, settings.canvas.size))
+        is_good = steps == (large if settings.coords == "none" else small)
+        value = 3.0 if is_good else 1.0
+        # Bad runs of one arm are better than good ones of the other.
+        value += 3.0 if settings.coords == "none" else 0.0
+        return judged(result, settings.coords, steps, (value, value, value))
+
+    monkeypatch.setattr(table, "STEP_SIZES", (small, large))
+    monkeypatch.setattr(Experiments, "train", train)
+    Experiments(CONFIG, tmp_path).make_step_table(tmp_path)
+    assert trained[:4] == [
+        (coords, steps, 0, 32) for steps in (small, large) for coords in ("none", "all")
+    ]
+    assert trained[4:] == [
+        (coords, steps, seed, 32)
+        for coords, steps in (("none", large), ("all", small))
+        for seed in (1, 2)
+    ]
+
+
+def test_the_table_of_step_sizes_has_entropies_and_measures_under_their_names() -> None:
+    result = Run(tiny()).train()
+    runs = [
+        judged(result, "none", (1e-3, 1e-4), (1.0, 2.0, 3.0)),
+        judged(result, "all", (1e-3, 1e-4), (4.0, 5.0, 6.0)),
+        judged(result, "all", (1e-3, 1e-4), (4.5, 5.0, 6.0)),
+    ]
+    head, _, _, *rows = (
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in table.steps_to_markdown(runs).splitlines()
+    )
+    assert all(len(row) == len(head) for row in rows)
+    without, with_ = (dict(zip(head, row, strict=True)) for row in rows)
+    assert (without["coordinates"], without["seeds"]) == ("without", "1")
+    assert [without[f"{name}, nats"] for name in table.ENTROPIES] == ["1.00", "2.00", "3.00"]
+    assert (with_["coordinates"], with_["seeds"]) == ("with", "2")
+    assert with_["red, nats"] == "4.25 (4.00 to 4.50)"
+    assert with_["valid"] == "0.0 %"
+
+
+def test_the_small_table_has_large_gans_and_more_seeds() -> None:
+    cells, seeds = table.plan("small")
+    assert {cell.scale for cell in cells if cell.model == "gan"} == {"small"}
+    assert {cell.scale for cell in cells if cell.model == "vae"} == {"quick"}
+    assert {cell.objective for cell in cells if cell.model == "gan"} == {"paper", "r3gan"}
+    assert seeds > table.plan("quick")[1]
 
 
 def test_spreads_tell_mean_range_and_what_is_missing() -> None:

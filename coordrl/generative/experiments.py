@@ -116,7 +116,11 @@ class Experiments:
         """Train the paper's GAN of 32x32 pixels, in both arms, with each pair of step sizes.
 
         Then the pair that is best for an arm with more seeds. Each pair has a folder of its own.
-        Writes ``generative-steps.md`` and ``.json``.
+        Step sizes among the overrides are not used. Writes ``generative-steps.md`` and ``.json``.
+
+        Raises:
+            SettingsError: Also if the pictures are not of Sort-of-Clevr, whose entropies decide
+                which step sizes are best.
         """
         results: list[RunResult] = []
 
@@ -124,6 +128,11 @@ class Experiments:
             settings = load_generative_settings(
                 self.config, "small", "gan", coords, "paper", self.overrides
             )
+            if settings.data != "clevr":
+                raise SettingsError(
+                    "the table of step sizes measures where the objects of Sort-of-Clevr are: give"
+                    f" data=clevr, or none, got {settings.data!r}"
+                )
             generator, discriminator = steps
             gan = dataclasses.replace(
                 settings.gan, generator_lr=generator, discriminator_lr=discriminator

@@ -210,12 +210,15 @@ def _with_data(arms: dict[str, list[RunResult]]) -> dict[str, list[Evaluation]]:
 
 
 def best_steps(results: Iterable[RunResult]) -> Steps:
-    """Return the step sizes of the run whose three entropies have the highest mean at its end."""
+    """Return the step sizes of the run whose three entropies have the highest mean at its end.
+
+    Args:
+        results: Runs on Sort-of-Clevr; pictures of anything have no entropies.
+    """
 
     def mean_entropy(result: RunResult) -> float:
         entropies = result.curve[-1].entropies
-        if entropies is None:
-            return 0.0
+        assert entropies is not None
         return statistics.fmean(getattr(entropies, which) for which in ENTROPIES)
 
     return _steps(max(results, key=mean_entropy))
