@@ -46,7 +46,7 @@ class Arguments:
     """Number of runs of each kind, with the seeds 0, 1, 2, ..."""
     table: Literal[TableSize, "steps"] | None = None
     """Make the table of all models instead: quick (one seed) or small (five, larger pictures); or
-    steps, of GANs with the paper's loss and many step sizes in place of those of --set."""
+    steps, of GANs with the paper's loss and many step sizes."""
     set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
     """Settings that win over the configuration, such as training.iterations=2000."""
     max_seconds: float | None = None

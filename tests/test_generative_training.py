@@ -576,6 +576,16 @@ def test_step_sizes_are_tried_in_both_arms_and_the_best_with_more_seeds(
     assert len(json.loads((tmp_path / "generative-steps.json").read_text())["runs"]) == 8
 
 
+@pytest.mark.parametrize("key", ["gan.generator_lr", "gan.discriminator_lr"])
+def test_the_table_of_step_sizes_takes_no_others(key: str, tmp_path: Path) -> None:
+    overrides = (parse_override(f"{key}=0.5"),)
+
+    with pytest.raises(SettingsError, match=f"leave out {key}, got 0.5 from --set"):
+        Experiments(CONFIG, tmp_path, overrides=overrides).make_step_table(tmp_path)
+
+    assert not list(tmp_path.iterdir())
+
+
 def judged(
     result: RunResult, coords: Arm, steps: table.Steps, entropies: tuple[float, float, float]
 ) -> RunResult:

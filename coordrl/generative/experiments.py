@@ -116,12 +116,18 @@ class Experiments:
         """Train the paper's GAN of 32x32 pixels, in both arms, with each pair of step sizes.
 
         Then the pair that is best for an arm with more seeds. Each pair has a folder of its own.
-        Step sizes among the overrides are not used. Writes ``generative-steps.md`` and ``.json``.
+        Writes ``generative-steps.md`` and ``.json``.
 
         Raises:
-            SettingsError: Also if the pictures are not of Sort-of-Clevr, whose entropies decide
-                which step sizes are best.
+            SettingsError: Also if step sizes are among the overrides, or if the pictures are not of
+                Sort-of-Clevr, whose entropies decide which step sizes are best.
         """
+        for override in self.overrides:
+            if override.key in ("gan.generator_lr", "gan.discriminator_lr"):
+                raise SettingsError(
+                    f"the table of step sizes has its own: leave out {override.key}, got"
+                    f" {override.value!r} from {override.source}"
+                )
         results: list[RunResult] = []
 
         def train(coords: Arm, steps: table.Steps, seed: int) -> None:
