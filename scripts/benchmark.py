@@ -51,7 +51,12 @@ from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecFrameStack, VecTransposeImage
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecFrameStack,
+    VecTransposeImage,
+)
 from torch import Tensor, nn
 
 import coordrl
@@ -519,7 +524,13 @@ def our_model(algo: str, game: str, coords: str) -> Any:
     return make_model(settings, env, seed=0)
 
 
-def stock_model(algo: str, game: str) -> Any:
+def stock_model(
+    algo: str,
+    game: str,
+    *,
+    device: str = "cpu",
+    vec_env: type[DummyVecEnv | SubprocVecEnv] = DummyVecEnv,
+) -> Any:
     gymnasium.register_envs(ale_py)
     settings = zoo_settings(algo)
     keywords = dict(settings.algorithm)
@@ -530,8 +541,10 @@ def stock_model(algo: str, game: str) -> Any:
         optimizer = {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"eps": 1e-5}}
         keywords["policy_kwargs"] = optimizer
     num_envs = 1 if algo == "dqn" else settings.run.num_envs
-    env = VecFrameStack(make_atari_env(f"{game}NoFrameskip-v4", n_envs=num_envs, seed=0), 4)
-    return getattr(stable_baselines3, algo.upper())("CnnPolicy", env, seed=0, **keywords)
+    env_id = f"{game}NoFrameskip-v4"
+    env = VecFrameStack(make_atari_env(env_id, num_envs, seed=0, vec_env_cls=vec_env), 4)
+    algorithm = getattr(stable_baselines3, algo.upper())
+    return algorithm("CnnPolicy", env, seed=0, device=device, **keywords)
 
 
 @dataclass(frozen=True)
@@ -712,6 +725,9 @@ class DeviceTraining(Benchmark):
     What scripts/train_atari.py runs with ``configs/<algorithm>_cuda.toml``, from reset games on.
     Making the environments and the model is not counted, nor the first updates of the rate, which
     compile; nor are evaluations, which play on the host. One agent step is four raw frames.
+
+    Beside it the rate of stock SB3 on the same machine, with the zoo's settings: the network on the
+    same device, each game in a process of its own.
     """
 
     device: Literal["cuda", "cpu"] = "cuda"
@@ -726,6 +742,8 @@ class DeviceTraining(Benchmark):
     """Mean return to train to; without one, only the rate is measured."""
     episodes: int = 30
     """Games of the evaluation that has to reach it."""
+    stock_seconds: float = 60.0
+    """To spend on stock SB3, at least; 0 leaves it out."""
     seed: int = 0
     """Seed of weights, games and draws."""
     set: tuple[str, ...] = ()
@@ -738,11 +756,47 @@ class DeviceTraining(Benchmark):
         if self.target is not None:
             clock = TrainingClock(self, warm_up=0)
             yield clock.run(f"to {self.target:g}", clock.has_reached_target)
+        if self.stock_seconds > 0:
+            yield self._stock()
 
     def summary(self, rows: list[Row]) -> Row:
-        """Return the rate, and the seconds to the target."""
-        last = {f"seconds {row['training']}": row["seconds"] for row in rows[1:]}
-        return {"raw frames a second": rows[0]["raw frames a second"], **last}
+        """Return the rates, and the seconds to the target."""
+        rates, seconds = {}, {}
+        for row in rows:
+            training = row["training"]
+            if training in ("rate", "stock SB3"):
+                rates[f"raw frames a second, {training}"] = row["raw frames a second"]
+            else:
+                seconds[f"seconds {training}"] = row["seconds"]
+        return {**rates, **seconds}
+
+    def _stock(self) -> Row:
+        model = stock_model(self.algo, self.game, device=self.device, vec_env=SubprocVecEnv)
+        model.set_logger(Logger(None, []))
+        model.learn(1, log_interval=None)  # at least a rollout, which fills buffers and caches
+        begin, first = time.perf_counter(), model.num_timesteps
+        while (seconds := time.perf_counter() - begin) < self.stock_seconds:
+            model.learn(1000, reset_num_timesteps=False, log_interval=None)
+        model.get_env().close()
+        frames = (model.num_timesteps - first) * AtariSettings.frame_skip
+        return training_row("stock SB3", self.algo, self.game, model.n_envs, frames, seconds)
+
+
+def training_row(
+    name: str,
+    algo: str,
+    game: str,
+    num_envs: int,
+    frames: int,
+    seconds: float,
+    mean_return: float = math.nan,
+) -> Row:
+    return {
+        **{"training": name, "algorithm": algo, "game": game, "num_envs": num_envs},
+        **{"raw frames": frames, "seconds": round(seconds, 2)},
+        "raw frames a second": round(frames / max(seconds, 1e-9)),
+        "mean return": "" if math.isnan(mean_return) else round(mean_return, 2),
+    }
 
 
 class TrainingClock(BaseCallback):
@@ -770,13 +824,10 @@ class TrainingClock(BaseCallback):
             model.learn(settings.run.total_steps, callback=self, log_interval=None)
         env.close()
         frames = self.steps * settings.env.frame_skip
-        return {
-            **{"training": name, "algorithm": chosen.algo, "game": settings.run.game},
-            **{"num_envs": settings.run.num_envs, "raw frames": frames},
-            "seconds": round(self.seconds, 2),
-            "raw frames a second": round(frames / max(self.seconds, 1e-9)),
-            "mean return": "" if math.isnan(self.mean_return) else round(self.mean_return, 2),
-        }
+        return training_row(
+            name, chosen.algo, settings.run.game, settings.run.num_envs, frames, self.seconds,
+            self.mean_return,
+        )  # fmt: skip
 
     def has_reached_target(self) -> bool:
         """Evaluate the agent if its last 100 games promise that it will do."""
@@ -813,11 +864,12 @@ class TrainingClock(BaseCallback):
 
 @dataclass(frozen=True)
 class Cuda(Benchmark):
-    """Frames a second that a GPU plays, observations included: the emulator alone.
+    """What a GPU does for Atari, beside the targets and what CuLE and stock SB3 do.
 
-    Every environment plays random actions of the classic protocol; a step is timed on the device,
-    as the mean of a number of steps, with no other work between them. Frames are the emulator's,
-    four to a step.
+    The emulator alone, observations included: every environment plays random actions of the classic
+    protocol; a step is timed on the device, as the mean of a number of steps, with no other work
+    between them. Then training, as ``device`` measures it. Frames are the emulator's, four to a
+    step.
     """
 
     games: tuple[str, ...] = ()
@@ -834,10 +886,21 @@ class Cuda(Benchmark):
     """Environments of a block: one row for each number."""
     spare_bytes: tuple[int, ...] = (Occupancy.spare_bytes,)
     """Shared memory that a block reserves, so that fewer run at a time: one row for each."""
+    training: bool = True
+    """Measure training as well, with what ``device`` has as defaults."""
 
     def rows(self) -> Iterator[Row]:
-        """Yield a row for each game, number of environments and way to spread them."""
+        """Yield what was played, what was trained, and how both stand to the targets."""
         require_gpu()
+        rows = []
+        for part in (self._emulator(), DeviceTraining().rows() if self.training else ()):
+            for row in part:
+                rows.append(row)
+                yield row
+        yield from target_rows(measured_for_targets(rows))
+
+    def _emulator(self) -> Iterator[Row]:
+        """Yield a row for each game, number of environments and way to spread them."""
         chosen = [canonical_game(game) for game in self.games]
         for game in chosen or [name for name, facts in GAMES.items() if facts.atari57]:
             start = time.monotonic()
@@ -862,7 +925,7 @@ class Cuda(Benchmark):
             speeds = [
                 float(row["frames a second"])  # type: ignore[arg-type]
                 for row in rows
-                if (row["num_envs"], row["threads"], row["spare_bytes"]) == way
+                if "threads" in row and (row["num_envs"], row["threads"], row["spare_bytes"]) == way
             ]
             median = statistics.median(speeds)
             name = "{} environments in blocks of {} with {} spare bytes".format(*way)
@@ -875,6 +938,7 @@ class Cuda(Benchmark):
         envs = DeviceEmulator(game, num_envs, occupancy=occupancy)
         envs.reset(seed=0)
         memory = (torch.cuda.memory_allocated() - before) // num_envs
+        observed = 2 * math.prod(envs.obs_shape)  # and the last ones of episodes
         choices = len(envs.actions)
         shape = (self.steps, num_envs)
         seconds = []
@@ -900,7 +964,88 @@ class Cuda(Benchmark):
             "first quartile": round(frames / quartiles[2]),
             "third quartile": round(frames / quartiles[0]),
             "bytes an environment": memory,  # without the local memory of the threads that run
+            "of them observations": observed,
         }
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a GPU is to reach, for one H100, and what CuLE has published (arXiv 1907.08467)."""
+
+    name: str
+    must: float
+    goal: float
+    cule: str = ""
+
+    def row(self, measured: float | None, stock: float | None) -> Row:
+        """Return what was measured beside it."""
+        less = self.goal < self.must
+        reached = "not measured"
+        if measured is not None:
+            reached = "nothing"
+            for name, bound in (("must", self.must), ("goal", self.goal)):
+                if measured <= bound if less else measured >= bound:
+                    reached = name
+        return {
+            "target": self.name,
+            "measured": "" if measured is None else f"{measured:,.0f}",
+            "must": f"{self.must:,.0f}",
+            "goal": f"{self.goal:,.0f}",
+            "reached": reached,
+            "CuLE, Titan V": self.cule,
+            "stock SB3, here": "" if stock is None else f"{stock:,.0f}",
+        }
+
+
+LARGE, SMALL = 65536, 4096
+PLAYED = "raw frames a second, {:,} environments, median of the games"
+TRAINED, STOCK = "raw frames a second of PPO, end to end", "stock SB3"
+REACHED, MEMORY = "seconds of PPO to a mean of 18 in Pong", "bytes an environment, no observations"
+TARGETS = (
+    Target(PLAYED.format(LARGE), 3e6, 5e6, "41,000 to 155,000"),
+    Target(PLAYED.format(SMALL), 1e6, 1.5e6, "41,000 to 155,000"),
+    Target(TRAINED, 300e3, 1e6, "26,000 to 68,000"),
+    Target(REACHED, 180, 60, "186"),
+    Target(MEMORY, 48 << 10, 12 << 10),
+)
+
+
+def measured_for_targets(rows: list[Row]) -> dict[str, float]:
+    """Return what rows of :class:`Cuda` come to, by the names of targets.
+
+    Of several ways to spread environments the fastest counts.
+    """
+    measured: dict[str, float] = {}
+    played = [row for row in rows if "threads" in row]
+    for num_envs in (LARGE, SMALL):
+        speeds: dict[tuple[Any, Any], list[float]] = {}
+        for row in played:
+            if row["num_envs"] == num_envs:
+                way = row["threads"], row["spare_bytes"]
+                speeds.setdefault(way, []).append(float(row["frames a second"]))  # type: ignore[arg-type]
+        if speeds:
+            measured[PLAYED.format(num_envs)] = max(map(statistics.median, speeds.values()))
+    if played:
+        measured[MEMORY] = statistics.median(
+            int(row["bytes an environment"]) - int(row["of them observations"])  # type: ignore[arg-type]
+            for row in played
+        )
+    for row in rows:
+        match row.get("training"):
+            case "rate":
+                measured[TRAINED] = float(row["raw frames a second"])  # type: ignore[arg-type]
+            case "stock SB3":
+                measured[STOCK] = float(row["raw frames a second"])  # type: ignore[arg-type]
+            case "to 18" if row["mean return"] != "" and float(row["mean return"]) >= 18:  # type: ignore[arg-type]
+                measured[REACHED] = float(row["seconds"])  # type: ignore[arg-type]
+    return measured
+
+
+def target_rows(measured: dict[str, float]) -> Iterator[Row]:
+    """Yield a row for each target; what was not measured says so."""
+    for target in TARGETS:
+        stock = measured.get(STOCK) if target.name == TRAINED else None
+        yield target.row(measured.get(target.name), stock)
 
 
 BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
@@ -957,8 +1102,9 @@ def main() -> int:
         console.print("nothing to measure: the settings leave no case")
         return 2
     summary = benchmark.summary(rows)
-    for table in tables(rows, console.width):
-        console.print(table)
+    for _, group in itertools.groupby(rows, key=tuple):  # rows of the same columns
+        for table in tables(list(group), console.width):
+            console.print(table)
     for name, value in summary.items():
         console.print(f"{name}: {value}")
     if benchmark.json is not None:

@@ -261,14 +261,20 @@ def test_every_algorithm_trains_from_its_own_configuration(
     assert load_agent(folder / "best").card is not None
 
 
-@pytest.mark.parametrize("width", [80, 200])
-def test_the_table_of_a_benchmark_breaks_no_word(width: int) -> None:
+@pytest.fixture(scope="module")
+def benchmark() -> Any:
+    """scripts/benchmark.py as a module."""
     spec = importlib.util.spec_from_file_location("benchmark", ROOT / "scripts" / "benchmark.py")
     assert spec is not None
     assert spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark"] = benchmark
-    spec.loader.exec_module(benchmark)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["benchmark"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_table_of_a_benchmark_breaks_no_word(width: int, benchmark: Any) -> None:
     columns = [f"forward+backward of contestant {i}" for i in range(8)]
     rows = [
         {"layer": name, "num_envs": num_envs, **{c: i + 0.5 for i, c in enumerate(columns)}}
@@ -288,3 +294,43 @@ def test_the_table_of_a_benchmark_breaks_no_word(width: int) -> None:
     for i in range(8):
         assert f" {i} " in text
         assert text.count(f" {i}.5 ") == 2
+
+
+def played(num_envs: int, threads: int, frames: int) -> dict[str, object]:
+    """A row of the emulator in ``benchmark.py cuda``."""
+    spread = {"num_envs": num_envs, "threads": threads, "spare_bytes": 0}
+    memory = {"bytes an environment": 70_000, "of them observations": 56_448}
+    return {"game": "pong", **spread, "frames a second": frames, **memory}
+
+
+def test_what_a_gpu_did_stands_beside_the_targets_and_its_peers(benchmark: Any) -> None:
+    # The median of the games in the fastest way to spread them.
+    large = [played(65536, 64, speed) for speed in (4_000_000, 3_100_000, 2_000_000)]
+    large += [played(65536, 8, speed) for speed in (2_000_000, 3_000_000, 9_000_000)]
+    small = [played(4096, 64, 1_500_000)]
+    training = [
+        benchmark.training_row("rate", "ppo", "Pong", 4096, 2_500_000, 10.0),
+        benchmark.training_row("to 18", "ppo", "Pong", 4096, 9_000_000, 100.0, 18.2),
+        benchmark.training_row("stock SB3", "ppo", "Pong", 8, 200_000, 10.0),
+    ]
+
+    rows = list(benchmark.target_rows(benchmark.measured_for_targets(large + small + training)))
+
+    told = [(row["measured"], row["reached"], row["stock SB3, here"]) for row in rows]
+    assert told == [
+        ("3,100,000", "must", ""),
+        ("1,500,000", "goal", ""),
+        ("250,000", "nothing", "20,000"),
+        ("100", "must", ""),
+        ("13,552", "must", ""),
+    ]
+    assert rows[2]["CuLE, Titan V"] == "26,000 to 68,000"
+
+
+def test_a_target_that_was_not_measured_is_not_reached(benchmark: Any) -> None:
+    below = benchmark.training_row("to 18", "ppo", "Pong", 4096, 9_000_000, 100.0, 17.9)
+    broken_off = benchmark.training_row("to 18", "ppo", "Pong", 4096, 9_000_000, 100.0)
+
+    for training in (below, broken_off):
+        rows = benchmark.target_rows(benchmark.measured_for_targets([training]))
+        assert {(row["measured"], row["reached"]) for row in rows} == {("", "not measured")}
