@@ -6,6 +6,7 @@ can be read.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from coordrl import emulator
 from coordrl.config import AtariSettings
-from coordrl.emulator import GAMES
+from coordrl.emulator import GAMES, Emulator
 
 native: Any = emulator._native
 
@@ -35,16 +36,21 @@ BNE, BCS, JMP, BIT, JAM = 0xD0, 0xB0, 0x4C, 0x24, 0x02
 END_FRAME = bytes([LDA_IMM, 2, STA, VSYNC, STA, WSYNC, STA, WSYNC, LDA_IMM, 0, STA, VSYNC])
 
 
+def image_of(code: bytes) -> bytes:
+    """A ROM of 4 KiB with a program at its beginning, $F000."""
+    image = bytearray(4096)
+    image[: len(code)] = code
+    image[0xFFC:0xFFE] = 0x00, 0xF0
+    return bytes(image)
+
+
 class Program:
     """A console that runs a 4 KiB program from $F000 on, as often as it is told a frame."""
 
     def __init__(self, code: bytes) -> None:
-        image = bytearray(4096)
-        image[: len(code)] = code
-        image[0xFFC:0xFFE] = 0x00, 0xF0
         # A joystick game whose rules look at nothing between 0x80 and 0xBF.
         settings = emulator._native_settings(GAMES["riverraid"], AtariSettings(), "disabled")
-        self._player = native.Player(settings, bytes(image), 0)
+        self._player = native.Player(settings, image_of(code), 0)
         self._player.begin()
 
     def run_frame(self) -> None:
@@ -302,3 +308,40 @@ def test_a_player_is_reset_in_every_place_of_every_old_one(cycle: int) -> None:
             assert (after == players[mode, new]).all(), (mode, old)
             seen.add((mode, int(old)))
     assert len(seen) == 8 * 160
+
+
+# Frames that a step observes. ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frames", range(8, 40, 4))
+def test_a_frame_that_took_two_calls_is_shown_whole(
+    frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every seventh picture is bright, and takes more instructions than one call runs.
+
+    A step whose last frame is the last of an episode shows the frame before, and once more what the
+    step before showed, which may be such a picture.
+    """
+    spin = bytes([LDX_IMM, 0]) + repeat(bytes([DEX]))
+    slow = bytes([LDA_IMM, 0xF9, STA, 0x80, LDA_IMM, 0x0E, STA, COLUBK, LDX_IMM, 100])
+    slow += repeat(bytes([STA, WSYNC, DEX]))
+    slow += bytes([LDY_IMM, 50]) + repeat(spin + bytes([DEY]))
+    slow += bytes([LDA_IMM, 2, STA, COLUBK])
+    count = bytes([INC, 0x80, BNE, len(slow)])
+    lines = bytes([LDX_IMM, 0]) + repeat(bytes([STA, WSYNC, INX]))
+    start = bytes([LDA_IMM, 0xF9, STA, 0x80, LDA_IMM, 2, STA, COLUBK])
+    code = start + count + slow + lines + END_FRAME + bytes([JMP, len(start), 0xF0])
+    monkeypatch.setattr(emulator, "load_rom", lambda *_: image_of(code))
+    settings = AtariSettings(screen_size=(210, 160), stack_size=1, noop_max=0)
+    single = Emulator("riverraid", 1, replace(settings, frame_skip=1, max_pool=False))
+    fours = Emulator("riverraid", 1, replace(settings, max_frames_per_episode=frames))
+
+    single.reset(seed=0)
+    fours.reset(seed=0)
+    shown = [single.step([0]).obs[0, 0].copy() for _ in range(frames)]
+    steps = [fours.step([0]) for _ in range(frames // 4)]
+
+    assert steps[-1].truncated.all()
+    expected = np.maximum.reduce([shown[-6], shown[-5], shown[-2]])
+    assert np.array_equal(steps[-1].final_obs[0, 0], expected)
+    assert len({int(picture.max()) for picture in shown}) == 2

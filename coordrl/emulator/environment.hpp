@@ -68,7 +68,7 @@ struct Play : Scene {
   u8 last_action;            // what a repeated frame repeats
   i32 frame_number;          // frames since the game was loaded
   i32 episode_frame_number;  // frames of this game; a reset that presses SELECT counts, too
-  i32 whole_frames;          // frames in a row that are whole pictures, up to this one
+  i32 whole_frames;          // frames in a row, up to this one, that drew all of their pictures
   i32 black_from;            // color clock from which on both pictures are black
   History history;
 };
@@ -153,9 +153,9 @@ COORDRL_HD inline i32 rows_reached(const Tia& tia, const Machine& machine) {
   return tia.incomplete && between ? clocks / kLineClocks : machine.height;
 }
 
-/// True if nothing older shows in the last frame: it reached the end of its picture, or a row below
-/// which there never was anything but black.
-COORDRL_HD inline bool is_whole(const Play& play, const Machine& machine) {
+/// True if nothing older shows below where the last frame stopped: it reached the end of its picture,
+/// or a row below which there never was anything but black.
+COORDRL_HD inline bool is_full(const Play& play, const Machine& machine) {
   const Tia& tia = play.console.tia;
   if (tia.partial) return false;
   if (!tia.incomplete) return true;
@@ -186,9 +186,11 @@ COORDRL_HD inline void run_frame(Play& play, const Setup& setup, u8 action, cons
   History& history = play.history;
   if (history.frames - history.split == setup.scene_frames) turn_page(play);
   history.actions[history.frames++] = action;
+  const bool goes_on = play.console.tia.partial;  // in a picture that the frame before began
   show_frame<kDraw>(play, setup, action, canvas);
   if (play.console.tia.drawn > play.black_from) play.black_from = play.console.tia.drawn;
-  play.whole_frames = is_whole(play, setup.machine) ? play.whole_frames + 1 : 0;
+  const bool whole = !goes_on && is_full(play, setup.machine);
+  play.whole_frames = whole ? play.whole_frames + 1 : 0;
 }
 
 COORDRL_HD inline Memory memory(const Play& play, const Setup& setup) {
