@@ -187,7 +187,7 @@ class TestSettings:
                 assert (CONFIGS / default_config(algo, device)).exists()
         assert default_config("ppo", "auto") == "ppo_cpu.toml"
 
-    @pytest.mark.parametrize("algo", ALGORITHM)
+    @pytest.mark.parametrize("algo", ["a2c", "dqn"])
     def test_configurations_for_a_gpu_follow_their_rule(self, algo: str) -> None:
         zoo, ours = (
             load_training_settings(CONFIGS / name) for name in (f"{algo}.toml", f"{algo}_cuda.toml")
@@ -210,6 +210,18 @@ class TestSettings:
             )
             assert update[0] / freq[0] == update[1] / freq[1]
             assert interval[0] / freq[0] == interval[1] / freq[1]
+
+    def test_ppo_on_a_gpu_has_the_recipe_of_the_cpu_for_more_games(self) -> None:
+        recipe, ours = (
+            load_training_settings(CONFIGS / name) for name in ("ppo_cpu.toml", "ppo_cuda.toml")
+        )
+        assert ours.run.on_device
+        sizes = {"n_steps", "batch_size"}
+        assert recipe.algorithm.keys() == ours.algorithm.keys()
+        for key in recipe.algorithm.keys() - sizes:
+            assert recipe.algorithm[key] == ours.algorithm[key], key
+        n_steps, batch_size = (ours.algorithm[key] for key in ("n_steps", "batch_size"))
+        assert n_steps * ours.run.num_envs == 16 * batch_size
 
 
 class TestRun:
