@@ -140,6 +140,7 @@ GRID: list[dict[str, Any]] = [
     {"screen_size": (105, 80)},
     {"screen_size": (70, 53), "stack_size": 2},
     {"repeat_action_probability": 0.25, "full_action_space": True},
+    {"max_frames_per_episode": 60},
     {"max_frames_per_episode": 61},
     {"max_frames_per_episode": 50, "frame_skip": 3, "life_loss": "terminate"},
 ]
@@ -157,10 +158,13 @@ def test_breakout_is_ale_pys_step_by_step(
     assert found is None, str(found)
 
 
-@pytest.mark.parametrize("life_loss", ["ignore", "reset"])
+# An episode that ends with the last frame of a step, and one that ends before.
+@pytest.mark.parametrize(("life_loss", "frames"), [("ignore", 152), ("reset", 151)])
 @pytest.mark.parametrize("game", [*KINDS, "journey_escape", "montezuma_revenge", "yars_revenge"])
-def test_games_of_every_kind_are_ale_pys_step_by_step(game: str, life_loss: Any) -> None:
-    chosen = AtariSettings(life_loss=life_loss, max_frames_per_episode=151)
+def test_games_of_every_kind_are_ale_pys_step_by_step(
+    game: str, life_loss: Any, frames: int
+) -> None:
+    chosen = AtariSettings(life_loss=life_loss, max_frames_per_episode=frames)
 
     found = compare_steps(game, chosen, steps=80, seed=11, num_envs=2)
 
