@@ -11,7 +11,6 @@ floors below their own only (``tests/test_floors.py``):
 - 5: ``device_algorithms``
 - 6: ``agents``
 - 7: ``training``
-- 8: ``study``, ``report``
 """
 
 from coordrl.layers import (

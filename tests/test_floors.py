@@ -20,7 +20,6 @@ FLOORS = [
     {"device_algorithms"},
     {"agents"},
     {"training"},
-    {"study", "report"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -50,6 +49,10 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__in
 EVERY_FILE = pytest.mark.parametrize(
     "path", FILES, ids=[path.relative_to(PACKAGE).as_posix() for path in FILES]
 )
+
+
+def test_the_plan_has_no_empty_rooms() -> None:
+    assert {room_of(path) for path in FILES} == set(FLOOR)
 
 
 @EVERY_FILE
