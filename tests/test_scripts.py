@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 import os
 import signal
 import subprocess
@@ -334,3 +335,30 @@ def test_a_target_that_was_not_measured_is_not_reached(benchmark: Any) -> None:
     for training in (below, broken_off):
         rows = benchmark.target_rows(benchmark.measured_for_targets([training]))
         assert {(row["measured"], row["reached"]) for row in rows} == {("", "not measured")}
+
+
+def test_the_benchmark_of_a_gpu_prints_what_was_played_and_trained_and_the_targets(
+    benchmark: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    trained = benchmark.training_row("rate", "ppo", "Pong", 4096, 4_000_000, 10.0)
+    monkeypatch.setattr(benchmark, "require_gpu", lambda: None)
+    monkeypatch.setattr(benchmark.Cuda, "_emulator", lambda _: iter([played(65536, 64, 5_000_000)]))
+    monkeypatch.setattr(benchmark.DeviceTraining, "rows", lambda _: iter([trained]))
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    record = tmp_path / "cuda.json"
+    options = ["--num-envs", "65536", "--json", str(record)]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "cuda", *options])
+
+    assert benchmark.main() == 0
+
+    rows = json.loads(record.read_text())["rows"]
+    assert [row.get("reached") for row in rows] == [
+        *(None, None),
+        *("goal", "not measured", "must", "not measured", "must"),
+    ]
+    text = capsys.readouterr().out
+    assert "65536 environments in blocks of 64 with 0 spare bytes, median frames a second" in text
+    assert all(row["target"].split(",")[0] in text for row in rows[2:])
