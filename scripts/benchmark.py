@@ -531,7 +531,6 @@ def stock_model(
     device: str = "cpu",
     vec_env: type[DummyVecEnv | SubprocVecEnv] = DummyVecEnv,
 ) -> Any:
-    gymnasium.register_envs(ale_py)
     settings = zoo_settings(algo)
     keywords = dict(settings.algorithm)
     for key, value in keywords.items():
@@ -541,7 +540,7 @@ def stock_model(
         optimizer = {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"eps": 1e-5}}
         keywords["policy_kwargs"] = optimizer
     num_envs = 1 if algo == "dqn" else settings.run.num_envs
-    env_id = f"{game}NoFrameskip-v4"
+    env_id = f"ale_py:{game}NoFrameskip-v4"  # processes of their own have to import it, too
     env = VecFrameStack(make_atari_env(env_id, num_envs, seed=0, vec_env_cls=vec_env), 4)
     algorithm = getattr(stable_baselines3, algo.upper())
     return algorithm("CnnPolicy", env, seed=0, device=device, **keywords)
@@ -753,7 +752,9 @@ class DeviceTraining(Benchmark):
     """Any setting by its full name, as in run.num_envs=1024."""
 
     def rows(self) -> Iterator[Row]:
-        """Yield a row for the rate, and one for the way to the target."""
+        """Yield a row for the rate, one for the way to the target, and one for stock SB3."""
+        if self.evaluate_every < 1:
+            raise RunError(f"--evaluate-every must be at least 1, got {self.evaluate_every}")
         clock = TrainingClock(self, warm_up=3)
         yield clock.run("rate", lambda: clock.updates >= self.updates)
         if self.target is not None:
@@ -1098,7 +1099,7 @@ def main() -> int:
         for row in benchmark.rows():
             console.print(", ".join(f"{name} {value}" for name, value in row.items()))
             rows.append(row)
-    except CudaError as error:
+    except (CudaError, RunError) as error:
         console.print(str(error), markup=False)
         return 2
     if not rows:

@@ -272,6 +272,21 @@ def test_a_step_allocates_no_results_of_its_own(make_shim: MakeShim) -> None:
     assert theirs.step(torch.tensor([0, 0])) is first
 
 
+def test_an_environment_takes_as_much_memory_as_readme_says(make_shim: MakeShim) -> None:
+    theirs = DeviceEmulator("pong", 2, SHORT, device="cpu", make_kernels=make_shim)
+    (group,) = theirs._groups
+    observations = [theirs._latest.obs, theirs._latest.final_obs]
+    results = [getattr(theirs._latest, field.name) for field in dataclasses.fields(theirs._latest)]
+    own = [group._environments, group._notes, group._pictures]
+
+    def each(tensors: list[torch.Tensor]) -> int:
+        return sum(tensor.nbytes for tensor in tensors) // 2
+
+    assert each(results + own) == 231_240
+    assert each(observations) == 56_448
+    assert each([group._pictures]) == 168_000
+
+
 def test_an_action_that_does_not_exist_is_the_nearest(make_shim: MakeShim) -> None:
     batches = [DeviceEmulator("pong", 2, SHORT, device="cpu", make_kernels=make_shim)
                for _ in range(2)]  # fmt: skip

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from coordrl.agents import load_agent
+from coordrl.runs import RunError
 from coordrl.training import load_training_settings
 
 ROOT = Path(__file__).parents[1]
@@ -362,3 +363,43 @@ def test_the_benchmark_of_a_gpu_prints_what_was_played_and_trained_and_the_targe
     text = capsys.readouterr().out
     assert "65536 environments in blocks of 64 with 0 spare bytes, median frames a second" in text
     assert all(row["target"].split(",")[0] in text for row in rows[2:])
+
+
+SMALL_DEVICE = ("run.num_envs=4", "algorithm.n_steps=8", "algorithm.batch_size=16",
+                "acceleration.bfloat16=false")  # fmt: skip
+
+
+def test_the_way_to_a_return_ends_with_the_first_evaluation_that_finds_it(benchmark: Any) -> None:
+    chosen = benchmark.DeviceTraining(
+        device="cpu", updates=1, target=-30, episodes=1, evaluate_every=3, stock_seconds=0,
+        set=SMALL_DEVICE,
+    )  # fmt: skip
+
+    rate, way = chosen.rows()
+
+    assert (rate["training"], rate["raw frames"]) == ("rate", 4 * 8 * 4)
+    assert (way["training"], way["raw frames"]) == ("to -30", 3 * 4 * 8 * 4)
+    assert -21 <= way["mean return"] <= 21
+    summary = chosen.summary([rate, way])
+    assert list(summary) == ["raw frames a second, rate", "seconds to -30"]
+
+
+def test_evaluations_that_never_come_are_refused(benchmark: Any) -> None:
+    chosen = benchmark.DeviceTraining(device="cpu", evaluate_every=0)
+
+    with pytest.raises(RunError, match="--evaluate-every must be at least 1, got 0"):
+        next(chosen.rows())
+
+
+@pytest.mark.slow
+def test_stock_sb3_trains_beside_ours(benchmark: Any) -> None:
+    chosen = benchmark.DeviceTraining(
+        device="cpu", updates=1, target=None, stock_seconds=0.1, set=SMALL_DEVICE
+    )
+
+    _, stock = chosen.rows()
+
+    # The zoo's rollout: eight games of 128 steps, four frames to a step.
+    assert (stock["training"], stock["num_envs"]) == ("stock SB3", 8)
+    assert stock["raw frames"] == 8 * 128 * 4
+    assert stock["seconds"] > 0.1
