@@ -210,6 +210,9 @@ class RunSettings:
     """Length of the run in agent steps, counted over all environments."""
     num_envs: int = 8
     """Games played at the same time, by all processes together."""
+    stagger: int = 0
+    """How many agent steps apart they begin, for PPO and A2C. The random actions until then are not
+    counted."""
     seed: int = 0
     """Seed of the run, split into environment, policy, data and evaluation streams."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -236,7 +239,7 @@ class RunSettings:
             *("total_steps", "num_envs", "evaluation_episodes"),
             *("checkpoint_interval", "log_interval"),
         )
-        _require_at_least(0, self, "seed", "evaluation_interval")
+        _require_at_least(0, self, "seed", "stagger", "evaluation_interval")
 
 
 @dataclass(frozen=True)
@@ -253,6 +256,11 @@ class TrainingSettings:
     """Keyword arguments of :func:`coordrl.extractors.policy_kwargs`."""
 
     def __post_init__(self) -> None:
+        if self.run.algo == "dqn" and self.run.stagger > 0:
+            raise ValueError(
+                "run.stagger is for ppo and a2c, which learn from the games at hand; dqn's replay "
+                f"mixes them by itself: leave it at 0, got {self.run.stagger}"
+            )
         features = self.extractor.get("features_dim", 1)
         if isinstance(features, int) and features < 1:
             raise ValueError(f"extractor.features_dim must be at least 1, got {features}")

@@ -54,14 +54,22 @@ class VectorEnvAdapter(VecEnv):
     Environments on a GPU, whose ``step`` takes and returns tensors, are copied to the host for this
     contract; :meth:`step_torch` leaves everything where it is.
 
+    Games that begin together stay together for long: in the first rollouts of thousands of games of
+    Pong either nobody loses a point or all do, and what a network makes of that may cost it its
+    units for good. ``stagger`` lets them begin at different times, as Bharthulwar et al. 2025
+    (https://arxiv.org/abs/2511.21011) do.
+
     Args:
         envs: Vector environment that resets in the same step.
+        stagger: Steps of random actions that :meth:`reset` plays. The environments begin at equal
+            distances within them, so that the first has been played for so long and the last has
+            just begun. What happens in these steps is in no log, but counts for the game at hand.
 
     Attributes:
         device: Where the environments live.
 
     Raises:
-        ValueError: If ``envs`` resets at another time.
+        ValueError: If ``envs`` resets at another time, or ``stagger`` is negative.
 
     Example:
         >>> envs = VectorEnvAdapter(AtariVectorEnv("Pong", num_envs=2))
@@ -70,14 +78,17 @@ class VectorEnvAdapter(VecEnv):
         >>> envs.close()
     """
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
+    def __init__(self, envs: VectorEnv[Any, Any, Any], stagger: int = 0) -> None:
         mode = envs.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
             raise ValueError(
                 "Stable-Baselines3 needs environments that reset in the same step; make them with "
                 f"autoreset_mode=AutoresetMode.SAME_STEP, got {mode}"
             )
+        if stagger < 0:
+            raise ValueError(f"stagger must be at least 0, got {stagger}")
         self.envs = envs
+        self._stagger = stagger
         self._actions: NDArray[Any] | None = None
         self._episode_return = np.zeros(envs.num_envs, np.float64)
         self._episode_length = np.zeros(envs.num_envs, np.int64)
@@ -87,20 +98,38 @@ class VectorEnvAdapter(VecEnv):
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
     def reset(self) -> VecEnvObs:
-        """Begin new episodes in all environments."""
+        """Begin new episodes in all environments, ``stagger`` steps apart."""
         obs: VecEnvObs
         options = self._options[0]
         if any(other != options for other in self._options):
             raise ValueError(
                 f"the environments are reset together, with the same options, got {self._options}"
             )
-        obs, info = _on_host(self.envs.reset(seed=self._seeds[0], options=options or None))
+        seed = self._seeds[0]
+        obs, info = _on_host(self.envs.reset(seed=seed, options=options or None))
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = [_row(info, i) for i in range(self.num_envs)]
-        self._episode_return[:] = 0
-        self._episode_length[:] = 0
-        self._started_at[:] = time.time()
+        self._begin_games(np.ones(self.num_envs, np.bool_))
+        return self._play_apart(seed) if self._stagger > 0 else obs
+
+    def _begin_games(self, mask: NDArray[np.bool_]) -> None:
+        self._episode_return[mask] = 0
+        self._episode_length[mask] = 0
+        self._started_at[mask] = time.time()
+
+    def _play_apart(self, seed: int | None) -> VecEnvObs:
+        """Play random actions for ``stagger`` steps, beginning again where it is time to begin."""
+        if seed is not None:
+            self.envs.action_space.seed(seed)
+        begins_at = np.arange(self.num_envs) * self._stagger // self.num_envs
+        for step in range(self._stagger):
+            mask = begins_at == step
+            if step > 0 and mask.any():
+                self.envs.reset(options={"reset_mask": mask})
+                self._begin_games(mask)
+            last = self.step_torch(torch.from_numpy(self.envs.action_space.sample()))
+        obs: VecEnvObs = _on_host(last.obs)
         return obs
 
     def step_async(self, actions: NDArray[Any]) -> None:
@@ -282,6 +311,7 @@ def make_sb3_env(
     settings: AtariSettings | None = None,
     *,
     seed: int | None = None,
+    stagger: int = 0,
     **kwargs: Any,
 ) -> VectorEnvAdapter:
     """Make Atari games for Stable-Baselines3.
@@ -291,6 +321,7 @@ def make_sb3_env(
         num_envs: Number of games.
         settings: How they are played and seen; by default the classic protocol of training.
         seed: Seed of the first reset.
+        stagger: How many steps apart they begin; see :class:`VectorEnvAdapter`.
         **kwargs: Further arguments of :class:`~coordrl.envs.AtariVectorEnv`.
 
     Example:
@@ -299,7 +330,7 @@ def make_sb3_env(
         Discrete(4)
         >>> envs.close()
     """
-    adapter = VectorEnvAdapter(AtariVectorEnv(game, num_envs, settings, **kwargs))
+    adapter = VectorEnvAdapter(AtariVectorEnv(game, num_envs, settings, **kwargs), stagger)
     if seed is not None:
         adapter.seed(seed)
     return adapter

@@ -808,7 +808,7 @@ class TrainingClock(BaseCallback):
 
     def __init__(self, benchmark: DeviceTraining, warm_up: int) -> None:
         super().__init__()
-        self.benchmark, self.updates = benchmark, -warm_up
+        self.benchmark, self.warm_up, self.updates = benchmark, warm_up, -warm_up
         self.steps, self.seconds, self.mean_return = 0, 0.0, math.nan
         self.steps_before, self.began_at = 0, 0.0
 
@@ -819,11 +819,15 @@ class TrainingClock(BaseCallback):
         texts = (f"run.game={chosen.game}", f"run.seed={chosen.seed}", *chosen.set)
         settings = load_training_settings(config, [parse_override(text) for text in texts])
         where: Any = {} if chosen.device == "cpu" else {"device": chosen.device}
-        env = make_sb3_env(settings.run.game, settings.run.num_envs, settings.env, **where)
+        env = make_sb3_env(
+            settings.run.game, settings.run.num_envs, settings.env, stagger=settings.run.stagger,
+            **where,
+        )  # fmt: skip
         env.seed(chosen.seed)
         model: Any = make_device_model(settings, env, seed=chosen.seed, device=chosen.device)
         self.settings = settings
         model.set_logger(Logger(None, []))
+        self.began_at = time.perf_counter()
         with contextlib.suppress(StopIteration):  # SB3's callbacks end a rollout, not between two
             model.learn(settings.run.total_steps, callback=self, log_interval=None)
         env.close()
@@ -853,7 +857,8 @@ class TrainingClock(BaseCallback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.perf_counter()
-        if self.updates > 0:
+        # Without a warm-up, what the games play before the first rollout is timed as well.
+        if self.updates > 0 or self.warm_up == 0:
             self.seconds += now - self.began_at
             self.steps += self.model.num_timesteps - self.steps_before
         if self.updates >= 0 and self.is_over():

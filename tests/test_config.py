@@ -233,6 +233,13 @@ def test_what_is_written_reads_back_equal(
         (RunSettings, "total_steps", -1, "total_steps must be at least 1, got -1"),
         (RunSettings, "num_envs", 0, "num_envs must be at least 1, got 0"),
         (RunSettings, "seed", -1, "seed must be at least 0, got -1"),
+        (RunSettings, "stagger", -1, "stagger must be at least 0, got -1"),
+        (
+            TrainingSettings,
+            "run",
+            RunSettings(algo="dqn", stagger=5),
+            "run.stagger is for ppo and a2c, .*: leave it at 0, got 5",
+        ),
         (AtariSettings, "frame_skip", 0, "frame_skip must be at least 1, got 0"),
         (AtariSettings, "screen_size", (0, 84), r"screen_size must be at least 1 x 1, got \(0, 84"),
         (AtariSettings, "repeat_action_probability", 1.5, r"must be in \[0, 1\], got 1.5"),

@@ -44,13 +44,14 @@ class Counting(VectorEnv[Any, Any, Any]):
         self.observation_space = batch_space(self.single_observation_space, 2)
         self.action_space = batch_space(self.single_action_space, 2)
         self.resets: list[Any] = []
+        self.count = np.zeros((2, 1), np.uint8)
         self.speed = 1
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         self.resets.append((seed, options))
-        self.count = np.zeros((2, 1), np.uint8)
+        self.count[(options or {}).get("reset_mask", [True, True])] = 0
         return self.count.copy(), {"level": np.array([7, 8]), "_level": np.array([False, True])}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -187,6 +188,54 @@ def test_an_environment_on_a_device_gives_arrays_to_sb3_and_tensors_to_us() -> N
         for value, expected in zip(returned[:3], (obs, rewards, dones), strict=True):
             assert isinstance(value, np.ndarray)
             assert_array_equal(value, expected)
+
+
+@pytest.mark.parametrize("emulator", ["coordrl", "ale"])
+def test_staggered_games_begin_at_equal_distances(emulator: str) -> None:
+    settings = AtariSettings(noop_max=0, fire_reset=False)
+    make: Any = lambda stagger: make_sb3_env(  # noqa: E731
+        "Breakout", 4, settings, seed=0, stagger=stagger, emulator=emulator
+    )
+    frames = []
+    for stagger in (0, 10):
+        envs = make(stagger)
+        envs.reset()
+        frames.append(envs.envs.step(np.zeros(4, np.int64))[4]["episode_frame_number"])
+    assert (frames[1] - frames[0]).tolist() == [40, 32, 20, 12]
+
+
+def test_a_staggered_game_is_one_that_began_later_and_was_played_as_long() -> None:
+    envs = make_sb3_env("Breakout", 3, seed=5, stagger=6)
+    obs = envs.reset()
+    begins_at = [0, 2, 4]
+    alone = AtariVectorEnv("Breakout", 3, autoreset_mode=SAME_STEP)
+    played: Any = alone.reset(seed=5)[0]
+    alone.action_space.seed(5)
+    for step in range(6):
+        if step in (2, 4):
+            alone.reset(options={"reset_mask": np.arange(3) == begins_at.index(step)})
+        played = alone.step(alone.action_space.sample())[0]
+    assert_array_equal(obs, played)
+    assert len(np.unique(played.reshape(3, -1), axis=0)) == 3
+
+
+def test_staggered_games_count_from_where_they_began() -> None:
+    envs = VectorEnvAdapter(Counting(), stagger=4)
+    assert_array_equal(envs.reset(), [[0], [2]])  # four steps of two, and two of three
+    steps = [envs.step_torch(torch.zeros(2, dtype=torch.int64)) for _ in range(4)]
+    ended = [step.episode_length[step.game_ended].tolist() for step in steps]
+    assert ended == [[3], [2], [], [2, 3]]
+
+
+def test_arrays_are_what_a_staggered_environment_on_a_device_begins_with() -> None:
+    obs: Any = VectorEnvAdapter(OnDevice(), stagger=1).reset()
+    assert isinstance(obs, np.ndarray)
+    assert obs.tolist() == [[1], [1]]
+
+
+def test_a_negative_stagger_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"stagger must be at least 0, got -1"):
+        make_sb3_env("Pong", 2, stagger=-1)
 
 
 @pytest.mark.parametrize("frame_skip", [1, 3])

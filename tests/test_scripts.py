@@ -18,6 +18,7 @@ from rich.console import Console
 
 from coordrl.agents import load_agent
 from coordrl.runs import RunError
+from coordrl.sb3_envs import VectorEnvAdapter
 from coordrl.training import load_training_settings
 
 ROOT = Path(__file__).parents[1]
@@ -382,6 +383,27 @@ def test_the_way_to_a_return_ends_with_the_first_evaluation_that_finds_it(benchm
     assert -21 <= way["mean return"] <= 21
     summary = chosen.summary([rate, way])
     assert list(summary) == ["raw frames a second, rate", "seconds to -30"]
+
+
+def test_what_games_play_before_the_first_rollout_is_on_the_way_to_a_return(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reset = VectorEnvAdapter.reset
+
+    def slow_reset(self: VectorEnvAdapter) -> Any:
+        time.sleep(2)
+        return reset(self)
+
+    monkeypatch.setattr(VectorEnvAdapter, "reset", slow_reset)
+    chosen = benchmark.DeviceTraining(
+        device="cpu", updates=1, target=-30, episodes=1, evaluate_every=1, stock_seconds=0,
+        set=(*SMALL_DEVICE, "run.stagger=2"),
+    )  # fmt: skip
+
+    rate, way = chosen.rows()
+
+    assert rate["raw frames"] == way["raw frames"]
+    assert way["seconds"] > 2 > rate["seconds"]
 
 
 def test_evaluations_that_never_come_are_refused(benchmark: Any) -> None:

@@ -27,6 +27,7 @@ from coordrl.agents import evaluate, load_agent
 from coordrl.algorithms import make_model
 from coordrl.config import AtariSettings, Schedule, SettingsError, TrainingSettings, parse_override
 from coordrl.device_algorithms import make_device_model
+from coordrl.envs import AtariVectorEnv
 from coordrl.ranks import Ranks
 from coordrl.runs import RunError
 from coordrl.sb3_envs import make_sb3_env
@@ -260,11 +261,38 @@ class TestRun:
         self, tmp_path: Path
     ) -> None:
         first, again, other = (
-            weights(train(settings("ppo", f"run.seed={seed}"), tmp_path / name).agent)
-            for name, seed in (("first", 0), ("again", 0), ("other", 1))
+            weights(train(settings("ppo", "run.stagger=5", seed), tmp_path / name).agent)
+            for name, seed in (
+                *(("first", "run.seed=0"), ("again", "run.seed=0")),
+                ("other", "run.seed=1"),
+            )
         )
         assert same(first, again)
         assert not same(first, other)
+
+    @WHEREVER
+    def test_games_have_been_staggered_when_learning_begins(
+        self, where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        frames: list[list[int]] = []
+        step = AtariVectorEnv.step
+
+        def noting(self: AtariVectorEnv, actions: Any) -> Any:
+            result = step(self, actions)
+            if self.num_envs == 2:  # not an evaluation
+                frames.append(result[4]["episode_frame_number"].tolist())
+            return result
+
+        monkeypatch.setattr(AtariVectorEnv, "step", noting)
+        chosen = settings("ppo", "run.stagger=8", "run.total_steps=16", where)
+
+        assert train(chosen, tmp_path / "run").steps == 16
+
+        assert len(frames) == 8 + 8
+        first, second = np.diff(np.array(frames), axis=0).T.tolist()
+        assert first == [4] * 15
+        # The second game begins anew before the fifth step.
+        assert second == [4] * 3 + [4 - 4 * 4] + [4] * 11
 
     @pytest.mark.parametrize("algo", ["ppo", "dqn"])
     def test_evaluations_and_checkpoints_do_not_change_what_is_learned(
@@ -398,7 +426,8 @@ class TestResume:
     def test_a_killed_run_that_goes_on_learns_bit_for_bit_the_same(
         self, algo: str, where: str, tmp_path: Path
     ) -> None:
-        chosen = settings(algo, "run.evaluation_interval=48", where)
+        stagger = 0 if algo == "dqn" else 5
+        chosen = settings(algo, "run.evaluation_interval=48", f"run.stagger={stagger}", where)
         whole = train(chosen, tmp_path / "whole")
         # As if it had been killed after the checkpoint of step 64, with an evaluation behind it.
         killed = tmp_path / "killed"

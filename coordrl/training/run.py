@@ -149,7 +149,7 @@ def _environments(settings: TrainingSettings, device: str, ranks: Ranks) -> Vect
     where: dict[str, Any] = {"device": device} if run.on_device and device != "cpu" else {}
     try:
         num_envs = ranks.share(run.num_envs, "run.num_envs")
-        return make_sb3_env(run.game, num_envs, settings.env, **where)
+        return make_sb3_env(run.game, num_envs, settings.env, stagger=run.stagger, **where)
     except (ValueError, CudaError) as error:
         raise SettingsError(f"{run.game} cannot be played so: {error}") from error
 

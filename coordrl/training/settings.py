@@ -134,6 +134,8 @@ def describe_acceleration(settings: TrainingSettings, ranks: Ranks) -> str:
     parts = [f"on the device: {run.num_envs:,} games"]
     if ranks.count > 1:
         parts[0] += f", {run.num_envs // ranks.count:,} in each of {ranks.count} processes"
+    if run.stagger > 0:
+        parts[0] += f", begun up to {run.stagger} steps apart"
     frame = math.prod(settings.env.screen_size)
     if run.algo == "dqn":
         size = algorithm.get("buffer_size", defaults["buffer_size"].default)
