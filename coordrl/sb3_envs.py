@@ -64,6 +64,8 @@ class VectorEnvAdapter(VecEnv):
         stagger: Steps of random actions that :meth:`reset` plays. The environments begin at equal
             distances within them, so that the first has been played for so long and the last has
             just begun. What happens in these steps is in no log, but counts for the game at hand.
+            For PPO and A2C: our replay buffers, which keep each frame once, need games from their
+            beginning.
 
     Attributes:
         device: Where the environments live.
@@ -88,7 +90,7 @@ class VectorEnvAdapter(VecEnv):
         if stagger < 0:
             raise ValueError(f"stagger must be at least 0, got {stagger}")
         self.envs = envs
-        self._stagger = stagger
+        self.stagger = stagger
         self._actions: NDArray[Any] | None = None
         self._episode_return = np.zeros(envs.num_envs, np.float64)
         self._episode_length = np.zeros(envs.num_envs, np.int64)
@@ -111,7 +113,7 @@ class VectorEnvAdapter(VecEnv):
         self._reset_options()
         self.reset_infos = [_row(info, i) for i in range(self.num_envs)]
         self._begin_games(np.ones(self.num_envs, np.bool_))
-        return self._play_apart(seed) if self._stagger > 0 else obs
+        return self._play_apart(seed) if self.stagger > 0 else obs
 
     def _begin_games(self, mask: NDArray[np.bool_]) -> None:
         self._episode_return[mask] = 0
@@ -122,8 +124,8 @@ class VectorEnvAdapter(VecEnv):
         """Play random actions for ``stagger`` steps, beginning again where it is time to begin."""
         if seed is not None:
             self.envs.action_space.seed(seed)
-        begins_at = np.arange(self.num_envs) * self._stagger // self.num_envs
-        for step in range(self._stagger):
+        begins_at = np.arange(self.num_envs) * self.stagger // self.num_envs
+        for step in range(self.stagger):
             mask = begins_at == step
             if step > 0 and mask.any():
                 self.envs.reset(options={"reset_mask": mask})

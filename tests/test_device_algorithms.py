@@ -437,6 +437,12 @@ def test_dqn_refuses_to_count_in_episodes() -> None:
         model(device_algorithms, "DQN", train_freq=(1, "episode"))
 
 
+def test_dqn_refuses_games_whose_beginning_it_does_not_see() -> None:
+    env = make_sb3_env("Breakout", NUM_ENVS, stagger=2)
+    with pytest.raises(ValueError, match=r"needs games from their beginning: .* stagger=0, got 2"):
+        device_algorithms.DQN("CnnPolicy", env, buffer_size=8)
+
+
 class Replayed:
     """Stands in for a CUDA graph: replays by calling the function again.
 

@@ -217,10 +217,11 @@ class TestSettings:
             load_training_settings(CONFIGS / name) for name in ("ppo_cpu.toml", "ppo_cuda.toml")
         )
         assert ours.run.on_device
-        sizes = {"n_steps", "batch_size"}
+        differs = {"n_steps", "batch_size", "learning_rate"}
         assert recipe.algorithm.keys() == ours.algorithm.keys()
-        for key in recipe.algorithm.keys() - sizes:
+        for key in recipe.algorithm.keys() - differs:
             assert recipe.algorithm[key] == ours.algorithm[key], key
+        assert ours.algorithm["learning_rate"] == Schedule(1e-3, 0.0)
         n_steps, batch_size = (ours.algorithm[key] for key in ("n_steps", "batch_size"))
         assert n_steps * ours.run.num_envs == 16 * batch_size
 

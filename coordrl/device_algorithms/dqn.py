@@ -42,6 +42,12 @@ class DQN(OnDevice, stable_baselines3.DQN):
         train_freq: Any = self.train_freq
         if train_freq.unit is not TrainFrequencyUnit.STEP:
             raise ValueError("DQN on a device counts train_freq in steps, not in episodes")
+        stagger = getattr(self.env, "stagger", 0)
+        if stagger > 0:
+            raise ValueError(
+                "DQN on a device needs games from their beginning: make the environments with "
+                f"stagger=0, got {stagger}"
+            )
         self.episodes = EpisodeLog(train_freq.frequency, self.n_envs, self.device)
         self._network = accelerated(q_values, self.acceleration)
         self._act = self._recorded(self._choose)
