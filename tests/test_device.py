@@ -409,6 +409,18 @@ def test_games_that_were_saved_on_a_gpu_go_on_on_a_cpu_and_back() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
+def test_games_of_a_gpu_are_staggered_as_those_of_a_cpu() -> None:
+    cpu, cuda = (
+        make_sb3_env("Breakout", 3, seed=2, stagger=7, device=device) for device in ("cpu", "cuda")
+    )
+
+    np.testing.assert_array_equal(cuda.reset(), cpu.reset())
+
+    actions = torch.tensor([2, 3, 1])
+    assert torch.equal(cuda.step_torch(actions).obs, cpu.step_torch(actions).obs)
+
+
+@pytest.mark.usefixtures("gpu")
 def test_several_games_share_a_batch_on_a_gpu_alone() -> None:
     settings = AtariSettings(full_action_space=True)
     cuda = envs.AtariVectorEnv(["Pong", "ALE/Pacman-v5"], 4, settings, device="cuda")
