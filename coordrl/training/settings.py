@@ -123,11 +123,11 @@ def describe_acceleration(settings: TrainingSettings, ranks: Ranks) -> str:
 
     Example:
         >>> from coordrl.config import parse_override
-        >>> texts = ["run.num_envs=512", "algorithm.n_steps=64", "algorithm.batch_size=4096"]
+        >>> texts = ["run.num_envs=512", "run.stagger=256", "algorithm.n_steps=64"]
         >>> settings = load_training_settings(None, [parse_override(text) for text in texts])
         >>> print(describe_acceleration(settings, Ranks()))  # doctest: +NORMALIZE_WHITESPACE
-        on the device: 512 games; rollouts of 64 steps, 32,768 transitions in 0.92 GB; minibatches
-        of 4,096; learning rate of SB3; features in float32
+        on the device: 512 games, begun up to 256 steps apart; rollouts of 64 steps, 32,768
+        transitions in 0.92 GB; minibatches of 64; learning rate of SB3; features in float32
     """
     run, algorithm = settings.run, settings.algorithm
     defaults = inspect.signature(ALGORITHMS[run.algo]).parameters
