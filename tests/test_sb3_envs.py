@@ -193,12 +193,9 @@ def test_an_environment_on_a_device_gives_arrays_to_sb3_and_tensors_to_us() -> N
 @pytest.mark.parametrize("emulator", ["coordrl", "ale"])
 def test_staggered_games_begin_at_equal_distances(emulator: str) -> None:
     settings = AtariSettings(noop_max=0, fire_reset=False)
-    make: Any = lambda stagger: make_sb3_env(  # noqa: E731
-        "Breakout", 4, settings, seed=0, stagger=stagger, emulator=emulator
-    )
     frames = []
     for stagger in (0, 10):
-        envs = make(stagger)
+        envs = make_sb3_env("Breakout", 4, settings, seed=0, stagger=stagger, emulator=emulator)
         envs.reset()
         frames.append(envs.envs.step(np.zeros(4, np.int64))[4]["episode_frame_number"])
     assert (frames[1] - frames[0]).tolist() == [40, 32, 20, 12]
