@@ -261,13 +261,11 @@ class TestRun:
     def test_equal_settings_give_equal_weights_and_another_seed_others(
         self, tmp_path: Path
     ) -> None:
-        first, again, other = (
-            weights(train(settings("ppo", "run.stagger=5", seed), tmp_path / name).agent)
-            for name, seed in (
-                *(("first", "run.seed=0"), ("again", "run.seed=0")),
-                ("other", "run.seed=1"),
-            )
-        )
+        def learned(name: str, seed: int) -> dict[str, torch.Tensor]:
+            chosen = settings("ppo", "run.stagger=5", f"run.seed={seed}")
+            return weights(train(chosen, tmp_path / name).agent)
+
+        first, again, other = learned("first", 0), learned("again", 0), learned("other", 1)
         assert same(first, again)
         assert not same(first, other)
 
