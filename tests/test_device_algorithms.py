@@ -6,11 +6,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
+import gymnasium
 import numpy as np
 import pytest
 import stable_baselines3
 import torch
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.logger import Logger
@@ -28,6 +30,7 @@ from coordrl.device_algorithms import (
 )
 from coordrl.device_algorithms.base import OnDevice
 from coordrl.device_algorithms.buffers import TimeoutFrames
+from coordrl.device_algorithms.callbacks import HostView
 from coordrl.device_algorithms.networks import Recorded, draw
 from coordrl.extractors import policy_kwargs
 from coordrl.sb3_envs import VectorEnvAdapter, make_sb3_env
@@ -61,12 +64,14 @@ def pair(name: str, **keywords: Any) -> tuple[Any, Any]:
     return model(device_algorithms, name, **keywords), model(stable_baselines3, name, **keywords)
 
 
-def learn(algorithm: Any, steps: int, callback: Any = None) -> dict[str, Any]:
+def learn(
+    algorithm: Any, steps: int, callback: Any = None, *, reset: bool = True
+) -> dict[str, Any]:
     """Train with seeded streams, and return what was logged last."""
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002 - SB3's buffers draw from it
     algorithm.set_logger(Logger(None, []))
-    algorithm.learn(steps, callback=callback, log_interval=1000)
+    algorithm.learn(steps, callback=callback, log_interval=1000, reset_num_timesteps=reset)
     logged: dict[str, Any] = dict(algorithm.logger.name_to_value)
     return logged
 
@@ -271,15 +276,78 @@ def test_callbacks_see_what_they_see_in_sb3(name: str) -> None:
     assert any(info for step in seen[0] for info in step[2])
 
 
+class Calculate(BaseCallback):
+    """Calculates with what a callback sees, as with arrays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.results: list[Any] = []
+
+    def _on_step(self) -> bool:
+        look = self.locals
+        results = [look["rewards"] == 0, 2 * look["rewards"], ~look["dones"], -look["actions"]]
+        results += [look["rewards"] > look["dones"], look["clipped_actions"] if "obs_tensor" in look
+                    else look["buffer_actions"]]  # fmt: skip
+        self.results.append([np.asarray(result).tolist() for result in results])
+        self.results.append([float(reward) for reward in look["rewards"]])
+        ended = [info["episode"] for info in look["infos"] if "episode" in info]
+        self.results += [[key for key in ("r", "l", "t") if key in game] for game in ended]
+        return True
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_callbacks_calculate_as_with_arrays(name: str) -> None:
+    greedy = {"exploration_initial_eps": 0.0, "exploration_final_eps": 0.0, "learning_rate": 0.0}
+    calculations = [Calculate(), Calculate()]
+    for algorithm, calculate in zip(
+        pair(name, **(greedy if name == "DQN" else {})), calculations, strict=True
+    ):
+        learn(algorithm, 20 * NUM_ENVS, calculate)
+    assert calculations[0].results == calculations[1].results
+    assert ["r", "l", "t"] in calculations[0].results
+
+
+def test_one_number_is_true_or_false_and_several_are_neither() -> None:
+    assert not HostView(torch.tensor([0.0]))
+    with pytest.raises(ValueError, match="ambiguous"):
+        bool(HostView(torch.tensor([0.0, 1.0])))
+
+
+@pytest.mark.usefixtures("same_minibatches")
 def test_a_callback_ends_the_training_within_a_rollout() -> None:
     ended = []
     for algorithm in pair("A2C"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("builtins.print", lambda *_: None)
             learn(algorithm, 10_000, StopTrainingOnMaxEpisodes(2))
-        ended.append((algorithm.num_timesteps, len(algorithm.ep_info_buffer)))
-    assert ended[0] == ended[1]
+        last = (np.asarray(algorithm._last_obs), np.asarray(algorithm._last_episode_starts))
+        ended.append((algorithm.num_timesteps, len(algorithm.ep_info_buffer), *last))
+    for ours, stock in zip(*ended, strict=True):
+        np.testing.assert_array_equal(ours, stock)
     assert ended[0][0] < 200
+
+
+class Interrupt(BaseCallback):
+    """Ctrl-C in the middle of a rollout."""
+
+    def _on_step(self) -> bool:
+        if self.n_calls == 5:
+            raise KeyboardInterrupt
+        return True
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_training_goes_on_after_a_rollout_that_was_broken_off(name: str) -> None:
+    reached = []
+    for algorithm in pair(name):
+        with pytest.raises(KeyboardInterrupt):
+            learn(algorithm, 10_000, Interrupt())
+        last = np.asarray(algorithm._last_obs).copy()
+        learn(algorithm, 40 * NUM_ENVS, reset=False)
+        reached.append((algorithm.num_timesteps, len(algorithm.ep_info_buffer), last))
+    assert reached[0][:2] == reached[1][:2]
+    if name != "DQN":  # which explores by other random numbers
+        np.testing.assert_array_equal(reached[0][2], reached[1][2])
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -317,6 +385,21 @@ def test_bfloat16_computes_features_alone_in_few_bits() -> None:
 def test_environments_without_tensors_are_refused() -> None:
     with pytest.raises(ValueError, match=r"A2C on a device needs .* make_sb3_env, got <.*VecCheck"):
         device_algorithms.A2C("CnnPolicy", VecCheckNan(games()))
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("seen", ["ram", "rgb"])
+def test_games_that_are_not_seen_in_gray_are_refused(name: str, seen: Any) -> None:
+    env = make_sb3_env("Breakout", 2, AtariSettings(observation=seen))
+    with pytest.raises(ValueError, match=rf"{name} .* stacks of gray frames, got .* with Box\(0"):
+        getattr(device_algorithms, name)("CnnPolicy", env)
+
+
+def test_other_environments_are_refused() -> None:
+    same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    envs = gymnasium.make_vec("CartPole-v1", 2, "sync", vector_kwargs=same_step)
+    with pytest.raises(ValueError, match=r"PPO .* stacks of gray frames, got SyncV"):
+        device_algorithms.PPO("CnnPolicy", VectorEnvAdapter(envs))
 
 
 @pytest.mark.parametrize("buffer_size", [3, 24, 66, 900])

@@ -181,6 +181,24 @@ def test_dqn_makes_as_many_updates_as_with_one_process() -> None:
     assert model.target_update_interval == 5000
 
 
+def test_dqn_that_updates_after_every_step_counts_those_of_all_processes() -> None:
+    algorithm = {"gradient_steps": -1, "buffer_size": 80, "learning_starts": 0, "batch_size": 8}
+    settings = TrainingSettings(run=RunSettings(algo="dqn"), env=GAME, algorithm=algorithm)
+    updates = []
+    for ranks in (Ranks(), Ranks(0, 2)):
+        model: Any = make_device_model(
+            settings, make_sb3_env("Breakout", 4 // ranks.count, GAME), seed=0, ranks=ranks
+        )
+        model.set_logger(Logger(None, []))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Ranks, "sum", lambda _, numbers: numbers)
+            patch.setattr(Ranks, "gather", lambda _, item: [item])
+            patch.setattr(Ranks, "average_gradients", lambda *_: None)
+            model.learn(32)
+        updates.append((model.num_timesteps, model._n_updates))
+    assert updates == [(32, 32), (32, 32)]
+
+
 def torchrun(*arguments: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
     command += ["--standalone", str(ROOT / "scripts" / "train_atari.py"), *arguments]

@@ -11,6 +11,7 @@ from torch import Tensor
 from coordrl.config import AccelerationSettings
 from coordrl.device_algorithms.callbacks import EpisodeLog, HostView, Infos
 from coordrl.device_algorithms.networks import Recorded
+from coordrl.envs import AtariVectorEnv
 from coordrl.ranks import Ranks
 from coordrl.sb3_envs import TorchStep, VectorEnvAdapter
 
@@ -33,7 +34,9 @@ class OnDevice(BaseAlgorithm):
         **kwargs: As of SB3's class.
 
     Raises:
-        ValueError: If the environments are not a :class:`~coordrl.sb3_envs.VectorEnvAdapter`.
+        ValueError: If the environments are not a :class:`~coordrl.sb3_envs.VectorEnvAdapter` of
+            Atari games seen in gray: the buffers keep each frame once, so they have to know how
+            one stack of frames follows from the other.
     """
 
     max_grad_norm: float
@@ -60,10 +63,16 @@ class OnDevice(BaseAlgorithm):
         return [*super()._excluded_save_params(), *_NOT_SAVED]
 
     def _setup_model(self) -> None:
-        if not isinstance(self.env, VectorEnvAdapter | None):
+        env = self.env
+        if not isinstance(env, VectorEnvAdapter | None):
             raise ValueError(
                 f"{type(self).__name__} on a device needs environments as they come from "
-                f"make_sb3_env, got {self.env}"
+                f"make_sb3_env, got {env}"
+            )
+        if env is not None and not _shows_gray_frames(env):
+            raise ValueError(
+                f"{type(self).__name__} on a device needs Atari games seen as stacks of gray "
+                f"frames, got {env.envs} with {env.observation_space}"
             )
         super()._setup_model()  # type: ignore[safe-super]  # that of SB3's class
         if self.acceleration.channels_last:
@@ -85,15 +94,19 @@ class OnDevice(BaseAlgorithm):
         return {
             **{"self": self, "env": self.env, "actions": HostView(actions)},
             **{"new_obs": HostView(step.obs), "rewards": HostView(step.rewards)},
-            **{"dones": HostView(step.terminated | step.truncated), "infos": Infos(step)},
+            "dones": HostView(step.terminated | step.truncated),
+            "infos": Infos(step, self._seconds()),
             **others,
         }
+
+    def _seconds(self) -> float:
+        """Return how long the training has been going on."""
+        return (time.time_ns() - self.start_time) / 1e9
 
     def _note_games(self) -> None:
         """Read the games that ended since the last call, on all ranks."""
         assert self.ep_info_buffer is not None
-        seconds = (time.time_ns() - self.start_time) / 1e9
-        for games in self.ranks.gather(self.episodes.read(seconds)):
+        for games in self.ranks.gather(self.episodes.read(self._seconds())):
             self.ep_info_buffer.extend(games)
 
     def _update_learning_rate(self, optimizers: Any) -> None:
@@ -116,3 +129,8 @@ class OnDevice(BaseAlgorithm):
         together = torch.stack([number.detach() for number in numbers])
         read: list[float] = (self.ranks.sum(together) / self.ranks.count).tolist()
         return read
+
+
+def _shows_gray_frames(env: VectorEnvAdapter) -> bool:
+    envs: Any = env.envs.unwrapped
+    return isinstance(envs, AtariVectorEnv) and envs.settings.observation == "gray"

@@ -1,23 +1,26 @@
 """What callbacks of SB3 find in ``locals``, copied to the host only if one looks at it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
 import torch
+from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 from torch import Tensor
 
 from coordrl.sb3_envs import TorchStep
 
 
-class HostView:
+class HostView(NDArrayOperatorsMixin):
     """A tensor that callbacks take for an array; each look copies it from the device.
 
     Example:
         >>> dones = HostView(torch.tensor([True, False, True]))
         >>> int(np.sum(dones)), dones.shape, bool(dones[1])
         (2, (3,), False)
+        >>> ~dones
+        array([False,  True, False])
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -26,8 +29,18 @@ class HostView:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self._tensor.cpu().numpy(), dtype)
 
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **keywords: Any) -> Any:
+        arrays = [np.asarray(item) if isinstance(item, HostView) else item for item in inputs]
+        return getattr(ufunc, method)(*arrays, **keywords)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__array__(), name)
+
+    def __bool__(self) -> bool:
+        return bool(self.__array__())
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.__array__())
 
     def __len__(self) -> int:
         return len(self._tensor)
@@ -37,10 +50,16 @@ class HostView:
 
 
 class Infos(Sequence[dict[str, Any]]):
-    """The ``infos`` of a step, made when a callback looks at them."""
+    """The ``infos`` of a step, made when a callback looks at them.
 
-    def __init__(self, step: TorchStep) -> None:
+    Args:
+        step: What the step returned.
+        seconds: Time to write to games that ended.
+    """
+
+    def __init__(self, step: TorchStep, seconds: float) -> None:
         self._step = step
+        self._seconds = seconds
         self._infos: list[dict[str, Any]] | None = None
 
     def __len__(self) -> int:
@@ -63,7 +82,7 @@ class Infos(Sequence[dict[str, Any]]):
             infos[i]["TimeLimit.truncated"] = bool(step.truncated[i] & ~step.terminated[i])
             if step.game_ended[i]:
                 points, length = float(step.episode_return[i]), int(step.episode_length[i])
-                infos[i]["episode"] = {"r": points, "l": length}
+                infos[i]["episode"] = {"r": points, "l": length, "t": round(self._seconds, 6)}
         return infos
 
 
@@ -80,6 +99,10 @@ class EpisodeLog:
         self._ended = torch.zeros((steps, num_envs), dtype=torch.bool, device=device)
         self._returns = torch.zeros((steps, num_envs), dtype=torch.float64, device=device)
         self._lengths = torch.zeros_like(self._returns)
+        self._steps = 0
+
+    def clear(self) -> None:
+        """Forget what nobody has read: the games of a rollout that was broken off."""
         self._steps = 0
 
     def add(self, step: TorchStep) -> None:

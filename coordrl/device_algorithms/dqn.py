@@ -14,7 +14,7 @@ from torch import Tensor
 
 from coordrl.device_algorithms.base import OnDevice
 from coordrl.device_algorithms.buffers import DeviceReplayBuffer
-from coordrl.device_algorithms.callbacks import EpisodeLog
+from coordrl.device_algorithms.callbacks import EpisodeLog, HostView
 from coordrl.device_algorithms.networks import accelerated, q_values
 from coordrl.sb3_envs import VectorEnvAdapter
 
@@ -80,6 +80,7 @@ class DQN(OnDevice, stable_baselines3.DQN):
         """
         assert isinstance(env, VectorEnvAdapter)
         self.policy.set_training_mode(False)
+        self.episodes.clear()
         callback.on_rollout_start()
         obs = torch.as_tensor(self._last_obs, device=self.device)
         starts = torch.as_tensor(self._last_episode_starts, device=self.device)
@@ -91,7 +92,8 @@ class DQN(OnDevice, stable_baselines3.DQN):
             actions = self._act(obs, torch.full((), exploration, device=self.device))
             step = self._step(env, actions)
             others = {"replay_buffer": self.replay_buffer, "num_collected_steps": collected}
-            callback.update_locals(self._locals(step, actions, **others))
+            looked_at = self._locals(step, actions, buffer_actions=HostView(actions), **others)
+            callback.update_locals(looked_at)
             if not callback.on_step():
                 goes_on = False
                 break
@@ -99,10 +101,10 @@ class DQN(OnDevice, stable_baselines3.DQN):
             ends = (step.terminated, step.truncated, step.game_ended)
             self.replay_buffer.add(step.next_obs, actions, step.rewards, *ends)
             obs, starts = step.obs, step.game_ended
+            self._last_obs, self._last_episode_starts = obs, starts  # type: ignore[assignment]
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
             self._on_step()
             num_episodes += (step.terminated | step.truncated).sum()
-        self._last_obs, self._last_episode_starts = obs, starts  # type: ignore[assignment]
         self._note_games()
         before, ended = self._episode_num, int(self.ranks.sum(num_episodes))
         self._episode_num += ended
@@ -110,7 +112,7 @@ class DQN(OnDevice, stable_baselines3.DQN):
             self.dump_logs()
         if goes_on:
             callback.on_rollout_end()
-        return RolloutReturn(collected * env.num_envs, ended, goes_on)
+        return RolloutReturn(collected * env.num_envs * self.ranks.count, ended, goes_on)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Make ``gradient_steps`` updates, as SB3's method of this name does.

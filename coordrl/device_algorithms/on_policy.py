@@ -13,7 +13,7 @@ from torch import Tensor
 
 from coordrl.device_algorithms.base import OnDevice
 from coordrl.device_algorithms.buffers import DeviceRolloutBuffer
-from coordrl.device_algorithms.callbacks import EpisodeLog
+from coordrl.device_algorithms.callbacks import EpisodeLog, HostView
 from coordrl.device_algorithms.networks import accelerated, draw, entropy, estimate
 from coordrl.sb3_envs import VectorEnvAdapter
 
@@ -61,6 +61,7 @@ class _OnPolicy(OnDevice, OnPolicyAlgorithm):
         buffer = self.rollout_buffer
         self.policy.set_training_mode(False)
         buffer.reset()
+        self.episodes.clear()
         callback.on_rollout_start()
         obs = torch.as_tensor(self._last_obs, device=self.device)
         starts = torch.as_tensor(self._last_episode_starts, device=self.device)
@@ -69,6 +70,7 @@ class _OnPolicy(OnDevice, OnPolicyAlgorithm):
             actions, values, log_probs = self._act(obs)
             step = self._step(env, actions)
             others = {"values": values, "log_probs": log_probs, "rollout_buffer": buffer}
+            others |= {"obs_tensor": obs, "clipped_actions": HostView(actions)}
             callback.update_locals(self._locals(step, actions, n_steps=n_steps, **others))
             if not callback.on_step():
                 self._note_games()
@@ -77,8 +79,8 @@ class _OnPolicy(OnDevice, OnPolicyAlgorithm):
             buffer.add(obs, actions, step.rewards, starts, values, log_probs)
             buffer.add_timeouts(step.next_obs, step.truncated & ~step.terminated)
             obs, starts = step.obs, step.terminated | step.truncated
-        self._last_obs = obs  # type: ignore[assignment]
-        self._last_episode_starts = starts  # type: ignore[assignment]
+            self._last_obs = obs  # type: ignore[assignment]
+            self._last_episode_starts = starts  # type: ignore[assignment]
         buffer.bootstrap_timeouts(self._values)
         buffer.compute_returns_and_advantage(self._values(obs), starts)
         self._note_games()
