@@ -253,7 +253,7 @@ class VectorEnvAdapter(VecEnv):
         if restore is None:
             raise ValueError(f"{self.envs} cannot be restored: it has no method restore")
         arrays, parts = unpack_state({"num_envs": self.num_envs}, state)
-        obs: VecEnvObs = restore(parts["envs"])
+        obs: VecEnvObs = _on_host(restore(parts["envs"]))
         self._episode_return = arrays["episode_return"]
         self._episode_length = arrays["episode_length"]
         self._started_at = time.time() - arrays["elapsed"]
