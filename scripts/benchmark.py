@@ -509,12 +509,17 @@ def serve_training(name: str, algo: str, game: str, connection: Any) -> None:
         connection.send((time.process_time() - start) / steps)
 
 
+def as_in_a_long_run(algo: str) -> tuple[str, ...]:
+    """Return overrides: from the start as many updates, and as few random actions, as later on."""
+    if algo != "dqn":
+        return ()
+    return ("algorithm.learning_starts=100", "algorithm.exploration_initial_eps=0.01")
+
+
 def zoo_settings(algo: str, *overrides: str) -> TrainingSettings:
-    if algo == "dqn":
-        # As many updates as in a long run, and the few random actions of its greater part.
-        overrides += ("algorithm.learning_starts=100", "algorithm.exploration_initial_eps=0.01")
     config = Path(__file__).resolve().parents[1] / "configs" / f"{algo}.toml"
-    return load_training_settings(config, [parse_override(text) for text in overrides])
+    texts = (*overrides, *as_in_a_long_run(algo))
+    return load_training_settings(config, [parse_override(text) for text in texts])
 
 
 def our_model(algo: str, game: str, coords: str) -> Any:
@@ -755,8 +760,8 @@ class DeviceTraining(Benchmark):
         """Yield a row for the rate, one for the way to the target, and one for stock SB3."""
         if self.evaluate_every < 1:
             raise RunError(f"--evaluate-every must be at least 1, got {self.evaluate_every}")
-        clock = TrainingClock(self, warm_up=3)
-        yield clock.run("rate", lambda: clock.updates >= self.updates)
+        clock, overrides = TrainingClock(self, warm_up=3), as_in_a_long_run(self.algo)
+        yield clock.run("rate", lambda: clock.updates >= self.updates, *overrides)
         if self.target is not None:
             clock = TrainingClock(self, warm_up=0)
             yield clock.run(f"to {self.target:g}", clock.has_reached_target)
@@ -812,11 +817,11 @@ class TrainingClock(BaseCallback):
         self.steps, self.seconds, self.mean_return = 0, 0.0, math.nan
         self.steps_before, self.began_at = 0, 0.0
 
-    def run(self, name: str, is_over: Callable[[], bool]) -> Row:
+    def run(self, name: str, is_over: Callable[[], bool], *overrides: str) -> Row:
         """Train, and return what was measured."""
         self.is_over, chosen = is_over, self.benchmark
         config = Path(__file__).resolve().parents[1] / "configs" / f"{chosen.algo}_cuda.toml"
-        texts = (f"run.game={chosen.game}", f"run.seed={chosen.seed}", *chosen.set)
+        texts = (f"run.game={chosen.game}", f"run.seed={chosen.seed}", *overrides, *chosen.set)
         settings = load_training_settings(config, [parse_override(text) for text in texts])
         where: Any = {} if chosen.device == "cpu" else {"device": chosen.device}
         env = make_sb3_env(

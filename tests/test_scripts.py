@@ -16,6 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from coordrl import device_algorithms
 from coordrl.agents import load_agent
 from coordrl.runs import RunError
 from coordrl.sb3_envs import VectorEnvAdapter
@@ -405,6 +406,29 @@ def test_what_games_play_before_the_first_rollout_is_on_the_way_to_a_return(
 
     assert rate["raw frames"] == way["raw frames"]
     assert way["seconds"] > 2 > rate["seconds"]
+
+
+def test_a_rate_is_that_of_a_training_that_has_begun_to_learn(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates: list[int] = []
+    train = device_algorithms.DQN.train
+
+    def counted(self: Any, gradient_steps: int, batch_size: int = 100) -> None:
+        updates.append(self.num_timesteps)
+        train(self, gradient_steps, batch_size)
+
+    monkeypatch.setattr(device_algorithms.DQN, "train", counted)
+    small = ("run.num_envs=4", "algorithm.buffer_size=640", "algorithm.batch_size=4",
+             "algorithm.train_freq=8", "acceleration.bfloat16=false")  # fmt: skip
+    chosen = benchmark.DeviceTraining(
+        device="cpu", algo="dqn", updates=2, target=None, stock_seconds=0, set=small
+    )
+
+    [rate] = chosen.rows()
+
+    # The first three rollouts, of 32 steps each, are not timed.
+    assert (rate["raw frames"], updates) == (2 * 32 * 4, [128, 160])
 
 
 def test_evaluations_that_never_come_are_refused(benchmark: Any) -> None:
