@@ -133,7 +133,8 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
       ``final_obs`` for all rows, of which those count where an episode was terminated or truncated.
     - Actions are int64 and not checked: one that does not exist is taken as the nearest.
     - Several games can share a batch, in equal parts that follow each other.
-    - ``DISABLED`` does not ask for a reset: a game that ended stands still.
+    - ``DISABLED`` does not ask for a reset: a game that ended stays over, terminated or truncated
+      and with reward 0, until it is reset; ``_game`` is true in its last step alone.
 
     Args:
         game: Name of the game, in any spelling that :func:`canonical_game` reads; on a GPU also a
@@ -562,14 +563,19 @@ class _DeviceGames:
             started_at = step.frame_number - step.episode_frame_number
             frames = torch.where(step.ended, started_at - state["_started_at"], frames)
             info["final_obs"] = step.final_obs
-        info["_game"] = step.ended
+        ended = step.ended
+        if self._mode is AutoresetMode.DISABLED:
+            ended = ended & ~state["_game_ended"]
+        info["_game"] = ended
         info["game"] = {
-            "episode_return": step.episode_return * step.ended,
-            "agent_steps": step.episode_length * step.ended,
-            "frames": (frames - state["_reset_frames"]) * step.ended,
+            "episode_return": step.episode_return * ended,
+            "agent_steps": step.episode_length * ended,
+            "frames": (frames - state["_reset_frames"]) * ended,
         }
-        same_step = self._mode is AutoresetMode.SAME_STEP
-        self._begin_games(step, step.ended if same_step else state["_game_ended"])
+        if self._mode is AutoresetMode.SAME_STEP:
+            self._begin_games(step, ended)
+        elif next_step:
+            self._begin_games(step, state["_game_ended"])
         state["_game_ended"].copy_(step.ended)
         state["_life_ended"].copy_(step.terminated & ~step.ended)
         state["_lives"].copy_(step.lives)

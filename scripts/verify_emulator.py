@@ -69,6 +69,7 @@ GRID: tuple[dict[str, Any], ...] = (
     {"observation": "rgb", "screen_size": "native"},
     {"screen_size": "native", "life_loss": "reset"},
     {"repeat_action_probability": 0.25, "full_action_space": True},
+    {"max_frames_per_episode": 96},
     {"max_frames_per_episode": 97},
 )
 AUTORESETS: tuple[Autoreset, ...] = ("same_step", "next_step")
@@ -229,14 +230,11 @@ def step_runs(name: str, options: Options, tally: Tally) -> Iterator[Difference 
     seeds, policies = itertools.cycle(options.seeds), itertools.cycle(POLICIES)
     count = len(GRID) * len(AUTORESETS)
     for changes in GRID:
-        settings: dict[str, Any] = {"life_loss": "ignore", **changes}
-        if settings.get("screen_size") == "native":
-            settings["screen_size"] = (GAMES[name].height, 160)
         policy = next(policies)
         for num_threads, autoreset in enumerate(AUTORESETS, start=1):
             yield compare_steps(
                 name,
-                AtariSettings(**settings),
+                grid_settings(name, changes),
                 steps=-(-options.steps // count),
                 num_envs=2,
                 seed=next(seeds),
@@ -247,17 +245,25 @@ def step_runs(name: str, options: Options, tally: Tally) -> Iterator[Difference 
             )
 
 
+def grid_settings(name: str, changes: dict[str, Any]) -> AtariSettings:
+    settings: dict[str, Any] = {"life_loss": "ignore", **changes}
+    if settings.get("screen_size") == "native":
+        settings["screen_size"] = (GAMES[name].height, 160)
+    return AtariSettings(**settings)
+
+
 def device_runs(name: str, options: Options, tally: Tally) -> Iterator[Difference | None]:
-    """Play the default settings for long, and every other one for a while."""
-    seeds = itertools.cycle(options.seeds)
-    for changes, autoreset in itertools.product(({}, *GRID), AUTORESETS):
-        settings: dict[str, Any] = dict(changes)
-        if settings.get("screen_size") == "native":
-            settings["screen_size"] = (GAMES[name].height, 160)
+    """Play the default settings for long, the grid and what ale-py lacks for a while."""
+    seeds, short = itertools.cycle(options.seeds), -(-options.steps // 20)
+    runs = [(AtariSettings(), autoreset, options.steps) for autoreset in AUTORESETS]
+    for changes in (*GRID, {"observation": "ram"}):
+        settings = grid_settings(name, changes)
+        runs += [(settings, autoreset, short) for autoreset in (*AUTORESETS, "disabled")]
+    for settings, autoreset, steps in runs:
         yield compare_devices(
             name,
-            AtariSettings(**settings),
-            steps=-(-options.steps // 20) if settings else options.steps,
+            settings,
+            steps=steps,
             num_envs=options.num_envs,
             seed=next(seeds),
             autoreset=autoreset,

@@ -93,6 +93,8 @@ def test_the_kernels_play_as_the_cpu_does(game: str, make_shim: MakeShim) -> Non
         ({"observation": "ram"}, "same_step"),
         ({"screen_size": (105, 80)}, "next_step"),
         ({"screen_size": (210, 160), "stack_size": 1, "frame_skip": 2}, "disabled"),
+        ({"max_frames_per_episode": 14, "noop_max": 3}, "disabled"),
+        ({"life_loss": "reset", "max_frames_per_episode": 400}, "disabled"),
         ({"frame_skip": 1, "max_pool": False}, "next_step"),
         ({"repeat_action_probability": 0.25, "life_loss": "reset"}, "same_step"),
         ({"frame_skip": 3, "noop_max": 0, "fire_reset": False, "clip_reward": False}, "same_step"),
@@ -386,6 +388,47 @@ def test_the_environment_of_a_gpu_says_what_that_of_the_cpu_says(mode: Autoreset
         games_ended += ended.sum()
         lives_lost += (terminated & ~ended).sum()
     assert min(games_ended, lives_lost) > 0
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("life_loss", ["ignore", "reset"])
+def test_a_game_on_a_gpu_that_nobody_resets_stays_over(life_loss: Any) -> None:
+    settings = AtariSettings(life_loss=life_loss, max_frames_per_episode=400, noop_max=3)
+    cuda = envs.AtariVectorEnv(
+        "Breakout", 2, settings, device="cuda", autoreset_mode=AutoresetMode.DISABLED
+    )
+    cuda.reset(seed=0)
+    actions = torch.tensor([0, 1])  # the first never serves; the second loses a ball
+    for _ in range(101):
+        obs, _, terminated, truncated, info = cuda.step(actions)
+        if info["_game"].all():
+            break
+        actions[1] = 2
+    over = [part.clone() for part in (obs, terminated, truncated, info["episode_frame_number"])]
+
+    for _ in range(3):
+        obs, rewards, terminated, truncated, info = cuda.step(actions)
+        now = (obs, terminated, truncated, info["episode_frame_number"])
+        assert all(torch.equal(part, before) for part, before in zip(now, over, strict=True))
+        assert rewards.tolist() == [0, 0]
+        assert info["_game"].tolist() == info["game"]["frames"].tolist() == [0, 0]
+
+    _, info = cuda.reset(options={"reset_mask": np.array([True, False])})
+    assert (info["lives"][0], info["episode_frame_number"][1]) == (5, over[3][1])
+    _, _, terminated, truncated, _ = cuda.step(actions)
+    assert (terminated | truncated).tolist() == [False, True]
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_adapter_gives_sb3_arrays_of_games_on_a_gpu() -> None:
+    games = make_sb3_env("Breakout", 2, seed=0, device="cuda")
+    games.reset()
+    obs = games.step(np.array([1, 1]))[0]
+
+    restored = games.restore(games.save())
+
+    assert isinstance(restored, np.ndarray)
+    np.testing.assert_array_equal(restored, obs)
 
 
 @pytest.mark.usefixtures("gpu")

@@ -275,3 +275,24 @@ def test_steps_are_played_with_every_setting_policy_seed_and_both_autoreset_mode
     assert {play["seed"] for play in played} == {0, 1, 2}
     assert {play["policy"] for play in played} == set(POLICIES)
     assert sum(play["steps"] for play in played) >= 2000
+
+
+def test_a_gpu_is_compared_with_all_that_the_cpu_can(
+    script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played: list[dict[str, Any]] = []
+
+    def compare_devices(name: str, settings: AtariSettings, **chosen: Any) -> None:
+        played.append({"settings": settings, **chosen})
+
+    monkeypatch.setattr(script, "compare_devices", compare_devices)
+
+    script.verify(("pooyan", script.Options(device="cuda", steps=2000)))
+
+    long = [(p["settings"], p["autoreset"]) for p in played if p["steps"] == 2000]
+    short = {(p["settings"], p["autoreset"]) for p in played if p["steps"] == 100}
+    assert long == [(AtariSettings(), "same_step"), (AtariSettings(), "next_step")]
+    assert len(short) == 3 * (len(script.GRID) + 1)
+    assert {settings.life_loss for settings, _ in short} == {"ignore", "terminate", "reset"}
+    assert {settings.observation for settings, _ in short} == {"gray", "rgb", "ram"}
+    assert {autoreset for _, autoreset in short} == {"same_step", "next_step", "disabled"}

@@ -149,7 +149,8 @@ class Emulator:
         settings: How the game is played and seen; ``AtariSettings()`` if None. The screen size
             must not exceed the console's picture, and ``frame_skip`` not 60.
         autoreset: Begin the next episode in the step that ends one (the observation is then the
-            new episode's), in the step after it (whose action is ignored), or not at all.
+            new episode's), in the step after it (whose action is ignored), or not at all: an
+            episode that is over then stays over, and steps do nothing to it.
         num_threads: Threads that share the work; 0 takes as many as the process may use. Results
             do not depend on it.
         rom_path: ROM image to play, or a folder with it; by default the one in ale-py.

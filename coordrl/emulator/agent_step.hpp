@@ -49,9 +49,10 @@ struct Environment {
   i32 elapsed;          // frames since the reset was over
   i32 episode_return;
   i32 episode_length;   // agent steps
-  bool ended;           // the episode is over; the next step begins another or is ignored
+  bool ended;           // the episode is over; the next step begins another or does nothing
   bool life_lost;       // in the last step, and the game goes on
   bool pooled;          // the last observation is the maximum of two frames, else of one
+  bool truncated;       // the episode ended because it was long, not by the game
   i32 album;            // where the pictures are kept, or kNoAlbum
 };
 
@@ -358,6 +359,7 @@ COORDRL_HD inline void begin_episode(Environment& environment, const StepSetup& 
   environment.ended = false;
   environment.life_lost = false;
   environment.pooled = false;
+  environment.truncated = false;
 }
 
 // Steps. -------------------------------------------------------------------------------------------
@@ -420,12 +422,38 @@ COORDRL_HD inline void settle_album(Environment& environment, const StepSetup& s
   }
 }
 
+/// What a step has to say of an environment in which nothing has happened.
+COORDRL_HD inline void report(const Environment& environment, const Row& row) {
+  *row.reward = *row.unclipped_reward = 0;
+  *row.terminated = *row.truncated = *row.ended = *row.life_lost = false;
+  *row.lives = environment.lives;
+  *row.frame_number = environment.play.frame_number;
+  *row.episode_frame_number = environment.play.episode_frame_number;
+  *row.episode_return = environment.episode_return;
+  *row.episode_length = environment.episode_length;
+}
+
+/// A step of an episode that is over and has to be reset by hand: it stays over.
+COORDRL_HD inline void stand_still(const Environment& environment, const StepSetup& setup,
+                                   const Row& row) {
+  if (row.obs != row.last_obs) {
+    copy_bytes(row.obs, row.last_obs, setup.stack_size * setup.plane_bytes);
+  }
+  report(environment, row);
+  *row.terminated = !environment.truncated;
+  *row.truncated = environment.truncated;
+  *row.ended = true;
+}
+
 /// Plays one action of an agent: `action` is one of ale-py's 18.
 template <class Shelf, class Albums, class Screen>
 COORDRL_HD inline void step(Environment& environment, const StepSetup& setup, u8 action,
                             Shelf& shelf, const Desk& desk, Albums& albums, Screen& screen,
                             const Row& row) {
   Play& play = environment.play;
+  if (environment.ended && setup.autoreset == Autoreset::kDisabled) {
+    return stand_still(environment, setup, row);
+  }
   if (environment.ended && setup.autoreset == Autoreset::kNextStep) {
     begin_episode(environment, setup, shelf, desk, albums, screen);
     *row.reward = *row.unclipped_reward = 0;
@@ -468,6 +496,7 @@ COORDRL_HD inline void step(Environment& environment, const StepSetup& setup, u8
     *row.reward = !setup.clip_reward ? reward : reward > 0 ? 1 : reward < 0 ? -1 : 0;
     *row.terminated = play.score.terminal || (life_lost && setup.life_loss != LifeLoss::kIgnore);
     *row.truncated = environment.elapsed >= setup.max_frames && !*row.terminated;
+    environment.truncated = *row.truncated;
     *row.ended = over;
     *row.life_lost = life_lost;
   }
@@ -480,17 +509,6 @@ COORDRL_HD inline void step(Environment& environment, const StepSetup& setup, u8
   *row.lives = environment.lives;
   *row.frame_number = play.frame_number;
   *row.episode_frame_number = play.episode_frame_number;
-}
-
-/// The results of an environment in which nothing has happened.
-COORDRL_HD inline void report(const Environment& environment, const Row& row) {
-  *row.reward = *row.unclipped_reward = 0;
-  *row.terminated = *row.truncated = *row.ended = *row.life_lost = false;
-  *row.lives = environment.lives;
-  *row.frame_number = environment.play.frame_number;
-  *row.episode_frame_number = environment.play.episode_frame_number;
-  *row.episode_return = environment.episode_return;
-  *row.episode_length = environment.episode_length;
 }
 
 /// Loads the game anew: everything that follows is determined by the seed.

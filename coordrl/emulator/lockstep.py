@@ -381,7 +381,8 @@ def compare_devices(
     """Step environments on a GPU and on the CPU; return the first difference.
 
     Observations, rewards, flags, lives, counters, statistics and RAM are compared after every step,
-    and whole states, down to the chips and the random numbers, after some.
+    and whole states, down to the chips and the random numbers, after some. With
+    ``autoreset="disabled"`` a game that ended is left over for a step, then reset.
 
     Args:
         game: Name of the game.
@@ -408,6 +409,7 @@ def compare_devices(
     expected, step = ours.reset(seed=seed), theirs.reset(seed=seed)
     rng = np.random.default_rng(seed)
     choice = rng.integers(len(ours.actions), size=num_envs)
+    left_over = np.zeros(num_envs, np.bool_)
     for number in range(steps + 1):
         found = _compare_rows(game, where, step, expected, autoreset)
         states_too = number % compare_states_every == 0 or number == steps
@@ -424,11 +426,15 @@ def compare_devices(
         held = rng.random(num_envs) < 0.8
         choice = np.where(held, choice, rng.integers(len(ours.actions), size=num_envs))
         where = f"step {number} ({explained})"
+        if left_over.any():
+            ours.reset(mask=left_over)
+            theirs.reset(mask=left_over)
+        left_over = expected.ended & ~left_over & (autoreset == "disabled")
         expected, step = ours.step(choice), theirs.step(torch.from_numpy(choice).to(theirs.device))
         tally.frames += num_envs * settings.frame_skip
         tally.rewards += int(np.count_nonzero(expected.rewards))
         tally.life_losses += int(expected.life_lost.sum())
-        tally.games_over += int(expected.ended.sum())
+        tally.games_over += int((expected.ended & ~left_over).sum())
     return None
 
 

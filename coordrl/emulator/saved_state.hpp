@@ -84,7 +84,8 @@ COORDRL_HD inline bool is_possible(const Environment& environment, const Setup& 
          is_within(environment.lives, -kFar, kFar) && is_within(environment.elapsed, 0, kFar) &&
          is_within(environment.episode_return, -kFar, kFar) &&
          is_within(environment.episode_length, 0, kFar) && is_flag(environment.ended) &&
-         is_flag(environment.life_lost) && is_flag(environment.pooled);
+         is_flag(environment.life_lost) && is_flag(environment.pooled) &&
+         is_flag(environment.truncated);
 }
 
 }  // namespace coordrl
