@@ -16,7 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, distributed, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -649,6 +651,40 @@ def test_transforms_of_torch_func_agree_with_autograd() -> None:
     assert_close(torch.func.vmap(layer)(x), layer(x))
 
 
+@EVERY_LAYER
+def test_an_ensemble_of_layers_computes_what_each_does(
+    ours: type[nn.Module], textbook: type[nn.Module]
+) -> None:
+    layers = [ours(2, 4, 2, groups=2) for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(layers)
+    x = torch.randn(2, 2, *(5, 6, 7)[: ours.axes])  # type: ignore[attr-defined]
+
+    def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+        y: Tensor = torch.func.functional_call(layers[0], (parameters, buffers), (x,))
+        return y
+
+    together = torch.vmap(one)(parameters, buffers)
+
+    assert_close(together, torch.stack([layer(x) for layer in layers]))
+
+
+@PARTS
+@LAYOUTS
+def test_many_gradients_at_once_are_those_one_by_one(
+    memory_format: torch.memory_format, at_once: int
+) -> None:
+    layer = CoordConv2d(2, 3, 2)
+    x = torch.randn(4, 2, 5, 6).contiguous(memory_format=memory_format)
+    upstream = torch.randn(5, 4, 3, 4, 5)
+    with samples_at_once(at_once):
+        y = layer(x)
+        (batched,) = torch.autograd.grad(
+            y, layer.weight, upstream, is_grads_batched=True, retain_graph=True
+        )
+        single = [torch.autograd.grad(y, layer.weight, g, retain_graph=True)[0] for g in upstream]
+    assert_close(batched, torch.stack(single))
+
+
 def set_data(parameter: Tensor, value: Tensor) -> None:
     parameter.data = value
 
@@ -683,6 +719,11 @@ CHANGES: dict[str, Callable[[CoordConv2d], Any]] = {
     "float64": lambda layer: layer.double(),
     "bfloat16": lambda layer: layer.bfloat16(),
     "reset": lambda layer: layer.reset_parameters(),
+    "padding mode": lambda layer: setattr(layer, "padding_mode", "circular"),
+    "padding": lambda layer: setattr(layer, "padding", (2, 1)),
+    "stride": lambda layer: setattr(layer, "stride", (2, 1)),
+    "dilation": lambda layer: setattr(layer, "dilation", (2, 1)),
+    "system": lambda layer: setattr(layer, "system", CoordinateSystem(anchor="centers")),
 }
 
 
@@ -691,8 +732,9 @@ CHANGES: dict[str, Callable[[CoordConv2d], Any]] = {
 def test_a_remembered_map_is_never_stale(
     change: Callable[[CoordConv2d], Any], size: tuple[int, int]
 ) -> None:
-    layer = CoordConv2d(2, 3, 2)
+    layer = CoordConv2d(2, 3, 2, padding=1)
     x = torch.randn(2, 2, *size)
+    layer(x)  # while it learns, too, something is kept
     with torch.no_grad():
         before = layer(torch.randn(2, 2, 5, 6)), layer(x)
 
@@ -702,6 +744,7 @@ def test_a_remembered_map_is_never_stale(
         after = layer(x)
         assert not torch.equal(after, before[1].to(after.dtype))
         assert_close(after, copy.deepcopy(layer)(x), rtol=0, atol=0)
+    assert_close(layer(x), copy.deepcopy(layer)(x), rtol=0, atol=0)
 
 
 @LAYOUTS
@@ -766,6 +809,37 @@ def test_remembered_maps_stay_out_of_copies_pickles_and_state() -> None:
     torch.save(layer.state_dict(), file)
     file.seek(0)
     layer.load_state_dict(torch.load(file, weights_only=True))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_a_copy_of_a_compiled_layer_has_weights_of_its_own(
+    copied: Callable[[CoordConv2d], CoordConv2d],
+) -> None:
+    layer = CoordConv2d(2, 3, 2)
+    layer.compile(backend="eager")
+    x = torch.randn(2, 2, 5, 6)
+    expected = layer(x)
+
+    other = copied(layer)
+
+    assert torch.equal(other(x), expected)
+    with torch.no_grad():
+        other.weight.zero_()
+    assert torch.equal(layer(x), expected)
+    assert not torch.equal(other(x), expected)
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_layer_that_ran_without_values_has_its_coordinates_afterwards(learns: bool) -> None:
+    layer = CoordConv2d(2, 3, 2)
+    x = torch.randn(2, 2, 5, 6)
+    with torch.set_grad_enabled(learns):
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert layer(torch.randn(2, 2, 5, 6)).shape == (2, 3, 4, 5)
+        traced = make_fx(layer, tracing_mode="symbolic", _allow_non_fake_inputs=True)(x)
+
+        assert torch.equal(layer(x), copy.deepcopy(layer)(x))
+        assert_close(traced(x), layer(x))
 
 
 def test_remembered_maps_do_not_pile_up_over_sizes() -> None:

@@ -39,6 +39,10 @@ class _Place(NamedTuple):
     device: torch.device
 
 
+# What maps depend on beside weights and place; it may be changed on a layer that has run.
+_SHAPING = frozenset({"stride", "padding", "dilation", "padding_mode", "system", "with_r"})
+
+
 class _Remembered(NamedTuple):
     """The maps that were made of certain weights of the coordinates."""
 
@@ -76,7 +80,7 @@ class _CoordConv(_ConvNd):
     """What the layers share: the two terms of the forward pass, and what is kept of the second.
 
     A layer inherits from the one of ``torch.nn`` that it widens as well, so that whoever looks
-    for convolutions finds it: initializers, quantizers, counters of operations.
+    for convolutions finds it: initializers, fusions, counters of operations.
     """
 
     axes: ClassVar[int]
@@ -94,9 +98,17 @@ class _CoordConv(_ConvNd):
         self._remembered = None
         self._bases = {}
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, and forget the maps if they depend on it."""
+        super().__setattr__(name, value)
+        if name in _SHAPING and "_bases" in self.__dict__:
+            self._remembered, self._bases = None, {}
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave what can be computed again out of copies and pickles."""
-        return {**self.__dict__, "_remembered": None, "_bases": {}}
+        # That of torch.nn leaves out a compiled call, which would go on calling the original.
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "_remembered": None, "_bases": {}}
 
     def extra_repr(self) -> str:
         """Describe the layer as ``torch.nn`` does, with its coordinates."""
@@ -410,7 +422,8 @@ def _compiles_any_size(size: torch.Size) -> bool:
 
 def _split(weight: Tensor, parts: list[int]) -> tuple[Tensor, Tensor]:
     """Return two parts of dimension 1, for reading."""
-    if torch.compiler.is_compiling():  # exporters fold slices of a constant, but not splits
+    # Exporters fold slices of a constant, but not splits, and vmap has no rule for this one.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return weight[:, : parts[0]], weight[:, parts[0] :]
     first, second = torch.unsafe_split_with_sizes(weight, parts, dim=1)
     return first, second
@@ -423,6 +436,7 @@ def _is_plain(weight: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._is_tracing()
+        and not torch._C._len_torch_dispatch_stack()  # whose tensors may hold no values
     )
 
 
@@ -559,6 +573,9 @@ def _sum_over_batch(batch: Tensor, dtype: torch.dtype) -> Tensor:
     are last, and half as long again as needed elsewhere (torch 2.13, CPU). A matrix-vector product
     reads the batch as it lies in memory.
     """
+    transforms = torch._C._functorch
+    if transforms.is_batchedtensor(batch) or transforms.is_legacy_batchedtensor(batch):
+        return batch.sum(dim=0, dtype=dtype)  # of many gradients at once
     channels_last = not batch.is_contiguous()
     samples = batch.movedim(1, -1) if channels_last else batch
     if batch.device.type != "cpu" or not samples.is_contiguous():
@@ -719,7 +736,8 @@ class CoordConv2d(_Convolution, nn.Conv2d):
 
     Under autocast, and in layers of 16-bit types, the coordinates' part is computed in float32
     and rounded once, when added. bfloat16 itself has no more than 768 values for the 1,024
-    columns of a wide image.
+    columns of a wide image. (A graph that is compiled to be trained at any size concatenates, and
+    computes all in one type.)
 
     Args:
         in_channels: Channels of the input, without the coordinates.
