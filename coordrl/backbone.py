@@ -207,6 +207,11 @@ class ConvBackbone(nn.Sequential):
                 self.append(follower)
             channels = spec.out_channels
 
+    def __getitem__(self, index: Any) -> Any:
+        """Return a module, or some of them as a plain ``nn.Sequential``."""
+        some = list(self)[index]
+        return nn.Sequential(*some) if isinstance(index, slice) else some
+
     def out_size(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width of the output for an input of this size.
 
@@ -289,7 +294,12 @@ def pointwise(
             weight = module.weight.flatten(1)
             if isinstance(module, CoordConv2d):
                 grid = coordinate_grid(
-                    height, width, with_r=module.with_r, device=x.device, dtype=x.dtype
+                    height,
+                    width,
+                    with_r=module.with_r,
+                    system=module.system,
+                    device=x.device,
+                    dtype=x.dtype,
                 )
                 own, coords = torch.split(weight, [module.in_channels, module.num_coords], dim=1)
                 shared = F.linear(grid.flatten(2).mT, coords, module.bias)

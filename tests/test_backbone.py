@@ -16,7 +16,8 @@ from coordrl.backbone import (
     initialize_he_normal,
     pointwise,
 )
-from coordrl.layers import CoordConv2d, CoordConvTranspose2d
+from coordrl.convert import to_coordconv
+from coordrl.layers import CoordConv2d, CoordConvTranspose2d, CoordinateSystem
 
 DOWN = ConvSpec(6, 5, stride=2, padding=2, norm="batch", activation="leaky_relu")
 UP = ConvSpec(5, 3, stride=2, padding=1, transposed=True, output_padding=1, activation="none")
@@ -169,6 +170,26 @@ def test_pointwise_equals_the_convolutions_over_tiled_vectors(coords: Coords, wi
     upstream = torch.randn_like(expected)
     got = torch.autograd.grad((pixels.mT.reshape(2, 3, 6, 9) * upstream).sum(), weights)
     assert_close(got, torch.autograd.grad((expected * upstream).sum(), weights))
+
+
+def test_pointwise_sees_the_coordinates_of_the_layers_system() -> None:
+    backbone = ConvBackbone(2, [ConvSpec(4, 1), ConvSpec(3, 1)])
+    to_coordconv(backbone, system=CoordinateSystem(anchor="centers"))
+    nn.init.normal_(backbone[0].weight)
+    vectors = torch.randn(5, 2)
+
+    pixels = pointwise(backbone, vectors, 3, 4)
+
+    tiled = vectors[:, :, None, None].expand(-1, -1, 3, 4)
+    assert_close(pixels.mT.view(5, 3, 3, 4), backbone(tiled))
+
+
+def test_a_slice_is_a_stack_of_the_same_layers() -> None:
+    backbone = ConvBackbone(4, coords="all")
+    some = backbone[:2]
+    assert type(some) is nn.Sequential
+    assert [*some] == [backbone[0], backbone[1]]
+    assert backbone[-1] is [*backbone][-1]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from coordrl.convert import (
     load_port,
     to_coordconv,
 )
+from coordrl.coordinates.networks import CoordConvPainter
 from coordrl.layers import CoordConv2d, CoordinateSystem, coordinate_grid
 
 PLAIN: dict[str, Callable[[], nn.Module]] = {
@@ -203,10 +204,17 @@ def hooked() -> nn.Module:
     return model
 
 
+def patched() -> nn.Module:
+    model = network()
+    model[0].forward = lambda x: x
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: nn.Sequential(nn.Linear(3, 4)), "the model has no convolution to swap"),
+        (patched, "layer '0' has a forward pass that was put on it, which would be lost"),
         (lambda: nn.Sequential(nn.LazyConv2d(3, 3)), "layer '0' is lazy and has no weights yet"),
         (tied, r"layer '0' shares a parameter with another layer \(0.weight, 1.weight\)"),
         (hooked, "layer '0' has hooks, which would be lost"),
@@ -216,7 +224,7 @@ def hooked() -> nn.Module:
             "'0' is a ParametrizedConv2d, whose own forward pass would be lost",
         ),
     ],
-    ids=["none", "lazy", "tied", "hooked", "subclass", "parametrized"],
+    ids=["none", "patched", "lazy", "tied", "hooked", "subclass", "parametrized"],
 )
 def test_a_layer_that_cannot_be_swapped_is_named_and_nothing_changes(
     make: Callable[[], nn.Module], message: str
@@ -235,6 +243,17 @@ def test_a_predicate_that_matches_nothing_and_a_wrong_word_are_named() -> None:
         to_coordconv(network(), "last")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the model has no CoordConv layer to swap"):
         from_coordconv(network())
+
+
+class Own(CoordConv2d):
+    """A layer of somebody else's."""
+
+
+def test_coordinates_of_a_subclass_are_not_left_behind_in_silence() -> None:
+    model = nn.Sequential(CoordConv2d(3, 3, 3), Own(3, 3, 3))
+    with pytest.raises(ValueError, match=r"'1' is a Own, whose own forward pass would be lost$"):
+        from_coordconv(model, force=True)
+    assert type(model[0]) is CoordConv2d
 
 
 def test_one_layer_that_cannot_be_swapped_keeps_the_others_from_it() -> None:
@@ -319,6 +338,35 @@ def test_report_leaves_the_model_as_it_was() -> None:
     assert torch.equal(model(x), expected)
     assert [module.training for module in model] == [True, False]
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
+def test_report_of_16_bits_is_that_of_32() -> None:
+    model = CoordConv2d(3, 4, 1, bias=False)
+    nn.init.constant_(model.weight, 1.0)
+    x = torch.randn(4, 3, 64, 64) * 2000  # outputs whose norm is beyond 65,504
+
+    expected, report = coordinate_report(model, x), coordinate_report(model.half(), x.half())
+
+    assert report.change_shuffled == pytest.approx(expected.change_shuffled, rel=0.5)
+    assert 0 < expected.shift_error[1] == pytest.approx(report.shift_error[1], rel=0.5)
+
+
+def test_report_of_vectors_has_no_shifts() -> None:
+    class Canvas(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = super().forward(x[:, :, None, None].expand(-1, -1, 5, 6))
+            return y
+
+    report = coordinate_report(Canvas(CoordConv2d(2, 3, 1)), torch.randn(4, 2))
+
+    assert report.change_without > 0
+    assert report.shift_error == report.shift_error_without == {}
+
+
+def test_report_names_a_layer_that_is_not_called() -> None:
+    painter = CoordConvPainter(16)  # which reads the weights of its layer
+    with pytest.raises(ValueError, match=r"the model does not call its layer 'backbone\.0'"):
+        coordinate_report(painter, torch.rand(4, 2))
 
 
 def test_report_names_what_is_missing_or_wrong() -> None:

@@ -1,6 +1,6 @@
 """Do coordinates help a model? What it does with them, and without."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -86,12 +86,14 @@ def coordinate_report(
         inputs: Batch ``(N, C, H, W)``, or of another number of axes.
         metric: Figure of merit of an output, such as an accuracy, to compare with and without.
         shifts: Shifts to try, in pixels of the input, 1 or more. If the output is a smaller or
-            larger picture, those are left out that are no whole number of its pixels.
+            larger picture, those are left out that are no whole number of its pixels; if the
+            inputs are no pictures, all are.
         seed: Deals the shuffled coordinates.
 
     Raises:
-        ValueError: If the model has no CoordConv layer, a shift is below 1, or the inputs or the
-            model's output for them are not finite.
+        ValueError: If the model has no CoordConv layer, or does not call one (as
+            :func:`~coordrl.backbone.pointwise`, which reads its weights alone), a shift is below 1,
+            or the inputs or the model's output for them are not finite.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 2, 1))
@@ -118,10 +120,10 @@ def coordinate_report(
         if not output.isfinite().all():
             raise ValueError("the model's output must be finite, got infinity or NaN in it")
         shift_error = _shift_errors(model, inputs, output, shifts)
-        with _coordinates(list(layers.values()), torch.zeros_like):
+        with _coordinates(layers, torch.zeros_like):
             without = model(inputs)
             shift_error_without = _shift_errors(model, inputs, without, shifts)
-        with _coordinates(list(layers.values()), shuffle):
+        with _coordinates(layers, shuffle):
             shuffled = model(inputs)
     measured = [None if metric is None else float(metric(y)) for y in (output, without, shuffled)]
     return CoordinateReport(
@@ -146,13 +148,15 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _coordinates(layers: list[CoordConv], change: Coordinates) -> Iterator[None]:
+def _coordinates(layers: Mapping[str, CoordConv], change: Coordinates) -> Iterator[None]:
     """Have layers see changed coordinates."""
+    called: set[nn.Module] = set()
 
     def replace(
         layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         assert isinstance(layer, CoordConv)
+        called.add(layer)
         x: Tensor = args[0]
         kwargs = dict(kwargs)
         grid = kwargs.pop("coords", None)
@@ -167,12 +171,19 @@ def _coordinates(layers: list[CoordConv], change: Coordinates) -> Iterator[None]
             )
         return args, {**kwargs, "coords": change(grid)}
 
-    hooks = [layer.register_forward_pre_hook(replace, with_kwargs=True) for layer in layers]
+    hooks = [
+        layer.register_forward_pre_hook(replace, with_kwargs=True) for layer in layers.values()
+    ]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+    if missed := [name for name, layer in layers.items() if layer not in called]:
+        raise ValueError(
+            f"the model does not call its layer {missed[0]!r}, so what its coordinates do cannot be"
+            " seen"
+        )
 
 
 def _layer_report(name: str, layer: CoordConv) -> LayerReport:
@@ -186,6 +197,8 @@ def _shift_errors(
     model: nn.Module, inputs: Tensor, output: Tensor, shifts: Sequence[int]
 ) -> dict[int, float]:
     axes = tuple(range(2, inputs.ndim))
+    if not axes:
+        return {}
     is_picture = output.ndim == inputs.ndim
     errors = {}
     for shift in shifts:
@@ -202,6 +215,7 @@ def _shift_errors(
 
 def _distance(actual: Tensor, expected: Tensor) -> float:
     """Return the norm of the difference relative to that of what is expected."""
-    tiny = torch.finfo(expected.dtype).tiny
+    actual, expected = actual.double(), expected.double()  # 16 bits end at 65,504
     distance: Tensor = torch.linalg.vector_norm(actual - expected)
+    tiny = torch.finfo(torch.float64).tiny
     return float(distance / torch.linalg.vector_norm(expected).clamp_min(tiny))

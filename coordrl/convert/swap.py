@@ -1,6 +1,6 @@
 """Swap the convolutions of a model for CoordConv layers of the same function, and back."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -49,8 +49,9 @@ def to_coordconv(
     """Swap convolutions of a model for CoordConv layers, in place.
 
     The weights of the input stay and those of the coordinates start at zero, so the model computes
-    what it did, bit for bit, until it is trained further. Build the optimizer afterwards: swapped
-    layers have new parameters.
+    what it did until it is trained further: bit for bit, but for the rounding of 1x1 convolutions
+    of large batches, which are convolved in parts where freed memory is not kept
+    (:mod:`coordrl.memory`). Build the optimizer afterwards: swapped layers have new parameters.
 
     Args:
         model: Any model with convolutions of ``torch.nn``.
@@ -64,8 +65,8 @@ def to_coordconv(
 
     Raises:
         ValueError: If no convolution is meant, or one of them is lazy, shares its weight with
-            another layer, has hooks, or is of a class with a forward pass of its own. The model
-            is then as it was.
+            another layer, has hooks, or has a forward pass of its own. The model is then as it
+            was.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
@@ -78,7 +79,7 @@ def to_coordconv(
     chosen = _chosen(model, where)
     shared = _shared_parameters(model)
     for name, layer in chosen:
-        _refuse_what_cannot_be_swapped(name, layer, shared)
+        _refuse_what_cannot_be_swapped(name, layer, shared, _WIDE)
     swapped: dict[nn.Module, nn.Module] = {
         layer: _widened(layer, with_r=with_r, system=coordinates) for _, layer in chosen
     }
@@ -97,21 +98,22 @@ def from_coordconv(model: nn.Module, *, force: bool = False) -> nn.Module:
 
     Raises:
         ValueError: If there is none, one has coordinate weights that are not zero and ``force``
-            is off, or one shares its weight with another layer or has hooks. The model is then as
-            it was.
+            is off, or one shares its weight with another layer, has hooks, or has a forward pass
+            of its own. The model is then as it was.
 
     Example:
         >>> from_coordconv(to_coordconv(nn.Conv2d(3, 8, 3)))
         Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
     """
-    chosen = [(name, layer) for name, layer in model.named_modules() if type(layer) in _PLAIN]
+    chosen = [
+        (name, layer) for name, layer in model.named_modules() if isinstance(layer, CoordConv)
+    ]
     if not chosen:
         raise ValueError("the model has no CoordConv layer to swap")
     shared = _shared_parameters(model)
     swapped: dict[nn.Module, nn.Module] = {}
     for name, layer in chosen:
-        assert isinstance(layer, CoordConv)
-        _refuse_ties_and_hooks(name, layer, shared)
+        _refuse_what_cannot_be_swapped(name, layer, shared, _PLAIN)
         _, coord_weight = layer.split_weight()
         if not force and bool(coord_weight.any()):
             raise ValueError(
@@ -141,20 +143,27 @@ def _chosen(model: nn.Module, where: Where) -> list[tuple[str, _ConvNd]]:
     return candidates[:1] if where == "first" else candidates
 
 
-def _refuse_what_cannot_be_swapped(name: str, layer: _ConvNd, shared: dict[int, list[str]]) -> None:
+def _refuse_what_cannot_be_swapped(
+    name: str,
+    layer: nn.Module,
+    shared: dict[int, list[str]],
+    classes: Mapping[type[nn.Module], type[nn.Module]],
+) -> None:
     if isinstance(layer, LazyModuleMixin):
         raise ValueError(
             f"{_quoted(name)} is lazy and has no weights yet; run the model once, then swap"
         )
-    if type(layer) not in _WIDE:
+    if type(layer) not in classes:
+        advice = "; leave it out with a function as where" if classes is _WIDE else ""
         raise ValueError(
-            f"{_quoted(name)} is a {type(layer).__name__}, whose own forward pass would be lost;"
-            " leave it out with a function as where"
+            f"{_quoted(name)} is a {type(layer).__name__}, whose own forward pass would be"
+            f" lost{advice}"
         )
-    _refuse_ties_and_hooks(name, layer, shared)
-
-
-def _refuse_ties_and_hooks(name: str, layer: nn.Module, shared: dict[int, list[str]]) -> None:
+    if "forward" in vars(layer):
+        raise ValueError(
+            f"{_quoted(name)} has a forward pass that was put on it, which would be lost; take it"
+            " off first"
+        )
     for parameter in layer.parameters(recurse=False):
         names = shared[id(parameter)]
         if len(names) > 1:
