@@ -113,6 +113,35 @@ def test_a_model_that_cannot_be_exported_says_why(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_a_size_that_the_model_itself_does_not_take_is_named(tmp_path: Path) -> None:
+    model = nn.Sequential(CoordConv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 7 * 7, 2))
+    with pytest.raises(ExportError, match=r"itself takes no input of \(5, 3, 12, 12\), .*'all'"):
+        export_program(model, torch.randn(2, 3, 9, 9), tmp_path / "model.pt2", dynamic="all")
+
+
+def test_a_reason_is_told_to_its_end(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"inferred ranges from model tracing: .*\w"):
+        export_program(
+            CoordConv2d(3, 4, 1), torch.randn(2, 3, 1, 9), tmp_path / "model.pt2", dynamic="all"
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_program_of_other_types_is_written(dtype: torch.dtype, tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 10, 14, dtype=dtype)
+    assert export_program(picture_network().to(dtype), x, tmp_path / "model.pt2") < 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_type_that_onnxruntime_cannot_compute_is_named(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    x = torch.randn(2, 3, 10, 14, dtype=dtype)
+    with pytest.raises(ExportError, match=r"onnxruntime cannot run the model: \w+: "):
+        export_onnx(picture_network().to(dtype), x, tmp_path / "model.onnx")
+
+
 def test_a_program_that_computes_something_else_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "model.pt2"
     with pytest.raises(ExportError, match=r"differs from the model by .*; nothing was written"):
