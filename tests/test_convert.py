@@ -352,12 +352,9 @@ def test_report_of_16_bits_is_that_of_32() -> None:
 
 
 def test_report_of_vectors_has_no_shifts() -> None:
-    class Canvas(nn.Sequential):
-        def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = super().forward(x[:, :, None, None].expand(-1, -1, 5, 6))
-            return y
+    model = nn.Sequential(nn.Unflatten(1, (2, 5, 6)), CoordConv2d(2, 3, 1))
 
-    report = coordinate_report(Canvas(CoordConv2d(2, 3, 1)), torch.randn(4, 2))
+    report = coordinate_report(model, torch.randn(4, 60))
 
     assert report.change_without > 0
     assert report.shift_error == report.shift_error_without == {}
