@@ -13,7 +13,7 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -331,6 +331,27 @@ def parse_override(text: str, source: str = "--set") -> Override:
     if set(document) != {"value"}:
         document = {"value": value}
     return Override(key, document["value"], source)
+
+
+def refuse_overruled(overrides: Iterable[Override], owners: Mapping[str, str]) -> None:
+    """Refuse settings that a command sets itself, so that none is ignored without a word.
+
+    Args:
+        overrides: What the user has set.
+        owners: What to do instead, for the full name of each setting that the command decides.
+
+    Raises:
+        SettingsError: If one of them is among the overrides.
+
+    Example:
+        >>> refuse_overruled([parse_override("seed=3")], {"seed": "use --seeds"})
+        Traceback (most recent call last):
+            ...
+        coordrl.config.SettingsError: --set seed would be overruled; use --seeds
+    """
+    for item in overrides:
+        if item.key in owners:
+            raise SettingsError(f"{item.source} {item.key} would be overruled; {owners[item.key]}")
 
 
 def accepted_keywords(

@@ -170,6 +170,9 @@ def open_run(
 
     Raises:
         RunError: If the folder holds another run, no run, or is in use.
+
+    If what is done with the folder of a new run fails before anything is kept there, the folder is
+    left empty: its settings may be what was wrong.
     """
     settings_file = path / SETTINGS_FILE
     if path.exists() and not path.is_dir():
@@ -189,7 +192,26 @@ def open_run(
     with _lock(path):
         with atomic_file(settings_file) as file:
             file.write(settings.encode())
-        yield RunFolder(path)
+        try:
+            yield RunFolder(path)
+        except Exception:
+            kept = {item.name for item in path.iterdir() if not item.name.startswith(".")}
+            if not resume and kept <= {SETTINGS_FILE}:
+                settings_file.unlink(missing_ok=True)
+            raise
+
+
+def require_trained(step: int, folder: RunFolder) -> None:
+    """Check that a run which is over was found where it ended, not where it began.
+
+    Raises:
+        RunError: If ``step`` is 0.
+    """
+    if step == 0:
+        raise RunError(
+            f"{folder.path} has a result but no checkpoint that can be read, so its weights are"
+            " lost; delete the folder, and the same command trains it again"
+        )
 
 
 def _require_same(

@@ -15,7 +15,7 @@ from typing import Literal
 import tyro
 
 from coordrl.commands import exit_status, use_device
-from coordrl.config import Override, SettingsError, parse_override
+from coordrl.config import Override, parse_override, refuse_overruled
 from coordrl.coordinates.data import InputScale, Split
 from coordrl.coordinates.experiments import Experiments
 from coordrl.coordinates.table import TableSize
@@ -70,10 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(arguments: Arguments, command: str) -> str:
     device = use_device(arguments.device, arguments.threads)
     overrides = [parse_override(text) for text in arguments.set]
-    for item in overrides:
-        if item.key in ("task", "model", "split", "input_scale", "seed"):
-            option = "seeds" if item.key == "seed" else item.key.replace("_", "-")
-            raise SettingsError(f"--set {item.key} would be overruled; use --{option}")
+    options = ("task", "model", "split", "input_scale")
+    owners = {key: f"use --{key.replace('_', '-')}" for key in options}
+    refuse_overruled(overrides, {**owners, "seed": "use --seeds"})
     if arguments.max_seconds is not None and arguments.table is None:
         overrides.append(Override("training.max_seconds", arguments.max_seconds, "--max-seconds"))
     experiments = Experiments(arguments.config, arguments.out, device, tuple(overrides), command)

@@ -5,6 +5,7 @@ python scripts/train_detector.py --coords none --stage full --mnist ~/mnist
 python scripts/train_detector.py --table quick
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import tyro
 
 from coordrl.backbone import Coords
 from coordrl.commands import exit_status, use_device
-from coordrl.config import parse_override
+from coordrl.config import parse_override, refuse_overruled
 from coordrl.detection.experiments import Experiments, TableSize
 from coordrl.detection.rpn import AnchorLayout
 from coordrl.detection.sources import load_split
@@ -58,15 +59,20 @@ class Arguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, args=argv)
-    return exit_status("train_detector.py", lambda: train(arguments))
+    typed = sys.argv[1:] if argv is None else argv
+    command = shlex.join(["python", "scripts/train_detector.py", *typed])
+    return exit_status("train_detector.py", lambda: train(arguments, command))
 
 
-def train(arguments: Arguments) -> str:
+def train(arguments: Arguments, command: str) -> str:
     device = use_device(arguments.device, arguments.threads)
     overrides = tuple(parse_override(text) for text in arguments.set)
+    owners = {"coords": "use --coords", "stage": "use --stage", "seed": "use --seeds"}
+    owners |= {"proposals.anchor_layout": "use --anchors", "digits": "use --mnist"}
+    refuse_overruled(overrides, owners)
     digits = load_split(arguments.mnist)
     print(f"digits: {digits.source}", file=sys.stderr)
-    experiments = Experiments(arguments.config, arguments.out, digits, device, overrides)
+    experiments = Experiments(arguments.config, arguments.out, digits, device, overrides, command)
     if arguments.table is not None:
         return experiments.make_table(arguments.table, arguments.report or arguments.out)
     return experiments.train_seeds(

@@ -14,7 +14,7 @@ import torch
 import tyro
 
 from coordrl.commands import exit_status, use_device, write_json
-from coordrl.config import SettingsError, load_settings, parse_override
+from coordrl.config import SettingsError, load_settings, parse_override, refuse_overruled
 from coordrl.digits import load_digits
 from coordrl.recognition import (
     RecognitionSettings,
@@ -56,9 +56,7 @@ def train(arguments: Arguments, command: str) -> str:
         raise SettingsError(f"--seeds must be at least 2 to compare, got {arguments.seeds}")
     use_device("cpu", arguments.threads)
     overrides = tuple(parse_override(text) for text in arguments.set)
-    for item in overrides:
-        if item.key in ("arm", "seed"):
-            raise SettingsError(f"--set {item.key} would be overruled: all arms are trained")
+    refuse_overruled(overrides, {"arm": "all arms are trained", "seed": "use --seeds"})
     settings = load_settings(RecognitionSettings, overrides=overrides)
     digits = load_digits()
     images = torch.from_numpy(digits.images).unsqueeze(1).float() / 255

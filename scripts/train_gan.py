@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import tyro
 
 from coordrl.commands import exit_status, use_device
-from coordrl.config import Override, parse_override
+from coordrl.config import Override, parse_override, refuse_overruled
 from coordrl.generative.experiments import Experiments
 from coordrl.generative.folders import DataError
 from coordrl.generative.objectives import ObjectiveName
@@ -73,12 +73,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(arguments: Arguments, command: str) -> str:
     arms: Sequence[Arm] = ARMS if arguments.coords == "both" else (arguments.coords,)
     device = use_device(arguments.device, arguments.threads)
+    typed = [parse_override(text) for group in arguments.set for text in group]
+    owners = {"model": "use --model", "coords": "use --coords", "seed": "use --seeds"}
+    refuse_overruled(typed, owners)
     overrides = [Override("data", arguments.data, "--data")]
     if arguments.max_seconds is not None:
         limit = arguments.max_seconds
         overrides.append(Override("training.max_seconds", limit, "--max-seconds"))
-    overrides += [parse_override(text) for group in arguments.set for text in group]
-    experiments = Experiments(arguments.config, arguments.out, device, tuple(overrides), command)
+    settings = (*overrides, *typed)
+    experiments = Experiments(arguments.config, arguments.out, device, settings, command)
     report = arguments.report or arguments.out
     if arguments.table == "steps":
         return experiments.make_step_table(report)

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -668,7 +669,7 @@ def test_a_row_gives_spreads_shares_and_median_times() -> None:
     row = table.summarize(runs)
 
     assert (row.seeds, row.solved, row.reached) == (3, 2, (2, 2, 2))
-    assert row.cpu_seconds_to == (1.5, 2.5, 2.5)
+    assert row.cpu_seconds_to == (2.0, 3.0, 3.0)  # after 1 and 2, and 2 and 3; the third never
     assert (row.test.least, row.test.most) == (0.3, 1.0)
     assert row.test.mean == pytest.approx(2.3 / 3)
     assert row.cpu_seconds.most == 3
@@ -687,6 +688,26 @@ def test_ratios_to_a_baseline_that_never_arrives_are_bounds() -> None:
     text = table.to_markdown([ours, baseline])
     assert "has 54.0 times the parameters" in text
     assert "5 times to 80.0 %; more than 5 times to 99.0 %" in text
+
+
+def test_a_time_that_fewer_than_half_of_the_seeds_need_is_none() -> None:
+    runs = [result(0, "coordconv", [0.5, 1.0]), result(1, "coordconv", [0.9, 0.9])]
+    half, baseline = table.summarize(runs), table.summarize([result(0, "conv", [0.1] * 3)])
+    fewer = table.summarize([*runs, result(2, "coordconv", [0.9, 0.9])])
+
+    assert half.cpu_seconds_to == (1.5, 2.0, 2.0)
+    assert fewer.cpu_seconds_to == (1.0, None, None)
+    assert [ratio.time for ratio in table.compare(fewer, baseline)] == [3, None, None]
+
+
+def test_bounds_are_rounded_down_and_left_out_where_they_say_nothing() -> None:
+    ours = table.summarize([result(0, "coordconv", [0.9, 0.9, 1.0])])
+    baseline = table.summarize([result(0, "conv", [0.1] * 3)])
+    shorter = replace(baseline, cpu_seconds=table.Spread.of([2.79]))
+
+    assert "takes more than 3 times to 80.0 %; " not in table.to_markdown([ours, baseline])
+    assert "takes more than 3 times to 80.0 %." in table.to_markdown([ours, baseline])
+    assert "takes more than 2.7 times to 80.0 %." in table.to_markdown([ours, shorter])
 
 
 def test_rows_do_not_mix_models() -> None:
@@ -833,12 +854,36 @@ def test_the_table_is_written_with_its_figures(
     ]
 
 
+def test_a_setting_that_does_not_fit_leaves_its_folder_to_others(
+    tiny: Experiments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = runpy.run_path(str(SCRIPT))["main"]
+    command = ["--config", str(tiny.config), "--out", str(tiny.out), "--split", "quadrant", "--set"]
+    assert main([*command, "canvas.size=8", "canvas.square=7"]) == 2
+    assert main([*command, "canvas.size=16"]) == 0
+    assert "0 to test on" in capsys.readouterr().err
+
+
+def test_a_network_whose_checkpoints_are_gone_is_not_drawn_untrained(tiny: Experiments) -> None:
+    def train() -> str:
+        return tiny.train_seeds(
+            "classification", "coordconv", "uniform", "unit", seeds=1, sweep=False, report=tiny.out
+        )
+
+    train()
+    shutil.rmtree(tiny.out / "classification-coordconv-uniform-s0" / "checkpoints")
+
+    with pytest.raises(RunError, match=r"has a result but no checkpoint .* delete the folder"):
+        train()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--set", "training.epoch=3"], "unknown key 'training.epoch'"),
         (["--set", "input_scale=pixel"], "--set input_scale would be overruled; use --input-scale"),
         (["--set", "seed=3"], "--set seed would be overruled; use --seeds"),
+        (["--sweep", "--set", "training.l2=1"], "--set training.l2 would be overruled; the sweep"),
         (["--model", "conv", "--sweep"], "no table [classification.conv.sweep]"),
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),

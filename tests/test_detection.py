@@ -1267,6 +1267,15 @@ def test_the_table_of_all_arms_is_written_with_its_figures(
     assert "detection-rpn-released-all-s0.png" in names
     record = json.loads((report / "detection.json").read_text())
     assert len(record["runs"]) == 6
+    assert record["command"].startswith("python scripts/train_detector.py --table quick --config")
+
+    # What README goes on with, in the same folder.
+    code, out, _ = run_script(
+        *("--config", str(write_small_config(tmp_path)), "--mnist", str(tmp_path)),
+        *("--set", "training.epochs=2", "--out", str(tmp_path / "runs")),
+        capsys=capsys,
+    )
+    assert (code, out.count("| rpn |")) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -1275,6 +1284,11 @@ def test_the_table_of_all_arms_is_written_with_its_figures(
         (("--mnist", "/nowhere"), "--mnist /nowhere: there is no such file or folder"),
         (("--seeds", "0"), "--seeds must be at least 1, got 0"),
         (("--set", "training.epoch=3"), "the nearest is 'training.epochs'"),
+        (("--set", "coords=none"), "--set coords would be overruled; use --coords"),
+        (
+            ("--table", "full", "--set", "training.learning_rate=1"),
+            "--set training.learning_rate would be overruled; the table varies it",
+        ),
     ],
 )
 def test_the_script_says_what_is_wrong_in_one_line(

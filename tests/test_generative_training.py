@@ -20,7 +20,7 @@ from coordrl.generative.data import Canvas, draw_objects, draw_pictures
 from coordrl.generative.experiments import Experiments
 from coordrl.generative.folders import DataError, LmdbPictures, PictureFolder, open_pictures
 from coordrl.generative.interpolation import follow, interpolate
-from coordrl.generative.measures import Entropies
+from coordrl.generative.measures import Entropies, measure
 from coordrl.generative.models import Gan, Vae
 from coordrl.generative.objectives import ObjectiveName
 from coordrl.generative.patches import laplacian_pyramid, sliced_wasserstein
@@ -527,6 +527,8 @@ def test_the_script_trains_autoencoders_and_from_folders(
         (["--set", "training.batch_size=1"], "batch_size must be at least 2, got 1"),
         (["--set", "canvas={size=40, radius=5}"], "canvas.size must be a multiple of 16"),
         (["--table", "steps", "--data", "mine"], "give data=clevr, or none, got 'mine'"),
+        (["--set", "coords=none"], "--set coords would be overruled; use --coords"),
+        (["--set", "seed=4"], "--set seed would be overruled; use --seeds"),
     ],
 )
 def test_the_script_names_what_does_not_fit(
@@ -535,6 +537,25 @@ def test_the_script_names_what_does_not_fit(
     code = runpy.run_path(str(SCRIPT))["main"]([*options, "--out", str(tmp_path)])
     assert code == 2
     assert message in capsys.readouterr().err
+
+
+def test_measures_stand_beside_those_of_as_many_real_pictures() -> None:
+    result = Run(tiny()).train()
+    real, others = (
+        draw_objects(CANVAS, count, torch.Generator().manual_seed(seed))
+        for count, seed in ((60, 5), (100, 6))
+    )
+    few = measure(draw_pictures(real, CANVAS), others, CANVAS)
+    found = replace(few, pictures=100, valid=(0.6,) * 4)
+    result = replace(result, curve=(replace(result.curve[-1], row=found),))
+
+    text = table.to_markdown([result])
+
+    [row] = [line for line in text.splitlines() if "data, as many as valid ones with" in line]
+    entropy = float(row.split("|")[4])
+    assert few.entropy is not None
+    assert entropy == pytest.approx(few.entropy, abs=0.4)
+    assert entropy < 5  # of as many as there are samples, it would be more
 
 
 def test_the_tables_have_both_arms_and_both_objectives(tmp_path: Path) -> None:

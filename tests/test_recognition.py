@@ -176,7 +176,9 @@ def test_the_script_writes_record_and_table(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--seeds", "1"], "--seeds must be at least 2 to compare, got 1"),
-        (["--set", "seed=3"], "--set seed would be overruled: all arms are trained"),
+        (["--set", "seed=3"], "--set seed would be overruled; use --seeds"),
+        (["--set", "arm=none"], "--set arm would be overruled; all arms are trained"),
+        (["--set", "held_back=10000"], "held_back"),
         (["--set", "epochs=0"], "epochs must be at least 1, got 0"),
     ],
 )

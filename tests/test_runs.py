@@ -195,6 +195,29 @@ def test_a_new_run_refuses_a_folder_with_a_run_or_anything_else(tmp_path: Path) 
     assert (tmp_path / "letters" / "to-mother.txt").read_text() == "Dear"
 
 
+def test_a_new_run_that_keeps_nothing_leaves_its_folder_empty(tmp_path: Path) -> None:
+    def fail(*files: str, resume: bool = False) -> None:
+        def begin() -> None:
+            with open_run(tmp_path / "run", SETTINGS, resume=resume) as folder:
+                for name in files:
+                    (folder.path / name).touch()
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            begin()
+
+    fail()
+    fail("curve.csv")  # the folder was free
+
+    fail("curve.csv", resume=True)
+    assert (tmp_path / "run" / "settings.toml").read_text() == SETTINGS
+    with (
+        pytest.raises(RunError, match="run already holds a run"),
+        open_run(tmp_path / "run", SETTINGS),
+    ):
+        pass
+
+
 def test_a_resumed_run_needs_a_run_with_the_same_settings(tmp_path: Path) -> None:
     with (
         pytest.raises(RunError, match="holds no run to resume; leave out --resume to start one"),

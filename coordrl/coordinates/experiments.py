@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from coordrl.commands import Interrupted, read_json, write_json
-from coordrl.config import Override, SettingsError, dump_settings
+from coordrl.config import Override, SettingsError, dump_settings, refuse_overruled
 from coordrl.coordinates import analysis, figures, table
 from coordrl.coordinates.data import InputScale, Split
 from coordrl.coordinates.tasks import Classification, TaskName
@@ -35,6 +35,7 @@ from coordrl.runs import (
     atomic_file,
     machine,
     open_run,
+    require_trained,
 )
 
 RESULT_FILE = "result.json"
@@ -80,6 +81,8 @@ class Experiments:
         if seeds < 1:
             raise SettingsError(f"--seeds must be at least 1, got {seeds}")
         points = sweep_points(self.config, task, model) if sweep else [()]
+        varied = {item.key: "the sweep varies it" for item in points[0]}
+        refuse_overruled(self.overrides, varied)
         results = []
         for point, seed in itertools.product(points, range(seeds)):
             settings = self._settings(task, model, split, input_scale, seed, point)
@@ -311,6 +314,7 @@ class Experiments:
     def _trained(self, settings: CoordinateSettings) -> tuple[Run, nn.Module, Classification]:
         with open_run(self._folder(settings), dump_settings(settings), resume=True) as folder:
             run = Run(settings, device=self.device, folder=folder)
+        require_trained(run.step, folder)
         assert isinstance(run.task, Classification)
         return run, run.network, run.task
 

@@ -78,7 +78,8 @@ class Row:
     reached: tuple[int, ...]
     """Seeds that ever reached each of the thresholds on the test set."""
     cpu_seconds_to: tuple[float | None, ...]
-    """Median processor time to each threshold of the seeds that reached it; None if none did."""
+    """Median processor time to each threshold, in which seeds that never reached it count as the
+    slowest; None if fewer than half did."""
 
 
 def summarize(results: Sequence[RunResult]) -> Row:
@@ -113,8 +114,14 @@ def summarize(results: Sequence[RunResult]) -> Row:
         epochs=Spread.of([result.curve[-1].epoch for result in results]),
         ended=tuple(result.ended for result in results),
         reached=tuple(len(reached) for reached in times),
-        cpu_seconds_to=tuple(statistics.median(reached) if reached else None for reached in times),
+        cpu_seconds_to=tuple(_censored_median(reached, len(results)) for reached in times),
     )
+
+
+def _censored_median(reached: Sequence[float], seeds: int) -> float | None:
+    never = [math.inf] * (seeds - len(reached))
+    median = statistics.median_low([*reached, *never]) if never else statistics.median(reached)
+    return median if math.isfinite(median) else None
 
 
 def _is_solved(result: RunResult, goal: Goal) -> bool:
@@ -129,10 +136,10 @@ class Ratio:
     split: Split
     threshold: float
     time: float | None
-    """Baseline's processor time to the threshold over the CoordConv net's; None if the latter
-    never reached it."""
+    """Baseline's processor time to the threshold over the CoordConv net's; None if fewer than half
+    of the latter's seeds reached it."""
     is_bound: bool
-    """True if the baseline never reached the threshold: it takes longer than ``time`` says."""
+    """True if fewer than half of the baseline's did: it takes longer than ``time`` says."""
     parameters: float
     """Baseline's parameters over the CoordConv net's."""
 
@@ -142,7 +149,6 @@ def compare(ours: Row, baseline: Row) -> list[Ratio]:
     ratios = []
     for index, threshold in enumerate(THRESHOLDS[ours.task]):
         own, other = ours.cpu_seconds_to[index], baseline.cpu_seconds_to[index]
-        reached = baseline.reached[index] > 0
         spent = other if other is not None else baseline.cpu_seconds.least
         ratios.append(
             Ratio(
@@ -150,7 +156,7 @@ def compare(ours: Row, baseline: Row) -> list[Ratio]:
                 split=ours.split,
                 threshold=threshold,
                 time=None if own is None else spent / own,
-                is_bound=not reached,
+                is_bound=other is None,
                 parameters=baseline.parameters / ours.parameters,
             )
         )
@@ -214,10 +220,9 @@ def _ratio_lines(task: TaskName, rows: Sequence[Row]) -> list[str]:
         if row.model == "conv" or baseline is None:
             continue
         times = [
-            f"{'more than ' if ratio.is_bound else ''}{ratio.time:,.0f} times to"
-            f" {_value(task, ratio.threshold)}"
+            f"{_times(ratio.time, is_bound=ratio.is_bound)} to {_value(task, ratio.threshold)}"
             for ratio in compare(row, baseline)
-            if ratio.time is not None
+            if ratio.time is not None and not (ratio.is_bound and ratio.time < 1.1)
         ]
         size = baseline.parameters / row.parameters
         lines.append(
@@ -226,6 +231,13 @@ def _ratio_lines(task: TaskName, rows: Sequence[Row]) -> list[str]:
             f" {'; '.join(times) if times else 'a time that cannot be compared'}."
         )
     return lines
+
+
+def _times(ratio: float, *, is_bound: bool) -> str:
+    """Write a ratio in tenths, or whole from 10 on; a lower bound is rounded down."""
+    parts = 1 if ratio >= 10 else 10
+    rounded = (math.floor if is_bound else round)(parts * ratio) / parts
+    return f"{'more than ' if is_bound else ''}{rounded:,g} times"
 
 
 def _seconds(time: float) -> str:

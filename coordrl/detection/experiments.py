@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from coordrl.backbone import Coords
 from coordrl.commands import Interrupted, read_json, write_json
-from coordrl.config import Override, SettingsError, dump_settings
+from coordrl.config import Override, SettingsError, dump_settings, refuse_overruled
 from coordrl.detection import figures, table
 from coordrl.detection.rpn import AnchorLayout
 from coordrl.detection.sources import DigitSplit
@@ -28,7 +28,15 @@ from coordrl.detection.training import (
     load_detector_settings,
     read_table,
 )
-from coordrl.runs import SETTINGS_FILE, Progress, RunFolder, StopRequest, atomic_file, open_run
+from coordrl.runs import (
+    SETTINGS_FILE,
+    Progress,
+    RunFolder,
+    StopRequest,
+    atomic_file,
+    machine,
+    open_run,
+)
 
 RESULT_FILE = "result.json"
 PICTURE_FILE = "detections.png"
@@ -59,6 +67,8 @@ class Experiments:
     """Where the detectors live."""
     overrides: tuple[Override, ...] = ()
     """Settings that win over the file."""
+    command: str = ""
+    """What the user typed, for the records."""
 
     def train_seeds(
         self, stage: Stage, coords: Coords, layout: AnchorLayout | None, *, seeds: int
@@ -76,16 +86,24 @@ class Experiments:
         compares what it has.
 
         Args:
-            size: ``"quick"``: one seed, cut short. ``"full"``: the recipes of the configuration,
-                and its other step sizes, each arm with the first seed.
+            size: ``"quick"``: one seed, cut short, in a folder of their own. ``"full"``: the
+                recipes of the configuration, and its other step sizes, each arm with the first
+                seed.
             report: Folder to write to.
+
+        Raises:
+            SettingsError: Also if a setting that the full table varies is among the overrides.
         """
+        if size == "full":
+            varied = {item.key: "the table varies it" for item in self._sweep()}
+            refuse_overruled(self.overrides, varied)
         report.mkdir(parents=True, exist_ok=True)
-        plan, results = self._plan(size), []
+        own = self if size == "full" else dataclasses.replace(self, out=self.out / "quick")
+        plan, results = own._plan(size), []
         for settings in plan:
-            results.append(self.train(settings))
-            self.write_table(size, results, report, planned=len(plan))
-        self.draw(results, report)
+            results.append(own.train(settings))
+            own.write_table(results, report, planned=len(plan))
+        own.draw(results, report)
         return table.to_markdown(results)
 
     def train(self, settings: DetectorSettings) -> RunResult:
@@ -174,16 +192,14 @@ class Experiments:
         recipe = load_detector_settings(self.config, settings.stage, self.overrides).training
         return settings.training.learning_rate != recipe.learning_rate
 
-    def write_table(
-        self, size: TableSize, results: Sequence[RunResult], report: Path, *, planned: int
-    ) -> None:
+    def write_table(self, results: Sequence[RunResult], report: Path, *, planned: int) -> None:
         """Write ``detection.md`` and ``.json`` of the runs that have ended, of those planned."""
         last = results[-1]
         head = (
             "# Scattered MNIST\n\n"
-            f"{len(results)} of the {planned} runs of `python scripts/train_detector.py --table"
-            f" {size}`; torch {torch.__version__}, {last.device}, {last.threads} thread(s);"
-            f" {last.source}. The mean over seeds and its"
+            f"{len(results)} of the {planned} runs of `{self.command}` on {machine()}; torch"
+            f" {torch.__version__}, {last.device}, {last.threads} thread(s); {last.source}. The"
+            " mean over seeds and its"
             " 95 % interval (Student's t); seeds change weights, order and sampling, not the"
             " pictures. Both arms are trained alike.\n\n"
             "Test IOU of proposals is the paper's: the overlap of each proposal with the digit that"
@@ -193,7 +209,8 @@ class Experiments:
         )
         with atomic_file(report / "detection.md") as file:
             file.write((head + table.to_markdown(results) + _CURVES_LINK).encode())
-        write_json(table.to_json(results), report / "detection.json")
+        made = {"command": self.command, "machine": machine(), "torch": torch.__version__}
+        write_json({**made, **table.to_json(results)}, report / "detection.json")
 
     def draw(self, results: Sequence[RunResult], report: Path) -> None:
         """Write the learning curves, and the picture of each kind of run with seed 0.

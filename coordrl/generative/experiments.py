@@ -40,6 +40,7 @@ from coordrl.runs import (
     atomic_file,
     machine,
     open_run,
+    require_trained,
 )
 
 RESULT_FILE = "result.json"
@@ -223,7 +224,8 @@ class Experiments:
             f" {last.threads} thread(s), {self.device}. Mean over seeds, and the range behind it."
             " CPU seconds are of training alone. Measures are of"
             f" {last.settings.training.samples:,} generated pictures; those of data are of as many"
-            " real ones, against others.\n\n"
+            " real ones, against others. From cells on they are of the valid pictures, and depend"
+            " on how many these are.\n\n"
         )
         with atomic_file(report / f"{name}.md") as file:
             file.write((head + text).encode())
@@ -263,7 +265,9 @@ class Experiments:
     def _trained(self, settings: GenerativeSettings) -> Run:
         path = self._folder(settings)
         with open_run(path, dump_settings(settings), resume=True) as folder:
-            return Run(settings, device=self.device, folder=folder)
+            run = Run(settings, device=self.device, folder=folder)
+        require_trained(run.step, folder)
+        return run
 
 
 def _film(run: Run) -> Tensor:

@@ -1,12 +1,16 @@
 """The table of the generative models: runs over seeds, beside the data and the paper's numbers."""
 
+import functools
 import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from coordrl.generative.measures import Row
+import torch
+
+from coordrl.generative.data import Canvas, draw_objects, draw_pictures
+from coordrl.generative.measures import Row, measure
 from coordrl.generative.objectives import ObjectiveName
 from coordrl.generative.settings import Arm, GenerativeSettings, Model, Scale
 from coordrl.generative.training import Evaluation, RunResult
@@ -167,8 +171,36 @@ _MEASURES: tuple[tuple[str, Callable[[Row], float | None], str], ...] = (
 
 
 def _measure_lines(arms: dict[str, list[RunResult]]) -> list[str]:
-    rows = [[name, *_measure_cells(own)] for name, own in _with_data(arms).items()]
+    rows = []
+    for name, own in _with_data(arms).items():
+        rows.append([name, *_measure_cells(_rows(own))])
+        if name != "data" and (real := _real_rows(arms[name])):
+            rows.append([f"data, as many as valid ones {name}", *_measure_cells(real)])
     return _table(["coordinates", *[name for name, _, _ in _MEASURES]], rows)
+
+
+def _real_rows(results: Sequence[RunResult]) -> list[Row]:
+    """Return the rows of as many real pictures as each run's valid ones, where those are fewer.
+
+    Most measures depend on the number of pictures: a few real ones hit few cells, too.
+    """
+    found = []
+    for result in results:
+        row = result.curve[-1].row
+        if row is not None and row.cells is not None and row.valid[2] < 1:
+            settings, count = result.settings, round(row.valid[2] * row.pictures)
+            found.append(_real_row(settings.canvas, count, row.pictures, settings.seed))
+    return found
+
+
+@functools.cache
+def _real_row(canvas: Canvas, count: int, others: int, seed: int) -> Row:
+    """Return the row of so many real pictures, against so many others."""
+    objects, rest = (
+        draw_objects(canvas, number, torch.Generator().manual_seed(2 * seed + first))
+        for first, number in enumerate((count, others))
+    )
+    return measure(draw_pictures(objects, canvas), rest, canvas)
 
 
 def _entropy_cells(points: Sequence[Evaluation]) -> list[str]:
@@ -176,9 +208,12 @@ def _entropy_cells(points: Sequence[Evaluation]) -> list[str]:
     return [_spread([getattr(one, which) for one in found]) for which in ENTROPIES]
 
 
-def _measure_cells(points: Sequence[Evaluation]) -> list[str]:
-    found = [point.row for point in points if point.row is not None]
-    return [_spread([value(row) for row in found], form) for _, value, form in _MEASURES]
+def _rows(points: Sequence[Evaluation]) -> list[Row]:
+    return [point.row for point in points if point.row is not None]
+
+
+def _measure_cells(rows: Sequence[Row]) -> list[str]:
+    return [_spread([value(row) for row in rows], form) for _, value, form in _MEASURES]
 
 
 def _motion_lines(arms: dict[str, list[RunResult]]) -> list[str]:
@@ -231,7 +266,7 @@ def steps_to_markdown(results: Sequence[RunResult]) -> str:
         groups.setdefault((_steps(result), result.settings.coords), []).append(result)
 
     def row(names: Sequence[str], points: Sequence[Evaluation]) -> list[str]:
-        return [*names, *_entropy_cells(points), *_measure_cells(points)]
+        return [*names, *_entropy_cells(points), *_measure_cells(_rows(points))]
 
     rows = [row(["data", "", "", ""], [results[0].real])]
     for ((generator, discriminator), coords), own in groups.items():
