@@ -361,10 +361,8 @@ def setting_keywords(algo: str) -> dict[str, dict[str, Any]]:
     algorithm = accepted_keywords(ALGORITHMS[algo], without=passed)
     if "ent_coef" in algorithm:
         algorithm["ent_coef"] = float | Schedule
-    return {
-        "algorithm": algorithm,
-        "extractor": accepted_keywords(policy_kwargs) | {"share_features_extractor": bool},
-    }
+    shared = {} if algo == "dqn" else {"share_features_extractor": bool}  # by actor and critic
+    return {"algorithm": algorithm, "extractor": accepted_keywords(policy_kwargs) | shared}
 
 
 def make_model(

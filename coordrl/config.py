@@ -261,6 +261,12 @@ class TrainingSettings:
                 "run.stagger is for ppo and a2c, which learn from the games at hand; dqn's replay "
                 f"mixes them by itself: leave it at 0, got {self.run.stagger}"
             )
+        if not self.run.on_device and self.acceleration != AccelerationSettings():
+            raise ValueError(
+                "acceleration is for runs that stay on the device: set run.on_device = true, or "
+                f"leave it as it is, got {self.acceleration}"
+            )
+        self._require_steps()
         features = self.extractor.get("features_dim", 1)
         if isinstance(features, int) and features < 1:
             raise ValueError(f"extractor.features_dim must be at least 1, got {features}")
@@ -273,6 +279,22 @@ class TrainingSettings:
                 raise ValueError(f"algorithm.{key} must be at least {minimum}, got {min(numbers)}")
             if key in _FRACTION_KEYWORDS and max(numbers) > 1:
                 raise ValueError(f"algorithm.{key} must be at most 1, got {max(numbers)}")
+
+    def _require_steps(self) -> None:
+        """Check dqn's ``train_freq`` where it is a pair of a number and a unit."""
+        pair = self.algorithm.get("train_freq")
+        if not isinstance(pair, tuple | list):
+            return
+        if len(pair) != 2 or pair[0] < 1 or pair[1] not in ("step", "episode"):
+            raise ValueError(
+                'algorithm.train_freq must be a number from 1 on, or such a number with "step" or '
+                f'"episode", got {list(pair)}'
+            )
+        if pair[1] == "episode" and (self.run.num_envs > 1 or self.run.on_device):
+            raise ValueError(
+                "algorithm.train_freq counts episodes with run.num_envs = 1 and run.on_device = "
+                f'false only; count steps, as in [{pair[0]}, "step"]'
+            )
 
 
 _SMALLEST_KEYWORDS = {

@@ -175,20 +175,20 @@ def open_run(
     left empty: its settings may be what was wrong.
     """
     settings_file = path / SETTINGS_FILE
-    if path.exists() and not path.is_dir():
-        raise RunError(f"{path} is a file; choose another folder for the run")
-    if resume:
-        if not settings_file.exists():
-            raise RunError(f"{path} holds no run to resume; leave out --resume to start one")
-        _require_same(settings_file, settings, may_differ, defaults)
-    elif settings_file.exists():
-        raise RunError(f"{path} already holds a run; add --resume or choose another folder")
-    elif path.exists() and any(not item.name.startswith(".") for item in path.iterdir()):
-        raise RunError(f"{path} is not empty and holds no run; choose another folder")
     try:
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path} is a file; choose another folder for the run")
+        if resume:
+            if not settings_file.exists():
+                raise RunError(f"{path} holds no run to resume; leave out --resume to start one")
+            _require_same(settings_file, settings, may_differ, defaults)
+        elif settings_file.exists():
+            raise RunError(f"{path} already holds a run; add --resume or choose another folder")
+        elif path.exists() and any(not item.name.startswith(".") for item in path.iterdir()):
+            raise RunError(f"{path} is not empty and holds no run; choose another folder")
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"cannot make the run folder {path}: {_reason(error)}") from error
+        raise RunError(f"cannot use the run folder {path}: {_reason(error)}") from error
     with _lock(path):
         with atomic_file(settings_file) as file:
             file.write(settings.encode())
@@ -243,7 +243,11 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Hold the folder's lock, which the system lets go when the process ends in whatever way."""
-    with (path / ".lock").open("w") as file:
+    try:
+        opened = (path / ".lock").open("w")
+    except OSError as error:
+        raise RunError(f"cannot use the run folder {path}: {_reason(error)}") from error
+    with opened as file:
         if sys.platform != "win32":
             import fcntl
 
@@ -467,6 +471,11 @@ class Progress:
         """Units a second, over the last half minute."""
         (start, first), (end, last) = self._marks[0], self._marks[-1]
         return (last - first) / (end - start) if end > start else 0.0
+
+    def go_on_from(self, done: int) -> None:
+        """Say that an earlier process has done so many units, which tell nothing about the rate."""
+        self.done = done
+        self._marks = deque([(time.monotonic(), done)])
 
     def update(self, done: int, note: str = "", curve: Sequence[float] = ()) -> None:
         """Say that ``done`` units of the total are done.

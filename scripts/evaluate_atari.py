@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -70,11 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.rom_path is not None:
         os.environ["ALE_ROMS_DIR"] = str(arguments.rom_path)
     try:
-        if not 0 < arguments.video_seconds < math.inf:
-            raise AgentError(f"--video-seconds must be above 0, got {arguments.video_seconds:g}")
-        for output in (arguments.json, arguments.video):
-            if output is not None and not output.parent.is_dir():
-                raise AgentError(f"cannot write {output}: there is no folder {output.parent}")
+        refuse_what_fails_late(arguments)
         agent = load_agent(
             arguments.agent, device=arguments.device, trust_pickle=arguments.trust_pickle
         )
@@ -96,6 +93,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"evaluate_atari.py: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def refuse_what_fails_late(arguments: Arguments) -> None:
+    """Raise an AgentError for what would be noticed only after all games are played, or never."""
+    if not 0 < arguments.video_seconds < math.inf:
+        raise AgentError(f"--video-seconds must be above 0, got {arguments.video_seconds:g}")
+    for output in (arguments.json, arguments.video):
+        if output is not None and not output.parent.is_dir():
+            raise AgentError(f"cannot write {output}: there is no folder {output.parent}")
+        if output is not None and output.is_dir():
+            raise AgentError(f"cannot write {output}: it is a folder; name a file in it")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise AgentError("--device cuda, but torch finds no GPU; choose --device cpu")
 
 
 def play(agent: Agent, arguments: Arguments) -> list[EvaluationResult]:

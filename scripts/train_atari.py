@@ -132,6 +132,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def choose(arguments: Arguments) -> tuple[TrainingSettings, Path, Path]:
     """Return the settings, the run folder, and the file that the settings come from."""
     overrides = arguments.overrides()
+    if arguments.resume and arguments.config is None and arguments.run_dir is not None:
+        resumed = arguments.run_dir / SETTINGS_FILE
+        if resumed.exists():
+            return load_training_settings(resumed, overrides), arguments.run_dir, resumed
     if arguments.config is not None:
         config = arguments.config
     else:

@@ -241,18 +241,25 @@ class TestSaving:
     def test_saving_replaces_an_agent_and_nothing_else(
         self, models: dict[str, BaseAlgorithm], folder: Path, tmp_path: Path
     ) -> None:
-        (folder / "note.txt").write_text("old")
+        (folder / "game.mp4").write_text("a film")
+        (folder / "notes").mkdir()
+        (folder / "notes" / "1.txt").write_text("well played")
+        (folder / "learning_curve.png").write_text("of the old agent")
 
         save_agent(models["A2C"], folder, SETTINGS)
 
         assert load_agent(folder).algorithm == "A2C"
-        assert not (folder / "note.txt").exists()
+        assert (folder / "game.mp4").read_text() == "a film"
+        assert (folder / "notes" / "1.txt").read_text() == "well played"
+        assert not (folder / "learning_curve.png").exists()
         assert [path.name for path in tmp_path.iterdir()] == ["agent"]
         precious = tmp_path / "precious"
         precious.mkdir()
         (precious / "thesis.txt").write_text("finished")
         with pytest.raises(AgentError, match="exists and is no saved agent; choose another"):
             save_agent(models["A2C"], precious, SETTINGS)
+        with pytest.raises(AgentError, match=r"thesis.txt exists and is no saved agent; choose"):
+            save_agent(models["A2C"], precious / "thesis.txt", SETTINGS)
         assert (precious / "thesis.txt").read_text() == "finished"
 
     def test_a_full_disk_leaves_the_old_agent(
@@ -929,6 +936,12 @@ class TestScript:
             (["{saved}", "--episodes", "0"], "needs episodes >= 1"),
             (["{saved}", "--seed", "-1"], "seed >= 0"),
             (["{saved}", "--json", "no/where.json"], "there is no folder no"),
+            (["{saved}", "--json", "{saved}"], "it is a folder; name a file in it"),
+            pytest.param(
+                ["{saved}", "--device", "cuda"],
+                "--device cuda, but torch finds no GPU; choose --device cpu",
+                marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+            ),
             (["{saved}", "--video-seconds", "0"], "--video-seconds must be above 0, got 0"),
             (["{saved}", "--video", "game.avi"], "a film ends in .mp4 or .gif, got game.avi"),
         ],

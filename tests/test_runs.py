@@ -195,6 +195,23 @@ def test_a_new_run_refuses_a_folder_with_a_run_or_anything_else(tmp_path: Path) 
     assert (tmp_path / "letters" / "to-mother.txt").read_text() == "Dear"
 
 
+@pytest.mark.parametrize(
+    ("denied", "resume"), [("mkdir", False), ("open", False), ("exists", True)]
+)
+def test_a_folder_that_cannot_be_used_is_told(
+    denied: str, resume: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, denied, deny)  # root, who may run this, is denied nothing
+    with (
+        pytest.raises(RunError, match=r"cannot use the run folder .*run: Permission denied"),
+        open_run(tmp_path / "run", SETTINGS, resume=resume),
+    ):
+        pass
+
+
 def test_a_new_run_that_keeps_nothing_leaves_its_folder_empty(tmp_path: Path) -> None:
     def fail(*files: str, resume: bool = False) -> None:
         def begin() -> None:

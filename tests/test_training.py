@@ -1,6 +1,7 @@
 """Training runs: settings, what a run leaves behind, and going on after an interruption."""
 
 import dataclasses
+import errno
 import json
 import random
 import resource
@@ -21,15 +22,16 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 from torch.testing import assert_close
+from torch.utils.tensorboard import SummaryWriter
 
 from coordrl import emulator
-from coordrl.agents import evaluate, load_agent
+from coordrl.agents import AgentError, EvaluationResult, evaluate, load_agent
 from coordrl.algorithms import make_model
 from coordrl.config import AtariSettings, Schedule, SettingsError, TrainingSettings, parse_override
 from coordrl.device_algorithms import make_device_model
 from coordrl.envs import AtariVectorEnv
 from coordrl.ranks import Ranks
-from coordrl.runs import RunError
+from coordrl.runs import Progress, RunError
 from coordrl.sb3_envs import make_sb3_env
 from coordrl.training import default_config, load_training_settings, run_name, train
 from coordrl.training.checkpoint import (
@@ -39,6 +41,7 @@ from coordrl.training.checkpoint import (
     write_checkpoints,
 )
 from coordrl.training.profiling import Profile
+from coordrl.training.settings import describe_acceleration
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -174,6 +177,38 @@ class TestSettings:
         with pytest.raises(SettingsError, match=message):
             train(settings("ppo", *texts), tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize(
+        ("texts", "message"),
+        [
+            (
+                ("acceleration.bfloat16=true",),
+                "acceleration is for runs that stay on the device: s",
+            ),
+            (("run.algo=dqn", "algorithm.train_freq=[0, 'step']"), "a number from 1 on, or such a"),
+            (("run.algo=dqn", "algorithm.train_freq=[1, 'hour']"), r"or .*, got \[1, 'hour'\]"),
+            (("run.algo=dqn", "algorithm.train_freq=[2, 'episode']"), r"as in \[2, \"step\"\]"),
+            (
+                ("run.algo=dqn", "extractor.share_features_extractor=false"),
+                "unknown key 'extractor.share_features_extractor'",
+            ),
+        ],
+    )
+    def test_settings_that_would_do_nothing_or_fail_late_are_named(
+        self, texts: tuple[str, ...], message: str
+    ) -> None:
+        with pytest.raises(SettingsError, match=message):
+            load_training_settings(None, [parse_override(text) for text in texts])
+
+    def test_dqn_counts_episodes_of_one_game(self) -> None:
+        texts = ("run.algo=dqn", "run.num_envs=1", "algorithm.train_freq=[2, 'episode']")
+        chosen = load_training_settings(None, [parse_override(text) for text in texts])
+        assert list(chosen.algorithm["train_freq"]) == [2, "episode"]
+
+    @pytest.mark.parametrize(("device", "is_told"), [("cpu", False), ("cuda", True)])
+    def test_cuda_graphs_are_told_of_where_they_are_used(self, device: str, is_told: bool) -> None:
+        chosen = settings("ppo", "run.on_device=true", "acceleration.cuda_graphs=true")
+        assert ("CUDA graphs" in describe_acceleration(chosen, Ranks(), device)) == is_told
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without GPU says")
     def test_a_gpu_that_is_not_there_is_no_reason_to_take_the_cpu(self, tmp_path: Path) -> None:
@@ -449,15 +484,78 @@ class TestResume:
         assert drawn[0]["python"] == drawn[1]["python"]
         assert whole.evaluation == resumed.evaluation
 
+    @pytest.mark.parametrize("checkpoint", [None, 64])
+    def test_the_best_agent_of_a_killed_run_is_not_replaced_by_a_worse_one(
+        self, checkpoint: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        means = iter([1.0, 3.0, 2.0, 2.0, 4.0])
+
+        def scripted(*args: Any, **kwargs: Any) -> EvaluationResult:
+            return dataclasses.replace(evaluate(*args, **kwargs), episode_returns=(next(means),))
+
+        monkeypatch.setattr("coordrl.training.run.evaluate", scripted)
+        chosen = settings("a2c", "run.evaluation_interval=48")
+        folder = tmp_path / "run"
+        train(chosen, folder)  # 1 after 48 steps, 3 after 96
+        for path in (folder / "checkpoints").iterdir():
+            if checkpoint is None or int(path.name) > checkpoint:
+                shutil.rmtree(path)
+        best = load_agent(folder / "best").card
+        assert best is not None
+        assert best.evaluations[0].mean == 3
+
+        train(chosen, folder, resume=True)  # 2 after 96 steps, before it perhaps after 48
+
+        assert load_agent(folder / "best").card == best
+
+    def test_the_rate_of_a_resumed_run_is_its_own(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shown: list[tuple[float, int]] = []
+        update = Progress.update
+
+        def watched(self: Progress, done: int, *args: Any) -> None:
+            update(self, done, *args)
+            shown.append((self.rate * (self._marks[-1][0] - self._marks[0][0]), done))
+
+        chosen = settings("a2c")
+        train(chosen, tmp_path / "run")
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / "000000000096")
+        monkeypatch.setattr(Progress, "update", watched)
+
+        train(chosen, tmp_path / "run", resume=True)
+
+        steps, done = shown[0]
+        assert steps == pytest.approx(2)  # of a run that had 64
+        assert done == 66
+
+    def test_a_place_that_is_taken_is_told_at_the_start(self, tmp_path: Path) -> None:
+        chosen = settings("a2c")
+        train(chosen, tmp_path / "run")
+        shutil.rmtree(tmp_path / "run" / "last")
+        (tmp_path / "run" / "last").write_text("mine")
+        with pytest.raises(AgentError, match="last exists and is no saved agent"):
+            train(chosen, tmp_path / "run", resume=True)
+
+    def test_numbers_that_cannot_be_written_are_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: Any) -> None:
+            raise OSError(errno.EFBIG, "File too large")
+
+        monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+        with pytest.raises(RunError, match="cannot write for TensorBoard: File too large; make"):
+            train(settings("a2c", "run.track=tensorboard"), tmp_path / "run")
+
+    @pytest.mark.parametrize("lost", ["checkpoints/000000000096", "checkpoints"])
     def test_points_that_a_killed_run_has_left_behind_its_checkpoint_are_hidden(
-        self, tmp_path: Path
+        self, lost: str, tmp_path: Path
     ) -> None:
         chosen = settings("a2c", "run.track=tensorboard", "run.checkpoint_interval=40")
         folder = tmp_path / "run"
         train(chosen, folder)
-        # As if it had been killed between step 96 and its checkpoint.
-        for file in (folder / "checkpoints" / "000000000096").iterdir():
-            file.unlink()
+        # As if it had been killed between step 96 and its checkpoint, or before there was any.
+        shutil.rmtree(folder / lost)
         train(chosen, folder, resume=True)
         events = EventAccumulator(str(folder / "tensorboard"), purge_orphaned_data=True)
         events.Reload()

@@ -52,6 +52,7 @@ WEIGHTS_FILE = "weights.safetensors"
 CARD_FILE = "card.json"
 CURVE_FILE = "learning_curve.csv"
 PLOT_FILE = "learning_curve.png"
+_FILES = frozenset({ZIP_FILE, WEIGHTS_FILE, CARD_FILE, CURVE_FILE, PLOT_FILE})
 
 _MAX_CARD_BYTES = 1 << 20
 _MAX_WEIGHTS_BYTES = 1 << 30
@@ -71,7 +72,8 @@ def save_agent(
     """Write a model of Stable-Baselines3, or of a subclass, as a saved agent.
 
     The folder is written under another name and renamed. An agent that is there already is
-    replaced; a folder that holds anything else is left alone.
+    replaced, and what lies beside its files, such as a film, stays; a folder that holds anything
+    else is left alone.
 
     What is saved plays the same, and can be trained further, but starts with a fresh optimizer;
     a DQN agent with an empty replay buffer and with the online network as its target. To go on
@@ -217,11 +219,20 @@ def _check_entries(sizes: dict[str, int]) -> None:
         raise ValueError(f"it would unpack to {sum(sizes.values()):,} bytes")
 
 
-def _load_folder(folder: Path, device: torch.device) -> Agent:
+def read_card(folder: Path) -> AgentCard:
+    """Read what a saved agent's folder says of it.
+
+    Raises:
+        AgentError: If there is no agent, or its card is damaged.
+    """
     try:
-        card = AgentCard.from_json(_read(folder / CARD_FILE, _MAX_CARD_BYTES).decode())
+        return AgentCard.from_json(_read(folder / CARD_FILE, _MAX_CARD_BYTES).decode())
     except ValueError as error:
         raise AgentError(f"{folder / CARD_FILE}: {_first_line(error)}") from error
+
+
+def _load_folder(folder: Path, device: torch.device) -> Agent:
+    card = read_card(folder)
     path = folder / WEIGHTS_FILE
     weights = _read(path, _MAX_WEIGHTS_BYTES)
     if hashlib.sha256(weights).hexdigest() != card.weights_sha256:
@@ -284,17 +295,31 @@ def _first_line(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
+def require_place(folder: Path) -> None:
+    """Check that an agent may be saved as ``folder``.
+
+    Raises:
+        AgentError: If something else is there.
+    """
+    if not folder.exists() or (folder / CARD_FILE).is_file():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise AgentError(f"{folder} exists and is no saved agent; choose another folder")
+
+
 @contextlib.contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
     """Yield a folder to fill that takes the place of ``folder`` when the block ends well."""
-    if folder.exists() and not (folder / CARD_FILE).is_file() and any(folder.iterdir()):
-        raise AgentError(f"{folder} exists and is no saved agent; choose another folder")
+    require_place(folder)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
         yield partial
         if folder.exists():
+            for item in folder.iterdir():
+                if item.name not in _FILES:
+                    (shutil.copytree if item.is_dir() else shutil.copy2)(item, partial / item.name)
             folder.rename(replaced)
         partial.rename(folder)
     except OSError as error:

@@ -167,7 +167,7 @@ class Experiments:
                 follower(run)
             with (
                 StopRequest() as stop,
-                SummaryWriter(path) as tensorboard,
+                SummaryWriter(path, purge_step=run.step + 1 if run.step else 0) as tensorboard,
                 Progress(path.name, run.total_steps, "steps", done=run.step) as progress,
             ):
 

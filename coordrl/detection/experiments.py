@@ -122,7 +122,7 @@ class Experiments:
     def _train(self, settings: DetectorSettings, folder: RunFolder) -> RunResult:
         path = folder.path
         run = Run(settings, self.digits, device=self.device, folder=folder)
-        purge_step = run.step + 1 if run.step else None
+        purge_step = run.step + 1 if run.step else 0
         with (
             StopRequest() as stop,
             SummaryWriter(path, purge_step=purge_step) as tensorboard,

@@ -177,7 +177,7 @@ class Experiments:
             total = settings.training.iterations
             with (
                 StopRequest() as stop,
-                SummaryWriter(path) as tensorboard,
+                SummaryWriter(path, purge_step=run.step + 1 if run.step else 0) as tensorboard,
                 Progress(path.name, total, "batches", done=run.step) as progress,
             ):
 

@@ -1,5 +1,6 @@
 """One training run from its first step, or its last checkpoint, to the saved agent."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -18,7 +19,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
-from coordrl.agents import Episode, EvaluationResult, describe, evaluate, save_agent
+from coordrl.agents import AgentError, Episode, EvaluationResult, describe, evaluate, save_agent
+from coordrl.agents.saving import read_card, require_place
 from coordrl.algorithms import EntropySchedule, make_model
 from coordrl.commands import use_device
 from coordrl.config import Schedule, SettingsError, TrainingSettings, dump_settings
@@ -331,6 +333,8 @@ class _Run(_Learner):
 
     def go(self, *, resume: bool) -> TrainingResult:
         """Train until the end, or until something ends it."""
+        for name in ("best", "last"):
+            require_place(self._folder.path / name)
         if resume:
             self._go_back_to_checkpoint()
         self._began_at, self._seconds_before = time.monotonic(), self._journal.seconds
@@ -345,7 +349,8 @@ class _Run(_Learner):
             with self._progress, self._phase(OTHER):
                 self._progress.say(describe(self._model))
                 if self._run.on_device:
-                    self._progress.say(describe_acceleration(self._settings, self._ranks))
+                    device = self._model.device.type
+                    self._progress.say(describe_acceleration(self._settings, self._ranks, device))
                 ending = self._learn()
                 agent = self._folder.path / "last"
                 self._save(agent, is_evaluated=self._journal.evaluated_at == self._steps)
@@ -366,15 +371,27 @@ class _Run(_Learner):
         checkpoint = self._ranks.first(self._folder.newest_checkpoint)
         if checkpoint is None:
             self._progress.say("no checkpoint was written yet; starting from the beginning")
+            self._journal.best = self._mean_of_best()
             return
         for sentence in checkpoint.skipped:
             self._progress.say(sentence)
         restored = self._restore(checkpoint.path)
         self._journal = _Journal(**json.loads(restored.journal))
+        # The run may have gone further, to a better agent, before it was killed.
+        means = [mean for mean in (self._journal.best, self._mean_of_best()) if mean is not None]
+        self._journal.best = max(means, default=None)
+        self._progress.go_on_from(self._steps)
         how = ""
         if not restored.games:
             how = ", with new games: those of the checkpoint cannot be gone on with here"
         self._progress.say(f"going on from the checkpoint of step {self._steps:,}{how}")
+
+    def _mean_of_best(self) -> float | None:
+        """Return the mean return of the best agent in the folder, if there is one."""
+        with contextlib.suppress(AgentError):
+            evaluations = read_card(self._folder.path / "best").evaluations
+            return max((result.mean for result in evaluations), default=None)
+        return None
 
     def show(self) -> None:
         """Show how far the run is."""

@@ -118,14 +118,19 @@ def default_config(algo: str, device: str) -> str:
     return "ppo_cpu.toml" if algo == "ppo" else f"{algo}.toml"
 
 
-def describe_acceleration(settings: TrainingSettings, ranks: Ranks) -> str:
+def describe_acceleration(settings: TrainingSettings, ranks: Ranks, device: str) -> str:
     """Return what was chosen for a run that stays on the device, in one sentence.
+
+    Args:
+        settings: Of the run.
+        ranks: The processes that train together.
+        device: Kind of device: ``"cuda"`` alone has CUDA graphs.
 
     Example:
         >>> from coordrl.config import parse_override
         >>> texts = ["run.num_envs=512", "run.stagger=256", "algorithm.n_steps=64"]
         >>> settings = load_training_settings(None, [parse_override(text) for text in texts])
-        >>> print(describe_acceleration(settings, Ranks()))  # doctest: +NORMALIZE_WHITESPACE
+        >>> print(describe_acceleration(settings, Ranks(), "cpu"))  # doctest: +NORMALIZE_WHITESPACE
         on the device: 512 games, begun up to 256 steps apart; rollouts of 64 steps, 32,768
         transitions in 0.92 GB; minibatches of 64; learning rate of SB3; features in float32
     """
@@ -155,9 +160,8 @@ def describe_acceleration(settings: TrainingSettings, ranks: Ranks) -> str:
     parts.append(f"learning rate {rate}")
     chosen = settings.acceleration
     parts.append(f"features in {'bfloat16' if chosen.bfloat16 else 'float32'}")
+    records = chosen.cuda_graphs and device == "cuda"
     parts += [
-        name
-        for name, is_on in (("compiled", chosen.compile), ("CUDA graphs", chosen.cuda_graphs))
-        if is_on
+        name for name, is_on in (("compiled", chosen.compile), ("CUDA graphs", records)) if is_on
     ]
     return "; ".join(parts)

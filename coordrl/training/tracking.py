@@ -1,7 +1,9 @@
 """Where the numbers of a run are shown: TensorBoard, Weights & Biases, or nowhere."""
 
+import contextlib
 import importlib.util
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +12,7 @@ from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputF
 from torch.utils.tensorboard import SummaryWriter
 
 from coordrl.config import SettingsError
-from coordrl.runs import atomic_file
+from coordrl.runs import RunError, atomic_file
 
 Tracker = Literal["tensorboard", "wandb", "none"]
 WANDB_ID_FILE = "wandb_id"
@@ -44,9 +46,35 @@ class _TensorBoard(TensorBoardOutputFormat):
     """SB3's writer, for a run that may have been cut off."""
 
     def __init__(self, folder: Path, settings: dict[str, Any], step: int) -> None:
-        purge_step = step + 1 if step else None
+        purge_step = step + 1 if step else 0
         self.writer = SummaryWriter(folder / "tensorboard", purge_step=purge_step)
         self._is_closed = False
+
+    def write(
+        self,
+        key_values: dict[str, Any],
+        key_excluded: dict[str, tuple[str, ...]],
+        step: int = 0,
+    ) -> None:
+        """Write the numbers of one step; raise a RunError if that fails."""
+        with _telling():
+            super().write(key_values, key_excluded, step)
+
+    def close(self) -> None:
+        """Write what is still kept back; raise a RunError if that fails."""
+        with _telling():
+            super().close()
+
+
+@contextlib.contextmanager
+def _telling() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(
+            f"cannot write for TensorBoard: {reason}; make room and --resume, or --track none"
+        ) from error
 
 
 class _WeightsAndBiases(KVWriter):
