@@ -8,6 +8,7 @@ The Atari agents, the coordinate tasks, generator, discriminator and detector di
 import dataclasses
 import difflib
 import math
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -208,9 +209,10 @@ class ConvBackbone(nn.Sequential):
             channels = spec.out_channels
 
     def __getitem__(self, index: Any) -> Any:
-        """Return a module, or some of them as a plain ``nn.Sequential``."""
-        some = list(self)[index]
-        return nn.Sequential(*some) if isinstance(index, slice) else some
+        """Return a module, or some of them by their names here as a plain ``nn.Sequential``."""
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
+        return super().__getitem__(index)
 
     def out_size(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width of the output for an input of this size.

@@ -261,11 +261,14 @@ class TrainingSettings:
                 "run.stagger is for ppo and a2c, which learn from the games at hand; dqn's replay "
                 f"mixes them by itself: leave it at 0, got {self.run.stagger}"
             )
-        if not self.run.on_device and self.acceleration != AccelerationSettings():
-            raise ValueError(
-                "acceleration is for runs that stay on the device: set run.on_device = true, or "
-                f"leave it as it is, got {self.acceleration}"
-            )
+        plain, chosen = AccelerationSettings(), self.acceleration
+        for item in dataclasses.fields(plain):
+            default = getattr(plain, item.name)
+            if not self.run.on_device and getattr(chosen, item.name) != default:
+                raise ValueError(
+                    f"acceleration.{item.name} is for runs that stay on the device: set "
+                    f"run.on_device = true, or acceleration.{item.name} = {str(default).lower()}"
+                )
         self._require_steps()
         features = self.extractor.get("features_dim", 1)
         if isinstance(features, int) and features < 1:
@@ -372,8 +375,18 @@ def refuse_overruled(overrides: Iterable[Override], owners: Mapping[str, str]) -
         coordrl.config.SettingsError: --set seed would be overruled; use --seeds
     """
     for item in overrides:
-        if item.key in owners:
-            raise SettingsError(f"{item.source} {item.key} would be overruled; {owners[item.key]}")
+        for name in _full_names(item.key, item.value):
+            if name in owners:
+                raise SettingsError(f"{item.source} {name} would be overruled; {owners[name]}")
+
+
+def _full_names(key: str, value: object) -> Iterator[str]:
+    """Yield what an override sets: one setting, or those of a table."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _full_names(f"{key}.{name}", item)
+    else:
+        yield key
 
 
 def accepted_keywords(

@@ -68,7 +68,9 @@ def train(arguments: Arguments, command: str) -> str:
     device = use_device(arguments.device, arguments.threads)
     overrides = tuple(parse_override(text) for text in arguments.set)
     owners = {"coords": "use --coords", "stage": "use --stage", "seed": "use --seeds"}
-    owners |= {"proposals.anchor_layout": "use --anchors", "digits": "use --mnist"}
+    owners["digits"] = "use --mnist"
+    if arguments.anchors is not None or arguments.table is not None:
+        owners["proposals.anchor_layout"] = "use --anchors, or neither for the table"
     refuse_overruled(overrides, owners)
     digits = load_split(arguments.mnist)
     print(f"digits: {digits.source}", file=sys.stderr)

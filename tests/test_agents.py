@@ -244,6 +244,7 @@ class TestSaving:
         (folder / "game.mp4").write_text("a film")
         (folder / "notes").mkdir()
         (folder / "notes" / "1.txt").write_text("well played")
+        (folder / "lost").symlink_to("nowhere")
         (folder / "learning_curve.png").write_text("of the old agent")
 
         save_agent(models["A2C"], folder, SETTINGS)
@@ -251,6 +252,7 @@ class TestSaving:
         assert load_agent(folder).algorithm == "A2C"
         assert (folder / "game.mp4").read_text() == "a film"
         assert (folder / "notes" / "1.txt").read_text() == "well played"
+        assert (folder / "lost").is_symlink()
         assert not (folder / "learning_curve.png").exists()
         assert [path.name for path in tmp_path.iterdir()] == ["agent"]
         precious = tmp_path / "precious"

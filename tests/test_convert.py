@@ -360,10 +360,25 @@ def test_report_of_vectors_has_no_shifts() -> None:
     assert report.shift_error == report.shift_error_without == {}
 
 
-def test_report_names_a_layer_that_is_not_called() -> None:
+def test_report_tells_layers_that_are_not_called() -> None:
     painter = CoordConvPainter(16)  # which reads the weights of its layer
-    with pytest.raises(ValueError, match=r"the model does not call its layer 'backbone\.0'"):
+    with pytest.raises(ValueError, match=r"calls none of its CoordConv layers \(backbone\.0\), so"):
         coordinate_report(painter, torch.rand(4, 2))
+
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.main, self.auxiliary = CoordConv2d(3, 2, 1), CoordConv2d(3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.main(x)
+            return self.auxiliary(x) if self.training else y
+
+    report = coordinate_report(Auxiliary(), torch.randn(2, 3, 8, 8))
+
+    assert [layer.is_called for layer in report.layers] == [True, False]
+    assert "auxiliary: coordinate weights" in str(report)
+    assert str(report).count("; not called") == 1
 
 
 def test_report_names_what_is_missing_or_wrong() -> None:

@@ -690,14 +690,14 @@ def test_ratios_to_a_baseline_that_never_arrives_are_bounds() -> None:
     assert "5 times to 80.0 %; more than 5 times to 99.0 %" in text
 
 
-def test_a_time_that_fewer_than_half_of_the_seeds_need_is_none() -> None:
-    runs = [result(0, "coordconv", [0.5, 1.0]), result(1, "coordconv", [0.9, 0.9])]
-    half, baseline = table.summarize(runs), table.summarize([result(0, "conv", [0.1] * 3)])
-    fewer = table.summarize([*runs, result(2, "coordconv", [0.9, 0.9])])
+def test_seeds_that_never_arrive_count_as_the_slowest() -> None:
+    curves = [[0.9, 0.9], [0.5, 1.0], [0.1, 0.1, 1.0], [0.1]]
+    runs = [result(seed, "coordconv", curve) for seed, curve in enumerate(curves)]
+    row, baseline = table.summarize(runs), table.summarize([result(0, "conv", [0.1] * 5)])
 
-    assert half.cpu_seconds_to == (1.5, 2.0, 2.0)
-    assert fewer.cpu_seconds_to == (1.0, None, None)
-    assert [ratio.time for ratio in table.compare(fewer, baseline)] == [3, None, None]
+    assert row.reached == (3, 2, 2)
+    assert row.cpu_seconds_to == (2.5, None, None)  # of 1, 2, 3 and never
+    assert [ratio.time for ratio in table.compare(row, baseline)] == [2, None, None]
 
 
 def test_bounds_are_rounded_down_and_left_out_where_they_say_nothing() -> None:
@@ -884,6 +884,7 @@ def test_a_network_whose_checkpoints_are_gone_is_not_drawn_untrained(tiny: Exper
         (["--set", "input_scale=pixel"], "--set input_scale would be overruled; use --input-scale"),
         (["--set", "seed=3"], "--set seed would be overruled; use --seeds"),
         (["--sweep", "--set", "training.l2=1"], "--set training.l2 would be overruled; the sweep"),
+        (["--sweep", "--set", "training={l2=1.0}"], "--set training.l2 would be overruled; the s"),
         (["--model", "conv", "--sweep"], "no table [classification.conv.sweep]"),
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),

@@ -308,9 +308,17 @@ def test_callbacks_calculate_as_with_arrays(name: str) -> None:
 
 
 def test_one_number_is_true_or_false_and_several_are_neither() -> None:
+    one = HostView(torch.tensor(2.5))
+    assert (bool(one), float(one), int(one)) == (True, 2.5, 2)
     assert not HostView(torch.tensor([0.0]))
     with pytest.raises(ValueError, match="ambiguous"):
         bool(HostView(torch.tensor([0.0, 1.0])))
+
+
+def test_what_a_callback_sees_is_not_for_writing() -> None:
+    rewards = HostView(torch.tensor([0.0, 1.0]))
+    with pytest.raises(TypeError, match="a copy, which cannot be written to"):
+        rewards += 1
 
 
 @pytest.mark.usefixtures("same_minibatches")

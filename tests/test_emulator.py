@@ -325,6 +325,12 @@ def test_statistics_are_of_the_episode_that_ended() -> None:
             returned, length = 0, 0
 
 
+STANDING = (
+    *("obs", "ended", "lives", "frame_number", "episode_frame_number"),
+    *("episode_return", "episode_length"),
+)
+
+
 def test_without_autoreset_an_ended_game_stands_still() -> None:
     chosen = AtariSettings(max_frames_per_episode=10, life_loss="ignore")
     batch = Emulator("boxing", 1, chosen, autoreset="disabled", num_threads=1)
@@ -332,12 +338,13 @@ def test_without_autoreset_an_ended_game_stands_still() -> None:
     for _ in range(3):
         last = batch.step([2])
     assert last.ended[0]
-    obs = last.obs.copy()
+    left = {name: np.copy(getattr(last, name)) for name in STANDING}
+    for _ in range(2):
+        again = batch.step([3])
 
-    again = batch.step([2])
-
-    assert again.ended[0]
-    assert (again.obs[0, -1] == obs[0, -1]).all()
+        for name, value in left.items():
+            assert np.array_equal(getattr(again, name), value), name
+        assert (again.rewards[0], again.terminated[0], again.truncated[0]) == (0, False, True)
     assert batch.reset(mask=np.array([True])).episode_length[0] == 0
 
 

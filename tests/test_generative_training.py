@@ -601,7 +601,7 @@ def test_step_sizes_are_tried_in_both_arms_and_the_best_with_more_seeds(
 def test_the_table_of_step_sizes_takes_no_others(key: str, tmp_path: Path) -> None:
     overrides = (parse_override(f"{key}=0.5"),)
 
-    with pytest.raises(SettingsError, match=f"leave out {key}, got 0.5 from --set"):
+    with pytest.raises(SettingsError, match=f"--set {key} would be overruled; the table varies it"):
         Experiments(CONFIG, tmp_path, overrides=overrides).make_step_table(tmp_path)
 
     assert not list(tmp_path.iterdir())

@@ -183,7 +183,7 @@ class TestSettings:
         [
             (
                 ("acceleration.bfloat16=true",),
-                "acceleration is for runs that stay on the device: s",
+                r"set run.on_device = true, or .*bfloat16 = false$",
             ),
             (("run.algo=dqn", "algorithm.train_freq=[0, 'step']"), "a number from 1 on, or such a"),
             (("run.algo=dqn", "algorithm.train_freq=[1, 'hour']"), r"or .*, got \[1, 'hour'\]"),

@@ -317,16 +317,24 @@ def _replacing(folder: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         if folder.exists():
-            for item in folder.iterdir():
-                if item.name not in _FILES:
-                    (shutil.copytree if item.is_dir() else shutil.copy2)(item, partial / item.name)
             folder.rename(replaced)
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(folder)
+            raise
+        for item in replaced.iterdir() if replaced.exists() else ():
+            if item.name not in _FILES:
+                item.rename(folder / item.name)
     except OSError as error:
         raise AgentError(f"cannot write {folder}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+        for name in _FILES:  # alone: anything else is not ours
+            (replaced / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            replaced.rmdir()
 
 
 def _versions() -> dict[str, str]:

@@ -23,6 +23,8 @@ class LayerReport:
     """Root mean square of the weights of the input."""
     coordinate_norm: float
     """Root mean square of the weights of the coordinates."""
+    is_called: bool
+    """Whether the model called the layer: the changes do not show what is not called."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class CoordinateReport:
         """Return the report as lines for a reader."""
         lines = [
             f"{layer.name}: coordinate weights {layer.coordinate_norm:.3g},"
-            f" image weights {layer.image_norm:.3g}"
+            f" image weights {layer.image_norm:.3g}{'' if layer.is_called else '; not called'}"
             for layer in self.layers
         ]
         lines.append(f"output changes by {self.change_without:.3g} without coordinates,")
@@ -91,9 +93,9 @@ def coordinate_report(
         seed: Deals the shuffled coordinates.
 
     Raises:
-        ValueError: If the model has no CoordConv layer, or does not call one (as
-            :func:`~coordrl.backbone.pointwise`, which reads its weights alone), a shift is below 1,
-            or the inputs or the model's output for them are not finite.
+        ValueError: If the model has no CoordConv layer, or calls none (as when
+            :func:`~coordrl.backbone.pointwise` reads its weights, or when it was compiled before),
+            a shift is below 1, or the inputs or the model's output for them are not finite.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 2, 1))
@@ -120,14 +122,14 @@ def coordinate_report(
         if not output.isfinite().all():
             raise ValueError("the model's output must be finite, got infinity or NaN in it")
         shift_error = _shift_errors(model, inputs, output, shifts)
-        with _coordinates(layers, torch.zeros_like):
+        with _coordinates(layers, torch.zeros_like) as called:
             without = model(inputs)
             shift_error_without = _shift_errors(model, inputs, without, shifts)
         with _coordinates(layers, shuffle):
             shuffled = model(inputs)
     measured = [None if metric is None else float(metric(y)) for y in (output, without, shuffled)]
     return CoordinateReport(
-        tuple(_layer_report(name, layer) for name, layer in layers.items()),
+        tuple(_layer_report(name, layer, layer in called) for name, layer in layers.items()),
         _distance(without, output),
         _distance(shuffled, output),
         shift_error,
@@ -148,8 +150,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _coordinates(layers: Mapping[str, CoordConv], change: Coordinates) -> Iterator[None]:
-    """Have layers see changed coordinates."""
+def _coordinates(layers: Mapping[str, CoordConv], change: Coordinates) -> Iterator[set[nn.Module]]:
+    """Have layers see changed coordinates; yield those that were called, as they are called."""
     called: set[nn.Module] = set()
 
     def replace(
@@ -175,22 +177,22 @@ def _coordinates(layers: Mapping[str, CoordConv], change: Coordinates) -> Iterat
         layer.register_forward_pre_hook(replace, with_kwargs=True) for layer in layers.values()
     ]
     try:
-        yield
+        yield called
     finally:
         for hook in hooks:
             hook.remove()
-    if missed := [name for name, layer in layers.items() if layer not in called]:
+    if not called:
         raise ValueError(
-            f"the model does not call its layer {missed[0]!r}, so what its coordinates do cannot be"
-            " seen"
+            f"the model calls none of its CoordConv layers ({', '.join(layers)}), so what their"
+            " coordinates do cannot be seen; a compiled model has to be given uncompiled"
         )
 
 
-def _layer_report(name: str, layer: CoordConv) -> LayerReport:
+def _layer_report(name: str, layer: CoordConv, is_called: bool) -> LayerReport:
     image_norm, coordinate_norm = (
         part.detach().square().mean().sqrt().item() for part in layer.split_weight()
     )
-    return LayerReport(name, image_norm, coordinate_norm)
+    return LayerReport(name, image_norm, coordinate_norm, is_called)
 
 
 def _shift_errors(

@@ -79,7 +79,7 @@ class Row:
     """Seeds that ever reached each of the thresholds on the test set."""
     cpu_seconds_to: tuple[float | None, ...]
     """Median processor time to each threshold, in which seeds that never reached it count as the
-    slowest; None if fewer than half did."""
+    slowest; None unless more than half did."""
 
 
 def summarize(results: Sequence[RunResult]) -> Row:
@@ -119,8 +119,7 @@ def summarize(results: Sequence[RunResult]) -> Row:
 
 
 def _censored_median(reached: Sequence[float], seeds: int) -> float | None:
-    never = [math.inf] * (seeds - len(reached))
-    median = statistics.median_low([*reached, *never]) if never else statistics.median(reached)
+    median = statistics.median([*reached, *[math.inf] * (seeds - len(reached))])
     return median if math.isfinite(median) else None
 
 
@@ -136,10 +135,10 @@ class Ratio:
     split: Split
     threshold: float
     time: float | None
-    """Baseline's processor time to the threshold over the CoordConv net's; None if fewer than half
-    of the latter's seeds reached it."""
+    """Baseline's processor time to the threshold over the CoordConv net's; None unless more than
+    half of the latter's seeds reached it."""
     is_bound: bool
-    """True if fewer than half of the baseline's did: it takes longer than ``time`` says."""
+    """True unless more than half of the baseline's did: it takes longer than ``time`` says."""
     parameters: float
     """Baseline's parameters over the CoordConv net's."""
 
@@ -235,9 +234,9 @@ def _ratio_lines(task: TaskName, rows: Sequence[Row]) -> list[str]:
 
 def _times(ratio: float, *, is_bound: bool) -> str:
     """Write a ratio in tenths, or whole from 10 on; a lower bound is rounded down."""
-    parts = 1 if ratio >= 10 else 10
-    rounded = (math.floor if is_bound else round)(parts * ratio) / parts
-    return f"{'more than ' if is_bound else ''}{rounded:,g} times"
+    rounded = math.floor if is_bound else round
+    shown = f"{rounded(ratio):,}" if ratio >= 10 else f"{rounded(10 * ratio) / 10:g}"
+    return f"{'more than ' if is_bound else ''}{shown} times"
 
 
 def _seconds(time: float) -> str:

@@ -15,6 +15,8 @@ from coordrl.sb3_envs import TorchStep
 class HostView(NDArrayOperatorsMixin):
     """A tensor that callbacks take for an array; each look copies it from the device.
 
+    It can't be written to: ``np.array(view)`` can, but nobody reads that.
+
     Example:
         >>> dones = HostView(torch.tensor([True, False, True]))
         >>> int(np.sum(dones)), dones.shape, bool(dones[1])
@@ -30,6 +32,8 @@ class HostView(NDArrayOperatorsMixin):
         return np.asarray(self._tensor.cpu().numpy(), dtype)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **keywords: Any) -> Any:
+        if any(isinstance(out, HostView) for out in keywords.get("out", ())):
+            raise TypeError("what a callback finds in locals is a copy, which cannot be written to")
         arrays = [np.asarray(item) if isinstance(item, HostView) else item for item in inputs]
         return getattr(ufunc, method)(*arrays, **keywords)
 
@@ -38,6 +42,12 @@ class HostView(NDArrayOperatorsMixin):
 
     def __bool__(self) -> bool:
         return bool(self.__array__())
+
+    def __float__(self) -> float:
+        return float(self.__array__())
+
+    def __int__(self) -> int:
+        return int(self.__array__())
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.__array__())

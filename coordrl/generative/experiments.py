@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from coordrl.commands import Interrupted, read_json, write_json
-from coordrl.config import Override, SettingsError, dump_settings
+from coordrl.config import Override, SettingsError, dump_settings, refuse_overruled
 from coordrl.generative import figures, table
 from coordrl.generative.interpolation import Motion
 from coordrl.generative.objectives import ObjectiveName
@@ -123,12 +123,8 @@ class Experiments:
             SettingsError: Also if step sizes are among the overrides, or if the pictures are not of
                 Sort-of-Clevr, whose entropies decide which step sizes are best.
         """
-        for override in self.overrides:
-            if override.key in ("gan.generator_lr", "gan.discriminator_lr"):
-                raise SettingsError(
-                    f"the table of step sizes has its own: leave out {override.key}, got"
-                    f" {override.value!r} from {override.source}"
-                )
+        steps_of_table = ("gan.generator_lr", "gan.discriminator_lr")
+        refuse_overruled(self.overrides, dict.fromkeys(steps_of_table, "the table varies it"))
         results: list[RunResult] = []
 
         def train(coords: Arm, steps: table.Steps, seed: int) -> None:
