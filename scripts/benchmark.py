@@ -484,12 +484,16 @@ class Trainer:
         self._connection, other = context.Pipe()
         self._process = context.Process(target=serve_training, args=(name, algo, game, other))
         self._process.start()
+        other.close()  # so that the end of the process is the end of the pipe
         self.train()  # the first steps fill buffers and caches
 
     def train(self) -> float:
         """Train for a while, and return the CPU seconds of a step."""
-        self._connection.send("train")
-        cost: float = self._connection.recv()
+        try:
+            self._connection.send("train")
+            cost: float = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise RunError("a process that trains has failed; what it said is above") from error
         return cost
 
     def close(self) -> None:
@@ -1109,7 +1113,7 @@ def main() -> int:
         for row in benchmark.rows():
             console.print(", ".join(f"{name} {value}" for name, value in row.items()))
             rows.append(row)
-    except (CudaError, RunError) as error:
+    except (CudaError, RunError, ValueError) as error:
         console.print(str(error), markup=False)
         return 2
     if not rows:

@@ -146,6 +146,7 @@ def main(options: Options) -> int:
     if options.rom_path is not None:
         os.environ["ALE_ROMS_DIR"] = str(options.rom_path)
     try:
+        refuse_nothing(options)
         if options.device == "cuda":
             require_gpu()
         names = chosen_games(options.games)
@@ -172,6 +173,15 @@ def main(options: Options) -> int:
     compared = ", ".join(f"{count} {name}" for name, count in totals(results).items())
     console.print(f"{len(results)} games, {differ} that differ; compared {compared}")
     return 1 if differ else 0
+
+
+def refuse_nothing(options: Options) -> None:
+    """Raise a ValueError for options by which nothing would be compared, and so nothing differ."""
+    for name in ("frames", "steps", "num_envs", "workers"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
+    if not options.seeds:
+        raise ValueError("there must be a seed or more, got none")
 
 
 def chosen_games(text: str) -> list[str]:

@@ -431,6 +431,14 @@ def test_a_rate_is_that_of_a_training_that_has_begun_to_learn(
     assert (rate["raw frames"], updates) == (2 * 32 * 4, [128, 160])
 
 
+def test_a_process_that_fails_ends_the_benchmark() -> None:
+    script = str(Path(__file__).parents[1] / "scripts" / "benchmark.py")
+    command = [sys.executable, script, "training", "--algos", "ppo", "--game", "Nosuch"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stdout == "a process that trains has failed; what it said is above\n"
+
+
 def test_evaluations_that_never_come_are_refused(benchmark: Any) -> None:
     chosen = benchmark.DeviceTraining(device="cpu", evaluate_every=0)
 

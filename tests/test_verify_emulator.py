@@ -296,3 +296,18 @@ def test_a_gpu_is_compared_with_all_that_the_cpu_can(
     assert {settings.life_loss for settings, _ in short} == {"ignore", "terminate", "reset"}
     assert {settings.observation for settings, _ in short} == {"gray", "rgb", "ram"}
     assert {autoreset for _, autoreset in short} == {"same_step", "next_step", "disabled"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frames": 0}, "frames must be at least 1, got 0"),
+        ({"vector": True, "steps": -5}, "steps must be at least 1, got -5"),
+        ({"seeds": ()}, "there must be a seed or more, got none"),
+    ],
+)
+def test_a_comparison_of_nothing_is_refused(
+    changes: dict[str, Any], message: str, script: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main(script.Options(games="pong", workers=1, **changes)) == 2
+    assert message in capsys.readouterr().out
