@@ -768,6 +768,15 @@ class TestResults:
             hits += low <= 1.0 <= high
         assert 88 <= hits <= 99
 
+    @pytest.mark.parametrize("count", [5, 10])
+    def test_interval_of_few_values_is_too_narrow(self, count: int) -> None:
+        rng = np.random.default_rng(2)
+        hits = 0
+        for trial in range(400):
+            low, high = bootstrap_interval(tuple(rng.normal(size=count).tolist()), seed=trial)
+            hits += low <= 0.0 <= high
+        assert 0.80 < hits / 400 < 0.93
+
     def test_human_normalized_score_of_published_values(self) -> None:
         assert human_normalized_score("Breakout", 30.5) == 1.0
         assert human_normalized_score("MsPacman", 307.3) == 0.0
