@@ -17,8 +17,8 @@ BIN := $(VENV)/bin
 MODULES := $(shell find coordrl -name '*.py' | LC_ALL=C sort | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed-$(MODULES)
 # What the compiled emulator is made of: a change there is compiled by the next command.
-SOURCES := $(wildcard coordrl/emulator/*.hpp coordrl/emulator/*.cpp coordrl/emulator/*.json) \
-	$(wildcard coordrl/emulator/*.txt coordrl/emulator/generate_games.py)
+SOURCES := $(wildcard $(addprefix coordrl/emulator/,*.hpp *.cpp *.cu *.json *.txt \
+	generate_games.py source_checksum.py))
 ARGS ?=
 
 .DEFAULT_GOAL := help

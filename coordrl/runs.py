@@ -53,7 +53,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         >>> path.read_text()
         'step,return'
     """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = _partial(path)
     try:
         with partial.open("wb") as file:
             yield file
@@ -64,7 +64,31 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise RunError(f"cannot write {path}: {_reason(error)}; nothing was overwritten") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is none, or no such folder
+            partial.unlink()
+
+
+def require_writable(path: Path) -> None:
+    """Check that :func:`atomic_file` will be able to write ``path``, before long work for it.
+
+    Raises:
+        RunError: If it will not: there is no such folder, or it may not be written to.
+
+    Example:
+        >>> require_writable(Path("missing") / "record.json")
+        Traceback (most recent call last):
+        coordrl.runs.RunError: cannot write missing/record.json: No such file or directory
+    """
+    if path.is_dir():
+        raise RunError(f"cannot write {path}: it is a folder; name a file in it")
+    partial = _partial(path)
+    try:
+        partial.touch()
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {_reason(error)}") from error
+    finally:
+        with contextlib.suppress(OSError):  # there is none, or no such folder
+            partial.unlink()
 
 
 @dataclass(frozen=True)
@@ -289,6 +313,11 @@ def _damage(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read ({error})"
     return None
+
+
+def _partial(path: Path) -> Path:
+    """Return the name under which this process writes a file until it is whole."""
+    return path.with_name(f".{path.name}.partial-{os.getpid()}")
 
 
 def _flush_folder(path: Path) -> None:

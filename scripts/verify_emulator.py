@@ -12,10 +12,11 @@ and counters of whole environments over a grid of settings with both autoreset m
 (``--device cuda``): the GPU's environments beside the CPU's, whole states included.
 
 The first difference of a game is named with the frame, the byte and the registers that differ, and
-both sides; the exit status is 1 if there was any. The record is written after every game, and
---resume goes on with it.
+both sides; the exit status is 1 if there was any. The record is written after every game: games
+that were compared in the same way stay in it, and with --resume they are not compared again.
 """
 
+import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
@@ -39,7 +40,15 @@ from rich.console import Console
 
 import coordrl.emulator
 from coordrl.config import AtariSettings
-from coordrl.emulator import GAMES, Autoreset, available, unavailable_reason
+from coordrl.emulator import (
+    GAMES,
+    Autoreset,
+    available,
+    compiled_sources,
+    lockstep,
+    process_cpu_count,
+    unavailable_reason,
+)
 from coordrl.emulator.lockstep import (
     POLICIES,
     Difference,
@@ -49,8 +58,16 @@ from coordrl.emulator.lockstep import (
     compare_steps,
 )
 from coordrl.emulator.nvrtc import CudaError, require_gpu
+from coordrl.emulator.source_checksum import source_checksum
 from coordrl.envs import canonical_game
-from coordrl.runs import Progress, RunError, StopNow, StopRequest, atomic_file
+from coordrl.runs import (
+    Progress,
+    RunError,
+    StopNow,
+    StopRequest,
+    atomic_file,
+    require_writable,
+)
 
 # All that ale-py's vector environment can be set to, one change at a time and some together.
 GRID: tuple[dict[str, Any], ...] = (
@@ -98,12 +115,13 @@ class Options:
     """With --device cuda: environments of every game."""
     rom_path: Path | None = None
     """Folder with the ROM images; sets ALE_ROMS_DIR. Those in ale-py by default."""
-    workers: int = len(os.sched_getaffinity(0))
+    workers: int = process_cpu_count()
     """Processes that share the games."""
     json: Path | None = None
-    """Add the result to this file."""
+    """Add the results to this file. Those of other games that were compared in the same way stay
+    in it, and those of another kind of comparison."""
     resume: bool = False
-    """With --json: keep the games that are in there already, compared in the same way."""
+    """With --json: do not compare again what is in there already, compared in the same way."""
 
     @property
     def kind(self) -> str:
@@ -121,7 +139,8 @@ class Options:
             "seeds": list(self.seeds),
             "policies": list(POLICIES),
             "device": self.device,
-            "sources": source_checksum(),
+            "sources": compiled_sources(),
+            "comparison": comparison_checksum(),
             **{library: importlib.metadata.version(library) for library in ("ale-py", "numpy")},
         }
 
@@ -137,6 +156,90 @@ class Result:
     cpu_seconds: float
 
 
+@dataclass(frozen=True)
+class Record:
+    """The results of one kind of comparison, and the file that they are kept in, if any."""
+
+    path: Path | None
+    kind: str
+    conditions: dict[str, Any]
+    commands: list[str]
+    """Those that the results come from, the last one last."""
+    results: dict[str, Result]
+    """By the games' names."""
+
+    @classmethod
+    def open(cls, options: Options, games: Sequence[str]) -> "Record":
+        """Return the record to add the results of some games to.
+
+        Raises:
+            RunError: If the file cannot be read or written, or if results would be lost.
+        """
+        command = shlex.join(["python", "scripts/verify_emulator.py", *sys.argv[1:]])
+        record = cls(options.json, options.kind, options.conditions(), [command], {})
+        if record.path is None:
+            return record
+        require_writable(record.path)
+        earlier = contents(record.path).get(record.kind)
+        if earlier is None:
+            return record
+        if earlier["conditions"] == record.conditions:
+            results = [
+                Result(**{**result, "tally": Tally(**result["tally"])})
+                for result in earlier["results"]
+            ]
+            commands = [text for text in earlier["commands"] if text != command]
+            return dataclasses.replace(
+                record,
+                commands=[*commands, command],
+                results={result.game: result for result in results},
+            )
+        others = {result["game"] for result in earlier["results"]} - set(games)
+        mend = "leave out --resume to make them anew" if options.resume else ""
+        if others:
+            mend = "compare all of them anew, or name another file"
+        if mend:
+            raise RunError(
+                f"{record.path} has {record.kind} of {earlier['games']} games that were compared "
+                f"under other conditions; {mend}"
+            )
+        return record
+
+    def add(self, result: Result) -> None:
+        """Add a result, in place of an earlier one, and write the file."""
+        self.results[result.game] = result
+        if self.path is None:
+            return
+        in_order = [self.results[game] for game in sorted(self.results)]
+        content = contents(self.path)
+        content[self.kind] = {
+            "commands": self.commands,
+            "date": datetime.date.today().isoformat(),
+            "machine": platform.machine(),
+            "conditions": self.conditions,
+            "games": len(in_order),
+            "games that differ": {r.game: r.difference for r in in_order if r.difference},
+            "compared": totals(in_order),
+            "CPU seconds": round(sum(result.cpu_seconds for result in in_order)),
+            "results": [asdict(result) for result in in_order],
+        }
+        with atomic_file(self.path) as file:
+            file.write(json.dumps(content, indent=1).encode() + b"\n")
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """Return what a file of records has, by kinds of comparison; nothing if there is no file."""
+    try:
+        found = json.loads(path.read_bytes()) if path.exists() else {}
+        if not all({"conditions", "commands", "games"} <= kind.keys() for kind in found.values()):
+            raise ValueError("it is of another kind")
+    except (OSError, ValueError, AttributeError) as error:
+        raise RunError(
+            f"{path} is no record of comparisons ({error}); name another file"
+        ) from error
+    return dict(found)
+
+
 def main(options: Options) -> int:
     """Compare, report, and return the exit status."""
     console = Console(soft_wrap=True)
@@ -147,28 +250,29 @@ def main(options: Options) -> int:
         os.environ["ALE_ROMS_DIR"] = str(options.rom_path)
     try:
         refuse_nothing(options)
+        refuse_ignored(options)
+        refuse_stale()
         if options.device == "cuda":
             require_gpu()
         names = chosen_games(options.games)
-        conditions = options.conditions()
-        results = recorded(options, conditions)
-        done = {result.game for result in results}
+        record = Record.open(options, names)
+        done = record.results.keys() & set(names) if options.resume else set()
         jobs = [(name, options) for name in names if name not in done]
         with StopRequest() as stop, Progress("comparing", len(names), "games") as progress:
+            progress.go_on_from(len(done))
             with stop.interrupting():
-                for result in played(jobs):
-                    results.append(result)
-                    progress.update(len(results), result.game)
+                for count, result in enumerate(played(jobs), start=len(done) + 1):
+                    record.add(result)
+                    progress.update(count, result.game)
                     if result.difference:
                         console.print(result.difference, style="red", markup=False, highlight=False)
-                    if options.json is not None:
-                        record(options.json, options, conditions, results)
     except StopNow:
         console.print("stopped; with --json, --resume goes on")
         return 130
     except (ValueError, RunError, CudaError) as error:
         console.print(str(error), markup=False)
         return 2
+    results = [record.results[name] for name in names]
     differ = sum(bool(result.difference) for result in results)
     compared = ", ".join(f"{count} {name}" for name, count in totals(results).items())
     console.print(f"{len(results)} games, {differ} that differ; compared {compared}")
@@ -182,6 +286,27 @@ def refuse_nothing(options: Options) -> None:
             raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
     if not options.seeds:
         raise ValueError("there must be a seed or more, got none")
+
+
+def refuse_ignored(options: Options) -> None:
+    """Raise a ValueError for options that would change nothing beside the others."""
+    ways = {"--modes": options.modes, "--vector": options.vector}
+    ways["--device cuda"] = options.device == "cuda"
+    chosen = [way for way, is_chosen in ways.items() if is_chosen]
+    if len(chosen) > 1:
+        raise ValueError(f"{' and '.join(chosen)} are different comparisons; choose one")
+    if options.resume and options.json is None:
+        raise ValueError("--resume goes on with a record; name it with --json")
+
+
+def refuse_stale() -> None:
+    """Raise a RunError if the emulator is compiled from other sources than lie beside it."""
+    lying = source_checksum(Path(coordrl.emulator.__file__).parent)
+    if compiled_sources() != lying:
+        raise RunError(
+            f"the emulator was compiled from other sources ({compiled_sources()}) than lie beside "
+            f"it ({lying}); compile it anew, with `make setup`"
+        )
 
 
 def chosen_games(text: str) -> list[str]:
@@ -287,51 +412,10 @@ def totals(results: Sequence[Result]) -> dict[str, int]:
     return {name: sum(tally[name] for tally in tallies) for name in tallies[0]}
 
 
-def record(
-    path: Path, options: Options, conditions: dict[str, Any], results: Sequence[Result]
-) -> None:
-    """Write the results so far to the record, under the kind of comparison that they are."""
-    content = json.loads(path.read_bytes()) if path.exists() else {}
-    in_order = sorted(results, key=lambda result: result.game)
-    content[options.kind] = {
-        "command": shlex.join(["python", "scripts/verify_emulator.py", *sys.argv[1:]]),
-        "date": datetime.date.today().isoformat(),
-        "machine": platform.machine(),
-        "conditions": conditions,
-        "games": len(results),
-        "games that differ": {r.game: r.difference for r in in_order if r.difference},
-        "compared": totals(results),
-        "CPU seconds": round(sum(result.cpu_seconds for result in results)),
-        "results": [asdict(result) for result in in_order],
-    }
-    with atomic_file(path) as file:
-        file.write(json.dumps(content, indent=1).encode() + b"\n")
-
-
-def recorded(options: Options, conditions: dict[str, Any]) -> list[Result]:
-    """Return the results in the record, if they are to be kept and were made in the same way."""
-    if options.json is None or not options.resume or not options.json.exists():
-        return []
-    earlier = json.loads(options.json.read_bytes()).get(options.kind)
-    if earlier is None:
-        return []
-    if earlier["conditions"] != conditions:
-        raise ValueError(
-            f"{options.json} has {options.kind} that were compared under other conditions; "
-            "leave out --resume to make them anew"
-        )
-    return [
-        Result(**{**result, "tally": Tally(**result["tally"])}) for result in earlier["results"]
-    ]
-
-
-def source_checksum() -> str:
-    """Return a checksum of what the emulator is compiled from."""
-    folder = Path(coordrl.emulator.__file__).parent
-    files = sorted(
-        path for path in folder.iterdir() if path.suffix in (".hpp", ".cpp", ".cu", ".json")
-    )
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+def comparison_checksum() -> str:
+    """Return a checksum of how is compared, and with what settings."""
+    compared = Path(lockstep.__file__).read_bytes() + repr((GRID, AUTORESETS)).encode()
+    return hashlib.sha256(compared).hexdigest()[:16]
 
 
 if __name__ == "__main__":

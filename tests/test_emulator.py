@@ -44,6 +44,7 @@ from coordrl.emulator.lockstep import (
     load_ale,
     oracle_registers,
 )
+from coordrl.emulator.source_checksum import source_checksum
 
 FACTS: dict[str, Any] = json.loads(
     resources.files("coordrl.emulator").joinpath("games.json").read_text(encoding="utf-8")
@@ -751,9 +752,47 @@ def test_a_package_without_its_compiled_part_says_so(monkeypatch: pytest.MonkeyP
     assert emulator.available()
     assert emulator.unavailable_reason() == ""
     monkeypatch.setattr(emulator, "_native", None)
-    monkeypatch.setattr(emulator, "_import_error", "No module named '_native'")
+    monkeypatch.setattr(emulator, "_import_error", ModuleNotFoundError("No module named '_native'"))
 
     assert not emulator.available()
     assert "\n" not in emulator.unavailable_reason()
-    with pytest.raises(RuntimeError, match="without its compiled emulator"):
+    with pytest.raises(RuntimeError, match="without its compiled emulator, for want of a C"):
         Emulator("pong", 1)
+    # pip keeps what was built without a compiler, and would install it again.
+    assert "--no-cache-dir" in emulator.unavailable_reason()
+
+
+def test_a_compiled_part_that_does_not_load_is_not_blamed_on_the_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(emulator, "_native", None)
+    monkeypatch.setattr(emulator, "_import_error", ImportError("GLIBCXX_3.4.32 not found"))
+
+    assert "cannot be loaded (GLIBCXX_3.4.32 not found)" in emulator.unavailable_reason()
+    assert "for want" not in emulator.unavailable_reason()
+
+
+def test_the_compiled_part_was_made_of_the_sources_beside_it() -> None:
+    assert emulator.compiled_sources() == source_checksum(Path(emulator.__file__).parent)
+
+
+@pytest.mark.parametrize("name", ["tia.hpp", "kernels.cu", "games.json", "generate_games.py"])
+def test_a_change_in_what_is_compiled_changes_the_checksum(name: str, tmp_path: Path) -> None:
+    for path in Path(emulator.__file__).parent.iterdir():
+        if path.is_file():
+            shutil.copy(path, tmp_path)
+    before = source_checksum(tmp_path)
+    (tmp_path / "device.py").write_text("# is not compiled\n")
+    assert source_checksum(tmp_path) == before
+
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + b"\n")
+
+    assert source_checksum(tmp_path) != before
+
+
+def test_where_no_affinity_is_known_all_processors_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert emulator.process_cpu_count() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert emulator.process_cpu_count() == os.cpu_count()

@@ -791,7 +791,7 @@ def test_without_a_compiled_emulator_ale_py_plays_and_says_why(
 ) -> None:
     monkeypatch.setattr("coordrl.emulator._native", None)
     with pytest.warns(
-        RuntimeWarning, match="without its compiled emulator.*ale-py plays the games"
+        RuntimeWarning, match="compiled emulator cannot be loaded.*ale-py plays the games"
     ):
         envs = AtariVectorEnv("pong", 1)
     assert envs.emulator == "ale"

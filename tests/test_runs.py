@@ -24,6 +24,7 @@ from coordrl.runs import (
     StopRequest,
     atomic_file,
     open_run,
+    require_writable,
     sparkline,
 )
 
@@ -67,6 +68,26 @@ def test_atomic_file_replaces_only_when_the_block_ends_well(tmp_path: Path) -> N
         file.write(b"new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_written_is_told_before_and_one_that_can_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "record.json"
+    path.write_text("old")
+
+    require_writable(path)
+    with pytest.raises(RunError, match=r"cannot write .*below: Not a directory"):
+        require_writable(path / "below")
+    with (
+        pytest.raises(RunError, match=r"cannot write .*below: Not a directory; nothing was"),
+        atomic_file(path / "below"),
+    ):
+        pass
+    with pytest.raises(RunError, match="it is a folder; name a file in it"):
+        require_writable(tmp_path)
+
+    assert [item.read_text() for item in tmp_path.iterdir()] == ["old"]
 
 
 @pytest.mark.usefixtures("little_room")

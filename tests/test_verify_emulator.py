@@ -216,6 +216,108 @@ def test_a_record_is_gone_on_with_if_it_was_made_in_the_same_way(
     assert json.loads(path.read_text())["frames"]["conditions"]["frames"] == 40
 
 
+def test_games_compared_in_the_same_way_stay_in_the_record(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "record.json"
+    shared = {"frames": 40, "seeds": (0,), "workers": 1, "json": path}
+    for games in ("pong", "boxing", "pong"):
+        monkeypatch.setattr(sys, "argv", ["verify_emulator.py", "--games", games])
+        assert script.main(script.Options(games=games, **shared)) == 0
+
+    content = json.loads(path.read_text())["frames"]
+
+    assert [result["game"] for result in content["results"]] == ["boxing", "pong"]
+    assert content["games"] == 2
+    assert content["compared"]["frames"] == 2 * 40
+    command = "python scripts/verify_emulator.py --games"
+    assert content["commands"] == [f"{command} boxing", f"{command} pong"]
+
+
+def test_a_few_games_do_not_replace_the_record_of_many(
+    script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "record.json"
+    shared = {"seeds": (0,), "workers": 1, "json": path}
+    assert script.main(script.Options(games="boxing,pong", frames=40, **shared)) == 0
+    before = path.read_bytes()
+
+    assert script.main(script.Options(games="pong", frames=41, **shared)) == 2
+
+    assert path.read_bytes() == before
+    message = "frames of 2 games that were compared under other conditions; compare all of them"
+    assert message in capsys.readouterr().out
+    assert script.main(script.Options(games="boxing,pong", frames=41, **shared)) == 0
+    assert json.loads(path.read_text())["frames"]["conditions"]["frames"] == 41
+
+
+def test_results_of_another_comparison_are_other_conditions(
+    script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = script.Options(vector=True)
+    before = options.conditions()
+    assert options.conditions() == before
+    monkeypatch.setattr(script, "GRID", script.GRID[1:])
+    assert options.conditions() != before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing/record.json", None, "record.json: No such file or directory"),
+        ("", None, "it is a folder; name a file in it"),
+        ("record.json", "[1, 2]", "record.json is no record of comparisons"),
+        ("record.json", '{"rows": []}', "record.json is no record of comparisons"),
+        ("record.json", "{", "record.json is no record of comparisons"),
+    ],
+)
+def test_a_file_that_cannot_take_the_record_is_refused_before_a_game_is_played(
+    name: str,
+    content: str | None,
+    message: str,
+    script: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setattr(script, "verify", None)  # not to be called
+
+    assert script.main(script.Options(games="pong", workers=1, json=path)) == 2
+
+    printed = capsys.readouterr().out
+    assert message in printed
+    assert printed.count("\n") == 1
+    assert content is None or path.read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modes": True, "vector": True}, "--modes and --vector are different comparisons"),
+        ({"vector": True, "device": "cuda"}, "--vector and --device cuda are different"),
+        ({"resume": True}, "--resume goes on with a record; name it with --json"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(
+    changes: dict[str, Any], message: str, script: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main(script.Options(games="pong", workers=1, **changes)) == 2
+    assert message in capsys.readouterr().out
+
+
+def test_an_emulator_compiled_from_other_sources_is_not_compared(
+    script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(script, "compiled_sources", lambda: "0123456789abcdef")
+
+    assert script.main(script.Options(games="pong", workers=1)) == 2
+
+    assert "was compiled from other sources (0123456789abcdef)" in capsys.readouterr().out
+
+
 def test_a_difference_is_printed_and_recorded_and_makes_the_status_1(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,7 +51,9 @@ __all__ = [
     "Step",
     "UnknownGameError",
     "available",
+    "compiled_sources",
     "load_rom",
+    "process_cpu_count",
     "rom_file",
     "unavailable_reason",
 ]
@@ -62,12 +64,13 @@ MAX_FRAME_SKIP = 60
 MAX_NOOPS = 1000
 
 _native: ModuleType | None
+_import_error: ImportError | None
 try:
     _native = importlib.import_module("coordrl.emulator._native")
-    _import_error = ""
+    _import_error = None
 except ImportError as error:
     _native = None
-    _import_error = str(error)
+    _import_error = error
 
 
 def available() -> bool:
@@ -76,13 +79,35 @@ def available() -> bool:
 
 
 def unavailable_reason() -> str:
-    """Return in one line why there is no emulator; empty if there is one."""
+    """Return in one line why there is no emulator and what brings it; empty if there is one."""
     if _native is not None:
         return ""
+    if isinstance(_import_error, ModuleNotFoundError):
+        reason = "coordrl was installed without its compiled emulator, for want of a C++ compiler"
+    else:
+        reason = f"coordrl's compiled emulator cannot be loaded ({_import_error})"
     return (
-        "coordrl was installed without its compiled emulator, for want of a C++ compiler "
-        f"({_import_error}); ale-py plays the games instead"
+        f"{reason}; ale-py plays the games instead. To compile it, install a compiler and run "
+        "`pip install --force-reinstall --no-deps --no-cache-dir coordrl`"
     )
+
+
+def compiled_sources() -> str:
+    """Return the checksum of what the compiled part was made of.
+
+    It is that of ``coordrl.emulator.source_checksum`` unless the sources have changed since.
+
+    Raises:
+        RuntimeError: If the emulator is not ``available()``.
+    """
+    return str(_compiled().SOURCES)
+
+
+def process_cpu_count() -> int:
+    """Return how many processors this process may use, at least 1; as in ``os`` of Python 3.13."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _compiled() -> Any:
@@ -192,7 +217,7 @@ class Emulator:
             )
         threads = in_range("num_threads", num_threads, 0, None)
         if threads == 0:
-            threads = len(os.sched_getaffinity(0))
+            threads = process_cpu_count()
         rom = load_rom(game, rom_path)
         self._native_settings = _native_settings(self.game, self.settings, autoreset)
         self._batch = _compiled().Batch(

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "saved_state.hpp"
+#include "sources.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -920,6 +921,7 @@ void reduce_pictures(Array<const u8> pictures, Array<const u8> intensity, Array<
 NB_MODULE(_native, module) {
   using namespace coordrl;
   module.doc() = "The compiled part of coordrl.emulator; use that.";
+  module.attr("SOURCES") = COORDRL_SOURCES;
   // Python does not clear every global name at its end; an emulator in one is no mistake.
   nb::set_leak_warnings(false);
 

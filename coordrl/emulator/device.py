@@ -27,6 +27,7 @@ from coordrl.emulator import (
     _obs_shape,
     load_rom,
     nvrtc,
+    process_cpu_count,
     state_key,
     states,
 )
@@ -272,7 +273,7 @@ class _Group:
         if _obs_shape(game, settings) != rows.obs.shape[1:]:
             raise ValueError(f"{name} is not seen at the size of the other games")
         native = _native_settings(game, settings, autoreset)
-        plan = self._plan = _compiled().Plan(native, rom, len(os.sched_getaffinity(0)))
+        plan = self._plan = _compiled().Plan(native, rom, process_cpu_count())
         obs_shape = tuple(rows.obs.shape[1:])
         self._key = state_key(game, settings, native, obs_shape, plan.environment_bytes)
         device = rows.obs.device
