@@ -12,6 +12,9 @@ Costs are CPU seconds of this process, so that other work on the machine distort
 it does distort, it distorts for all contestants, because they take turns: ratios are trustworthy
 where times are not. A ratio is given for the fastest calls, beside the quartiles over the turns.
 Only ``cuda`` and ``device`` tell the time, that of an otherwise idle GPU.
+
+Ctrl-C ends a measurement. What it had measured is printed, and kept beside the record, as
+``cuda.stopped.json`` for ``cuda.json``; the record itself is only replaced by a whole one.
 """
 
 import contextlib
@@ -28,13 +31,14 @@ import os
 import platform
 import random
 import shlex
+import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import ale_py
 import gymnasium
@@ -65,13 +69,13 @@ from coordrl.algorithms import make_model
 from coordrl.backbone import NATURE_DQN
 from coordrl.config import AtariSettings, Schedule, TrainingSettings, parse_override
 from coordrl.device_algorithms import make_device_model
-from coordrl.emulator import GAMES
+from coordrl.emulator import GAMES, available, unavailable_reason
 from coordrl.emulator.device import DeviceEmulator, Occupancy
 from coordrl.emulator.nvrtc import CudaError, kernels_for, require_gpu
 from coordrl.envs import AtariVectorEnv, canonical_game, gymnasium_name
 from coordrl.generative.networks import CoordConvGenerator, convolve_tiled
 from coordrl.memory import keep_freed_memory
-from coordrl.runs import RunError, atomic_file
+from coordrl.runs import RunError, StopNow, StopRequest, atomic_file, require_writable
 from coordrl.sb3_envs import make_sb3_env
 from coordrl.training import load_training_settings
 
@@ -113,8 +117,24 @@ Row = dict[str, str | int | float | Ratio]
 class Benchmark:
     """What every benchmark has. A new one is a subclass, and a line in ``BENCHMARKS``."""
 
+    plays: ClassVar[bool] = True
+    """Measures our emulator, or what trains with it."""
+
     json: Path | None = None
     """File to keep the record in, with the command, the machine and the versions."""
+
+    def refuse(self) -> None:
+        """Raise a RunError or a ValueError for what would fail, or measure nothing, later on."""
+        if self.plays and not available():
+            raise RunError(unavailable_reason())
+        if self.json is not None:
+            require_writable(self.json)
+        for name, least in LEAST.items():
+            values = getattr(self, name, least)
+            for value in values if isinstance(values, tuple) else (values,):
+                if value < least:
+                    option = f"--{name.replace('_', '-')}"
+                    raise ValueError(f"{option} must be at least {least}, got {value}")
 
     def rows(self) -> Iterator[Row]:
         """Measure, and yield the rows of the table one after another; columns are keys."""
@@ -123,6 +143,13 @@ class Benchmark:
     def summary(self, rows: list[Row]) -> Row:
         """Return what the rows come to."""
         raise NotImplementedError
+
+
+# The least of what is measured. Of turns, so that there are quartiles.
+LEAST = {
+    **dict.fromkeys(("num_envs", "steps", "threads", "updates", "episodes", "evaluate_every"), 1),
+    "turns": 2,
+}
 
 
 def take_turns(
@@ -273,6 +300,8 @@ class Layers(Benchmark):
     and with memory kept, as in our training (``coordrl.memory``).
     """
 
+    plays: ClassVar[bool] = False
+
     seconds: float = 5.0
     """To spend on each layer, at least."""
     only: str = ""
@@ -385,6 +414,8 @@ class Generators(Benchmark):
     Forward, and backward for the weights.
     """
 
+    plays: ClassVar[bool] = False
+
     seconds: float = 20.0
     """To spend on each size, at least."""
     sizes: tuple[int, ...] = (16, 32, 64)
@@ -447,15 +478,18 @@ class Training(Benchmark):
 
     def rows(self) -> Iterator[Row]:
         """Yield a row for each algorithm."""
+        game = gymnasium_name(canonical_game(self.game))
         for algo in self.algos:
-            trainers = {name: Trainer(name, algo, self.game) for name in TRAINERS}
-            costs: dict[str, list[float]] = {name: [] for name in trainers}
-            end = time.monotonic() + self.seconds
-            while len(costs["stock"]) < 4 or time.monotonic() < end:
-                for name, trainer in trainers.items():
-                    costs[name].append(trainer.train())
-            for trainer in trainers.values():
-                trainer.close()
+            costs: dict[str, list[float]] = {name: [] for name in TRAINERS}
+            with contextlib.ExitStack() as open_trainers:
+                trainers = {
+                    name: open_trainers.enter_context(Trainer(name, algo, game))
+                    for name in TRAINERS
+                }
+                end = time.monotonic() + self.seconds
+                while len(costs["stock"]) < 4 or time.monotonic() < end:
+                    for name, trainer in trainers.items():
+                        costs[name].append(trainer.train())
             row: Row = {"algorithm": algo}
             for name, values in costs.items():
                 row[f"{name}: microseconds a step"] = round(min(values) * 1e6)
@@ -477,7 +511,10 @@ TRAINERS = ("stock", "ours, coords none", "ours, coords all")
 
 
 class Trainer:
-    """A process that trains when it is told to, with its own memory and allocator."""
+    """A process that trains when it is told to, with its own memory and allocator.
+
+    It ends with the block that it is opened for, whatever it is doing then.
+    """
 
     def __init__(self, name: str, algo: str, game: str) -> None:
         context = multiprocessing.get_context("spawn")
@@ -485,7 +522,17 @@ class Trainer:
         self._process = context.Process(target=serve_training, args=(name, algo, game, other))
         self._process.start()
         other.close()  # so that the end of the process is the end of the pipe
-        self.train()  # the first steps fill buffers and caches
+
+    def __enter__(self) -> Self:
+        try:
+            self.train()  # the first steps fill buffers and caches
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
 
     def train(self) -> float:
         """Train for a while, and return the CPU seconds of a step."""
@@ -496,18 +543,19 @@ class Trainer:
             raise RunError("a process that trains has failed; what it said is above") from error
         return cost
 
-    def close(self) -> None:
-        """End the process."""
-        self._connection.send("end")
+    def _end(self) -> None:
+        self._process.terminate()
         self._process.join()
 
 
 def serve_training(name: str, algo: str, game: str, connection: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who was told to stop ends this process
     torch.set_num_threads(1)
     model = stock_model(algo, game) if name == "stock" else our_model(algo, game, name.split()[-1])
     model.set_logger(Logger(None, []))
     steps = {"ppo": 1024, "a2c": 960, "dqn": 320}[algo]
-    while connection.recv() == "train":
+    while True:
+        connection.recv()
         start = time.process_time()
         model.learn(steps, reset_num_timesteps=False, log_interval=None)
         connection.send((time.process_time() - start) / steps)
@@ -575,8 +623,9 @@ class Envs(Benchmark):
 
     def rows(self) -> Iterator[Row]:
         """Yield a row for each game and number of environments."""
+        games = [gymnasium_name(canonical_game(game)) for game in self.games]
         for num_envs in self.num_envs:
-            for game in self.games:
+            for game in games:
                 makers = {"ours": ours, "ale-py": ale_py_adapted, "SB3": sb3_wrapped}
                 if importlib.util.find_spec("envpool") is not None:
                     makers["EnvPool"] = envpool
@@ -762,8 +811,6 @@ class DeviceTraining(Benchmark):
 
     def rows(self) -> Iterator[Row]:
         """Yield a row for the rate, one for the way to the target, and one for stock SB3."""
-        if self.evaluate_every < 1:
-            raise RunError(f"--evaluate-every must be at least 1, got {self.evaluate_every}")
         clock, overrides = TrainingClock(self, warm_up=3), as_in_a_long_run(self.algo)
         yield clock.run("rate", lambda: clock.updates >= self.updates, *overrides)
         if self.target is not None:
@@ -784,7 +831,8 @@ class DeviceTraining(Benchmark):
         return {**rates, **seconds}
 
     def _stock(self) -> Row:
-        model = stock_model(self.algo, self.game, device=self.device, vec_env=SubprocVecEnv)
+        game = gymnasium_name(canonical_game(self.game))
+        model = stock_model(self.algo, game, device=self.device, vec_env=SubprocVecEnv)
         model.set_logger(Logger(None, []))
         model.learn(1, log_interval=None)  # at least a rollout, which fills buffers and caches
         begin, first = time.perf_counter(), model.num_timesteps
@@ -792,7 +840,7 @@ class DeviceTraining(Benchmark):
             model.learn(1000, reset_num_timesteps=False, log_interval=None)
         model.get_env().close()
         frames = (model.num_timesteps - first) * AtariSettings.frame_skip
-        return training_row("stock SB3", self.algo, self.game, model.n_envs, frames, seconds)
+        return training_row("stock SB3", self.algo, game, model.n_envs, frames, seconds)
 
 
 def training_row(
@@ -1108,38 +1156,56 @@ def main() -> int:
     benchmark = tyro.extras.subcommand_cli_from_dict(BENCHMARKS, description=__doc__)
     torch.set_num_threads(1)
     console = Console(soft_wrap=True)
-    rows = []
     try:
-        for row in benchmark.rows():
-            console.print(", ".join(f"{name} {value}" for name, value in row.items()))
-            rows.append(row)
-    except (CudaError, RunError, ValueError) as error:
+        benchmark.refuse()
+        rows, is_whole = measured(benchmark, console)
+        summary = benchmark.summary(rows) if is_whole else {}
+        for _, group in itertools.groupby(rows, key=tuple):  # rows of the same columns
+            for table in tables(list(group), console.width):
+                console.print(table)
+        for name, value in summary.items():
+            console.print(f"{name}: {value}")
+        path = benchmark.json
+        if path is not None and not is_whole:
+            path = path.with_suffix(f".stopped{path.suffix}")
+        if path is not None and rows:
+            write_record(path, rows, summary)
+    except (CudaError, RunError, ValueError, gymnasium.error.Error) as error:
         console.print(str(error), markup=False)
         return 2
+    if is_whole:
+        return 0
+    where = f", in {path}" if path is not None and rows else ""
+    console.print(f"stopped; rows that were measured: {len(rows)}{where}", markup=False)
+    return 130
+
+
+def measured(benchmark: Benchmark, console: Console) -> tuple[list[Row], bool]:
+    """Measure, and return the rows, and whether they are all: Ctrl-C or SIGTERM may end them."""
+    rows: list[Row] = []
+    try:
+        with StopRequest() as stop, stop.interrupting():
+            for row in benchmark.rows():
+                console.print(", ".join(f"{name} {value}" for name, value in row.items()))
+                rows.append(row)
+    except StopNow:
+        return rows, False
     if not rows:
-        console.print("nothing to measure: the settings leave no case")
-        return 2
-    summary = benchmark.summary(rows)
-    for _, group in itertools.groupby(rows, key=tuple):  # rows of the same columns
-        for table in tables(list(group), console.width):
-            console.print(table)
-    for name, value in summary.items():
-        console.print(f"{name}: {value}")
-    if benchmark.json is not None:
-        record = {
-            "command": shlex.join(["python", "scripts/benchmark.py", *sys.argv[1:]]),
-            "date": datetime.date.today().isoformat(),
-            **surroundings(),
-            "rows": rows,
-            "summary": summary,
-        }
-        try:
-            with atomic_file(benchmark.json) as file:
-                file.write(json.dumps(record, indent=1, default=dataclasses.asdict).encode())
-        except RunError as error:
-            console.print(str(error))
-            return 2
-    return 0
+        raise RunError("nothing to measure: the settings leave no case")
+    return rows, True
+
+
+def write_record(path: Path, rows: list[Row], summary: Row) -> None:
+    """Write what was measured, with the command, the machine and the versions."""
+    record = {
+        "command": shlex.join(["python", "scripts/benchmark.py", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        **surroundings(),
+        "rows": rows,
+        "summary": summary,
+    }
+    with atomic_file(path) as file:
+        file.write(json.dumps(record, indent=1, default=dataclasses.asdict).encode())
 
 
 # Columns of numbers that were chosen and not measured.

@@ -432,18 +432,98 @@ def test_a_rate_is_that_of_a_training_that_has_begun_to_learn(
 
 
 def test_a_process_that_fails_ends_the_benchmark() -> None:
+    # Stock SB3's wrappers have no Klax.
     script = str(Path(__file__).parents[1] / "scripts" / "benchmark.py")
-    command = [sys.executable, script, "training", "--algos", "ppo", "--game", "Nosuch"]
+    command = [sys.executable, script, "training", "--algos", "ppo", "--game", "Klax"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stdout == "a process that trains has failed; what it said is above\n"
 
 
-def test_evaluations_that_never_come_are_refused(benchmark: Any) -> None:
-    chosen = benchmark.DeviceTraining(device="cpu", evaluate_every=0)
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("device --device cpu --evaluate-every 0", "--evaluate-every must be at least 1, got 0"),
+        ("device --device cpu --updates 0", "--updates must be at least 1, got 0"),
+        ("emulator --steps 0", "--steps must be at least 1, got 0"),
+        ("envs --num-envs 8 0", "--num-envs must be at least 1, got 0"),
+        ("cuda --turns 1", "--turns must be at least 2, got 1"),
+        ("envs --games Pongg", "there is no Atari game 'Pongg'; did you mean Pong"),
+        ("training --game Pongg", "there is no Atari game 'Pongg'; did you mean Pong"),
+        ("layers --json missing/x.json", "cannot write missing/x.json: No such file or directory"),
+    ],
+)
+def test_what_would_measure_nothing_is_refused_before(
+    command: str,
+    message: str,
+    benchmark: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *command.split()])
 
-    with pytest.raises(RunError, match="--evaluate-every must be at least 1, got 0"):
-        next(chosen.rows())
+    assert benchmark.main() == 2
+
+    printed = capsys.readouterr().out
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["envs", "emulator", "training", "device", "cuda"])
+def test_without_a_compiled_emulator_nothing_is_called_ours(
+    name: str, benchmark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordrl.emulator._native", None)
+
+    with pytest.raises(RunError, match="ale-py plays the games instead"):
+        benchmark.BENCHMARKS[name]().refuse()
+
+    benchmark.BENCHMARKS["layers"]().refuse()  # plays nothing
+
+
+def test_a_measurement_that_is_stopped_keeps_its_rows_and_the_earlier_record(
+    benchmark: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    def rows(_: Any) -> Any:
+        yield {"layer": "Nature 1", "forward ms": 1.5}
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield {"layer": "not measured", "forward ms": 0.0}
+
+    monkeypatch.setattr(benchmark.Layers, "rows", rows)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    path = tmp_path / "layers.json"
+    path.write_text("earlier")
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "layers", "--json", str(path)])
+
+    assert benchmark.main() == 130
+
+    assert path.read_text() == "earlier"
+    stopped = tmp_path / "layers.stopped.json"
+    assert [row["layer"] for row in json.loads(stopped.read_text())["rows"]] == ["Nature 1"]
+    printed = capsys.readouterr().out
+    assert f"stopped; rows that were measured: 1, in {stopped}" in printed
+    assert printed.count("Nature 1") == 2  # as it came, and in the table
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_benchmark_of_training_and_its_processes() -> None:
+    script = str(Path(__file__).parents[1] / "scripts" / "benchmark.py")
+    command = [sys.executable, script, "training", "--algos", "ppo", "--seconds", "600"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          start_new_session=True) as process:  # fmt: skip
+        time.sleep(25)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+        out, err = process.communicate(timeout=60)
+
+    assert (process.returncode, out) == (130, "stopped; rows that were measured: 0\n")
+    assert "Traceback" not in err
+    time.sleep(5)  # what tracks Python's shared memory ends a little later
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 @pytest.mark.slow
