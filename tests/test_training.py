@@ -35,6 +35,7 @@ from coordrl.runs import Progress, RunError
 from coordrl.sb3_envs import make_sb3_env
 from coordrl.training import default_config, load_training_settings, run_name, train
 from coordrl.training.checkpoint import (
+    Restored,
     read_checkpoint,
     read_checkpoints,
     write_checkpoint,
@@ -630,6 +631,23 @@ class TestResume:
         with pytest.raises(RunError, match="has format 99, and this coordrl goes on from format"):
             read_checkpoint(model, tmp_path)
         env.close()
+
+    def test_a_journal_of_another_version_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        train(settings("a2c"), tmp_path / "run")
+        later = Restored('{"seconds": 1.5, "mood": "good"}', games=True)
+        monkeypatch.setattr("coordrl.training.run._Run._restore", lambda self, path: later)
+        with pytest.raises(RunError, match=r"journal of another version .*'mood'.*; resume with"):
+            train(settings("a2c"), tmp_path / "run", resume=True)
+
+    def test_the_silence_before_staggered_games_is_explained(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        train(settings("a2c", "run.stagger=3"), tmp_path / "run")
+        assert "playing the games up to 3 steps apart" in capfd.readouterr().err
+        train(settings("a2c", "run.stagger=3"), tmp_path / "run", resume=True)
+        assert "apart" not in capfd.readouterr().err
 
     def test_a_run_of_before_a_setting_was_there_goes_on(self, tmp_path: Path) -> None:
         train(settings("a2c"), tmp_path / "run")

@@ -27,7 +27,7 @@ from coordrl.config import Schedule, SettingsError, TrainingSettings, dump_setti
 from coordrl.device_algorithms import make_device_model
 from coordrl.emulator.nvrtc import CudaError
 from coordrl.ranks import Ranks, join, leave
-from coordrl.runs import Progress, RunFolder, StopNow, StopRequest, atomic_file, open_run
+from coordrl.runs import Progress, RunError, RunFolder, StopNow, StopRequest, atomic_file, open_run
 from coordrl.sb3_envs import VectorEnvAdapter, make_sb3_env
 from coordrl.training.checkpoint import Restored, read_checkpoints, write_checkpoints
 from coordrl.training.profiling import OTHER, Profile
@@ -351,6 +351,8 @@ class _Run(_Learner):
                 if self._run.on_device:
                     device = self._model.device.type
                     self._progress.say(describe_acceleration(self._settings, self._ranks, device))
+                if self._run.stagger > 0 and first_step == 0:
+                    self._progress.say(f"playing the games up to {self._run.stagger} steps apart")
                 ending = self._learn()
                 agent = self._folder.path / "last"
                 self._save(agent, is_evaluated=self._journal.evaluated_at == self._steps)
@@ -376,7 +378,13 @@ class _Run(_Learner):
         for sentence in checkpoint.skipped:
             self._progress.say(sentence)
         restored = self._restore(checkpoint.path)
-        self._journal = _Journal(**json.loads(restored.journal))
+        try:
+            self._journal = _Journal(**json.loads(restored.journal))
+        except (TypeError, ValueError) as error:
+            raise RunError(
+                f"{checkpoint.path} has a journal of another version of coordrl ({error}); resume "
+                "with the version that started the run"
+            ) from error
         # The run may have gone further, to a better agent, before it was killed.
         means = [mean for mean in (self._journal.best, self._mean_of_best()) if mean is not None]
         self._journal.best = max(means, default=None)
