@@ -760,6 +760,17 @@ class TestResults:
         assert low == pytest.approx(np.mean(values) - half, abs=0.02)
         assert high == pytest.approx(np.mean(values) + half, abs=0.02)
 
+    @pytest.mark.parametrize("at_a_time", [1, 7 * 123, 7 * 20_000])
+    def test_an_interval_does_not_depend_on_how_many_are_drawn_at_a_time(
+        self, at_a_time: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        values = (3.0, -1.5, 4.25, 0.0, 2.0, 2.5, 9.0)
+        rng = np.random.default_rng(np.random.SeedSequence([5, len(values)]))
+        means = np.array(values)[rng.integers(7, size=(10_000, 7))].mean(axis=1)
+        monkeypatch.setattr("coordrl.agents.results._DRAWN_AT_A_TIME", at_a_time)
+        expected = np.quantile(means, [0.025, 0.975]).tolist()
+        assert list(bootstrap_interval(values, seed=5)) == pytest.approx(expected, rel=1e-12)
+
     def test_interval_covers_the_true_mean_about_95_times_in_100(self) -> None:
         rng = np.random.default_rng(2)
         hits = 0

@@ -16,6 +16,7 @@ from coordrl.config import AtariSettings, Protocol, parse_value
 from coordrl.envs import canonical_game
 
 _BOOTSTRAP_SAMPLES = 10_000
+_DRAWN_AT_A_TIME = 1 << 20  # values: what they take is 16 MB
 
 
 class Interval(NamedTuple):
@@ -161,8 +162,11 @@ def bootstrap_interval(
         Interval(low=1.0, high=1.0)
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, len(values)]))
-    drawn = rng.integers(len(values), size=(_BOOTSTRAP_SAMPLES, len(values)))
-    means = np.asarray(values)[drawn].mean(axis=1)
+    numbers, means = np.asarray(values), np.empty(_BOOTSTRAP_SAMPLES)
+    at_a_time = max(1, _DRAWN_AT_A_TIME // len(values))
+    for first in range(0, _BOOTSTRAP_SAMPLES, at_a_time):
+        part = means[first : first + at_a_time]
+        part[:] = numbers[rng.integers(len(values), size=(len(part), len(values)))].mean(axis=1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high))
 
