@@ -189,7 +189,7 @@ class AccelerationSettings:
     compile: bool = False
     """Compile the network with torch.compile, which takes a minute at the start."""
     cuda_graphs: bool = False
-    """Record acting and PPO's update as CUDA graphs, which Python need not launch anew."""
+    """Record acting, and the updates of PPO and DQN, as CUDA graphs, launched at once."""
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,8 @@ class RunSettings:
     num_envs: int = 8
     """Games played at the same time, by all processes together."""
     stagger: int = 0
-    """How many agent steps apart they begin, for PPO and A2C. The random actions until then are not
-    counted."""
+    """Over how many agent steps their beginnings are spread, for PPO and A2C. The random actions
+    until then are not counted."""
     seed: int = 0
     """Seed of the run, split into environment, policy, data and evaluation streams."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +113,8 @@ def export_program(
 
 
 def _dynamic_shapes(inputs: Tensor, dynamic: Dynamic) -> tuple[dict[int, Any]] | None:
+    if dynamic not in get_args(Dynamic):
+        raise ValueError(f"dynamic must be one of {get_args(Dynamic)}, got {dynamic!r}")
     if dynamic == "none":
         return None
     free = range(inputs.ndim) if dynamic == "all" else range(1)

@@ -100,7 +100,7 @@ class VectorEnvAdapter(VecEnv):
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
     def reset(self) -> VecEnvObs:
-        """Begin new episodes in all environments, ``stagger`` steps apart."""
+        """Begin new episodes in all environments, spread over ``stagger`` steps."""
         obs: VecEnvObs
         options = self._options[0]
         if any(other != options for other in self._options):
@@ -323,7 +323,7 @@ def make_sb3_env(
         num_envs: Number of games.
         settings: How they are played and seen; by default the classic protocol of training.
         seed: Seed of the first reset.
-        stagger: How many steps apart they begin; see :class:`VectorEnvAdapter`.
+        stagger: Over how many steps they begin; see :class:`VectorEnvAdapter`.
         **kwargs: Further arguments of :class:`~coordrl.envs.AtariVectorEnv`.
 
     Example:

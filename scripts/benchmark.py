@@ -8,9 +8,10 @@
     python scripts/benchmark.py emulator --json benchmarks/emulator.json
     python scripts/benchmark.py cuda --json benchmarks/cuda.json
 
-Costs are CPU seconds of this process, so that other work on the machine distorts them little. What
-it does distort, it distorts for all contestants, because they take turns: ratios are trustworthy
-where times are not. A ratio is given for the fastest calls, beside the quartiles over the turns.
+Costs are CPU seconds of the process that works, so that other work on the machine distorts them
+little. What it does distort, it distorts for all contestants, because they take turns: ratios are
+trustworthy where times are not. A ratio is given for the fastest calls (``emulator``: for all),
+beside the quartiles over the turns.
 Only ``cuda`` and ``device`` tell the time, that of an otherwise idle GPU.
 
 Ctrl-C ends a measurement. What it had measured is printed, and kept beside the record, as
@@ -38,7 +39,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import ale_py
 import gymnasium
@@ -806,7 +807,7 @@ class DeviceTraining(Benchmark):
     """To spend on stock SB3, at least; 0 leaves it out."""
     seed: int = 0
     """Seed of weights, games and draws."""
-    set: tuple[str, ...] = ()
+    set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
     """Any setting by its full name, as in run.num_envs=1024."""
 
     def rows(self) -> Iterator[Row]:
@@ -873,7 +874,8 @@ class TrainingClock(BaseCallback):
         """Train, and return what was measured."""
         self.is_over, chosen = is_over, self.benchmark
         config = Path(__file__).resolve().parents[1] / "configs" / f"{chosen.algo}_cuda.toml"
-        texts = (f"run.game={chosen.game}", f"run.seed={chosen.seed}", *overrides, *chosen.set)
+        given = itertools.chain.from_iterable(chosen.set)
+        texts = (f"run.game={chosen.game}", f"run.seed={chosen.seed}", *overrides, *given)
         settings = load_training_settings(config, [parse_override(text) for text in texts])
         where: Any = {} if chosen.device == "cpu" else {"device": chosen.device}
         env = make_sb3_env(

@@ -56,7 +56,7 @@ class Arguments:
     rom_path: Path | None = None
     """ROM image of the game, or a folder with it; sets ALE_ROMS_DIR. Those in ale-py by default."""
     video: Path | None = None
-    """Film a game (.mp4 or .gif)."""
+    """Film a game (.mp4 or .gif), by drawn actions unless --policy deterministic."""
     video_seconds: float = 300.0
     """End the film after so many seconds, if the game lasts longer."""
     json: Path | None = None

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -44,10 +44,11 @@ class Arguments:
     """Train the paper's grid of settings, from the configuration's table, with each seed."""
     table: TableSize | None = None
     """Make the table of all tasks instead: quick (one seed, all cut short) or full."""
-    set: tuple[str, ...] = ()
+    set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
     """Settings that win over the configuration, such as training.epochs=20."""
     max_seconds: float | None = None
-    """Processor seconds after which a run is cut short; in the table, a slow one."""
+    """Processor seconds after which a run is cut short; in the table, a baseline, or one that is
+    given places as pixels."""
     config: Path = Path(__file__).parents[1] / "configs" / "coordinates.toml"
     """Settings of each task and model."""
     out: Path = Path("runs/coordinates")
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(arguments: Arguments, command: str) -> str:
     device = use_device(arguments.device, arguments.threads)
-    overrides = [parse_override(text) for text in arguments.set]
+    overrides = [parse_override(text) for texts in arguments.set for text in texts]
     options = ("task", "model", "split", "input_scale")
     owners = {key: f"use --{key.replace('_', '-')}" for key in options}
     refuse_overruled(overrides, {**owners, "seed": "use --seeds"})

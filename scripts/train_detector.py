@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -43,7 +43,7 @@ class Arguments:
     """Make the table of all arms instead: quick (one seed, cut short) or full."""
     mnist: Path | None = None
     """Digits of your own: a folder of IDX files or of pictures, or an .npz file."""
-    set: tuple[str, ...] = ()
+    set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
     """Settings that win over the configuration, such as training.epochs=20."""
     config: Path = Path(__file__).parents[1] / "configs" / "detection.toml"
     """Settings of each stage."""
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(arguments: Arguments, command: str) -> str:
     device = use_device(arguments.device, arguments.threads)
-    overrides = tuple(parse_override(text) for text in arguments.set)
+    overrides = tuple(parse_override(text) for texts in arguments.set for text in texts)
     owners = {"coords": "use --coords", "stage": "use --stage", "seed": "use --seeds"}
     owners["digits"] = "use --mnist"
     if arguments.anchors is not None or arguments.table is not None:

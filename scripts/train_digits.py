@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
@@ -34,7 +35,7 @@ class Arguments:
 
     seeds: int = 5
     """Number of runs of each arm, with the seeds 0, 1, 2, ..., at least 2."""
-    set: tuple[str, ...] = ()
+    set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
     """Settings of all runs, such as epochs=20."""
     out: Path = Path("runs/digits")
     """Folder of the runs."""
@@ -55,7 +56,7 @@ def train(arguments: Arguments, command: str) -> str:
     if arguments.seeds < 2:
         raise SettingsError(f"--seeds must be at least 2 to compare, got {arguments.seeds}")
     use_device("cpu", arguments.threads)
-    overrides = tuple(parse_override(text) for text in arguments.set)
+    overrides = tuple(parse_override(text) for texts in arguments.set for text in texts)
     refuse_overruled(overrides, {"arm": "all arms are trained", "seed": "use --seeds"})
     settings = load_settings(RecognitionSettings, overrides=overrides)
     digits = load_digits()

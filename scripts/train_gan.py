@@ -39,7 +39,8 @@ class Arguments:
     objective: ObjectiveName = "r3gan"
     """What generator and discriminator want: the paper's loss, or R3GAN's; GANs only."""
     data: str = "clevr"
-    """Two-object Sort-of-Clevr (clevr), LSUN's bedrooms (lsun), or a folder of pictures."""
+    """Two-object Sort-of-Clevr (clevr), LSUN's bedrooms in bedroom_train_lmdb (lsun), or a folder
+    of pictures or with an LMDB."""
     scale: Scale = "quick"
     """Size of pictures and networks: 16x16, 32x32, or the paper's 64x64, which needs a GPU."""
     seeds: int = 1

@@ -881,6 +881,9 @@ class TestVideo:
             record_video(agent, tmp_path / "game.avi")
         with pytest.raises(AgentError, match=r"cannot write .*: No such file or directory"):
             record_video(agent, tmp_path / "nowhere" / "game.mp4", max_frames=16)
+        for max_frames, seed in ((0, 0), (16, -1)):
+            with pytest.raises(ValueError, match="needs max_frames >= 1, seed >= 0, got"):
+                record_video(agent, tmp_path / "game.gif", max_frames=max_frames, seed=seed)
         assert list(tmp_path.iterdir()) == []
 
     def test_an_encoder_that_stops_is_told_and_leaves_nothing(

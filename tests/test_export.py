@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,6 +74,12 @@ def test_onnx_of_any_size_has_no_linspace_and_no_meshgrid(tmp_path: Path) -> Non
 )
 def test_onnx_of_other_axes(layer: nn.Module, shape: tuple[int, ...], tmp_path: Path) -> None:
     assert export_onnx(layer, torch.randn(shape), tmp_path / "model.onnx", dynamic="all") < 1e-5
+
+
+def test_an_unknown_freedom_of_sizes_is_named(tmp_path: Path) -> None:
+    wrong: Any = "width"
+    with pytest.raises(ExportError, match=r"dynamic must be one of .*'none'.*, got 'width'"):
+        export_program(picture_network(), torch.zeros(1, 3, 10, 14), tmp_path / "x", dynamic=wrong)
 
 
 @pytest.mark.parametrize("dynamic", ["none", "batch", "all"])

@@ -538,6 +538,8 @@ def test_coord_bias_is_float32_under_autocast() -> None:
 def test_coord_bias_names_what_it_expected() -> None:
     with pytest.raises(ValueError, match=r"shape \(N, 3, H, W\), got \(2, 4, 5, 5\)"):
         CoordBias(3)(torch.zeros(2, 4, 5, 5))
+    with pytest.raises(TypeError, match=r"floating-point input, got torch.int64; use x.float"):
+        CoordBias(3)(torch.zeros(2, 3, 5, 5, dtype=torch.int64))
     with pytest.raises(ValueError, match="has 1, 2 or 3 axes, got 4"):
         CoordBias(3, 4)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import tyro
 from rich.console import Console
 
 from coordrl import device_algorithms
@@ -33,15 +34,19 @@ SMALL = (
 SHORT_ROLLOUTS = ("algorithm.n_steps=8", "algorithm.batch_size=8", "run.checkpoint_interval=64")
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_atari", SCRIPT)
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["train_atari"] = module  # where dataclasses look up annotations
+    sys.modules[name] = module  # where dataclasses look up annotations
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    return load_script("train_atari")
 
 
 def start(*arguments: str) -> "subprocess.Popen[str]":
@@ -266,16 +271,20 @@ def test_every_algorithm_trains_from_its_own_configuration(
     assert load_agent(folder / "best").card is not None
 
 
+@pytest.mark.parametrize(
+    "name", ["train_coordinates", "train_detector", "train_digits", "train_gan", "train_atari"]
+)
+def test_settings_of_several_flags_are_all_kept(name: str) -> None:
+    script = load_script(name)
+    given = ["--set", "a=1", "b=2", "--set", "c=3"]
+    arguments = tyro.cli(script.Arguments, args=given)
+    assert arguments.set == (("a=1", "b=2"), ("c=3",))
+
+
 @pytest.fixture(scope="module")
 def benchmark() -> Any:
     """scripts/benchmark.py as a module."""
-    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "scripts" / "benchmark.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmark")
 
 
 @pytest.mark.parametrize("width", [80, 200])
@@ -375,7 +384,7 @@ SMALL_DEVICE = ("run.num_envs=4", "algorithm.n_steps=8", "algorithm.batch_size=1
 def test_the_way_to_a_return_ends_with_the_first_evaluation_that_finds_it(benchmark: Any) -> None:
     chosen = benchmark.DeviceTraining(
         device="cpu", updates=1, target=-30, episodes=1, evaluate_every=3, stock_seconds=0,
-        set=SMALL_DEVICE,
+        set=(SMALL_DEVICE,),
     )  # fmt: skip
 
     rate, way = chosen.rows()
@@ -399,7 +408,7 @@ def test_what_games_play_before_the_first_rollout_is_on_the_way_to_a_return(
     monkeypatch.setattr(VectorEnvAdapter, "reset", slow_reset)
     chosen = benchmark.DeviceTraining(
         device="cpu", updates=1, target=-30, episodes=1, evaluate_every=1, stock_seconds=0,
-        set=(*SMALL_DEVICE, "run.stagger=2"),
+        set=(SMALL_DEVICE, ("run.stagger=2",)),
     )  # fmt: skip
 
     rate, way = chosen.rows()
@@ -422,7 +431,7 @@ def test_a_rate_is_that_of_a_training_that_has_begun_to_learn(
     small = ("run.num_envs=4", "algorithm.buffer_size=640", "algorithm.batch_size=4",
              "algorithm.train_freq=8", "acceleration.bfloat16=false")  # fmt: skip
     chosen = benchmark.DeviceTraining(
-        device="cpu", algo="dqn", updates=2, target=None, stock_seconds=0, set=small
+        device="cpu", algo="dqn", updates=2, target=None, stock_seconds=0, set=(small,)
     )
 
     [rate] = chosen.rows()
@@ -529,7 +538,7 @@ def test_ctrl_c_ends_a_benchmark_of_training_and_its_processes() -> None:
 @pytest.mark.slow
 def test_stock_sb3_trains_beside_ours(benchmark: Any) -> None:
     chosen = benchmark.DeviceTraining(
-        device="cpu", updates=1, target=None, stock_seconds=0.1, set=SMALL_DEVICE
+        device="cpu", updates=1, target=None, stock_seconds=0.1, set=(SMALL_DEVICE,)
     )
 
     _, stock = chosen.rows()

@@ -224,6 +224,15 @@ class TestSettings:
                 assert (CONFIGS / default_config(algo, device)).exists()
         assert default_config("ppo", "auto") == "ppo_cpu.toml"
 
+    @pytest.mark.parametrize(("game", "target"), [("ALE/Pong-v5", 20.5), ("SpaceInvaders", None)])
+    def test_the_return_at_which_pong_is_learned_ends_no_other_game(
+        self, game: str, target: float | None
+    ) -> None:
+        for config in sorted(CONFIGS.glob("ppo*.toml")):
+            chosen = load_training_settings(config, [parse_override(f"run.game={game}")])
+            expected = target if config.name == "ppo_cpu.toml" else None
+            assert chosen.run.target_return == expected, config
+
     @pytest.mark.parametrize("algo", ["a2c", "dqn"])
     def test_configurations_for_a_gpu_follow_their_rule(self, algo: str) -> None:
         zoo, ours = (

@@ -63,8 +63,9 @@ def evaluate(
         on_episode: Called after each episode that counts.
 
     Raises:
-        AgentError: If there is no game, or it has other actions or observations than the agent.
-        ValueError: If a number is out of range.
+        AgentError: If neither the argument nor a card names a game, or it has other actions or
+            observations than the agent.
+        ValueError: If there is no such game, or a number is out of range.
     """
     if episodes < 1 or num_envs < 1 or seed < 0:
         raise ValueError(

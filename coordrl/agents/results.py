@@ -172,7 +172,7 @@ def bootstrap_interval(
 
 
 def human_normalized_score(game: str, episode_return: float) -> float | None:
-    """Return ``(return - random) / (human - random)``, or None outside of the 57 games.
+    """Return ``(return - random) / (human - random)``, or None for the other 47 games.
 
     0 is a random player, 1 a professional tester. The two references are those of the no-op
     start protocol with a limit of 30 minutes, published with DQN Zoo (``atari_data.py``); a
@@ -181,6 +181,9 @@ def human_normalized_score(game: str, episode_return: float) -> float | None:
     Args:
         game: Name of the game, in any spelling.
         episode_return: Unclipped return, usually a mean.
+
+    Raises:
+        ValueError: If there is no such game.
 
     Example:
         >>> human_normalized_score("Pong", 14.6), human_normalized_score("Pong", -20.7)

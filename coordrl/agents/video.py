@@ -80,7 +80,10 @@ def record_video(
 
     Raises:
         AgentError: If the agent doesn't fit the game, or the file cannot be written.
+        ValueError: If there is no such game, or a number is out of range.
     """
+    if max_frames < 1 or seed < 0:
+        raise ValueError(f"a film needs max_frames >= 1, seed >= 0, got {max_frames}, {seed}")
     path = Path(path)
     agent = agent if isinstance(agent, Agent) else Agent.of(agent)
     match = game_for(agent, game=game, protocol=protocol, settings=settings)

@@ -28,6 +28,9 @@ class DQN(OnDevice, stable_baselines3.DQN):
         *args: As of :class:`stable_baselines3.DQN`; so are ``**kwargs``.
         acceleration: How to compute.
         ranks: Processes that train together; see :class:`OnDevice`.
+
+    Raises:
+        ValueError: If ``train_freq`` counts episodes, or the games do not begin together.
     """
 
     replay_buffer: DeviceReplayBuffer

@@ -109,6 +109,9 @@ class PPO(_OnPolicy, stable_baselines3.PPO):
         acceleration: How to compute.
         ranks: Processes that train together; see :class:`OnDevice`.
 
+    Raises:
+        ValueError: If there is a ``target_kl``, and updates are recorded as CUDA graphs.
+
     Example:
         >>> from coordrl.sb3_envs import make_sb3_env
         >>> env = make_sb3_env("Pong", num_envs=2)

@@ -34,6 +34,7 @@ class CoordBias(nn.Module):
 
     Raises:
         ValueError: If ``axes`` is none of those, or, in ``forward``, the input has another shape.
+        TypeError: In ``forward``, if the input is not floating point.
 
     Example:
         >>> layer = nn.Sequential(nn.Conv2d(4, 32, 8, stride=4), CoordBias(32))
@@ -76,6 +77,8 @@ class CoordBias(nn.Module):
                 f"CoordBias expects an input of shape (N, {self.channels}, {letters}),"
                 f" got {tuple(x.shape)}"
             )
+        if not x.is_floating_point():
+            raise TypeError(f"CoordBias expects floating-point input, got {x.dtype}; use x.float()")
         grid = coordinate_grid(
             *x.shape[2:],
             with_r=self.with_r,

@@ -765,7 +765,8 @@ class CoordConv2d(_Convolution, nn.Conv2d):
           :class:`torch.nn.Conv2d`.
 
     Raises:
-        ValueError: In ``forward``, if the input or ``coords`` are not of that shape.
+        ValueError: If an argument is none that the plain convolution takes; in ``forward``, if the
+            input or ``coords`` are not of that shape.
         TypeError: In ``forward``, if the input is not floating point.
 
     Example:
@@ -845,7 +846,8 @@ class CoordConvTranspose2d(_TransposedConvolution, nn.ConvTranspose2d):
           :class:`torch.nn.ConvTranspose2d`.
 
     Raises:
-        ValueError: In ``forward``, if the input or ``coords`` are not of that shape.
+        ValueError: If an argument is none that the plain convolution takes; in ``forward``, if the
+            input or ``coords`` are not of that shape.
         TypeError: In ``forward``, if the input is not floating point.
 
     Example:

@@ -118,7 +118,8 @@ def coordinate_grid(
 
     Raises:
         ValueError: If there are not 1, 2 or 3 sizes, one is below 1, origin or extent are not as
-            described, or not finite, or an extent is 0.
+            described, or not finite, an extent is 0, or the system has angles and there is one
+            axis.
 
     Example:
         >>> coordinate_grid(2, 3)[0, 0]
