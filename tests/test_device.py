@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -113,6 +113,22 @@ def test_every_setting_is_that_of_the_cpu(
     )  # fmt: skip
 
     assert found is None, str(found)
+
+
+# These begin in frames that are not whole, so in an album, which is closed a few steps later.
+@pytest.mark.parametrize("game", ["qbert", "amidar", "trondead"])
+@pytest.mark.parametrize("observation", ["gray", "rgb"])
+def test_an_episode_may_end_in_the_step_behind_an_album(
+    game: str, observation: Literal["gray", "rgb"], make_shim: MakeShim
+) -> None:
+    for frames in (8, 12, 24):
+        settings = AtariSettings(max_frames_per_episode=frames, observation=observation)
+        for autoreset in ("same_step", "next_step"):
+            found = compare_devices(
+                game, settings, steps=20, num_envs=4, autoreset=autoreset, device="cpu",
+                make_kernels=make_shim, compare_states_every=1,
+            )  # fmt: skip
+            assert found is None, str(found)
 
 
 def test_games_that_are_played_to_their_end_are_those_of_the_cpu(make_shim: MakeShim) -> None:

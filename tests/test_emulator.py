@@ -8,6 +8,8 @@ import operator
 import os
 import shutil
 import subprocess
+import sys
+import threading
 import warnings
 from collections.abc import Callable
 from importlib import resources
@@ -34,6 +36,7 @@ from coordrl.emulator import (
     UnknownGameError,
     load_rom,
     rom_file,
+    states,
 )
 from coordrl.emulator.generate_games import generate
 from coordrl.emulator.lockstep import (
@@ -746,6 +749,104 @@ def test_a_wrong_reset_is_refused() -> None:
             batch.reset(seed=seed)
     with pytest.raises(ValueError, match=r"mask must be booleans of shape \(2,\)"):
         batch.reset(mask=np.array([1, 0]))
+
+
+def test_saved_games_do_not_depend_on_who_played_what() -> None:
+    """What one thread leaves in memory that others use again is in no saved state."""
+    settings = AtariSettings(max_frames_per_episode=40)
+    saved = []
+    for num_threads in (1, 4, 4):
+        batch = Emulator("qbert", 16, settings, num_threads=num_threads)
+        batch.reset(seed=0)
+        rng = np.random.default_rng(0)
+        for _ in range(40):
+            batch.step(rng.integers(len(batch.actions), size=16))
+        saved.append(batch.save())
+    assert saved[0] == saved[1] == saved[2]
+
+
+def with_frame_number(batch: Emulator, frames: int) -> bytes:
+    """Return the state of the first environment as if it had been played for so many frames."""
+    key, places = batch._state_key(), []
+    for _ in range(3):
+        count = int(batch.step([0]).frame_number[0]).to_bytes(4, "little")
+        state = bytearray(states.unpack(key, batch.save()[0], largest=10**7))
+        words = range(0, batch._batch.environment_bytes - 3, 4)
+        places.append({place for place in words if state[place : place + 4] == count})
+    # The episode's count, which stands behind it, is the same number in the first episode.
+    place = min(set.intersection(*places))
+    state[place : place + 4] = frames.to_bytes(4, "little")
+    return states.pack(key, bytes(state))
+
+
+def test_a_game_that_was_never_seeded_again_is_saved_and_restored_for_ever() -> None:
+    batch = Emulator("pong", 1, AtariSettings(noop_max=0, max_frames_per_episode=20))
+    batch.reset(seed=0)
+    for frames, expected in ((2**28 - 2, 2**28 + 2), (2**31 - 7, 2**31 - 3)):
+        batch.restore([with_frame_number(batch, frames)])
+        assert batch.step([0]).frame_number[0] == expected
+        batch.restore(batch.save())
+    for _ in range(10):  # of several episodes, which add what their resets took
+        last = batch.step([0])
+    assert last.frame_number[0] == 2**31 - 1
+    batch.restore(batch.save())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_threads_that_cannot_be_started_are_an_error_and_no_abort() -> None:
+    program = (
+        "import resource; from coordrl.emulator import Emulator;"
+        " emulator = Emulator('pong', 400, num_threads=400);"
+        " used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize();"
+        " resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2);"
+        " emulator.reset(seed=0)"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert told.returncode == 1, told.stderr
+    assert "RuntimeError: the system starts no 399 threads more; choose fewer" in told.stderr
+
+
+def test_games_are_saved_between_the_steps_of_another_thread() -> None:
+    playing, restored = Emulator("breakout", 64, num_threads=1), Emulator("breakout", 64)
+    playing.reset(seed=0)
+    restored.reset(seed=0)
+    stop = threading.Event()
+
+    def play() -> None:
+        while not stop.is_set():
+            playing.step(np.zeros(64, np.int64))
+
+    first = playing.step(np.zeros(64, np.int64)).frame_number.copy()
+    player = threading.Thread(target=play)
+    player.start()
+    try:
+        for _ in range(10):
+            steps = (restored.restore(playing.save()).frame_number - first) / 4
+            assert np.unique(steps).size == 1, "environments were saved in different steps"
+            assert steps[0] == int(steps[0]), "environments were saved within a step"
+    finally:
+        stop.set()
+        player.join()
+
+
+def test_observations_that_are_held_cost_the_next_step_nothing() -> None:
+    batch = Emulator("pong", 2)
+    held = [batch.reset(seed=3).obs]
+    held += [batch.step([2, 3]).obs for _ in range(30)]
+
+    assert len(batch._steps) <= 8
+    again = Emulator("pong", 2)
+    assert (again.reset(seed=3).obs == held[0]).all()
+    for obs in held[1:]:
+        assert (again.step([2, 3]).obs == obs).all()
+
+
+@pytest.mark.parametrize("name", ["max_frames_per_episode", "stack_size"])
+def test_a_setting_that_is_too_large_is_named(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"{name} must be between 1 and 2147483647, got 2147483648"
+    ):
+        Emulator("pong", 1, AtariSettings(**dict[str, Any]({name: 2**31})))
 
 
 def test_a_package_without_its_compiled_part_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,15 @@ The compiled part is a set of C++ headers that a GPU runs as well: ``m6507``, ``
 ``agent_step`` the step of an agent, ``preprocess`` what it gets to see.
 """
 
+import functools
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -62,6 +64,8 @@ Autoreset = Literal["same_step", "next_step", "disabled"]
 
 MAX_FRAME_SKIP = 60
 MAX_NOOPS = 1000
+MAX_COUNT = 2**31 - 1
+_MOST_OUTPUTS = 8  # sets of arrays for the results of steps
 
 _native: ModuleType | None
 _import_error: ImportError | None
@@ -160,8 +164,27 @@ class Step:
     """Steps of the episode so far; where ``ended`` is true, all of them."""
 
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _one_at_a_time(
+    method: Callable[Concatenate["Emulator", _P], _T],
+) -> Callable[Concatenate["Emulator", _P], _T]:
+    """Let other threads wait until a method is done: frames run without the GIL."""
+
+    @functools.wraps(method)
+    def locked(self: "Emulator", /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return locked
+
+
 class Emulator:
     """``num_envs`` games of one kind that are stepped together, without the GIL.
+
+    Threads of Python may share it: a call waits for the one before.
 
     Everything is as in ale-py 0.12.1's ``AtariVectorEnv`` with the same settings: which frames are
     seen, when an episode ends, how long it begins with idle frames, what a seed means. Beyond that
@@ -223,6 +246,7 @@ class Emulator:
         self._batch = _compiled().Batch(
             self._native_settings, rom, num_envs, min(threads, num_envs)
         )
+        self._lock = threading.Lock()
         self._codes = np.array(self.actions, np.int32)
         self._steps: list[Step] = []
         self._outputs: list[Any] = []
@@ -236,6 +260,7 @@ class Emulator:
         """What each action does, such as ``"UPFIRE"``."""
         return tuple(ACTIONS[action] for action in self.actions)
 
+    @_one_at_a_time
     def reset(
         self,
         *,
@@ -266,6 +291,7 @@ class Emulator:
         self._was_reset = True
         return self._steps[latest]
 
+    @_one_at_a_time
     def step(self, actions: ArrayLike) -> Step:
         """Play one action in every environment.
 
@@ -284,6 +310,7 @@ class Emulator:
         self._latest = latest
         return self._steps[latest]
 
+    @_one_at_a_time
     def save(self) -> list[bytes]:
         """Return every environment as bytes: the console, its game, its random numbers, the stack.
 
@@ -309,6 +336,7 @@ class Emulator:
             states.pack(key, self._batch.save(i), obs[i].tobytes()) for i in range(self.num_envs)
         ]
 
+    @_one_at_a_time
     def restore(self, saved: Sequence[bytes], *, mask: NDArray[np.bool_] | None = None) -> Step:
         """Put environments where they were when :meth:`save` returned ``saved``.
 
@@ -358,12 +386,14 @@ class Emulator:
         )
 
     @property
+    @_one_at_a_time
     def ram(self) -> NDArray[np.uint8]:
         """The 128 bytes of RAM of every console, ``(num_envs, 128)``, copied."""
         ram = np.empty((self.num_envs, 128), np.uint8)
         self._batch.read_ram(ram)
         return ram
 
+    @_one_at_a_time
     def screen(self, index: int) -> NDArray[np.uint8]:
         """Return the last frame of an environment as it was on screen, ``(height, 160, 3)``.
 
@@ -379,6 +409,10 @@ class Emulator:
         for i, step in enumerate(self._steps):
             if i != self._latest and sys.getrefcount(step.obs) <= self._references:
                 return i
+        if len(self._steps) == _MOST_OUTPUTS:  # they are held for long; who holds them keeps them
+            oldest = 1 if self._latest == 0 else 0
+            del self._steps[oldest], self._outputs[oldest]
+            self._latest -= oldest < self._latest
         self._add_outputs()
         return len(self._steps) - 1
 
@@ -491,7 +525,7 @@ def _native_settings(game: Game, settings: AtariSettings, autoreset: Autoreset) 
     )
     native.observation = _OBSERVATIONS.index(settings.observation)
     native.height, native.width = settings.screen_size
-    native.stack_size = settings.stack_size
+    native.stack_size = in_range("stack_size", settings.stack_size, 1, MAX_COUNT)
     native.frame_skip = in_range("frame_skip", settings.frame_skip, 1, MAX_FRAME_SKIP)
     native.max_pool = settings.max_pool
     native.noop_max = in_range("noop_max", settings.noop_max, 0, MAX_NOOPS)
@@ -501,7 +535,9 @@ def _native_settings(game: Game, settings: AtariSettings, autoreset: Autoreset) 
     native.clip_reward = settings.clip_reward
     native.life_loss = _LIFE_LOSSES.index(settings.life_loss)
     native.autoreset = _AUTORESETS.index(autoreset)
-    native.max_frames = settings.max_frames_per_episode
+    native.max_frames = in_range(
+        "max_frames_per_episode", settings.max_frames_per_episode, 1, MAX_COUNT
+    )
     native.repeat_action_probability = settings.repeat_action_probability
     return native
 

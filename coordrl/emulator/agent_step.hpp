@@ -171,15 +171,20 @@ COORDRL_HD inline i32 play_frame(Environment& environment, const StepSetup& setu
 /// What an observation is made of: pictures, or, without any, bytes that are one already.
 struct View {
   Pictures pictures;
-  bool shaded;  // the pictures are in shades of gray: those of an album never are
+  bool kept;  // the pictures are in an album, where they are in colors
   const u8* plane;
 };
 
-COORDRL_HD inline View view_of(const StepSetup& setup, const Pictures& pictures, bool kept) {
-  return {pictures, !kept && pictures_shade(setup) != nullptr, nullptr};
+COORDRL_HD inline View view_of(const Pictures& pictures, bool kept) {
+  return {pictures, kept, nullptr};
 }
 
 COORDRL_HD inline View view_of(const u8* plane) { return {{{}, 0, nullptr}, false, plane}; }
+
+/// What a channel has for each color; nullptr: the pictures are in shades of gray already.
+COORDRL_HD inline const u8* intensity_of(const StepSetup& setup, const View& view, i32 channel) {
+  return view.kept || pictures_shade(setup) == nullptr ? setup.intensity[channel] : nullptr;
+}
 
 COORDRL_HD inline i32 channels(const StepSetup& setup) {
   return setup.observation == Observation::kRgb ? 3 : 1;
@@ -189,7 +194,7 @@ COORDRL_HD inline i32 channels(const StepSetup& setup) {
 COORDRL_HD inline void observe(const StepSetup& setup, View view, u8* plane) {
   if (view.pictures.count == 0) return copy_bytes(plane, view.plane, setup.plane_bytes);
   for (i32 channel = 0; channel < channels(setup); ++channel) {
-    view.pictures.intensity = view.shaded ? nullptr : setup.intensity[channel];
+    view.pictures.intensity = intensity_of(setup, view, channel);
     reduce(setup.reduction, view.pictures, plane + channel, channels(setup));
   }
 }
@@ -256,7 +261,8 @@ COORDRL_HD inline i32 timer_seed(const Console& console, const Machine& machine)
 COORDRL_HD inline void continue_counts(Play& play, u32 draws, i32 frame_number) {
   play.console.draws = draws;
   for (Scene& scene : play.history.scene) scene.console.draws = draws;
-  play.frame_number += frame_number;
+  const i32 room = kMostFrames - play.frame_number;
+  play.frame_number += frame_number < room ? frame_number : room;
 }
 
 /// Begins a game, like `reset_game`. `shelf.at(i)` is the FreshGame for timer seed i.
@@ -319,12 +325,15 @@ COORDRL_HD inline View play_beginning(Environment& environment, const StepSetup&
   const bool kept = environment.album != kNoAlbum;
   const u8* picture = canvas_of(environment, desk, albums).picture[play.picture];
   if (kept) {
-    copy_bytes(albums.at(environment.album).last, picture, picture_bytes(setup));
+    const Album album = albums.at(environment.album);
+    copy_bytes(album.last, picture, picture_bytes(setup));
+    // Nobody looks at this one until it is replaced, but it is saved with the rest.
+    copy_bytes(album.last_but_one, picture, picture_bytes(setup));
   } else if (!drawn) {
     const i32 frames = play.history.frames;
     picture = desk.past.picture[replay(play, setup.setup, frames, frames - 1, desk.past)];
   }
-  return view_of(setup, {{picture}, 1, nullptr}, kept);
+  return view_of({{picture}, 1, nullptr}, kept);
 }
 
 /// Begins an episode: a game, FIRE, a random number of idle frames.
@@ -396,8 +405,7 @@ COORDRL_HD inline View view_step(Environment& environment, const StepSetup& setu
       observed = desk.past.picture[picture];
       pooled = desk.past.picture[picture ^ 1];
     }
-    return view_of(
-        setup, {{last_but_one, observed, pooled}, environment.pooled ? 3 : 2, nullptr}, kept);
+    return view_of({{last_but_one, observed, pooled}, environment.pooled ? 3 : 2, nullptr}, kept);
   }
   environment.pooled = pooling;
   if (kept) {
@@ -405,7 +413,7 @@ COORDRL_HD inline View view_step(Environment& environment, const StepSetup& setu
     copy_bytes(album.last, last, picture_bytes(setup));
     if (pooling) copy_bytes(album.last_but_one, last_but_one, picture_bytes(setup));
   }
-  return view_of(setup, {{last, last_but_one}, pooling ? 2 : 1, nullptr}, kept);
+  return view_of({{last, last_but_one}, pooling ? 2 : 1, nullptr}, kept);
 }
 
 /// After a whole step, asks whether its album is still needed.

@@ -17,6 +17,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -101,20 +102,31 @@ class Albums {
 class Crew {
  public:
   explicit Crew(i32 helpers) {
-    for (i32 worker = 1; worker <= helpers; ++worker) {
-      threads_.emplace_back([this, worker] { serve(worker); });
+    try {
+      for (i32 worker = 1; worker <= helpers; ++worker) {
+        threads_.emplace_back([this, worker] { serve(worker); });
+      }
+    } catch (const std::system_error&) {
+      dismiss();
+      throw std::runtime_error("the system starts no " + std::to_string(helpers) +
+                               " threads more; choose fewer with num_threads");
     }
   }
 
-  ~Crew() {
+  ~Crew() { dismiss(); }
+
+ private:
+  void dismiss() {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       stopping_ = true;
     }
     wake_.notify_all();
     for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
   }
 
+ public:
   /// Calls work(worker) once on every thread, the caller's being worker 0, and returns when all
   /// are done. Rethrows what one of them threw.
   void run(const std::function<void(i32)>& work) {
@@ -559,7 +571,7 @@ class Batch {
   }
 
  private:
-  size_t obs_bytes() const { return size_t(setup_.stack_size * setup_.plane_bytes); }
+  size_t obs_bytes() const { return size_t(setup_.stack_size) * size_t(setup_.plane_bytes); }
 
   Desk desk_of(i32 worker) {
     u8* const pictures = desks_[size_t(worker)].data();
@@ -702,8 +714,7 @@ class Plan {
     Environment saved;
     std::memcpy(static_cast<void*>(&saved), state.data(), sizeof(Environment));
     const size_t pictures = saved.album == kNoAlbum ? 0 : size_t(4 * picture_bytes(setup_));
-    return state.size() == sizeof(Environment) + pictures && is_possible(saved, setup_.setup) &&
-           saved.play.console.draws < kNumbers;
+    return state.size() == sizeof(Environment) + pictures && is_possible(saved, setup_.setup);
   }
 
   i32 album_offset() const { return i32(offsetof(Environment, album)); }

@@ -62,6 +62,13 @@ struct History {
   u8 actions[2 * kHistoryFrames];
 };
 
+constexpr i32 kMostFrames = 0x7FFFFFFF;
+
+/// A number of frames and one more; at its end, after weeks without a seed, it stands still.
+COORDRL_HD inline i32 one_more(i32 frames) {
+  return frames < kMostFrames ? frames + 1 : kMostFrames;
+}
+
 /// A game in progress.
 struct Play : Scene {
   Score score;
@@ -220,7 +227,7 @@ COORDRL_HD COORDRL_NOINLINE inline i32 act(Play& play, Mt19937& random, const Se
   const bool illegal = setup.facts.illegal_actions >> play.last_action & 1;
   run_frame<kDraw>(play, setup, illegal ? u8(kNoop) : play.last_action, canvas);
   keep_score(play, setup);
-  ++play.frame_number;
+  play.frame_number = one_more(play.frame_number);
   ++play.episode_frame_number;
   return play.score.reward;
 }
@@ -256,7 +263,7 @@ struct Opening {
       --patience;
     }
     hold(kNoop, 1);
-    ++play.frame_number;
+    play.frame_number = one_more(play.frame_number);
     ++play.episode_frame_number;
   }
 

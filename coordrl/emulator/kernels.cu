@@ -103,10 +103,6 @@ COORDRL_HD inline u8 pooled_pixel(const View& view, const u8* intensity, i32 i) 
   return most;
 }
 
-COORDRL_HD inline const u8* intensity_of(const StepSetup& setup, const View& view, i32 channel) {
-  return view.shaded ? nullptr : setup.intensity[channel];
-}
-
 /// One pixel of `reduce`: the sums and products of that function, in the same order.
 ///
 /// `pixel(i)` is the i-th of what is reduced.
@@ -285,7 +281,9 @@ __global__ void __launch_bounds__(kMaxLanes, 8)
     note.flipped = !note.flipped;
     const Desk desk = desk_of(setup, albums, note);
     step(environment, setup, batch.codes[action], shelf, desk, albums, screen, row);
-    note.holds = environment.pooled && environment.album == kNoAlbum && !note.begins;
+    // An album that was closed behind the step has drawn elsewhere, or in other colors.
+    note.holds = environment.pooled && environment.album == kNoAlbum && !note.begins &&
+                 !note.step.kept;
     return;
   }
   if (mask[i]) {

@@ -10,7 +10,7 @@
 
 namespace coordrl {
 
-constexpr i32 kFar = 1 << 28;  // no count or sum of a game that is really played gets there
+constexpr i32 kFar = 1 << 28;  // no count or sum of one game that is really played gets there
 
 COORDRL_HD inline bool is_flag(const bool& flag) {
   const u8 byte = reinterpret_cast<const u8&>(flag);
@@ -76,7 +76,7 @@ COORDRL_HD inline bool is_possible(const History& history, const Setup& setup) {
 COORDRL_HD inline bool is_possible(const Environment& environment, const Setup& setup) {
   const Play& play = environment.play;
   return is_possible(static_cast<const Scene&>(play), setup.machine) && is_possible(play.score) &&
-         play.last_action < kNumActions && is_within(play.frame_number, 0, kFar) &&
+         play.last_action < kNumActions && is_within(play.frame_number, 0, kMostFrames) &&
          is_within(play.episode_frame_number, 0, kFar) && is_within(play.whole_frames, 0, kFar) &&
          is_within(play.black_from, 0, kFar) &&
          is_possible(play.history, setup) && is_within(environment.random.next, 0, 623) &&
