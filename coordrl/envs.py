@@ -12,6 +12,7 @@ import os
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -37,6 +38,7 @@ from coordrl.emulator import (
 )
 from coordrl.emulator.arguments import NUM_SEEDS, checked_actions
 from coordrl.emulator.device import DeviceEmulator, DeviceStep
+from coordrl.emulator.nvrtc import indexed
 
 Counts = NDArray[np.int32]
 Flags = NDArray[np.bool_]
@@ -198,7 +200,7 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         self.emulator = emulator or ("coordrl" if available() else "ale")
         if self.emulator not in _BACKENDS:
             raise ValueError(f"emulator must be 'coordrl' or 'ale', got {emulator!r}")
-        self.device = torch.device(device)
+        self.device = indexed(torch.device(device))
         self._backend: _Backend | _DeviceGames
         if self.device.type == "cpu":
             if len(self.games) != 1:
@@ -248,6 +250,7 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
     @property
     def lives(self) -> Any:
         """Lives left in every game; 0 in games without lives."""
+        self._require_open()
         if isinstance(self._backend, _DeviceGames):
             return self._backend.lives
         return self._lives.copy()
@@ -281,8 +284,8 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
             seeds = _fold_seeds(seed, int(mask.sum()))
         elif not self._was_reset:
             seeds = self.np_random.integers(NUM_SEEDS, size=self.num_envs)
-        if isinstance(seed, int):
-            super().reset(seed=seed)
+        if isinstance(seed, int | np.integer):
+            super().reset(seed=int(seed))
         self._was_reset = True
         if isinstance(self._backend, _DeviceGames):
             return self._backend.reset(seeds, mask)
@@ -399,15 +402,25 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         device = self._backend if isinstance(self._backend, _DeviceGames) else None
         emulator = None if device else self._own_emulator("restore its games")
         arrays, parts = unpack_state(self._state_key(), state)
-        saved = [parts[f"console_{i}"] for i in range(self.num_envs)]
+        try:
+            saved = [parts[f"console_{i}"] for i in range(self.num_envs)]
+            known = {name: arrays[name] for name in _SAVED}
+        except KeyError as error:
+            raise ValueError(f"the saved games are damaged: {error} is missing") from error
+        for name, array in known.items():
+            here = getattr(self, name)
+            if (array.shape, array.dtype) != (here.shape, here.dtype):
+                raise ValueError(
+                    f"the saved games are damaged: {name} is {array.dtype} of shape {array.shape}"
+                )
         if device:
-            obs = device.restore(saved, arrays)
+            obs = device.restore(saved, known)
             self._was_reset = True
             return obs
         assert emulator is not None
         step = emulator.restore(saved)
-        for name in _SAVED:
-            setattr(self, name, arrays[name])
+        for name, array in known.items():
+            setattr(self, name, array)
         self._was_reset = True
         return step.obs
 
@@ -644,7 +657,10 @@ def unpack_state(
         with np.load(io.BytesIO(state), allow_pickle=False) as file:
             contents = {name: file[name] for name in file.files}
         found = json.loads(contents.pop("key").tobytes())
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        *(ValueError, KeyError, OSError, EOFError, RuntimeError),  # zipfile's for flags of others
+        *(zipfile.BadZipFile, zlib.error),
+    ) as error:
         raise ValueError(f"the saved games are damaged or something else: {error}") from error
     for name, value in json.loads(json.dumps(key)).items():
         if found.get(name) != value:

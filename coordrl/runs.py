@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import platform
+import secrets
 import shutil
 import signal
 import sys
@@ -316,8 +317,8 @@ def _damage(folder: Path) -> str | None:
 
 
 def _partial(path: Path) -> Path:
-    """Return the name under which this process writes a file until it is whole."""
-    return path.with_name(f".{path.name}.partial-{os.getpid()}")
+    """Return a name of its own for a file until it is whole; containers have the same processes."""
+    return path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def _flush_folder(path: Path) -> None:

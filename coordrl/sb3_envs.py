@@ -103,7 +103,7 @@ class VectorEnvAdapter(VecEnv):
         """Begin new episodes in all environments, spread over ``stagger`` steps."""
         obs: VecEnvObs
         options = self._options[0]
-        if any(other != options for other in self._options):
+        if any(not _are_equal(other, options) for other in self._options):
             raise ValueError(
                 f"the environments are reset together, with the same options, got {self._options}"
             )
@@ -364,3 +364,10 @@ def _row(info: dict[str, Any], i: int) -> dict[str, Any]:
         if not key.startswith("_") and (has_value is None or has_value[i]):
             row[key] = _row(value, i) if isinstance(value, dict) else value[i]
     return row
+
+
+def _are_equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two options are the same; values may be arrays."""
+    return one.keys() == other.keys() and all(
+        np.array_equal(value, other[name]) for name, value in one.items()
+    )

@@ -1,7 +1,7 @@
 """AtariVectorEnv against ale-py's own vector environment, its rules step by step, bad input."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 from coordrl import envs as envs_module
 from coordrl.config import AtariSettings, settings_for
 from coordrl.emulator import Step, load_rom
-from coordrl.envs import AtariVectorEnv, canonical_game, games, gymnasium_name
+from coordrl.envs import (
+    AtariVectorEnv,
+    canonical_game,
+    games,
+    gymnasium_name,
+    pack_state,
+    unpack_state,
+)
 
 SAME_STEP, NEXT_STEP = AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP
 MODES = pytest.mark.parametrize("mode", [SAME_STEP, NEXT_STEP], ids=["same step", "next step"])
@@ -627,6 +634,30 @@ def test_states_of_other_environments_and_damaged_ones_are_refused() -> None:
             state[:middle] + bytes([state[middle] ^ 1]) + state[middle + 1 :],
         ):
             with pytest.raises(ValueError, match="damaged or something else"):
+                envs.restore(damaged)
+        for bit in range(0, 8 * 400, 7):  # those of zipfile's fields, for one
+            flipped = bytearray(state)
+            flipped[-400 + bit // 8] ^= 1 << bit % 8
+            with suppress(ValueError):
+                envs.restore(bytes(flipped))
+                envs.restore(state)
+        envs.restore(state)
+        before = envs.step([0, 0])[4]["frame_number"]
+        arrays, parts = unpack_state({}, state)
+        key = envs._state_key()
+        parts_of_one = {"console_0": parts["console_0"]}
+        for damaged, message in (
+            (pack_state(key, arrays, parts_of_one), "'console_1' is missing"),
+            (
+                pack_state(key, {**arrays, "_lives": np.zeros(3, np.int32)}, parts),
+                r"_lives is int32",
+            ),
+            (
+                pack_state(key, {n: a for n, a in arrays.items() if n != "_lives"}, parts),
+                "'_lives' is",
+            ),
+        ):
+            with pytest.raises(ValueError, match=f"the saved games are damaged: {message}"):
                 envs.restore(damaged)
         assert_array_equal(envs.step([0, 0])[4]["frame_number"], before + 4)
 

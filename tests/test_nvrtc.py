@@ -88,6 +88,24 @@ def test_kernels_are_compiled_once_for_what_they_depend_on(
     assert len(list((tmp_path / "kernels").iterdir())) == 5
 
 
+def test_kernels_that_cannot_be_kept_are_used_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvrtc, "compile_kernels", lambda *_: (b"cubin", ""))
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file" / "below", Path("/proc/nowhere")):
+        monkeypatch.setenv("COORDRL_CACHE", str(folder))
+        assert nvrtc.cached_kernels("sm_90", nvrtc.defines("pong"), 13000) == b"cubin"
+
+
+def test_a_gpu_without_a_number_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert nvrtc.indexed(torch.device("cuda")) == torch.device("cuda:3")
+    assert nvrtc.indexed(torch.device("cuda:1")) == torch.device("cuda:1")
+    assert nvrtc.indexed(torch.device("cpu")) == torch.device("cpu")
+
+
 @pytest.mark.parametrize(
     ("cuda", "match"),
     [

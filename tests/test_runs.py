@@ -70,6 +70,15 @@ def test_atomic_file_replaces_only_when_the_block_ends_well(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "kernels"
+    with atomic_file(path) as first, atomic_file(path) as second:
+        first.write(b"the first")
+        second.write(b"the second")
+    assert path.read_bytes() == b"the first"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_file_that_cannot_be_written_is_told_before_and_one_that_can_is_left_alone(
     tmp_path: Path,
 ) -> None:

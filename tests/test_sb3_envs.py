@@ -117,6 +117,13 @@ def test_options_are_the_same_for_all() -> None:
     envs.set_options([{"level": 2}, {"level": 3}])
     with pytest.raises(ValueError, match=r"with the same options, got \[.*2.*3"):
         envs.reset()
+    for mask in (np.array([True, False]), np.array([False, True])):
+        envs.set_options([{"mask": mask}, {"mask": np.array([True, False])}])
+        if mask[0]:
+            envs.reset()
+        else:
+            with pytest.raises(ValueError, match="with the same options"):
+                envs.reset()
 
 
 def test_tensors_tell_what_numpy_tells() -> None:

@@ -151,7 +151,7 @@ class DeviceEmulator:
             )
         self.actions = self.games[0].actions(full=self.settings.full_action_space)
         self.obs_shape = _obs_shape(self.games[0], self.settings)
-        self.device = torch.device(device)
+        self.device = nvrtc.indexed(torch.device(device))
         if self.device.type == "cuda":
             nvrtc.require_gpu()
         self._latest = _allocate(num_envs, self.obs_shape, self.device)

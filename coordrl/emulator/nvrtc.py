@@ -6,6 +6,7 @@ alone. What comes out is kept, under a name that depends on everything that went
 of ``$COORDRL_CACHE``, or of ``~/.cache/coordrl``.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -22,7 +23,7 @@ import torch
 
 from coordrl.emulator.games import GAMES
 from coordrl.emulator.generate_games import generate
-from coordrl.runs import atomic_file
+from coordrl.runs import RunError, atomic_file
 
 KERNELS = ("play_environments", "show_observations")
 _OPTIONS = ("--std=c++17", "--fmad=false", "--device-as-default-execution-space")
@@ -82,6 +83,14 @@ def require_gpu() -> None:
             "was built for CPUs"
         )
     raise CudaError("device='cuda' needs an NVIDIA GPU with its driver, but torch sees none")
+
+
+def indexed(device: torch.device) -> torch.device:
+    """Return the GPU that ``cuda`` means now, since the current one may change; others as given."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return device
+    index: int | None = device.index
+    return torch.device("cuda", torch.cuda.current_device() if index is None else index)
 
 
 def sources() -> dict[str, str]:
@@ -156,7 +165,7 @@ def compile_kernels(
 
 
 def cached_kernels(architecture: str, macros: Mapping[str, str], driver: int) -> bytes:
-    """Return the cubin from the cache, or compile it and keep it there.
+    """Return the cubin from the cache, or compile it and keep it there if that is possible.
 
     Args:
         architecture: As for :func:`compile_kernels`.
@@ -170,12 +179,13 @@ def cached_kernels(architecture: str, macros: Mapping[str, str], driver: int) ->
     key = [sources(), options(architecture, macros), compiler, driver]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     path = cache_folder() / f"{macros.get('COORDRL_GAME', 'any')}-{architecture}-{digest}.cubin"
-    if path.exists():
+    with contextlib.suppress(OSError):
         return path.read_bytes()
     cubin, _ = compile_kernels(architecture, macros)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        file.write(cubin)
+    with contextlib.suppress(OSError, RunError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as file:
+            file.write(cubin)
     return cubin
 
 
