@@ -1,7 +1,9 @@
 """Algorithms on a device, run on the CPU beside SB3's own: same rollouts, losses and logs."""
 
 import dataclasses
+import itertools
 import warnings
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -187,6 +189,7 @@ def test_rollouts_are_those_of_sb3_step_by_step(name: str) -> None:
         ("PPO", {"policy_kwargs": {**NETWORK, "share_features_extractor": False}}),
         ("PPO", {"policy_kwargs": {**NETWORK, "net_arch": [5]}}),
         ("PPO", {"target_kl": 1e-4, "learning_rate": 0.05, "n_epochs": 9}),
+        ("PPO", {"clip_range": lambda left: 0.01 + left / 5, "clip_range_vf": lambda left: left}),
         ("A2C", {}),
         ("A2C", {"normalize_advantage": True, "gae_lambda": 0.9}),
     ],
@@ -460,6 +463,62 @@ def test_replay_buffer_holds_the_transitions_of_sb3s(buffer_size: int, stack_siz
         assert torch.equal(value, expected)
 
 
+def played_buffers(count: int, buffer_size: int, steps: int) -> Iterator[list[DeviceReplayBuffer]]:
+    """Yield buffers that are given the same steps of games, after each of them."""
+    env = make_sb3_env("Breakout", NUM_ENVS, GAME, seed=1)
+    spaces_of = env.observation_space, env.action_space
+    buffers = [
+        DeviceReplayBuffer(
+            buffer_size, *spaces_of, "cpu", NUM_ENVS, shortest_timeout=env.shortest_timeout
+        )
+        for _ in range(count)
+    ]
+    rng = np.random.default_rng(0)
+    obs, starts = env.reset_torch(), torch.ones(NUM_ENVS, dtype=torch.bool)
+    for _ in range(steps):
+        actions = torch.from_numpy(rng.integers(0, 4, NUM_ENVS))
+        step = env.step_torch(actions)
+        for buffer in buffers:
+            buffer.observe(obs, starts)
+            ends = (step.terminated, step.truncated, step.game_ended)
+            buffer.add(step.next_obs, actions, step.rewards, *ends)
+        obs, starts = step.obs, step.game_ended
+        yield buffers
+
+
+@pytest.mark.parametrize("saved_after", [14, 15, 16, 33])  # games end after 15 steps
+def test_a_restored_buffer_goes_on_as_the_saved_one(saved_after: int) -> None:
+    for step, buffers in enumerate(played_buffers(2, 72, 60), start=1):
+        if step == saved_after:
+            _, second = buffers
+            for tensor in second._tensors().values():
+                tensor.fill_(1)
+            second.restore(buffers[0].state())
+        if step >= saved_after:
+            states = [buffer.state() for buffer in buffers]
+            slots, columns = np.indices((buffers[0].size(), NUM_ENVS)).reshape(2, -1)
+            samples = [
+                b._samples(torch.from_numpy(slots), torch.from_numpy(columns)) for b in buffers
+            ]
+            assert_close(samples[1].observations, samples[0].observations)
+            assert_close(samples[1].next_observations, samples[0].next_observations)
+            for name in ("kept", "history", "game_ended"):
+                assert states[1][name].tolist() == states[0][name].tolist(), name
+
+
+def test_a_buffer_draws_from_all_that_it_holds_and_nothing_else() -> None:
+    for step, [buffer] in enumerate(played_buffers(1, 30 * NUM_ENVS, 40), start=1):
+        drawn: list[tuple[int, int]] = []
+
+        def note(slots: torch.Tensor, envs: torch.Tensor) -> Any:
+            drawn.extend(zip(slots.tolist(), envs.tolist(), strict=True))  # noqa: B023
+
+        buffer._samples = note  # type: ignore[method-assign]
+        if step in (1, 5, 40):
+            buffer.sample(2000)
+            assert set(drawn) == set(itertools.product(range(min(step, 30)), range(NUM_ENVS)))
+
+
 def test_a_million_transitions_take_less_than_eight_gigabytes() -> None:
     space, shortest = spaces.Box(0, 255, (4, 84, 84), np.uint8), 108_000 // 4
     buffer = DeviceReplayBuffer(
@@ -521,6 +580,20 @@ def test_dqn_explores_in_each_environment_on_its_own() -> None:
         # Each agrees when it does not explore, and one time in four when it does.
         share = float((actions == greedy).float().mean())
         assert share == pytest.approx(1 - 0.75 * exploration, abs=0.03)
+
+
+def test_dqn_plays_at_random_until_it_learns() -> None:
+    eps = {"exploration_initial_eps": 0.25, "exploration_final_eps": 0.25}
+    dqn, explored = model(device_algorithms, "DQN", learning_starts=6 * NUM_ENVS, **eps), []
+    act = dqn._act
+
+    def noting(obs: torch.Tensor, exploration: torch.Tensor) -> Any:
+        explored.append(float(exploration))
+        return act(obs, exploration)
+
+    dqn._act = noting
+    learn(dqn, 10 * NUM_ENVS)
+    assert explored == [1.0] * 6 + [0.25] * 4
 
 
 def test_dqn_refuses_to_count_in_episodes() -> None:

@@ -1,5 +1,6 @@
 """Training runs: settings, what a run leaves behind, and going on after an interruption."""
 
+import csv
 import dataclasses
 import errno
 import json
@@ -42,6 +43,7 @@ from coordrl.training.checkpoint import (
     write_checkpoints,
 )
 from coordrl.training.profiling import Profile
+from coordrl.training.run import _STREAMS, _stream
 from coordrl.training.settings import describe_acceleration
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -348,6 +350,49 @@ class TestRun:
         watched = train(settings(algo, *often), tmp_path / "watched")
         assert same(weights(without.agent), weights(watched.agent))
 
+    def test_random_streams_differ_from_each_other(self) -> None:
+        chosen = settings("ppo")
+        streams = [_stream(chosen, name, index) for name in _STREAMS for index in range(3)]
+        assert len(set(streams)) == len(_STREAMS) * 3
+
+    @WHEREVER
+    def test_the_seed_decides_where_games_begin(self, where: str, tmp_path: Path) -> None:
+        random_start = ("run.game=Pong", "env.noop_max=30", "env.max_frames_per_episode=40", where)
+        first, again, other = (
+            train(settings("a2c", *random_start, seed), tmp_path / name)
+            for name, seed in (("a", "run.seed=3"), ("b", "run.seed=3"), ("c", "run.seed=4"))
+        )
+        assert same(weights(first.agent), weights(again.agent))
+        assert not same(weights(first.agent), weights(other.agent))
+
+    def test_evaluations_play_as_the_run_is_set_each_with_games_of_its_own(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[dict[str, Any]] = []
+
+        def noting(model: Any, **chosen: Any) -> Any:
+            asked.append(chosen)
+            return evaluate(model, **chosen)
+
+        monkeypatch.setattr("coordrl.training.run.evaluate", noting)
+        chosen = settings("a2c", "run.protocol=machado", "run.evaluation_interval=32",
+                          "env.max_frames_per_episode=400")  # fmt: skip
+        train(chosen, tmp_path / "run")
+        assert [call["protocol"] for call in asked] == ["machado"] * 3
+        assert {call["settings"] for call in asked} == {chosen.env}
+        assert len({call["seed"] for call in asked}) == 3
+
+    def test_the_curve_is_that_of_the_games_and_the_agents(self, tmp_path: Path) -> None:
+        folder = tmp_path / "run"
+        result = train(settings("a2c", "env.max_frames_per_episode=40"), folder)
+        rows = list(csv.DictReader((folder / "progress.csv").read_text().splitlines()))
+        assert {float(row["episode_length"]) for row in rows} == {10.0}  # four frames to a step
+        assert all(0 <= float(row["episode_return"]) < 5 for row in rows)
+        agents = list(
+            csv.DictReader((result.agent / "learning_curve.csv").read_text().splitlines())
+        )
+        assert [row["episode_return"] for row in agents] == [row["episode_return"] for row in rows]
+
     def test_a_run_ends_when_an_evaluation_reaches_the_target(self, tmp_path: Path) -> None:
         chosen = settings("ppo", "run.evaluation_interval=32", "run.target_return=0")
         result = train(chosen, tmp_path / "run")
@@ -640,6 +685,16 @@ class TestResume:
         with pytest.raises(RunError, match="has format 99, and this coordrl goes on from format"):
             read_checkpoint(model, tmp_path)
         env.close()
+
+    def test_what_decides_what_is_learned_may_not_differ(self, tmp_path: Path) -> None:
+        train(settings("a2c"), tmp_path / "run")
+        for other in ("run.total_steps=128", "run.num_envs=4", "algorithm.gamma=0.5",
+                      "env.frame_skip=3", "run.seed=1"):  # fmt: skip
+            key = other.partition("=")[0]
+            with pytest.raises(RunError, match=f"a run with other settings: {key} is"):
+                train(settings("a2c", other), tmp_path / "run", resume=True)
+        goes_on = settings("a2c", "run.target_return=800", "run.evaluation_episodes=2")
+        assert train(goes_on, tmp_path / "run", resume=True).ending == "finished"
 
     def test_a_journal_of_another_version_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
