@@ -43,6 +43,7 @@ from coordrl.agents import (
     save_agent,
     saving,
 )
+from coordrl.agents.evaluation import Play, game_for
 from coordrl.agents.results import bootstrap_interval
 from coordrl.config import AtariSettings, RunSettings, TrainingSettings
 from coordrl.envs import AtariVectorEnv
@@ -114,6 +115,13 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 
 class TestSaving:
+    def test_the_card_tells_how_long_and_by_what_rules_it_was_trained(self, tmp_path: Path) -> None:
+        model = ppo(policy_kwargs(**SMALL))
+        model.num_timesteps = 30
+        run = dataclasses.replace(SETTINGS.run, protocol="machado")
+        card = save_agent(model, tmp_path / "agent", dataclasses.replace(SETTINGS, run=run))
+        assert (card.agent_steps, card.frames, card.protocol) == (30, 30 * 16, "machado")
+
     @EVERY_ARM
     def test_folder_zip_and_model_are_the_same_agent(
         self, arm: str, models: dict[str, BaseAlgorithm], tmp_path: Path
@@ -642,6 +650,47 @@ class TestEvaluation:
         assert result.truncated == 1
         assert result.episode_returns == (0.0,)
         assert 17_900 < result.mean_frames <= 18_000  # the reset counts towards the limit
+
+    @pytest.mark.parametrize(("episodes", "num_envs"), [(3, 2), (5, 3), (2, 4)])
+    def test_as_many_episodes_are_played_as_were_asked_for(
+        self, agent: Agent, episodes: int, num_envs: int
+    ) -> None:
+        assert evaluate(agent, episodes=episodes, num_envs=num_envs).episodes == episodes
+
+    @pytest.mark.parametrize("deterministic", [True, False])
+    def test_actions_are_drawn_unless_the_likeliest_are_asked_for(
+        self, agent: Agent, deterministic: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        act, asked = Agent.act, []
+
+        def noting(self: Agent, obs: Any, **chosen: Any) -> Any:
+            asked.append(chosen["deterministic"])
+            return act(self, obs, **chosen)
+
+        monkeypatch.setattr(Agent, "act", noting)
+        evaluate(agent, episodes=1, deterministic=deterministic)
+        assert set(asked) == {deterministic}
+
+    def test_games_of_an_evaluation_have_seeds_of_their_own(self, agent: Agent) -> None:
+        match = game_for(agent, game=None, protocol=None, settings=None)
+        with Play(agent, match, 4, deterministic=True, seed=3) as play:
+            assert len(set(play.env_seeds.tolist())) == 4
+            assert play._random.initial_seed() not in play.env_seeds.tolist()
+
+    def test_what_is_written_of_an_evaluation_is_what_was_measured(self) -> None:
+        result = EvaluationResult(
+            game="Pong", protocol="classic", deterministic=False, seed=0, num_envs=2, settings=ENV,
+            episode_returns=(14.6, -20.7, 14.6, 14.6), episode_lengths=(5, 6, 7, 8),
+            episode_frames=(20, 24, 28, 40), truncated=0,
+        )  # fmt: skip
+        written = result.to_json()
+        assert (written["min"], written["max"], written["median"]) == (-20.7, 14.6, 14.6)
+        assert written["mean"] == pytest.approx(5.775)
+        assert written["human_normalized"] == pytest.approx(0.75)  # -20.7 is 0 and 14.6 is 1
+        assert written["mean_frames"] == 28
+        low, high = written["interval_95"]
+        assert -20.7 <= low < 5.775 < high == pytest.approx(14.6)
+        assert EvaluationResult.from_json(written) == result
 
     def test_each_episode_is_reported(self, agent: Agent) -> None:
         seen: list[Episode] = []
