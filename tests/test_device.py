@@ -117,9 +117,9 @@ def test_every_setting_is_that_of_the_cpu(
 
 # These begin in frames that are not whole, so in an album, which is closed a few steps later.
 @pytest.mark.parametrize("game", ["qbert", "amidar", "trondead"])
-@pytest.mark.parametrize("observation", ["gray", "rgb"])
+@pytest.mark.parametrize("observation", ["gray", "rgb", "ram"])
 def test_an_episode_may_end_in_the_step_behind_an_album(
-    game: str, observation: Literal["gray", "rgb"], make_shim: MakeShim
+    game: str, observation: Literal["gray", "rgb", "ram"], make_shim: MakeShim
 ) -> None:
     for frames in (8, 12, 24):
         settings = AtariSettings(max_frames_per_episode=frames, observation=observation)

@@ -3,6 +3,7 @@
 Longer comparisons of the same kind are made by ``scripts/verify_emulator.py``.
 """
 
+import dataclasses
 import json
 import operator
 import os
@@ -277,6 +278,26 @@ def test_the_screen_is_ale_pys_in_color() -> None:
             for _ in range(4):
                 ale.act(ale_py.Action(batch.actions[1]))
             assert (batch.screen(0) == ale.getScreenRGB()).all(), game
+
+
+# The frames of most of these are not whole, or were not at the beginning.
+@pytest.mark.parametrize("game", ["pong", "tic_tac_toe_3d", "video_checkers", "qbert", "klax"])
+@pytest.mark.parametrize("life_loss", ["terminate", "reset"])
+def test_the_screen_is_the_same_for_an_agent_that_sees_ram(game: str, life_loss: Any) -> None:
+    chosen = AtariSettings(life_loss=life_loss, max_frames_per_episode=90, noop_max=4)
+    pictures = Emulator(game, 2, chosen, autoreset="next_step")
+    ram = Emulator(game, 2, dataclasses.replace(chosen, observation="ram"), autoreset="next_step")
+    pictures.reset(seed=5)
+    ram.reset(seed=5)
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        if number == 40:
+            ram.restore(ram.save())
+        actions = rng.integers(len(ram.actions), size=2)
+        pictures.step(actions)
+        ram.step(actions)
+        for i in range(2):
+            assert (ram.screen(i) == pictures.screen(i)).all(), number
 
 
 def test_fire_is_pressed_after_a_lost_life_whatever_the_agent_wants() -> None:

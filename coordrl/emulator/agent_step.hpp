@@ -159,7 +159,7 @@ COORDRL_HD inline i32 play_frame(Environment& environment, const StepSetup& setu
   const i32 reward = kept || draw
                          ? act<true>(play, environment.random, setup.setup, action, canvas)
                          : act<false>(play, environment.random, setup.setup, action, canvas);
-  if (kept || setup.observation == Observation::kRam) return reward;
+  if (kept) return reward;
   if (play.whole_frames == 0) {
     open_album(environment, setup, step, albums);
   } else if (draw) {
@@ -272,7 +272,6 @@ COORDRL_HD inline void begin_game(Environment& environment, const StepSetup& set
   Play& play = environment.play;
   const Setup& game = setup.setup;
   const FreshGame& fresh = shelf.at(timer_seed(play.console, game.machine));
-  const bool observed = setup.observation != Observation::kRam;
   close_album(environment, albums);
   if (fresh.exact && !play.console.tia.partial) {
     const u32 draws = play.console.draws;
@@ -280,7 +279,7 @@ COORDRL_HD inline void begin_game(Environment& environment, const StepSetup& set
     assign(play, fresh.play);
     continue_counts(play, draws + fresh.draws, frame_number);
     for (u32 i = 0; i < fresh.random_draws; ++i) draw(environment.random);
-    if (observed && play.whole_frames < 2) {
+    if (play.whole_frames < 2) {
       environment.album = albums.take();
       const Album album = albums.at(environment.album);
       for (i32 i = 0; i < 2; ++i) {
@@ -294,7 +293,7 @@ COORDRL_HD inline void begin_game(Environment& environment, const StepSetup& set
   assign(before, play);
   assign(random_before, environment.random);
   reset_game<false>(play, environment.random, game, Canvas{});
-  if (observed && play.whole_frames < 2) {
+  if (play.whole_frames < 2) {
     assign(play, before);
     assign(environment.random, random_before);
     environment.album = albums.take();
@@ -321,7 +320,6 @@ COORDRL_HD inline View play_beginning(Environment& environment, const StepSetup&
       drawn = false;
     }
   }
-  if (setup.observation == Observation::kRam) return view_of(play.console.riot.ram);
   const bool kept = environment.album != kNoAlbum;
   const u8* picture = canvas_of(environment, desk, albums).picture[play.picture];
   if (kept) {
@@ -329,7 +327,9 @@ COORDRL_HD inline View play_beginning(Environment& environment, const StepSetup&
     copy_bytes(album.last, picture, picture_bytes(setup));
     // Nobody looks at this one until it is replaced, but it is saved with the rest.
     copy_bytes(album.last_but_one, picture, picture_bytes(setup));
-  } else if (!drawn) {
+  }
+  if (setup.observation == Observation::kRam) return view_of(play.console.riot.ram);
+  if (!kept && !drawn) {
     const i32 frames = play.history.frames;
     picture = desk.past.picture[replay(play, setup.setup, frames, frames - 1, desk.past)];
   }

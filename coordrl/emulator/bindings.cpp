@@ -115,18 +115,6 @@ class Crew {
 
   ~Crew() { dismiss(); }
 
- private:
-  void dismiss() {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      stopping_ = true;
-    }
-    wake_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
-    threads_.clear();
-  }
-
- public:
   /// Calls work(worker) once on every thread, the caller's being worker 0, and returns when all
   /// are done. Rethrows what one of them threw.
   void run(const std::function<void(i32)>& work) {
@@ -144,6 +132,16 @@ class Crew {
   }
 
  private:
+  void dismiss() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
+  }
+
   void serve(i32 worker) {
     for (u64 round = 0;;) {
       const std::function<void(i32)>* work;
@@ -456,6 +454,21 @@ class Shelf {
 
 // Environments. ------------------------------------------------------------------------------------
 
+Environment environment_in(const nb::bytes& state) {
+  Environment environment;
+  std::memcpy(static_cast<void*>(&environment), state.data(), sizeof(Environment));
+  return environment;
+}
+
+/// Whether a saved environment, the struct and the pictures of its album, can be one of `setup`.
+bool is_possible(const nb::bytes& state, const StepSetup& setup) {
+  if (state.size() < sizeof(Environment)) return false;
+  const Environment saved = environment_in(state);
+  const size_t pictures = saved.album == kNoAlbum ? 0 : size_t(4 * picture_bytes(setup));
+  return state.size() == sizeof(Environment) + pictures &&
+         coordrl::is_possible(saved, setup.setup);
+}
+
 /// Environments of one game, stepped together.
 class Batch {
  public:
@@ -539,12 +552,7 @@ class Batch {
   }
 
   /// Whether `state` is one that `save` can have returned.
-  bool fits(nb::bytes state) const {
-    if (state.size() < sizeof(Environment)) return false;
-    const Environment saved = environment_in(state);
-    const size_t pictures = saved.album == kNoAlbum ? 0 : size_t(4 * picture_bytes(setup_));
-    return state.size() == sizeof(Environment) + pictures && is_possible(saved, setup_.setup);
-  }
+  bool fits(nb::bytes state) const { return is_possible(state, setup_); }
 
   /// Puts an environment where `state`, which fits, was saved.
   void restore(i32 index, nb::bytes state, const Outputs& outputs) {
@@ -581,12 +589,6 @@ class Batch {
             {{pictures + 2 * size, pictures + 3 * size}, shade},
             pictures + 2 * size,
             false};
-  }
-
-  static Environment environment_in(const nb::bytes& state) {
-    Environment environment;
-    std::memcpy(static_cast<void*>(&environment), state.data(), sizeof(Environment));
-    return environment;
   }
 
   /// Calls work(index, environment, desk) for every environment, on all threads, without the GIL.
@@ -709,13 +711,7 @@ class Plan {
   i32 picture_bytes_each() const { return picture_bytes(setup_); }
 
   /// Whether an environment of these bytes can be put on a GPU.
-  bool fits(nb::bytes state) const {
-    if (state.size() < sizeof(Environment)) return false;
-    Environment saved;
-    std::memcpy(static_cast<void*>(&saved), state.data(), sizeof(Environment));
-    const size_t pictures = saved.album == kNoAlbum ? 0 : size_t(4 * picture_bytes(setup_));
-    return state.size() == sizeof(Environment) + pictures && is_possible(saved, setup_.setup);
-  }
+  bool fits(nb::bytes state) const { return is_possible(state, setup_); }
 
   i32 album_offset() const { return i32(offsetof(Environment, album)); }
   i32 ram_offset() const {
@@ -752,9 +748,7 @@ class Plan {
 
   void make_beginning(i32 timer, i32 idle, size_t index, Bytes& pictures) {
     const FreshGame& fresh = shelf_.at(timer);
-    if (!fresh.exact || (fresh.play.whole_frames < 2 && setup_.observation != Observation::kRam)) {
-      return;
-    }
+    if (!fresh.exact || fresh.play.whole_frames < 2) return;
     u8* const memory = pictures.data();
     const i32 size = picture_bytes(setup_);
     const u8* const shade = pictures_shade(setup_);
