@@ -67,7 +67,7 @@ def read_json(path: Path, build: Callable[[Any], _Result]) -> _Result:
     """
     try:
         return build(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RunError(
             f"{path} cannot be read ({error}); delete it, and the same command makes it again"
         ) from error

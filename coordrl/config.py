@@ -600,16 +600,16 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 def _parse_member(value: Any, annotation: Any) -> Any:  # noqa: C901 - one branch to a type
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = _is_finite(value)
     if annotation is object or annotation is Any:
         return value
     if annotation is types.NoneType and value in ("none", None):
         return None
     if annotation is bool and isinstance(value, bool):
         return value
-    if annotation is int and is_number and math.isfinite(value) and value == int(value):
+    if annotation is int and is_number and value == int(value):
         return int(value)
-    if annotation is float and is_number and math.isfinite(value):
+    if annotation is float and is_number:
         return float(value)
     if annotation is str and isinstance(value, str):
         return value
@@ -631,6 +631,16 @@ def _parse_member(value: Any, annotation: Any) -> Any:  # noqa: C901 - one branc
                 parse_value(item, inner) for item, inner in zip(value, arguments, strict=True)
             )
     raise _MismatchError
+
+
+def _is_finite(value: object) -> bool:
+    """Return whether a value is a number that a float can come near to."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return False
 
 
 def _parse_dataclass(value: Any, cls: Any) -> Any:

@@ -123,7 +123,8 @@ class RunFolder:
 
         Args:
             step: Number of the checkpoint, at least 0.
-            keep: Checkpoints to keep, this one included; older ones are deleted.
+            keep: Checkpoints to keep, this one included; older ones are deleted, and newer ones
+                that are not whole.
 
         Raises:
             RunError: If a file cannot be written; older checkpoints are as they were.
@@ -147,8 +148,10 @@ class RunFolder:
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        for old in self._checkpoints()[keep:]:
-            shutil.rmtree(old)
+        older = [path for path in self._checkpoints() if path.name < final.name]
+        newer = [path for path in self._checkpoints() if path.name > final.name]
+        for path in older[keep - 1 :] + [path for path in newer if _damage(path) is not None]:
+            shutil.rmtree(path)
 
     def newest_checkpoint(self) -> Checkpoint | None:
         """Return the newest whole checkpoint, or None if the run has written none yet.

@@ -375,6 +375,11 @@ class TestLoading:
             (lambda f: rewrite_card(f, lambda c: c.update(algorithm="os")), 'one of "A2C"'),
             (lambda f: rewrite_card(f, lambda c: c.update(evaluations=3)), "must be a list"),
             (
+                lambda f: rewrite_card(f, lambda c: c.update(evaluations=[3])),
+                "must be a table, got 3",
+            ),
+            (lambda f: rewrite_card(f, lambda c: c.update(seed=10**400)), "seed must be a whole"),
+            (
                 lambda f: rewrite_card(
                     f, lambda c: c["network"].update(features_extractor="os.system")
                 ),

@@ -90,7 +90,11 @@ def test_a_record_is_read_as_what_it_was(tmp_path: Path) -> None:
     assert read_json(path, lambda record: (record["seeds"], record["loss"])) == ([0, 1], math.inf)
 
 
-@pytest.mark.parametrize("text", ["", '{"curve": [', "[]", "null", '{"curve": 3}', '{"other": []}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", '{"curve": [', "[]", "null", '{"curve": 3}', '{"other": []}', "[" * 100_000],
+    ids=range(7),
+)
 def test_a_record_that_cannot_be_read_is_named(text: str, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text(text)

@@ -143,6 +143,8 @@ def test_values_take_the_type_of_their_field(tmp_path: Path) -> None:
         ("[paint]\nwidth = 1.5", r"paint.width must be a whole number, got 1.5"),
         ("[paint]\nwidth = true", r"paint.width must be a whole number, got True"),
         ("[paint]\nwidth = inf", r"paint.width must be a whole number, got inf"),
+        ("[paint]\nwidth = 1" + 400 * "0", r"paint.width must be a whole number, got 10000"),
+        ("[paint]\nopacity = 1" + 400 * "0", r"paint.opacity must be a number or .* got 10000"),
         ("[paint]\nshiny = 1", r"paint.shiny must be true or false, got 1"),
         ("[paint]\nopacity = 'x'", r"paint.opacity must be a number or \"none\", got 'x'"),
         ("[paint]\nopacity = nan", r"paint.opacity must be a number or \"none\", got nan"),

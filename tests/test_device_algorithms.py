@@ -322,6 +322,10 @@ def test_what_a_callback_sees_is_not_for_writing() -> None:
     rewards = HostView(torch.tensor([0.0, 1.0]))
     with pytest.raises(TypeError, match="a copy, which cannot be written to"):
         rewards += 1
+    np.asarray(rewards)[1] = 9
+    assert rewards[1] == 1.0
+    with pytest.raises(ValueError, match="is copied to be looked at"):
+        np.asarray(rewards, copy=False)
 
 
 @pytest.mark.usefixtures("same_minibatches")

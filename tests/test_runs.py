@@ -156,6 +156,23 @@ def test_a_damaged_checkpoint_is_passed_over(
         folder.newest_checkpoint()
 
 
+def test_a_run_that_goes_on_behind_a_damaged_checkpoint_deletes_that(folder: RunFolder) -> None:
+    def names() -> list[str]:
+        return sorted(path.name.lstrip("0") for path in (folder.path / "checkpoints").iterdir())
+
+    for step in (90, 100):
+        write_checkpoint(folder, step)
+    os.truncate(folder.path / "checkpoints" / "000000000100" / "state", 3)
+
+    with folder.checkpoint(95, keep=1) as path:
+        (path / "state").write_text("weights")
+    assert names() == ["95"]
+
+    write_checkpoint(folder, 98)
+    write_checkpoint(folder, 96)  # whatever for: nothing that is whole and newer is lost
+    assert names() == ["95", "96", "98"]
+
+
 def test_a_checkpoint_that_was_being_written_does_not_count(folder: RunFolder) -> None:
     write_checkpoint(folder, 1)
 

@@ -137,6 +137,8 @@ class EvaluationResult:
         Raises:
             ValueError: If a field is missing or of the wrong type.
         """
+        if not isinstance(data, Mapping):
+            raise ValueError(f"an evaluation must be a table, got {data!r}")
         fields = [field.name for field in dataclasses.fields(cls)]
         result: EvaluationResult = parse_value({k: data[k] for k in fields if k in data}, cls)
         return result

@@ -15,7 +15,7 @@ from coordrl.sb3_envs import TorchStep
 class HostView(NDArrayOperatorsMixin):
     """A tensor that callbacks take for an array; each look copies it from the device.
 
-    It can't be written to: ``np.array(view)`` can, but nobody reads that.
+    It can't be written to: ``np.asarray(view)`` can, but nobody reads that.
 
     Example:
         >>> dones = HostView(torch.tensor([True, False, True]))
@@ -29,7 +29,9 @@ class HostView(NDArrayOperatorsMixin):
         self._tensor = tensor
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self._tensor.cpu().numpy(), dtype)
+        if copy is False:
+            raise ValueError("what a callback finds in locals is copied to be looked at")
+        return np.array(self._tensor.cpu().numpy(), dtype)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **keywords: Any) -> Any:
         if any(isinstance(out, HostView) for out in keywords.get("out", ())):
@@ -38,6 +40,8 @@ class HostView(NDArrayOperatorsMixin):
         return getattr(ufunc, method)(*arrays, **keywords)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # NumPy would take the memory of an array that is about to go
+            raise AttributeError(name)
         return getattr(self.__array__(), name)
 
     def __bool__(self) -> bool:
