@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from coordrl.config import (
     AtariSettings,
+    OptimizerSettings,
     RunSettings,
     Schedule,
     SettingsError,
@@ -243,12 +244,18 @@ def test_what_is_written_reads_back_equal(
             "run.stagger is for ppo and a2c, .*: leave it at 0, got 5",
         ),
         (AtariSettings, "frame_skip", 0, "frame_skip must be at least 1, got 0"),
+        (AtariSettings, "mode", -1, "mode must be at least 0, got -1"),
+        (AtariSettings, "difficulty", -1, "difficulty must be at least 0, got -1"),
+        (AtariSettings, "noop_max", -1, "noop_max must be at least 0, got -1"),
+        (OptimizerSettings, "eps", 0.0, r"eps must be positive, got 0\.0"),
         (AtariSettings, "screen_size", (0, 84), r"screen_size must be at least 1 x 1, got \(0, 84"),
         (AtariSettings, "repeat_action_probability", 1.5, r"must be in \[0, 1\], got 1.5"),
         (TrainingSettings, "algorithm", {"n_steps": 0}, "algorithm.n_steps must be at least 1"),
         (TrainingSettings, "extractor", {"features_dim": 0}, "features_dim must be at least 1"),
         (TrainingSettings, "algorithm", {"ent_coef": -0.1}, "algorithm.ent_coef must be at least"),
         (TrainingSettings, "algorithm", {"gamma": 1.5}, "algorithm.gamma must be at most 1"),
+        (TrainingSettings, "algorithm", {"gae_lambda": 1.1}, "algorithm.gae_lambda must be at mos"),
+        (TrainingSettings, "algorithm", {"batch_size": 0}, "algorithm.batch_size must be at least"),
         (
             TrainingSettings,
             "algorithm",
@@ -260,6 +267,23 @@ def test_what_is_written_reads_back_equal(
 def test_numbers_out_of_range_are_refused(cls: Any, key: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cls(**{key: value})
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.1])
+def test_a_schedule_ends_within_the_run(fraction: float) -> None:
+    with pytest.raises(ValueError, match=rf"end_fraction must be in \(0, 1\], got {fraction}"):
+        Schedule(1.0, 0.0, fraction)
+    assert Schedule(1.0, 0.0, 1.0).end_fraction == 1
+
+
+@pytest.mark.parametrize("run", [{"num_envs": 2}, {"num_envs": 1, "on_device": True}])
+def test_episodes_are_counted_in_one_game_alone(run: dict[str, Any]) -> None:
+    every_other = {"train_freq": (2, "episode")}
+    TrainingSettings(RunSettings(algo="dqn", num_envs=1), algorithm=every_other)
+    with pytest.raises(
+        ValueError, match=r"counts episodes with .*; count steps, as in \[2, \"step"
+    ):
+        TrainingSettings(RunSettings(algo="dqn", **run), algorithm=every_other)
 
 
 def test_gradient_steps_may_be_minus_one_as_in_sb3() -> None:

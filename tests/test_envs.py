@@ -1,5 +1,6 @@
 """AtariVectorEnv against ale-py's own vector environment, its rules step by step, bad input."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -10,10 +11,12 @@ import ale_py
 import gymnasium
 import numpy as np
 import pytest
+from ale_py.vector_env import AtariVectorEnv as AleVectorEnv
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
+from stable_baselines3.common.atari_wrappers import AtariWrapper
 
 from coordrl import envs as envs_module
 from coordrl.config import AtariSettings, settings_for
@@ -683,6 +686,28 @@ def test_render_needs_a_render_mode() -> None:
 # --- protocols -------------------------------------------------------------------------------
 
 
+def test_classic_is_how_sb3_and_ale_py_play_if_nothing_is_said() -> None:
+    classic = settings_for("classic", training=True)
+
+    def defaults(function: Any) -> dict[str, Any]:
+        return {p.name: p.default for p in inspect.signature(function).parameters.values()}
+
+    sb3, ale = defaults(AtariWrapper), defaults(AleVectorEnv)
+    for theirs in (sb3, ale):
+        assert classic.noop_max == theirs["noop_max"]
+        assert classic.frame_skip == theirs.get("frame_skip", theirs.get("frameskip"))
+    assert classic.screen_size == (sb3["screen_size"],) * 2 == (ale["img_height"], ale["img_width"])
+    assert (classic.life_loss == "terminate") is sb3["terminal_on_life_loss"]
+    assert classic.clip_reward is sb3["clip_reward"] is ale["reward_clipping"]
+    assert classic.repeat_action_probability == sb3["action_repeat_probability"]
+    assert classic.stack_size == ale["stack_num"]
+    assert classic.max_pool is ale["maxpool"]
+    assert classic.fire_reset is ale["use_fire_reset"]
+    assert classic.full_action_space is ale["full_action_space"]
+    assert classic.max_frames_per_episode == ale["max_num_frames_per_episode"] == 30 * 60 * 60
+    assert classic.fire_after_life_loss  # SB3's FireResetEnv: a lost life is a reset there
+
+
 def test_protocols_differ_between_training_and_evaluation_in_lives_and_clipping() -> None:
     assert settings_for("classic", training=True) == AtariSettings()
     for protocol in ("classic", "machado"):
@@ -699,6 +724,7 @@ def test_machado_is_sticky_with_all_actions_and_nothing_done_for_the_agent() -> 
         assert info["episode_frame_number"].tolist() == [0]
     assert settings.repeat_action_probability == 0.25
     assert settings.life_loss == "ignore"
+    assert not settings.fire_after_life_loss
     assert settings.max_frames_per_episode == 5 * 60 * 60
 
 

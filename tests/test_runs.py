@@ -24,6 +24,7 @@ from coordrl.runs import (
     StopRequest,
     atomic_file,
     open_run,
+    require_trained,
     require_writable,
     sparkline,
 )
@@ -68,6 +69,53 @@ def test_atomic_file_replaces_only_when_the_block_ends_well(tmp_path: Path) -> N
         file.write(b"new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is flushed to the disk and what is renamed, in this order, by names."""
+    events: list[str] = []
+    flush, rename, replace = os.fsync, Path.rename, Path.replace
+
+    def named(path: Path) -> str:
+        return "partial" if "partial" in path.name else path.name.lstrip("0")
+
+    def noted_flush(descriptor: int) -> None:
+        events.append(f"flush {named(Path(f'/proc/self/fd/{descriptor}').readlink())}")
+        flush(descriptor)
+
+    def noted_rename(path: Path, target: Path) -> Path:
+        events.append(f"{named(path)} becomes {named(target)}")
+        return rename(path, target)
+
+    def noted_replace(path: Path, target: Path) -> Path:
+        events.append(f"{named(path)} becomes {named(target)}")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted_flush)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    return events
+
+
+def test_a_file_is_on_the_disk_before_it_replaces_another(tmp_path: Path, disk: list[str]) -> None:
+    with atomic_file(tmp_path / "curve.csv") as file:
+        file.write(b"new")
+
+    assert disk == ["flush partial", "partial becomes curve.csv", f"flush {tmp_path.name}"]
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_gets_its_name(
+    folder: RunFolder, disk: list[str]
+) -> None:
+    with folder.checkpoint(7) as path:
+        (path / "optimizer").write_text("moments")
+        (path / "state").write_text("weights")
+
+    assert disk == [
+        *("flush optimizer", "flush state", "flush manifest.json", "flush partial"),
+        *("partial becomes 7", "flush checkpoints"),
+    ]
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
@@ -188,6 +236,31 @@ def test_a_checkpoint_that_was_being_written_does_not_count(folder: RunFolder) -
     assert newest.step == 1
 
 
+def test_what_a_killed_process_has_left_is_no_part_of_a_checkpoint(folder: RunFolder) -> None:
+    checkpoints = folder.path / "checkpoints"
+    (checkpoints / ".partial-2").mkdir(parents=True)
+    (checkpoints / ".partial-2" / "half").write_text("w")
+    (checkpoints / "1 (copy)").mkdir()
+
+    write_checkpoint(folder, 2)
+
+    assert sorted(path.name for path in (checkpoints / "000000000002").iterdir()) == [
+        *("manifest.json", "state"),
+    ]
+    newest = folder.newest_checkpoint()
+    assert newest is not None
+    assert newest.step == 2
+    write_checkpoint(folder, 3)
+    write_checkpoint(folder, 4)
+    assert (checkpoints / "1 (copy)").is_dir()
+
+
+def test_a_result_without_weights_is_told(folder: RunFolder) -> None:
+    require_trained(1, folder)
+    with pytest.raises(RunError, match="run has a result but no checkpoint that can be read"):
+        require_trained(0, folder)
+
+
 def test_a_full_disk_leaves_earlier_checkpoints_alone(folder: RunFolder, little_room: None) -> None:
     write_checkpoint(folder, 1)
     with pytest.raises(RunError, match=r"cannot write the checkpoint of step 2 .*File too large"):
@@ -272,6 +345,10 @@ def test_a_new_run_that_keeps_nothing_leaves_its_folder_empty(tmp_path: Path) ->
 
     fail()
     fail("curve.csv")  # the folder was free
+    (tmp_path / "run" / "curve.csv").unlink()
+
+    fail(resume=True)  # another process may have begun it
+    assert (tmp_path / "run" / "settings.toml").exists()
 
     fail("curve.csv", resume=True)
     assert (tmp_path / "run" / "settings.toml").read_text() == SETTINGS
@@ -301,6 +378,31 @@ def test_a_resumed_run_needs_a_run_with_the_same_settings(tmp_path: Path) -> Non
 
     with open_run(tmp_path / "run", other, resume=True, may_differ={"run.seed"}):
         assert (tmp_path / "run" / "settings.toml").read_text() == other
+
+
+def test_a_setting_that_an_older_run_does_not_know_has_its_default(tmp_path: Path) -> None:
+    run, later = tmp_path / "run", f"{SETTINGS}stagger = 5\n"
+    defaults = "[run]\nstagger = 0\nsteps = 99\n"
+    with open_run(run, SETTINGS):
+        pass
+
+    with (
+        pytest.raises(RunError, match=r"run.stagger is 0 there and 5 here"),
+        open_run(run, later, resume=True, defaults=defaults),
+    ):
+        pass
+    with (
+        pytest.raises(RunError, match=r"run.stagger is None there and 5 here"),
+        open_run(run, later, resume=True),
+    ):
+        pass
+    with open_run(run, later.replace("5", "0"), resume=True, defaults=defaults):
+        pass
+    with (
+        pytest.raises(RunError, match=r"run.stagger is 0 there and None here"),
+        open_run(run, SETTINGS, resume=True),
+    ):
+        pass
 
 
 def test_a_run_in_progress_keeps_other_processes_out_until_it_is_killed(tmp_path: Path) -> None:
@@ -355,6 +457,14 @@ def test_a_block_that_may_stop_anywhere_ends_at_the_first_signal() -> None:
     assert reached == ["before"]
 
 
+def test_a_block_that_has_ended_is_not_interrupted_any_more() -> None:
+    with StopRequest() as stop:
+        with stop.interrupting():
+            pass
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+
+
 def test_a_stop_request_in_another_thread_leaves_signals_alone() -> None:
     before = signal.getsignal(signal.SIGTERM)
     seen = []
@@ -405,6 +515,21 @@ def test_plain_progress_tells_rate_and_time_left(monkeypatch: pytest.MonkeyPatch
         "Pong  5,000/10,000 steps  167/s  30 s left",
         "saved [best]",
     ]
+
+
+def test_what_an_earlier_process_has_done_tells_nothing_about_the_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    console, file = plain_console()
+    with Progress("Pong", 10_000, "steps", interval=10, console=console) as progress:
+        now = 101.0
+        progress.go_on_from(9000)
+        now = 103.0
+        progress.update(9200)
+
+    assert written(file) == ["Pong  9,200/10,000 steps  100/s  8 s left"]
 
 
 def test_progress_keeps_to_ascii_where_the_terminal_does() -> None:
