@@ -13,6 +13,7 @@ from coordrl.backbone import (
     ConvSpec,
     Coords,
     conv_specs,
+    count_parameters,
     initialize_he_normal,
     pointwise,
 )
@@ -74,6 +75,31 @@ def test_coordinates_add_their_weights_only(with_r: bool, more: int) -> None:
     wide = sum(p.numel() for p in ConvBackbone(4, coords="all", with_r=with_r).parameters())
 
     assert wide - plain == more * (8 * 8 * 32 + 4 * 4 * 64 + 3 * 3 * 64)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize(("coords", "with_r"), [("none", False), ("all", False), ("all", True)])
+def test_a_convolution_has_the_weights_that_its_spec_says(
+    coords: Coords, with_r: bool, transposed: bool, bias: bool
+) -> None:
+    spec = ConvSpec(5, 3, bias=bias, transposed=transposed, activation="none")
+
+    (layer,) = ConvBackbone(4, [spec], coords, with_r)
+
+    channels = 4 if coords == "none" else 7 if with_r else 6
+    shape = (channels, 5, 3, 3) if transposed else (5, channels, 3, 3)
+    assert {name: tuple(p.shape) for name, p in layer.named_parameters()} == {
+        "weight": shape,
+        **({"bias": (5,)} if bias else {}),
+    }
+
+
+def test_only_what_is_trained_is_counted() -> None:
+    backbone = ConvBackbone(4, [ConvSpec(5, 3), ConvSpec(2, 3)])
+    assert count_parameters(backbone) == (4 * 9 + 1) * 5 + (5 * 9 + 1) * 2
+    backbone[0].requires_grad_(False)
+    assert count_parameters(backbone) == (5 * 9 + 1) * 2
 
 
 def test_without_coordinate_weights_all_is_none() -> None:
@@ -170,6 +196,8 @@ def test_pointwise_equals_the_convolutions_over_tiled_vectors(coords: Coords, wi
     upstream = torch.randn_like(expected)
     got = torch.autograd.grad((pixels.mT.reshape(2, 3, 6, 9) * upstream).sum(), weights)
     assert_close(got, torch.autograd.grad((expected * upstream).sum(), weights))
+    first = pointwise(backbone, vectors, 6, 9, depth=2)
+    assert_close(first.mT.reshape(2, 5, 6, 9), backbone[:2](tiled))
 
 
 def test_pointwise_sees_the_coordinates_of_the_layers_system() -> None:

@@ -143,6 +143,16 @@ def test_target_network_follows_although_sb3_edits_its_data() -> None:
         assert torch.equal(target(x), online(x))
 
 
+def test_policy_kwargs_make_the_extractor_that_they_name() -> None:
+    settings = policy_kwargs("first", with_r=True, features_dim=24, specs=[[8, 5, 3], [4, 3, 1]])
+
+    extractor = CoordConvExtractor(STACK, **settings["features_extractor_kwargs"])
+
+    assert extractor.features_dim == 24
+    shapes = [tuple(p.shape) for p in extractor.cnn.parameters() if p.ndim == 4]
+    assert shapes == [(8, 4 + 3, 5, 5), (4, 8, 3, 3)]
+
+
 def test_policy_kwargs_are_plain_data_and_have_no_hidden_head() -> None:
     settings = policy_kwargs("first", with_r=True, specs=[ConvSpec(8, 3)], ortho_init=False)
 
@@ -150,6 +160,7 @@ def test_policy_kwargs_are_plain_data_and_have_no_hidden_head() -> None:
     assert settings["net_arch"] == []
     assert settings["ortho_init"] is False
     assert json.loads(json.dumps(settings)) == settings
+    assert policy_kwargs(net_arch=[64])["net_arch"] == [64]
 
 
 @pytest.mark.parametrize("shape", [(1, 36, 36), (7, 50, 121)])
