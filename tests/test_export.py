@@ -156,6 +156,63 @@ def test_a_program_that_computes_something_else_is_not_written(tmp_path: Path) -
     assert not path.exists()
 
 
+class Deviating(nn.Module):
+    """Computes a little more once it is exported."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 + self.share) if torch.compiler.is_compiling() else x
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rounding", "more"),
+    [(torch.float32, 3e-5, 3e-4), (torch.float16, 2e-3, 1e-2), (torch.bfloat16, 2e-2, 6e-2)],
+)
+@pytest.mark.parametrize("size", [0.01, 1.0, 1000.0])
+def test_what_rounding_explains_is_a_share_of_the_largest_output(
+    dtype: torch.dtype, rounding: float, more: float, size: float, tmp_path: Path
+) -> None:
+    x = torch.full((2, 1, 3, 3), size, dtype=dtype)
+    path = tmp_path / "model.pt2"
+    with pytest.raises(ExportError, match=r"differs from the model by .* of its largest output"):
+        export_program(Deviating(more), x, path)
+    assert not path.exists()
+    assert 0 < export_program(Deviating(rounding), x, path) < 2 * rounding
+    assert path.exists()
+
+
+class Shortening(nn.Module):
+    """Returns less once it is exported."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :1] if torch.compiler.is_compiling() else x
+
+
+def test_a_program_that_returns_another_shape_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    with pytest.raises(
+        ExportError, match=r"returns \(2, 1, 3\) for .* \(2, 4, 3\), the model \(2, 4,"
+    ):
+        export_program(Shortening(), torch.ones(2, 4, 3), path)
+    assert not path.exists()
+
+
+def test_a_model_in_training_is_exported_as_it_predicts_and_goes_on_training(
+    tmp_path: Path,
+) -> None:
+    model = nn.Sequential(CoordConv2d(3, 4, 3), nn.Dropout(0.5), nn.BatchNorm2d(4).eval())
+    x = torch.randn(2, 3, 9, 9)
+
+    export_program(model, x, tmp_path / "model.pt2")
+
+    assert [module.training for module in model.modules()] == [True, True, True, False]
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    torch.testing.assert_close(program(x), model.eval()(x))
+
+
 class Breaking(nn.Module):
     """Computes NaN once it is exported, and only then."""
 
