@@ -465,6 +465,20 @@ def load_settings(
     return settings
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return what a file of settings holds.
+
+    Raises:
+        SettingsError: If it cannot be read, or is not valid TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: cannot be read as a settings file: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path}: is not valid TOML: {error}") from error
+
+
 def dump_settings(settings: Any) -> str:
     """Write settings as TOML that :func:`load_settings` reads back.
 
@@ -487,7 +501,7 @@ def _layers(
 ) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield tables of settings with the name of their source, the weakest first."""
     if path is not None:
-        tables = _read_toml(path)
+        tables = read_toml(path)
         games = tables.pop("games", {}) if game is not None else {}
         if not isinstance(games, dict):
             raise SettingsError(f"{path}: games must be a table, got {games!r}")
@@ -512,15 +526,6 @@ def _layers(
             inner = inner.setdefault(parent, {})
         inner[leaf] = override.value
         yield table, override.source
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: cannot be read as a settings file: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{path}: is not valid TOML: {error}") from error
 
 
 def _schema(cls: Any, keywords: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

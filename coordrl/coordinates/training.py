@@ -7,7 +7,6 @@ evaluations stop the clocks.
 
 import copy
 import time
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from coordrl.backbone import count_parameters
-from coordrl.config import Override, SettingsError, accepted_keywords, load_settings
+from coordrl.config import (
+    Override,
+    SettingsError,
+    accepted_keywords,
+    load_settings,
+    read_toml,
+)
 from coordrl.coordinates.data import Canvas, InputScale, Split, is_test, places
 from coordrl.coordinates.networks import (
     ConvRegressor,
@@ -175,10 +180,7 @@ def read_table(path: Path, task: TaskName, model: Model) -> dict[str, Any]:
     Raises:
         SettingsError: If the file cannot be read or holds anything but such tables.
     """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{path}: cannot be read as a settings file: {error}") from error
+    document = read_toml(path)
     for name, tables in document.items():
         if name not in get_args(TaskName) or not isinstance(tables, dict):
             raise SettingsError(

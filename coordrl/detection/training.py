@@ -6,7 +6,6 @@ for training alone: evaluations stop the clocks.
 
 import math
 import time
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 
 from coordrl.backbone import ConvSpec, Coords, count_parameters
-from coordrl.config import Override, SettingsError, load_settings
+from coordrl.config import Override, SettingsError, load_settings, read_toml
 from coordrl.detection.data import Scatter, Scenes, scatter_digits
 from coordrl.detection.faster_rcnn import PAPER_BACKBONE, FasterRCNN, build_detector
 from coordrl.detection.metrics import average_precision, proposal_metrics, require_coco
@@ -123,10 +122,7 @@ def read_table(path: Path, stage: Stage) -> dict[str, Any]:
     Raises:
         SettingsError: If the file cannot be read or holds anything but such tables.
     """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{path}: cannot be read as a settings file: {error}") from error
+    document = read_toml(path)
     for name, table in document.items():
         if name not in get_args(Stage) or not isinstance(table, dict):
             raise SettingsError(

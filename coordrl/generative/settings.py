@@ -1,12 +1,11 @@
 """What decides a run of a generative model, as frozen dataclasses read from TOML."""
 
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from coordrl.backbone import Norm
-from coordrl.config import Override, SettingsError, load_settings
+from coordrl.config import Override, SettingsError, load_settings, read_toml
 from coordrl.generative.data import Canvas
 from coordrl.generative.objectives import ObjectiveName
 
@@ -212,10 +211,7 @@ def read_tables(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
         SettingsError: If the file cannot be read or has other tables.
     """
     kinds = {"scale": get_args(Scale), "recipe": (*get_args(ObjectiveName), "vae")}
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{path}: cannot be read as a settings file: {error}") from error
+    document = read_toml(path)
     for kind, tables in document.items():
         known = kinds.get(kind)
         if known is None or not isinstance(tables, dict):
