@@ -24,18 +24,27 @@ from torch.testing import assert_close
 
 from coordrl import device_algorithms
 from coordrl.algorithms import EntropySchedule
-from coordrl.config import AccelerationSettings, AtariSettings, Schedule
+from coordrl.config import (
+    AccelerationSettings,
+    AtariSettings,
+    OptimizerSettings,
+    RunSettings,
+    Schedule,
+    TrainingSettings,
+)
 from coordrl.device_algorithms import (
     DeviceReplayBuffer,
     DeviceRolloutBuffer,
+    building,
     generalized_advantages,
+    make_device_model,
 )
 from coordrl.device_algorithms.base import OnDevice
 from coordrl.device_algorithms.buffers import TimeoutFrames
-from coordrl.device_algorithms.callbacks import HostView
-from coordrl.device_algorithms.networks import Recorded, draw
+from coordrl.device_algorithms.callbacks import EpisodeLog, HostView
+from coordrl.device_algorithms.networks import Recorded, draw, entropy
 from coordrl.extractors import policy_kwargs
-from coordrl.sb3_envs import VectorEnvAdapter, make_sb3_env
+from coordrl.sb3_envs import TorchStep, VectorEnvAdapter, make_sb3_env
 
 # Short games, most of which run out of time, on a screen as small as it goes.
 GAME = AtariSettings(screen_size=(36, 40), stack_size=3, max_frames_per_episode=60)
@@ -52,13 +61,14 @@ REPLAY: dict[str, Any] = {
 ALL = {**KEYWORDS, "DQN": REPLAY}
 
 
-def games(num_envs: int = NUM_ENVS) -> VectorEnvAdapter:
-    return make_sb3_env("Breakout", num_envs, GAME, seed=1)
+def games(num_envs: int = NUM_ENVS, settings: AtariSettings = GAME) -> VectorEnvAdapter:
+    return make_sb3_env("Breakout", num_envs, settings, seed=1)
 
 
-def model(module: Any, name: str, **keywords: Any) -> Any:
+def model(module: Any, name: str, settings: Any = GAME, **keywords: Any) -> Any:
     keywords = {**ALL[name], "policy_kwargs": NETWORK, **keywords}
-    return getattr(module, name)("CnnPolicy", games(), seed=2, device="cpu", **keywords)
+    env = games(settings=settings)
+    return getattr(module, name)("CnnPolicy", env, seed=2, device="cpu", **keywords)
 
 
 def pair(name: str, **keywords: Any) -> tuple[Any, Any]:
@@ -188,7 +198,13 @@ def test_rollouts_are_those_of_sb3_step_by_step(name: str) -> None:
         ("PPO", {"clip_range_vf": 0.01, "normalize_advantage": False, "batch_size": 60}),
         ("PPO", {"policy_kwargs": {**NETWORK, "share_features_extractor": False}}),
         ("PPO", {"policy_kwargs": {**NETWORK, "net_arch": [5]}}),
+        ("PPO", {"policy_kwargs": {**NETWORK, "normalize_images": False}}),
         ("PPO", {"target_kl": 1e-4, "learning_rate": 0.05, "n_epochs": 9}),
+        ("PPO", {"learning_rate": 0.02, "n_epochs": 3}),  # so that policies differ
+        pytest.param(
+            *("PPO", {"batch_size": 59}),  # the last minibatch is a single sample
+            marks=pytest.mark.filterwarnings("ignore:You have specified a mini-batch size"),
+        ),
         ("PPO", {"clip_range": lambda left: 0.01 + left / 5, "clip_range_vf": lambda left: left}),
         ("A2C", {}),
         ("A2C", {"normalize_advantage": True, "gae_lambda": 0.9}),
@@ -209,6 +225,29 @@ def test_losses_weights_and_logs_are_those_of_sb3(name: str, keywords: dict[str,
     for key, value in logged[1].items():
         if not key.startswith("time/"):
             assert logged[0][key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+
+
+def test_an_update_ends_where_the_policy_has_moved_too_far_as_in_sb3() -> None:
+    ppo = model(device_algorithms, "PPO")
+    obs = torch.as_tensor(games().reset())
+    log_probs, values = ppo._network(ppo.policy, obs, False)
+    actions, moved = torch.zeros(NUM_ENVS, dtype=torch.int64), torch.tensor([0.1, -0.2, 0.3])
+    old = (log_probs[:, 0] + moved).detach()
+    batch = (obs, actions, values.detach(), old, torch.ones(NUM_ENVS), torch.ones(NUM_ENVS))
+    divergence = float(((-moved).exp() - 1 + moved).mean())
+    before = [p.clone() for p in ppo.policy.parameters()]
+
+    for share, goes_on in ((0.6, False), (0.7, True)):  # of the limit, 1 / 1.5
+        ppo.target_kl = share * divergence
+        assert ppo._minibatch(*batch, torch.tensor([0.2, 0.2, 0.0]))[1] is goes_on
+        unchanged = zip(before, ppo.policy.parameters(), strict=True)
+        assert all(torch.equal(old, new) for old, new in unchanged) is not goes_on
+
+
+def test_entropy_is_that_of_torch_for_actions_that_are_never_chosen_as_well() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, -200.0, 1.0], [0.0, -torch.inf, -torch.inf]])
+    expected = torch.distributions.Categorical(logits=logits).entropy()  # type: ignore[no-untyped-call]
+    assert_close(entropy(logits.log_softmax(dim=1)), expected)
 
 
 @pytest.mark.usefixtures("same_minibatches")
@@ -244,6 +283,54 @@ def test_buffer_yields_every_step_once_in_the_layout_of_convolutions() -> None:
     assert batches[0].observations.is_contiguous()
     [first, *_] = buffers[0].get(3)
     assert first.observations.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_a_timeout_cut_off_is_bootstrapped_once_wherever_it_was() -> None:
+    space = spaces.Box(0, 255, (2, 1, 1), np.uint8)
+    buffer = DeviceRolloutBuffer(5, space, spaces.Discrete(3), "cpu", gamma=0.5, n_envs=3)
+    timeouts = torch.tensor([[0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0]]).bool()
+
+    def play(timeouts: torch.Tensor | None) -> None:
+        buffer.reset()
+        for step in range(5):
+            obs = torch.full((3, 2, 1, 1), 10 * step, dtype=torch.uint8)
+            buffer.add(obs, *(torch.zeros(3) for _ in range(5)))
+            if timeouts is not None:
+                next_obs = torch.stack(
+                    [obs[:, -1], obs[:, -1] + torch.arange(1, 4).view(3, 1, 1)], 1
+                )
+                buffer.add_timeouts(next_obs.byte(), timeouts[step])
+
+    def estimate(obs: torch.Tensor) -> torch.Tensor:
+        assert len(obs) <= 3
+        return obs.sum(dim=(1, 2, 3)).float()
+
+    play(timeouts)
+    buffer.bootstrap_timeouts(estimate)
+    led_to = 20 * torch.arange(5.0)[:, None] + torch.arange(1, 4)
+    assert_close(buffer.rewards, torch.where(timeouts, 0.5 * led_to, 0.0))
+
+    play(None)  # nothing of the last rollout is left
+    buffer.bootstrap_timeouts(estimate)
+    assert not buffer.rewards.any()
+
+
+def test_the_games_of_a_rollout_are_told_with_their_returns_in_their_order() -> None:
+    log, nothing = EpisodeLog(3, 2, torch.device("cpu")), torch.zeros(2)
+
+    def step(ended: list[bool], points: list[float], lengths: list[int]) -> TorchStep:
+        games = torch.tensor(ended), torch.tensor(points), torch.tensor(lengths)
+        return TorchStep(nothing, torch.ones(2), nothing > 0, nothing > 0, nothing, *games)
+
+    log.add(step([False, True], [0.0, 21.0], [0, 900]))
+    log.add(step([False, False], [0.0, 0.0], [0, 0]))
+    log.add(step([True, True], [-3.0, 400.0], [100, 70_000]))
+    assert [(game["r"], game["l"], game["t"]) for game in log.read(1.5)] == [
+        *((21.0, 900, 1.5), (-3.0, 100, 1.5), (400.0, 70_000, 1.5)),
+    ]
+    log.add(step([True, False], [5.0, 0.0], [7, 0]))
+    assert log.read(2.0) == [{"r": 5.0, "l": 7, "t": 2.0}]
+    assert log.read(2.0) == []
 
 
 class Watch(BaseCallback):
@@ -559,19 +646,40 @@ def test_dqn_learns_from_the_same_transitions_what_sb3_learns() -> None:
         assert logged[0][key] == pytest.approx(logged[1][key], rel=1e-3)
 
 
-def test_dqn_plays_greedily_as_sb3_does_and_counts_episodes_so() -> None:
+@pytest.mark.parametrize(("frames", "steps"), [(60, 40), (400, 110)])
+def test_dqn_plays_greedily_as_sb3_does_and_counts_episodes_so(frames: int, steps: int) -> None:
     greedy = {"exploration_initial_eps": 0.0, "exploration_final_eps": 0.0, "learning_rate": 0.0}
-    ours, stock = pair("DQN", **greedy)
+    settings = dataclasses.replace(GAME, max_frames_per_episode=frames)
+    ours, stock = pair("DQN", settings=settings, buffer_size=steps * NUM_ENVS, **greedy)
     for algorithm in (ours, stock):
-        learn(algorithm, 4 * 10 * NUM_ENVS)
-    theirs, slots = stock.replay_buffer, np.arange(40)
+        learn(algorithm, steps * NUM_ENVS)
+    theirs, slots = stock.replay_buffer, np.arange(steps)
     for env in range(NUM_ENVS):
-        samples = ours.replay_buffer._samples(torch.from_numpy(slots), torch.full((40,), env))
+        samples = ours.replay_buffer._samples(torch.from_numpy(slots), torch.full((steps,), env))
         assert samples.actions[:, 0].tolist() == theirs.actions[slots, env, 0].tolist()
         assert_close(samples.observations, torch.from_numpy(theirs.observations[slots, env]))
     assert ours._episode_num == stock._episode_num > 0
     ended = [[(game["r"], game["l"]) for game in m.ep_info_buffer] for m in (ours, stock)]
     assert ended[0] == ended[1] != []
+    if frames == 400:  # long enough to lose lives in games that go on
+        assert ours._episode_num > len(ended[0])
+
+
+def test_a_model_computes_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "ALGORITHMS", {"ppo": lambda *_, **given: given})
+    settings = TrainingSettings(
+        run=RunSettings(on_device=True), acceleration=AccelerationSettings(cuda_graphs=True)
+    )
+    for device in ("cpu", "cuda"):
+        given: Any = make_device_model(settings, games(), seed=0, device=device)
+        assert given["acceleration"] == settings.acceleration
+        assert given["device"] == device
+        # Without it the optimizer counts its steps on the host, where no graph sees them.
+        is_capturable = given["policy_kwargs"]["optimizer_kwargs"].get("capturable", False)
+        assert is_capturable is (device == "cuda")
+    rmsprop = dataclasses.replace(settings, optimizer=OptimizerSettings(name="RMSprop"))
+    with pytest.raises(ValueError, match=r"which RMSprop does not allow: choose optimizer.name = "):
+        make_device_model(rmsprop, games(), seed=0, device="cuda")
 
 
 def test_dqn_explores_in_each_environment_on_its_own() -> None:
