@@ -44,7 +44,7 @@ from coordrl.agents import (
     saving,
 )
 from coordrl.agents.evaluation import Play, game_for
-from coordrl.agents.results import bootstrap_interval
+from coordrl.agents.results import bootstrap_interval, dump_json
 from coordrl.config import AtariSettings, RunSettings, TrainingSettings
 from coordrl.envs import AtariVectorEnv
 from coordrl.extractors import CoordConvExtractor, policy_kwargs
@@ -121,6 +121,50 @@ class TestSaving:
         run = dataclasses.replace(SETTINGS.run, protocol="machado")
         card = save_agent(model, tmp_path / "agent", dataclasses.replace(SETTINGS, run=run))
         assert (card.agent_steps, card.frames, card.protocol) == (30, 30 * 16, "machado")
+
+    @pytest.mark.parametrize(
+        ("arm", "coords"),
+        [("PPO", "all"), ("PPO, two extractors", "first"), ("NatureCNN", "none")],
+    )
+    def test_the_card_tells_which_convolutions_see_coordinates(
+        self, arm: str, coords: str, models: dict[str, BaseAlgorithm], tmp_path: Path
+    ) -> None:
+        card = save_agent(models[arm], tmp_path / "agent", SETTINGS)
+        assert (card.coords, card.name) == (coords, f"Breakout-ppo-{coords}-s3")
+
+    def test_what_the_agent_explores_and_how_it_was_evaluated_comes_back(
+        self, tmp_path: Path
+    ) -> None:
+        model = DQN(
+            *("CnnPolicy", breakout()),
+            buffer_size=1,
+            exploration_final_eps=0.25,
+            policy_kwargs=policy_kwargs(**SMALL),
+        )
+        results = result_of(1.0, 2.0), result_of(-21.0)
+        card = save_agent(model, tmp_path / "agent", SETTINGS, evaluations=results)
+        assert (card.exploration, card.evaluations) == (0.25, results)
+        opened = load_agent(tmp_path / "agent")
+        assert (opened.exploration, opened.card) == (0.25, card)
+
+    def test_training_goes_on_with_the_numbers_of_the_one_that_was_saved(
+        self, tmp_path: Path
+    ) -> None:
+        numbers = {"gamma": 0.9, "ent_coef": 0.03, "vf_coef": 0.7, "n_epochs": 3, "n_steps": 4}
+        model = PPO(
+            *("CnnPolicy", breakout()),
+            **{**numbers, "batch_size": 4, "learning_rate": 0.125},  # type: ignore[arg-type]
+            policy_kwargs=policy_kwargs(**SMALL),
+        )
+        save_agent(model, tmp_path / "agent", SETTINGS)
+        plain = PPO.load(tmp_path / "agent" / "agent.zip", device="cpu")
+        assert {name: getattr(plain, name) for name in numbers} == numbers
+        assert [group["lr"] for group in plain.policy.optimizer.param_groups] == [0.125]
+
+    def test_pictures_that_are_not_scaled_stay_so(self, tmp_path: Path) -> None:
+        model = ppo({**policy_kwargs(**SMALL), "normalize_images": False})
+        save_agent(model, tmp_path / "agent", SETTINGS)
+        assert torch.equal(scores(load_agent(tmp_path / "agent")), scores(Agent.of(model)))
 
     @EVERY_ARM
     def test_folder_zip_and_model_are_the_same_agent(
@@ -289,6 +333,27 @@ class TestSaving:
         assert load_agent(folder).algorithm == "PPO"
         assert [path.name for path in tmp_path.iterdir()] == ["agent"]
 
+    def test_an_agent_that_cannot_be_replaced_is_put_back(
+        self,
+        models: dict[str, BaseAlgorithm],
+        folder: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        rename = Path.rename
+
+        def fail(self: Path, target: Path) -> Path:
+            if "partial" in self.name:
+                raise OSError(5, "Input/output error")
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", fail)
+        with pytest.raises(AgentError, match=r"cannot write .*: Input/output error"):
+            save_agent(models["A2C"], folder, SETTINGS)
+
+        assert load_agent(folder).algorithm == "PPO"
+        assert [path.name for path in tmp_path.iterdir()] == ["agent"]
+
     def test_a_model_that_a_card_cannot_describe_is_refused(self, tmp_path: Path) -> None:
         class OwnExtractor(CoordConvExtractor):
             pass
@@ -352,7 +417,9 @@ class TestLoading:
         monkeypatch.setattr(torch, "load", forbidden)
         monkeypatch.setattr(pickle, "Unpickler", forbidden)
 
-        assert load_agent(folder).algorithm == "PPO"
+        opened = load_agent(folder)
+        assert opened.algorithm == "PPO"
+        assert not opened.policy.training
 
     @pytest.mark.parametrize(
         ("damage", "message"),
@@ -379,6 +446,11 @@ class TestLoading:
                 "must be a table, got 3",
             ),
             (lambda f: rewrite_card(f, lambda c: c.update(seed=10**400)), "seed must be a whole"),
+            (lambda f: rewrite_card(f, lambda c: c.update(frames=-1)), "frames must be at least 0"),
+            (
+                lambda f: rewrite_card(f, lambda c: c.update(exploration=1.5)),
+                r"in \[0, 1\], got 1.5",
+            ),
             (
                 lambda f: rewrite_card(
                     f, lambda c: c["network"].update(features_extractor="os.system")
@@ -640,6 +712,21 @@ class TestEvaluation:
 
         assert torch.equal(trained(evaluates=True), trained(evaluates=False))
 
+    def test_an_agent_does_not_play_as_in_training(self, folder: Path) -> None:
+        agent = load_agent(folder)
+        agent.policy.set_training_mode(True)
+        with Play(agent, game_for(agent), 1, deterministic=True, seed=0):
+            assert not agent.policy.training
+        assert agent.policy.training
+
+    def test_the_card_says_by_which_rules_if_nobody_else_does(self, agent: Agent) -> None:
+        assert agent.card is not None
+        trained = dataclasses.replace(agent.card, protocol="machado")
+        match = game_for(dataclasses.replace(agent, card=trained))
+        assert (match.game, match.protocol) == ("Breakout", "machado")
+        assert match.settings == evaluation_settings("machado", ENV)
+        assert game_for(agent, protocol="classic").settings == evaluation_settings("classic", ENV)
+
     def test_ends_although_the_agent_never_serves(self, idler: Agent) -> None:
         """In Breakout nothing happens until FIRE is pressed, and this agent presses nothing."""
         env = dataclasses.replace(ENV, fire_reset=False, fire_after_life_loss=False, frame_skip=60)
@@ -660,7 +747,8 @@ class TestEvaluation:
     def test_as_many_episodes_are_played_as_were_asked_for(
         self, agent: Agent, episodes: int, num_envs: int
     ) -> None:
-        assert evaluate(agent, episodes=episodes, num_envs=num_envs).episodes == episodes
+        result = evaluate(agent, episodes=episodes, num_envs=num_envs)
+        assert (result.episodes, result.num_envs) == (episodes, min(num_envs, episodes))
 
     @pytest.mark.parametrize("deterministic", [True, False])
     def test_actions_are_drawn_unless_the_likeliest_are_asked_for(
@@ -714,15 +802,17 @@ class TestEvaluation:
         )
         assert evaluation_settings("machado", trained) == expected
 
-    def test_a_zip_without_card_sees_what_its_observation_space_says(self) -> None:
-        envs = VectorEnvAdapter(AtariVectorEnv("Freeway", 1, AtariSettings(screen_size=(40, 36))))
+    @pytest.mark.parametrize("full", [False, True])
+    def test_a_zip_without_card_sees_what_its_spaces_say(self, full: bool) -> None:
+        settings = AtariSettings(screen_size=(40, 36), full_action_space=full)
+        envs = VectorEnvAdapter(AtariVectorEnv("Freeway", 1, settings))
         model = PPO(
             "CnnPolicy", envs, n_steps=4, batch_size=4, policy_kwargs=policy_kwargs(**SMALL)
         )
         match = evaluation.game_for(Agent.of(model), game="freeway", protocol="classic")
         assert (match.game, match.settings.stack_size) == ("Freeway", 4)
         assert match.settings.screen_size == (40, 36)
-        assert not match.settings.full_action_space
+        assert match.settings.full_action_space is full
 
     def test_a_wrong_game_is_refused(self, agent: Agent) -> None:
         with pytest.raises(AgentError, match=r"the agent has 4 actions, and Pong has 6; was"):
@@ -762,6 +852,10 @@ class TestActing:
         greedy = dqn.act(obs, deterministic=True, random=random)
         drawn = dqn.act(obs, deterministic=False, random=random)
 
+        for seed in (1, 2):  # of other numbers than the agent's
+            torch.manual_seed(seed)
+            again = dqn.act(obs, deterministic=False, random=torch.Generator().manual_seed(0))
+            assert again.tolist() == drawn.tolist()
         assert len(set(greedy.tolist())) == 1
         assert abs((drawn == greedy).mean() - (0.5 + 0.5 / 4)) < 0.04
         assert set(drawn.tolist()) == set(range(4))
@@ -842,6 +936,10 @@ class TestResults:
             hits += low <= 0.0 <= high
         assert 0.80 < hits / 400 < 0.93
 
+    def test_what_is_no_number_is_not_written(self) -> None:
+        with pytest.raises(ValueError, match="Out of range float values are not JSON compliant"):
+            dump_json({"returns": [1.0, float("nan")]})
+
     def test_human_normalized_score_of_published_values(self) -> None:
         assert human_normalized_score("Breakout", 30.5) == 1.0
         assert human_normalized_score("MsPacman", 307.3) == 0.0
@@ -854,8 +952,14 @@ class TestDescription:
     def test_parameters_add_up(self, arm: str, models: dict[str, BaseAlgorithm]) -> None:
         model = models[arm]
         network = model.q_net if isinstance(model, DQN) else model.policy
-        total = describe(model).split("total")[1].split()[0]
-        assert int(total.replace(",", "")) == sum(p.numel() for p in network.parameters())
+        rows = [
+            [int(number.replace(",", "")) for number in line.split()[-3:]]
+            for line in describe(model).splitlines()[4:]
+            if line and line.split()[-1][-1].isdigit()
+        ]
+        *layers, total = rows
+        assert total == [sum(column) for column in zip(*layers, strict=True)]
+        assert total[0] == sum(p.numel() for p in network.parameters())
 
     def test_shared_layers_are_told_from_doubled_ones(
         self, models: dict[str, BaseAlgorithm]
@@ -888,6 +992,8 @@ class TestDescription:
         assert "Warning" not in describe(models["PPO"])
         assert "Warning" not in describe(models["NatureCNN"])
         assert "Warning" not in describe(models["PPO, hidden layers"])
+        natures = ppo({"features_extractor_kwargs": {"features_dim": 16}, "net_arch": [64, 64]})
+        assert "Warning" not in describe(natures)
 
     def test_leaves_no_hook_behind(self, models: dict[str, BaseAlgorithm]) -> None:
         describe(models["PPO"])
