@@ -297,7 +297,12 @@ def test_report_of_a_model_of_coordinates_alone() -> None:
     expected = (plane - rolled).norm() / rolled.norm()
     assert report.shift_error == {1: pytest.approx(expected.item())}
     assert report.shift_error_without == {1: 0}
-    assert "without coordinates 0" in str(report)
+    assert str(report).splitlines()[1:] == [
+        "output changes by 1 without coordinates,",
+        f"by {report.change_shuffled:.3g} with shuffled ones",
+        f"shifted by 1: error {expected:.3g}, without coordinates 0",
+        f"metric 7, without coordinates 0, shuffled {report.metric_shuffled:.4g}",
+    ]
 
 
 def test_report_tells_borders_from_coordinates() -> None:

@@ -216,7 +216,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
     [
         (SAME_STEP, "breakout", AtariSettings()),
         (NEXT_STEP, "breakout", AtariSettings()),
-        (SAME_STEP, "breakout", AtariSettings(life_loss="ignore", max_frames_per_episode=402)),
+        (SAME_STEP, "breakout", AtariSettings(life_loss="ignore", max_frames_per_episode=202)),
         (NEXT_STEP, "breakout", AtariSettings(life_loss="reset", clip_reward=False)),
         (SAME_STEP, "breakout", AtariSettings(fire_after_life_loss=False, frame_skip=3)),
         (NEXT_STEP, "breakout", AtariSettings(max_frames_per_episode=203)),
@@ -912,13 +912,16 @@ def test_bad_resets_are_named(
 
 
 def test_the_first_call_is_a_whole_reset_and_none_follows_close() -> None:
-    envs = AtariVectorEnv("pong", 2)
+    envs = AtariVectorEnv("pong", 2, render_mode="rgb_array")
     with pytest.raises(gymnasium.error.ResetNeeded, match="call reset before the first step"):
         envs.step([0, 0])
     with pytest.raises(gymnasium.error.ResetNeeded, match="must be one of all environments"):
         envs.reset(options={"reset_mask": np.array([True, False])})
+    envs.reset()
+    state = envs.save()
     envs.close()
     envs.close()
-    for call in (lambda: envs.reset(), lambda: envs.step([0, 0])):
+    calls = (lambda: envs.reset(), lambda: envs.step([0, 0]), lambda: envs.render())
+    for call in (*calls, lambda: envs.save(), lambda: envs.restore(state)):
         with pytest.raises(gymnasium.error.ClosedEnvironmentError, match="the games are closed"):
             call()
