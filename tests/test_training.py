@@ -33,7 +33,7 @@ from coordrl.device_algorithms import make_device_model
 from coordrl.envs import AtariVectorEnv
 from coordrl.ranks import Ranks
 from coordrl.runs import Progress, RunError
-from coordrl.sb3_envs import make_sb3_env
+from coordrl.sb3_envs import VectorEnvAdapter, make_sb3_env
 from coordrl.training import default_config, load_training_settings, run_name, train
 from coordrl.training.checkpoint import (
     Restored,
@@ -364,6 +364,22 @@ class TestRun:
         )
         assert same(weights(first.agent), weights(again.agent))
         assert not same(weights(first.agent), weights(other.agent))
+
+    @WHEREVER
+    def test_games_have_a_random_stream_of_their_own(
+        self, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given: list[int | None] = []
+        seed = VectorEnvAdapter.seed
+
+        def noting(self: VectorEnvAdapter, value: int | None = None) -> Any:
+            given.append(value)
+            return seed(self, value)
+
+        monkeypatch.setattr(VectorEnvAdapter, "seed", noting)
+        chosen = settings("ppo", "run.total_steps=16", where)
+        train(chosen, tmp_path / "run")
+        assert given[-1] == _stream(chosen, "environment")  # SB3 gives them the policy's before
 
     def test_evaluations_play_as_the_run_is_set_each_with_games_of_its_own(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
