@@ -112,6 +112,16 @@ def test_seeds_options_and_reset_infos_are_used_once() -> None:
     assert counting.resets == [(11, {"level": 2}), (None, None)]
 
 
+def test_an_episode_that_a_reset_cuts_off_counts_nowhere() -> None:
+    envs = VectorEnvAdapter(Counting())
+    envs.reset()
+    envs.step(np.array([1, 1]))
+    envs.reset()
+    for _ in range(2):
+        infos = envs.step(np.array([1, 1]))[3]
+    assert (infos[0]["episode"]["r"], infos[0]["episode"]["l"]) == (1.0, 2)
+
+
 def test_options_are_the_same_for_all() -> None:
     envs = VectorEnvAdapter(Counting())
     envs.set_options([{"level": 2}, {"level": 3}])

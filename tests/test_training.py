@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import errno
 import json
+import pickle
 import random
 import resource
 import shutil
@@ -669,6 +670,19 @@ class TestResume:
             )
             for name, array in model.replay_buffer.state().items():
                 np.testing.assert_array_equal(other.replay_buffer.state()[name], array)
+        env.close()
+
+    def test_a_checkpoint_is_read_without_running_what_is_in_it(self, tmp_path: Path) -> None:
+        class Bomb:
+            def __reduce__(self) -> tuple[Any, ...]:
+                return Path.touch, (tmp_path / "crater",)
+
+        chosen = settings("a2c")
+        env = make_sb3_env("Breakout", 2, chosen.env)
+        torch.save({"format_version": 1, "counters": Bomb()}, tmp_path / "state.pt")
+        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+            read_checkpoint(make_model(chosen, env, seed=0), tmp_path)
+        assert not (tmp_path / "crater").exists()
         env.close()
 
     def test_a_checkpoint_of_more_processes_is_refused(self, tmp_path: Path) -> None:
