@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from coordrl.config import AtariSettings, RunSettings, TrainingSettings
 from coordrl.device_algorithms import make_device_model
 from coordrl.ranks import Ranks
 from coordrl.sb3_envs import make_sb3_env
+from coordrl.training.checkpoint import Restored, read_checkpoints, write_checkpoints
 
 ROOT = Path(__file__).parents[1]
 GAME = AtariSettings(screen_size=(36, 40), stack_size=2)
@@ -122,6 +124,10 @@ class Threads(Ranks):
         self.barrier.wait(60)
         return values
 
+    def first(self, work: Callable[[], Any]) -> Any:
+        """Tell all what rank 0 finds."""
+        return self.gather(work() if self.index == 0 else None)[0]
+
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Add up tensors."""
         return tensor.copy_(torch.stack(self.gather(tensor.clone())).sum(dim=0))
@@ -136,6 +142,46 @@ def test_two_ranks_learn_what_one_process_learns() -> None:
 
     with ThreadPoolExecutor(RANKS) as pool:
         assert_learn_as_one(dict(enumerate(pool.map(learn, both))))
+
+
+def test_every_rank_goes_on_from_its_own_games(tmp_path: Path) -> None:
+    settings = TrainingSettings(
+        run=RunSettings(algo="dqn", on_device=True),
+        env=GAME,
+        algorithm={"buffer_size": 40, "batch_size": 8, "learning_starts": 0},
+        extractor={"specs": [[4, 8, 8], [4, 3, 1]], "features_dim": 8},
+    )
+    first = Threads(0, RANKS)
+    both = (first, Threads(1, RANKS, first.barrier, first.values))
+    folders = tmp_path, tmp_path / "none"  # only the first one has a folder
+
+    def built(ranks: Ranks, seed: int) -> Any:
+        env = make_sb3_env("Breakout", 2, GAME, seed=seed + ranks.index, num_threads=1)
+        with SEEDED:
+            return make_device_model(settings, env, seed=seed + ranks.index, ranks=ranks)
+
+    def write(ranks: Ranks) -> Any:
+        model = built(ranks, seed=0)
+        model.set_logger(Logger(None, []))
+        model.learn(24)
+        write_checkpoints(model, f"of rank {ranks.index}", folders[ranks.index], ranks)
+        return model
+
+    def read(ranks: Ranks) -> tuple[Any, Restored]:
+        model = built(ranks, seed=5)
+        return model, read_checkpoints(model, folders[ranks.index], ranks)
+
+    with ThreadPoolExecutor(RANKS) as pool:
+        written, restored = list(pool.map(write, both)), list(pool.map(read, both))
+
+    assert not np.array_equal(written[0]._last_obs, written[1]._last_obs)
+    for rank, (model, told) in enumerate(restored):
+        assert (told.journal, told.games) == (f"of rank {rank}", True)
+        assert np.array_equal(model._last_obs, written[rank]._last_obs)
+        steps = [each.env.step(np.array([2, 3]))[0] for each in (model, written[rank])]
+        assert np.array_equal(*steps)
+        for name, array in written[rank].replay_buffer.state().items():
+            assert np.array_equal(model.replay_buffer.state()[name], array), name
 
 
 @pytest.mark.slow
