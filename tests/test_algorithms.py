@@ -178,6 +178,19 @@ def test_replay_buffer_yields_the_samples_of_sb3s(buffer_size: int) -> None:
     assert len(ours._final_frames) <= ours.buffer_size
 
 
+def test_replay_buffer_that_was_reset_is_as_a_new_one() -> None:
+    ours = FrameReplayBuffer(21, SPACE, ACTIONS, "cpu", n_envs=3)
+    stock = ReplayBuffer(21, SPACE, ACTIONS, "cpu", n_envs=3)
+    env = NoiseEnv(3)
+    for steps in (5, 30):  # once before it is full, once after
+        fill([ours, stock], env, steps)
+        for buffer in (ours, stock):
+            buffer.reset()
+            assert buffer.size() == 0
+        fill([ours, stock], env, 4)
+        assert_same_samples(ours, stock)
+
+
 def test_replay_buffer_goes_on_from_its_state() -> None:
     ours = FrameReplayBuffer(40, SPACE, ACTIONS, "cpu", n_envs=2)
     stock = ReplayBuffer(40, SPACE, ACTIONS, "cpu", n_envs=2)

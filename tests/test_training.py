@@ -214,6 +214,17 @@ class TestSettings:
         chosen = settings("ppo", "run.on_device=true", "acceleration.cuda_graphs=true")
         assert ("CUDA graphs" in describe_acceleration(chosen, Ranks(), device)) == is_told
 
+    def test_what_several_processes_do_on_the_device_is_told(self) -> None:
+        chosen = settings(
+            *("dqn", "run.on_device=true", "run.num_envs=4", "algorithm.buffer_size=1_000_000"),
+            *("acceleration.bfloat16=true", "acceleration.compile=true", "env.screen_size=[84,84]"),
+            "algorithm.learning_rate={start=0.001, end=0.0}",
+        )
+        assert describe_acceleration(chosen, Ranks(0, 2), "cuda") == (
+            "on the device: 4 games, 2 in each of 2 processes; replay of 1,000,000 transitions in"
+            " 7.1 GB; minibatches of 4; learning rate 0.001 to 0; features in bfloat16; compiled"
+        )
+
     @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without GPU says")
     def test_a_gpu_that_is_not_there_is_no_reason_to_take_the_cpu(self, tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match="torch finds no GPU; choose --device cpu"):
