@@ -554,6 +554,43 @@ def test_replay_buffer_holds_the_transitions_of_sb3s(buffer_size: int, stack_siz
         assert torch.equal(value, expected)
 
 
+@pytest.mark.parametrize("buffer_size", [9, 30, 300])
+def test_a_replay_buffer_that_is_emptied_in_the_middle_of_games_goes_on(buffer_size: int) -> None:
+    envs = [make_sb3_env("Breakout", NUM_ENVS, GAME, seed=1) for _ in range(2)]
+    spaces_of = envs[0].observation_space, envs[0].action_space
+    ours = DeviceReplayBuffer(
+        buffer_size, *spaces_of, "cpu", NUM_ENVS, shortest_timeout=envs[0].shortest_timeout
+    )
+    stock = ReplayBuffer(buffer_size, *spaces_of, "cpu", NUM_ENVS)
+    obs: Any = envs[0].reset()
+    ours_obs, starts = envs[1].reset_torch(), torch.ones(NUM_ENVS, dtype=torch.bool)
+    for step_number in range(50):
+        if step_number in (15, 22):  # where games begin, and between
+            ours.reset()
+            stock.reset()
+        ours.observe(ours_obs, starts)
+        actions = np.arange(NUM_ENVS)
+        new_obs, rewards, dones, infos = envs[0].step(actions)
+        stock.add(obs, np.array(new_obs), actions, rewards, dones, infos)
+        step = envs[1].step_torch(torch.from_numpy(actions))
+        ends = (step.terminated, step.truncated, step.game_ended)
+        ours.add(step.next_obs, torch.from_numpy(actions), step.rewards, *ends)
+        obs, ours_obs, starts = new_obs, step.obs, step.game_ended
+        restored = DeviceReplayBuffer(
+            buffer_size, *spaces_of, "cpu", NUM_ENVS, shortest_timeout=envs[0].shortest_timeout
+        )
+        restored.restore(ours.state())
+        at = np.indices((stock.size(), NUM_ENVS)).reshape(2, -1)
+        for buffer in (ours, restored):
+            samples = buffer._samples(*map(torch.from_numpy, at))
+            assert_close(samples.observations, torch.from_numpy(stock.observations[tuple(at)]))
+
+
+def test_a_young_buffer_is_saved_without_the_room_that_it_does_not_use() -> None:
+    [buffer] = next(played_buffers(1, 900, 1))
+    assert len(buffer.state()["frames"]) == 2
+
+
 def played_buffers(count: int, buffer_size: int, steps: int) -> Iterator[list[DeviceReplayBuffer]]:
     """Yield buffers that are given the same steps of games, after each of them."""
     env = make_sb3_env("Breakout", NUM_ENVS, GAME, seed=1)

@@ -330,6 +330,11 @@ class DeviceReplayBuffer(ReplayBuffer):
             game_starts: ``(N,)``, booleans: whether a game began with them.
         """
         last = self.pos - 1
+        if self._added == 0:
+            # Of a game that goes on, the frames before are in the stack alone.
+            older = obs[:, :-1].movedim(1, 0)
+            self._frames[self._ring - len(older) :] = older
+            self._history[last] = len(older)
         cut_off = game_starts & ~self._game_ended
         self._timeout_frames.kept += cut_off
         self._timeouts[last] |= cut_off
@@ -402,7 +407,9 @@ class DeviceReplayBuffer(ReplayBuffer):
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return everything that :meth:`restore` needs, as arrays."""
-        used = min(self._added + 1, self._ring)
+        slots = torch.arange(min(self.obs_shape[0] - 1, self.buffer_size), device=self.device)
+        reaches_back = bool((self._history[: len(slots)] > slots[:, None]).any())
+        used = self._ring if reaches_back else min(self._added + 1, self._ring)
         tensors = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
         return {**tensors, "frames": tensors["frames"][:used], "added": np.array(self._added)}
 
