@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import stable_baselines3
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
@@ -31,6 +32,7 @@ from coordrl.agents import AgentError, EvaluationResult, evaluate, load_agent
 from coordrl.algorithms import make_model
 from coordrl.config import AtariSettings, Schedule, SettingsError, TrainingSettings, parse_override
 from coordrl.device_algorithms import make_device_model
+from coordrl.device_algorithms.base import OnDevice
 from coordrl.envs import AtariVectorEnv
 from coordrl.ranks import Ranks
 from coordrl.runs import Progress, RunError
@@ -392,6 +394,22 @@ class TestRun:
         chosen = settings("ppo", "run.total_steps=16", where)
         train(chosen, tmp_path / "run")
         assert given[-1] == _stream(chosen, "environment")  # SB3 gives them the policy's before
+
+    @WHEREVER
+    def test_what_learns_is_where_the_settings_say(
+        self, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        models: list[Any] = []
+        set_logger = BaseAlgorithm.set_logger
+
+        def noting(self: BaseAlgorithm, logger: Any) -> None:
+            models.append(self)
+            set_logger(self, logger)
+
+        monkeypatch.setattr(BaseAlgorithm, "set_logger", noting)
+        chosen = settings("ppo", "run.total_steps=16", where)
+        train(chosen, tmp_path / "run")
+        assert {isinstance(model, OnDevice) for model in models} == {chosen.run.on_device}
 
     def test_evaluations_play_as_the_run_is_set_each_with_games_of_its_own(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
