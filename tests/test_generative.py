@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -299,3 +300,17 @@ def test_the_autoencoders_loss_adds_up_nats_of_pixels_and_of_latents() -> None:
     loss = autoencoder_loss(logits, pictures, mean, log_variance, beta=0.5)
 
     assert_close(loss, 60 * torch.tensor(2.0).log() + 0.5 * 2.0)
+
+
+def test_autoencoder_loss_is_the_likelihood_of_lights_and_the_divergence_of_normals() -> None:
+    torch.manual_seed(0)
+    logits, pictures = torch.randn(3, 2, 4, 5), torch.rand(3, 2, 4, 5) * 2 - 1
+    mean, log_variance = torch.randn(2, 3, 6).unbind()
+
+    loss = autoencoder_loss(logits, pictures, mean, log_variance, beta=0.3)
+
+    on, light = logits.sigmoid(), (1 + pictures) / 2  # -1 is dark
+    likelihood = (light * on.log() + (1 - light) * (1 - on).log()).sum() / 3
+    vectors = Normal(mean, (log_variance / 2).exp())
+    divergence = kl_divergence(vectors, Normal(0.0, 1.0)).sum() / 3
+    assert_close(loss, 0.3 * divergence - likelihood)

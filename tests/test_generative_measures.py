@@ -145,6 +145,13 @@ def test_entropies_of_two_pictures_are_those_of_a_coin() -> None:
     assert entropies.missing == pytest.approx(1 / 16)
 
 
+def test_the_entropy_of_states_is_corrected_for_how_few_pictures_there_are() -> None:
+    corners = torch.tensor([[[9, 9], [54, 54]], [[54, 54], [9, 9]]])  # two states, far apart
+    shown = Objects(corners, torch.tensor([[True, False]] * 2)).take(torch.arange(COUNT) % 2)
+    entropy = row_of(shown, objects(COUNT)).entropy
+    assert entropy == pytest.approx(math.log(2) + 1 / (2 * COUNT), abs=1e-6)
+
+
 def test_pictures_without_objects_have_no_entropy() -> None:
     entropies = paper_entropies(torch.ones(10, 3, 64, 64), PAPER)
     assert (entropies.red, entropies.missing) == (0, 1)
