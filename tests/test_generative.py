@@ -103,7 +103,12 @@ def test_a_seed_decides_the_set_and_batches_are_its_pictures() -> None:
 
 @pytest.mark.parametrize(
     ("size", "radius", "message"),
-    [(16, 0, "at least 1 pixel, got 0"), (64, 20, "too small for two objects of radius 20")],
+    [
+        (16, 0, "at least 1 pixel, got 0"),
+        (64, 20, "too small for two objects of radius 20"),
+        (15, 3, "too small for two objects of radius 3; 18 are enough"),  # and 16 as well: SMALL
+        (5, 1, "too small for two objects of radius 1; 6 are enough"),
+    ],
 )
 def test_a_canvas_without_room_for_two_objects_is_refused(
     size: int, radius: int, message: str
@@ -113,7 +118,8 @@ def test_a_canvas_without_room_for_two_objects_is_refused(
 
 
 def test_the_smallest_canvas_has_room_wherever_blue_is() -> None:
-    assert len(objects(500, SMALL)) == 500
+    for canvas in (SMALL, Canvas(size=6, radius=1)):
+        assert len(objects(500, canvas)) == 500
 
 
 def test_an_empty_set_is_refused() -> None:
