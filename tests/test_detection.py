@@ -1111,7 +1111,10 @@ def test_the_configuration_holds_the_papers_network_and_a_whole_one() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[rnp]\n", r"expects the tables \[rpn\] and \[full\], got 'rnp'"), ("[", "cannot be read")],
+    [
+        ("[rnp]\n", r"expects the tables \[rpn\] and \[full\], got 'rnp'"),
+        ("[", "is not valid TOML"),
+    ],
 )
 def test_a_bad_configuration_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "own.toml").write_text(text)
