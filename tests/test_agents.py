@@ -316,39 +316,24 @@ class TestSaving:
             save_agent(models["A2C"], precious / "thesis.txt", SETTINGS)
         assert (precious / "thesis.txt").read_text() == "finished"
 
-    def test_a_full_disk_leaves_the_old_agent(
+    @pytest.mark.parametrize("failing", ["write_text", "rename"])
+    def test_an_agent_that_cannot_be_replaced_is_left_or_put_back(
         self,
+        failing: str,
         models: dict[str, BaseAlgorithm],
         folder: Path,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        def fail(self: Path, text: str, **_: Any) -> int:
-            raise OSError(28, "No space left on device")
+        method = getattr(Path, failing)
 
-        monkeypatch.setattr(Path, "write_text", fail)
+        def fail(self: Path, *arguments: Any, **keywords: Any) -> Any:
+            if ".partial-" in str(self):
+                raise OSError(28, "No space left on device")
+            return method(self, *arguments, **keywords)
+
+        monkeypatch.setattr(Path, failing, fail)
         with pytest.raises(AgentError, match=r"cannot write .*: No space left on device"):
-            save_agent(models["A2C"], folder, SETTINGS)
-
-        assert load_agent(folder).algorithm == "PPO"
-        assert [path.name for path in tmp_path.iterdir()] == ["agent"]
-
-    def test_an_agent_that_cannot_be_replaced_is_put_back(
-        self,
-        models: dict[str, BaseAlgorithm],
-        folder: Path,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        rename = Path.rename
-
-        def fail(self: Path, target: Path) -> Path:
-            if "partial" in self.name:
-                raise OSError(5, "Input/output error")
-            return rename(self, target)
-
-        monkeypatch.setattr(Path, "rename", fail)
-        with pytest.raises(AgentError, match=r"cannot write .*: Input/output error"):
             save_agent(models["A2C"], folder, SETTINGS)
 
         assert load_agent(folder).algorithm == "PPO"

@@ -240,8 +240,8 @@ def test_an_update_ends_where_the_policy_has_moved_too_far_as_in_sb3() -> None:
     for share, goes_on in ((0.6, False), (0.7, True)):  # of the limit, 1 / 1.5
         ppo.target_kl = share * divergence
         assert ppo._minibatch(*batch, torch.tensor([0.2, 0.2, 0.0]))[1] is goes_on
-        unchanged = zip(before, ppo.policy.parameters(), strict=True)
-        assert all(torch.equal(old, new) for old, new in unchanged) is not goes_on
+        weights = zip(before, ppo.policy.parameters(), strict=True)
+        assert all(torch.equal(first, now) for first, now in weights) is not goes_on
 
 
 def test_entropy_is_that_of_torch_for_actions_that_are_never_chosen_as_well() -> None:
