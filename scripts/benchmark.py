@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py layers --json benchmarks/layers.json
     python scripts/benchmark.py generators --json benchmarks/generators.json
+    python scripts/benchmark.py gan --json benchmarks/gan.json
     python scripts/benchmark.py training --json benchmarks/training.json
     python scripts/benchmark.py envs --json benchmarks/envs.json
     python scripts/benchmark.py device --json benchmarks/device.json  # needs a GPU
@@ -36,7 +37,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -74,7 +75,12 @@ from coordrl.emulator import GAMES, available, unavailable_reason
 from coordrl.emulator.device import DeviceEmulator, Occupancy
 from coordrl.emulator.nvrtc import CudaError, kernels_for, require_gpu
 from coordrl.envs import AtariVectorEnv, canonical_game, gymnasium_name
+from coordrl.generative.data import SortOfClevr
+from coordrl.generative.models import build_model
 from coordrl.generative.networks import CoordConvGenerator, convolve_tiled
+from coordrl.generative.objectives import ObjectiveName
+from coordrl.generative.settings import Arm, Scale, load_generative_settings
+from coordrl.generative.table import ARMS
 from coordrl.memory import keep_freed_memory
 from coordrl.runs import RunError, StopNow, StopRequest, atomic_file, require_writable
 from coordrl.sb3_envs import make_sb3_env
@@ -182,6 +188,91 @@ def take_turns(
 def geometric_mean(values: list[float]) -> float:
     """Return the n-th root of the product of n values."""
     return math.exp(statistics.fmean(math.log(value) for value in values))
+
+
+def ratios_of(key: str, rows: list[Row]) -> Row:
+    """Return every ratio of the rows, named by the row's value in the column ``key``."""
+    return {
+        f"{row[key]}, {column}": str(cell)
+        for row in rows
+        for column, cell in row.items()
+        if isinstance(cell, Ratio)
+    }
+
+
+Learner = Callable[[], int]
+"""Trains for a while, and returns the number of steps it did."""
+
+
+def train_in_turn(
+    learners: Mapping[str, Callable[[], Learner]], seconds: float
+) -> dict[str, list[float]]:
+    """Train in turn, each in a process of its own, and return the CPU seconds of a step.
+
+    Args:
+        learners: What makes each one, in its process.
+        seconds: To spend, at least.
+    """
+    costs: dict[str, list[float]] = {name: [] for name in learners}
+    with contextlib.ExitStack() as open_trainers:
+        trainers = {
+            name: open_trainers.enter_context(Trainer(make)) for name, make in learners.items()
+        }
+        end, turn = time.monotonic() + seconds, 0
+        while turn < 4 or time.monotonic() < end:
+            for name, trainer in trainers.items():
+                costs[name].append(trainer.train())
+            turn += 1
+    return costs
+
+
+class Trainer:
+    """A process that trains when it is told to, with its own memory and allocator.
+
+    It ends with the block that it is opened for, whatever it is doing then.
+    """
+
+    def __init__(self, make: Callable[[], Learner]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=serve_training, args=(make, other))
+        self._process.start()
+        other.close()  # so that the end of the process is the end of the pipe
+
+    def __enter__(self) -> Self:
+        try:
+            self.train()  # the first steps fill buffers and caches
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
+
+    def train(self) -> float:
+        """Train for a while, and return the CPU seconds of a step."""
+        try:
+            self._connection.send("train")
+            cost: float = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise RunError("a process that trains has failed; what it said is above") from error
+        return cost
+
+    def _end(self) -> None:
+        self._process.terminate()
+        self._process.join()
+
+
+def serve_training(make: Callable[[], Learner], connection: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who was told to stop ends this process
+    torch.set_num_threads(1)
+    learn = make()
+    while True:
+        connection.recv()
+        start = time.process_time()
+        steps = learn()
+        connection.send((time.process_time() - start) / steps)
 
 
 @dataclass(frozen=True)
@@ -462,6 +553,70 @@ class Generators(Benchmark):
 
 
 @dataclass(frozen=True)
+class GanTraining(Benchmark):
+    """Training a GAN of configs/generative.toml: what keeping freed memory saves, and bfloat16.
+
+    Each in a process of its own: as scripts/train_gan.py does by default; with PyTorch's memory as
+    it is, see :mod:`coordrl.memory`; with ``training.precision=bfloat16``.
+    """
+
+    plays: ClassVar[bool] = False
+
+    seconds: float = 60.0
+    """To spend on each arm, at least."""
+    scale: Scale = "small"
+    """How large pictures and networks are."""
+    objective: ObjectiveName = "r3gan"
+    """The loss, and what goes with it."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yield a row for each arm."""
+        for coords in ARMS:
+            learners = {
+                name: functools.partial(gan_learner, self.scale, self.objective, coords, *how)
+                for name, how in {
+                    "ours": (True, "float32"),
+                    "fetched": (False, "float32"),
+                    "half": (True, "bfloat16"),
+                }.items()
+            }
+            costs = train_in_turn(learners, self.seconds)
+            yield {
+                "coords": coords,
+                "ours: ms a batch": round(min(costs["ours"]) * 1e3, 1),
+                "memory fetched anew / ours": Ratio.of(costs["fetched"], costs["ours"]),
+                "ours / with bfloat16": Ratio.of(costs["ours"], costs["half"]),
+            }
+
+    def summary(self, rows: list[Row]) -> Row:
+        """Return how many times as many batches a CPU second is worth."""
+        return ratios_of("coords", rows)
+
+
+def gan_learner(
+    scale: Scale, objective: ObjectiveName, coords: Arm, keeps_memory: bool, precision: str
+) -> Learner:
+    if keeps_memory:
+        keep_freed_memory()
+    config = Path(__file__).resolve().parents[1] / "configs" / "generative.toml"
+    overrides = (parse_override(f"training.precision={precision}"),)
+    settings = load_generative_settings(config, scale, "gan", coords, objective, overrides)
+    random_numbers, device = torch.Generator().manual_seed(0), torch.device("cpu")
+    model = build_model(settings, random_numbers, device)
+    pictures = SortOfClevr(settings.canvas, settings.training.pictures)
+    batches = 10
+
+    def learn() -> int:
+        for _ in range(batches):
+            size = (settings.training.batch_size,)
+            indices = torch.randint(len(pictures), size, generator=random_numbers)
+            model.learn(pictures.batch(indices, device), random_numbers)
+        return batches
+
+    return learn
+
+
+@dataclass(frozen=True)
 class Training(Benchmark):
     """Training with the zoo's settings: stock SB3 and ours, each in a process of its own.
 
@@ -481,85 +636,34 @@ class Training(Benchmark):
         """Yield a row for each algorithm."""
         game = gymnasium_name(canonical_game(self.game))
         for algo in self.algos:
-            costs: dict[str, list[float]] = {name: [] for name in TRAINERS}
-            with contextlib.ExitStack() as open_trainers:
-                trainers = {
-                    name: open_trainers.enter_context(Trainer(name, algo, game))
-                    for name in TRAINERS
-                }
-                end = time.monotonic() + self.seconds
-                while len(costs["stock"]) < 4 or time.monotonic() < end:
-                    for name, trainer in trainers.items():
-                        costs[name].append(trainer.train())
+            learners = {
+                name: functools.partial(sb3_learner, name, algo, game)
+                for name in ("stock", "ours, coords none", "ours, coords all")
+            }
+            costs = train_in_turn(learners, self.seconds)
             row: Row = {"algorithm": algo}
             for name, values in costs.items():
                 row[f"{name}: microseconds a step"] = round(min(values) * 1e6)
-            for name in TRAINERS[1:]:
-                row[f"stock / {name}"] = Ratio.of(costs["stock"], costs[name])
+            for name, values in costs.items():
+                if name != "stock":
+                    row[f"stock / {name}"] = Ratio.of(costs["stock"], values)
             yield row
 
     def summary(self, rows: list[Row]) -> Row:
         """Return how many times as many steps a CPU second is worth."""
-        return {
-            f"{row['algorithm']}, {column}": str(cell)
-            for row in rows
-            for column, cell in row.items()
-            if isinstance(cell, Ratio)
-        }
+        return ratios_of("algorithm", rows)
 
 
-TRAINERS = ("stock", "ours, coords none", "ours, coords all")
-
-
-class Trainer:
-    """A process that trains when it is told to, with its own memory and allocator.
-
-    It ends with the block that it is opened for, whatever it is doing then.
-    """
-
-    def __init__(self, name: str, algo: str, game: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, other = context.Pipe()
-        self._process = context.Process(target=serve_training, args=(name, algo, game, other))
-        self._process.start()
-        other.close()  # so that the end of the process is the end of the pipe
-
-    def __enter__(self) -> Self:
-        try:
-            self.train()  # the first steps fill buffers and caches
-        except BaseException:
-            self._end()
-            raise
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._end()
-
-    def train(self) -> float:
-        """Train for a while, and return the CPU seconds of a step."""
-        try:
-            self._connection.send("train")
-            cost: float = self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise RunError("a process that trains has failed; what it said is above") from error
-        return cost
-
-    def _end(self) -> None:
-        self._process.terminate()
-        self._process.join()
-
-
-def serve_training(name: str, algo: str, game: str, connection: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who was told to stop ends this process
-    torch.set_num_threads(1)
+def sb3_learner(name: str, algo: str, game: str) -> Learner:
     model = stock_model(algo, game) if name == "stock" else our_model(algo, game, name.split()[-1])
     model.set_logger(Logger(None, []))
     steps = {"ppo": 1024, "a2c": 960, "dqn": 320}[algo]
-    while True:
-        connection.recv()
-        start = time.process_time()
+
+    def learn() -> int:
         model.learn(steps, reset_num_timesteps=False, log_interval=None)
-        connection.send((time.process_time() - start) / steps)
+        return steps
+
+    return learn
 
 
 def as_in_a_long_run(algo: str) -> tuple[str, ...]:
@@ -1119,6 +1223,7 @@ def target_rows(measured: dict[str, float]) -> Iterator[Row]:
 BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
     "layers": Layers,
     "generators": Generators,
+    "gan": GanTraining,
     "training": Training,
     "envs": Envs,
     "device": DeviceTraining,

@@ -240,7 +240,7 @@ def test_renderer_stamps_what_its_painter_finds() -> None:
 @pytest.mark.parametrize("relu", [False, True], ids=["affine", "relu"])
 def test_coord_conv_regressor_is_the_maximum_of_its_convolutions(relu: bool) -> None:
     torch.manual_seed(0)
-    regressor = CoordConvRegressor(relu).double()
+    regressor = CoordConvRegressor(relu=relu).double()
     images = torch.randn(3, 1, 7, 9, dtype=torch.double)  # ink on the edges as well
 
     expected = regressor.backbone(images).amax(dim=(-2, -1))
@@ -347,6 +347,15 @@ def test_evaluate_averages_over_pictures_and_not_over_batches() -> None:
     assert_close(evaluate(network, task, centers)["error"], float(expected))
 
 
+def test_evaluation_is_of_a_network_in_evaluation() -> None:
+    task, centers = Regression(SMALL), places(SMALL)[:21]
+    network = nn.Sequential(CoordConvRegressor(), nn.Dropout(0.5))
+
+    network.train()
+
+    assert evaluate(network, task, centers) == evaluate(network, task, centers)
+
+
 def test_goals_know_which_way_is_better() -> None:
     assert Goal("accuracy", 1.0).is_reached(0.8, threshold=0.8)
     assert not Goal("accuracy", 1.0).is_reached(0.999)
@@ -442,7 +451,50 @@ def test_best_is_chosen_by_training_loss() -> None:
     run = Run(small(learning_rate=0.05, decay="none", epochs=4))
     result = run.train()
     least = min(result.curve, key=lambda point: point.loss)
+    assert least != result.curve[-1]
     assert result.best["test"]["accuracy"] == least.test
+    # And the network keeps the weights of the end.
+    assert evaluate(run.network, run.task, run.train_centers) == result.last["train"]
+
+
+def test_a_run_is_evaluated_at_each_interval_and_at_its_end() -> None:
+    run = Run(small())
+    assert run.total_steps == 16
+    assert [point.step for point in run.train().curve] == [5, 10, 15, 16]
+
+
+def test_a_curve_has_the_means_over_the_pictures_of_its_interval() -> None:
+    run = Run(small(learning_rate=1e-12, epochs=1, evaluation_interval=100))
+    centers = run.train_centers
+    assert len(centers) % run.settings.training.batch_size != 0  # the last batch is smaller
+
+    (point,) = run.train().curve
+
+    with torch.no_grad():
+        loss = run.task.loss(run.network(run.task.inputs(centers)), centers)
+    assert_close(point.loss, float(loss), rtol=1e-5, atol=0)
+    assert_close(point.train, evaluate(run.network, run.task, centers)["accuracy"])
+
+
+def test_a_long_run_saves_itself_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+
+    def note(run: Run) -> None:
+        assert run.folder is not None
+        if (checkpoint := run.folder.newest_checkpoint()) is not None:
+            saved.append(checkpoint.step)
+
+    with open_run(tmp_path / "short", "seed = 0\n") as folder:
+        Run(small(), folder=folder).train(on_step=note)
+    assert not saved
+
+    monkeypatch.setattr("coordrl.coordinates.training._CHECKPOINT_SECONDS", -1.0)
+    with open_run(tmp_path / "long", "seed = 0\n") as folder:
+        Run(small(), folder=folder).train(on_step=note)
+    assert saved == list(range(1, 17))
+    Run(small()).train()  # keeps none
 
 
 def test_l2_is_the_sum_of_squared_kernels_without_biases() -> None:

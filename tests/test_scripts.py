@@ -536,6 +536,23 @@ def test_ctrl_c_ends_a_benchmark_of_training_and_its_processes() -> None:
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_a_gan_holds_its_ways_to_train_beside_each_other(tmp_path: Path) -> None:
+    script, record = (
+        str(Path(__file__).parents[1] / "scripts" / "benchmark.py"),
+        tmp_path / "x.json",
+    )
+    options = ["--scale", "quick", "--seconds", "0", "--json", str(record)]
+
+    subprocess.run([sys.executable, script, "gan", *options], check=True, timeout=300)
+
+    rows = json.loads(record.read_text())["rows"]
+    assert [row["coords"] for row in rows] == ["none", "all"]
+    # Who is faster is for a record to say.
+    for name in ("memory fetched anew / ours", "ours / with bfloat16"):
+        assert all(0.1 < row[name]["best"] < 10 for row in rows)
+
+
+@pytest.mark.slow
 def test_stock_sb3_trains_beside_ours(benchmark: Any) -> None:
     chosen = benchmark.DeviceTraining(
         device="cpu", updates=1, target=None, stock_seconds=0.1, set=(SMALL_DEVICE,)

@@ -223,7 +223,7 @@ class CoordConvRegressor(nn.Module):
         906
     """
 
-    def __init__(self, lifted: bool = False, relu: bool = False) -> None:
+    def __init__(self, *, lifted: bool = False, relu: bool = False) -> None:
         super().__init__()
         if lifted and relu:
             raise ValueError("lifted is for the net without ReLU, whose planes are flat")
