@@ -695,6 +695,25 @@ def test_a_vae_shows_expected_colors() -> None:
     assert_close(model.generate(latents), 2 * logits.sigmoid() - 1)
 
 
+@pytest.mark.parametrize("coords", ["none", "all"])
+def test_decoders_give_logits_and_generators_colors(coords: Arm) -> None:
+    def largest(model: str, *, tanh: bool) -> float:
+        network = replace(tiny().network, tanh=tanh)
+        made = Run(tiny(model=model, coords=coords, network=network)).model
+        decoder = made.autoencoder.decoder if isinstance(made, Vae) else made.generator
+        latents = made.latents(8, torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            for weight in decoder.parameters():
+                weight.mul_(30)
+            assert made.generate(latents).abs().max() <= 1  # whoever is shown to a person
+            return float(decoder(latents).abs().max())
+
+    assert largest("vae", tanh=True) > 1
+    assert largest("gan", tanh=True) <= 1
+    # The authors show the discriminator what their CoordConv generator has before a tanh.
+    assert (largest("gan", tanh=False) > 1) == (coords == "all")
+
+
 def test_samples_are_written_as_they_are(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(figures.to_bytes(torch.tensor([[[-1.0]], [[0.0]], [[9.0]]])).numpy()).save(
