@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
 
+from coordrl import CoordConv2d
 from coordrl.config import SettingsError, parse_override
 from coordrl.generative import figures, table
 from coordrl.generative.data import Canvas, draw_objects, draw_pictures
@@ -712,6 +713,21 @@ def test_decoders_give_logits_and_generators_colors(coords: Arm) -> None:
     assert largest("gan", tanh=True) <= 1
     # The authors show the discriminator what their CoordConv generator has before a tanh.
     assert (largest("gan", tanh=False) > 1) == (coords == "all")
+
+
+@pytest.mark.parametrize("model", ["gan", "vae"])
+@pytest.mark.parametrize("coords", ["none", "all"])
+def test_both_networks_of_an_arm_see_coordinates_or_neither_does(model: str, coords: Arm) -> None:
+    made = Run(tiny(model=model, coords=coords)).model
+    networks = (
+        (made.autoencoder.encoder, made.autoencoder.decoder)
+        if isinstance(made, Vae)
+        else (made.generator, made.discriminator)
+    )
+
+    seeing = [any(isinstance(m, CoordConv2d) for m in network.modules()) for network in networks]
+
+    assert seeing == [coords == "all"] * 2
 
 
 def test_samples_are_written_as_they_are(tmp_path: Path) -> None:
