@@ -1,5 +1,6 @@
 """Runs of the generative models: resume, divergence, folders of pictures, tables, the script."""
 
+import copy
 import io
 import json
 import math
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from coordrl import CoordConv2d
+from coordrl.backbone import Norm
 from coordrl.config import SettingsError, parse_override
 from coordrl.generative import figures, table
 from coordrl.generative.data import Canvas, draw_objects, draw_pictures
@@ -35,7 +37,7 @@ from coordrl.generative.settings import (
     VaeSettings,
     load_generative_settings,
 )
-from coordrl.generative.training import Run, RunResult
+from coordrl.generative.training import Run, RunResult, advice
 from coordrl.runs import StopRequest, open_run
 
 ROOT = Path(__file__).parents[1]
@@ -143,6 +145,13 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_last_good_weights(
     assert [point.step for point in result.curve] == [3]
 
 
+def test_advice_names_settings_of_what_diverged() -> None:
+    assert advice(tiny(model="vae")) == "lower vae.learning_rate"
+    assert advice(tiny()).startswith("raise gan.gamma, or lower gan.generator_lr")
+    paper = GanSettings(objective="paper")
+    assert advice(tiny(gan=paper)).startswith("take --objective r3gan, or lower gan.generator_lr")
+
+
 def test_a_run_is_cut_short_by_its_processor_time() -> None:
     settings = tiny()
     limited = replace(settings, training=replace(settings.training, max_seconds=1e-9))
@@ -186,6 +195,40 @@ def test_half_precision_leaves_weights_and_losses_in_single() -> None:
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     assert {p.dtype for p in gan.generator.parameters()} == {torch.float32}
     assert gan.generate(torch.rand(2, 4)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("coords", ["none", "all"])
+@pytest.mark.parametrize(("objective", "norm"), [("paper", "batch"), ("r3gan", "none")])
+def test_a_batch_is_a_step_of_the_discriminator_and_then_those_of_the_generator(
+    objective: ObjectiveName, norm: Norm, coords: Arm
+) -> None:
+    torch.manual_seed(0)
+    network = replace(tiny().network, discriminator_norm=norm)
+    settings = GanSettings(objective=objective, generator_lr=1e-2, discriminator_lr=2e-2,
+                           beta1=0.3, beta2=0.9, generator_steps=3)  # fmt: skip
+    gan = Run(tiny(coords=coords, network=network, gan=settings)).model
+    assert isinstance(gan, Gan)
+    gan.generate(torch.rand(2, 4))  # in evaluation, where a batch norm works otherwise
+    generator, discriminator = copy.deepcopy((gan.generator, gan.discriminator))
+    real = torch.rand(4, 3, 16, 16) * 2 - 1
+
+    losses = gan.learn(real, torch.Generator().manual_seed(5))
+
+    generator.train()
+    latents = gan.latents(4, torch.Generator().manual_seed(5))
+    d_loss = gan.objective.discriminator_loss(discriminator, real, generator(latents).detach())
+    d_loss.backward()  # type: ignore[no-untyped-call]
+    torch.optim.Adam(discriminator.parameters(), 2e-2, (0.3, 0.9)).step()
+    adam = torch.optim.Adam(generator.parameters(), 1e-2, (0.3, 0.9))
+    for _ in range(3):
+        g_loss = gan.objective.generator_loss(discriminator, real, generator(latents))
+        adam.zero_grad()
+        g_loss.backward()  # type: ignore[no-untyped-call]
+        adam.step()
+    assert_close(losses, {"discriminator": d_loss.detach(), "generator": g_loss.detach()})
+    # Not the weights: a bias before a batch norm has the gradient that rounding gives it.
+    assert_close(gan.generator(latents), generator(latents), rtol=1e-4, atol=1e-4)
+    assert_close(gan.discriminator(real), discriminator(real), rtol=1e-4, atol=1e-4)
 
 
 def test_a_step_of_the_generator_leaves_the_discriminator_trainable() -> None:
