@@ -286,9 +286,11 @@ def pointwise(
     """
     for spec in backbone.specs:
         plain = ConvSpec(spec.out_channels, 1, bias=spec.bias, activation=spec.activation)
-        if spec not in (plain, ConvSpec(spec.out_channels, 1, padding="same", bias=spec.bias)):
+        if spec not in (plain, dataclasses.replace(plain, padding="same")):
             raise ValueError(f"pointwise needs plain 1x1 convolutions, got {spec}")
-    if backbone.coords == "all":
+    # Layers may have been swapped since the backbone was made.
+    _, *others = (module for module in backbone if isinstance(module, nn.Conv2d))
+    if any(isinstance(module, CoordConv2d) for module in others):
         raise ValueError('pointwise needs coords="none" or coords="first", got "all"')
     x = vectors
     for index, module in enumerate(list(backbone)[:depth]):

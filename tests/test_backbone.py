@@ -1,6 +1,7 @@
 """The convolutional stack: its sizes, its settings, and what coordinates change in it."""
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -183,7 +184,8 @@ def test_an_image_that_is_too_small_names_the_convolution_it_ends_at() -> None:
 )
 def test_pointwise_equals_the_convolutions_over_tiled_vectors(coords: Coords, with_r: bool) -> None:
     torch.manual_seed(0)
-    specs = [ConvSpec(5, 1), ConvSpec(7, 1, bias=False), ConvSpec(3, 1, activation="none")]
+    last = ConvSpec(3, 1, padding="same", activation="none")
+    specs = [ConvSpec(5, 1), ConvSpec(7, 1, bias=False), last]
     backbone = ConvBackbone(4, specs, coords, with_r).double()
     vectors = torch.randn(2, 4, dtype=torch.double, requires_grad=True)
     tiled = vectors[:, :, None, None].expand(-1, -1, 6, 9)
@@ -230,8 +232,18 @@ def test_pointwise_refuses_what_looks_beyond_the_pixel(spec: ConvSpec) -> None:
         pointwise(ConvBackbone(2, [spec]), torch.zeros(1, 2), 8, 8)
 
 
-def test_pointwise_refuses_coordinates_in_all_layers() -> None:
-    backbone = ConvBackbone(2, [ConvSpec(4, 1)] * 2, coords="all")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda specs: ConvBackbone(2, specs, coords="all"),
+        lambda specs: to_coordconv(ConvBackbone(2, specs), "all"),
+    ],
+    ids=["made", "swapped"],
+)
+def test_pointwise_refuses_coordinates_in_all_layers(
+    make: Callable[[list[ConvSpec]], ConvBackbone],
+) -> None:
+    backbone = make([ConvSpec(4, 1)] * 2)
     with pytest.raises(ValueError, match='coords="none" or coords="first", got "all"'):
         pointwise(backbone, torch.zeros(1, 2), 8, 8)
 

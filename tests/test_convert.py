@@ -192,6 +192,45 @@ class Standardized(nn.Conv2d):
         return nn.functional.conv2d(input, self.weight - self.weight.mean(), self.bias)
 
 
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize(
+    ("conv", "memory_format"),
+    [
+        (nn.Conv2d, torch.contiguous_format),
+        (nn.Conv2d, torch.channels_last),
+        (nn.ConvTranspose2d, torch.channels_last),
+        (nn.Conv3d, torch.channels_last_3d),
+    ],
+)
+def test_swapping_keeps_the_memory_layout(
+    conv: type[Any], memory_format: torch.memory_format, kernel_size: int
+) -> None:
+    plain = conv(8, 8, kernel_size).to(memory_format=memory_format)
+    x = torch.randn(2, 8, *range(5, 3 + plain.weight.ndim))
+    strides = plain.weight.stride(), plain(x).stride()
+
+    wide: Any = to_coordconv(plain)
+    assert wide(x).stride() == strides[1]
+    plain = from_coordconv(wide)
+    assert (plain.weight.stride(), plain(x).stride()) == strides
+
+
+def test_swapping_keeps_what_reflection_pads_and_attributes_of_the_users() -> None:
+    layer = nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")
+    layer.padding = (2, 2)  # torch goes on padding by one
+    layer.role = "stem"  # type: ignore[assignment]
+    x = torch.randn(2, 3, 8, 9)
+    before = layer(x)
+
+    wide = to_coordconv(layer)
+    assert torch.equal(wide(x), before)
+    assert wide.role == "stem"
+    plain = from_coordconv(wide)
+    assert torch.equal(plain(x), before)
+    assert plain.role == "stem"
+    assert vars(plain).keys() == vars(layer).keys()
+
+
 def tied() -> nn.Module:
     model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
     model[1].weight = model[0].weight
@@ -201,6 +240,25 @@ def tied() -> nn.Module:
 def hooked() -> nn.Module:
     model = network()
     model[0].register_forward_hook(lambda *_: None)
+    return model
+
+
+def weight_hooked() -> nn.Module:
+    model = network()
+    next(model.parameters()).register_hook(torch.zeros_like)  # type: ignore[no-untyped-call]
+    return model
+
+
+def grad_hooked() -> nn.Module:
+    model = network()
+    weight = next(model.parameters())
+    weight.register_post_accumulate_grad_hook(lambda _: None)  # type: ignore[no-untyped-call]
+    return model
+
+
+def masked() -> nn.Module:
+    model = network()
+    model[0].register_buffer("mask", torch.ones(3))
     return model
 
 
@@ -218,13 +276,27 @@ def patched() -> nn.Module:
         (lambda: nn.Sequential(nn.LazyConv2d(3, 3)), "layer '0' is lazy and has no weights yet"),
         (tied, r"layer '0' shares a parameter with another layer \(0.weight, 1.weight\)"),
         (hooked, "layer '0' has hooks, which would be lost"),
+        (weight_hooked, "layer '0' has hooks, which would be lost"),
+        (grad_hooked, "layer '0' has hooks, which would be lost"),
+        (masked, "layer '0' was given mask, which would be lost; take it off first"),
         (lambda: nn.Sequential(Standardized(3, 3, 3)), "'0' is a Standardized, whose own forward"),
         (
             lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 3, 3))),
             "'0' is a ParametrizedConv2d, whose own forward pass would be lost",
         ),
     ],
-    ids=["none", "patched", "lazy", "tied", "hooked", "subclass", "parametrized"],
+    ids=[
+        "none",
+        "patched",
+        "lazy",
+        "tied",
+        "hooked",
+        "weight hooked",
+        "grad hooked",
+        "masked",
+        "subclass",
+        "parametrized",
+    ],
 )
 def test_a_layer_that_cannot_be_swapped_is_named_and_nothing_changes(
     make: Callable[[], nn.Module], message: str
@@ -276,6 +348,23 @@ def test_report_of_coordinates_that_are_not_used_is_zero() -> None:
     assert report.shift_error == report.shift_error_without
     assert [layer.name for layer in report.layers] == ["0", "2.0"]
     assert all(layer.coordinate_norm == 0 < layer.image_norm for layer in report.layers)
+
+
+def test_report_of_a_model_that_names_its_layers_input() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = CoordConv2d(2, 3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.conv(input=x)
+            return y
+
+    model, x = Named(), torch.randn(2, 2, 8, 9)
+    named, unnamed = (
+        coordinate_report(m, x, shifts=(1,)) for m in (model, nn.Sequential(model.conv))
+    )
+    assert named.change_without == unnamed.change_without > 0
 
 
 def test_report_of_a_model_of_coordinates_alone() -> None:

@@ -714,6 +714,7 @@ CHANGES: dict[str, Callable[[CoordConv2d], Any]] = {
     "bias data": lambda layer: layer.bias.data.fill_(3),  # type: ignore[union-attr]
     "no bias": lambda layer: setattr(layer, "bias", None),
     "new parameter": lambda layer: setattr(layer, "weight", nn.Parameter(2 * layer.weight)),
+    "new kernel": lambda layer: setattr(layer, "weight", nn.Parameter(torch.randn(3, 4, 1, 4))),
     "load": lambda layer: layer.load_state_dict(CoordConv2d(2, 3, 2).state_dict()),
     "load, assigned": lambda layer: layer.load_state_dict(
         CoordConv2d(2, 3, 2).state_dict(), assign=True
@@ -725,6 +726,7 @@ CHANGES: dict[str, Callable[[CoordConv2d], Any]] = {
     "padding": lambda layer: setattr(layer, "padding", (2, 1)),
     "stride": lambda layer: setattr(layer, "stride", (2, 1)),
     "dilation": lambda layer: setattr(layer, "dilation", (2, 1)),
+    "dilation, one number": lambda layer: setattr(layer, "dilation", 2),
     "system": lambda layer: setattr(layer, "system", CoordinateSystem(anchor="centers")),
 }
 
@@ -747,6 +749,29 @@ def test_a_remembered_map_is_never_stale(
         assert not torch.equal(after, before[1].to(after.dtype))
         assert_close(after, copy.deepcopy(layer)(x), rtol=0, atol=0)
     assert_close(layer(x), copy.deepcopy(layer)(x), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize(
+    ("name", "padding"),
+    [
+        (name, padding)
+        for name in CHANGES
+        for padding in (0, (1, 2), "same", "valid")
+        if (name, padding) != ("stride", "same")  # which torch refuses
+    ],
+)
+def test_a_large_batch_meets_the_same_changes(
+    name: str, padding: str | int | tuple[int, int]
+) -> None:
+    layer = CoordConv2d(2, 3, 2, padding=padding)
+    CHANGES[name](layer)
+    x = torch.randn(4, 2, 5, 6).to(layer.weight.dtype)
+
+    with samples_at_once(2):
+        in_parts = layer(x)
+
+    assert_close(in_parts, layer(x))
 
 
 @LAYOUTS
@@ -796,6 +821,48 @@ def test_a_frozen_layer_passes_gradients_on(at_once: int) -> None:
 
     (expected,) = torch.autograd.grad(nn.functional.conv2d(x, layer.weight[:, :2]).sum(), x)
     assert_close(x.grad, expected)
+
+
+@EVERY_LAYER
+def test_layers_can_be_mapped_over_any_axis(ours: type[Any], textbook: type[nn.Module]) -> None:
+    layer = ours(2, 3, 2)
+    x = torch.randn(4, 5, 2, *range(5, 5 + ours.axes))
+
+    assert_close(
+        torch.vmap(layer, in_dims=1)(x), torch.stack([layer(part) for part in x.unbind(1)])
+    )
+
+
+def test_places_can_be_mapped_over_samples() -> None:
+    layer = CoordConv2d(2, 3, 2)
+    x, origin = torch.randn(4, 2, 5, 6), torch.randn(4, 2)
+
+    def one(x: Tensor, origin: Tensor) -> Tensor:
+        y: Tensor = layer(x.unsqueeze(0), origin=origin.unsqueeze(0))
+        return y.squeeze(0)
+
+    assert_close(torch.vmap(one)(x, origin), layer(x, origin=origin))
+
+
+@EVERY_LAYER
+def test_the_input_has_the_name_that_torch_gives_it(
+    ours: type[Any], textbook: type[nn.Module]
+) -> None:
+    layer, x = ours(2, 3, 2), torch.randn(2, 2, *range(5, 5 + ours.axes))
+    assert torch.equal(layer(input=x), layer(x))
+
+
+def test_tiny_coordinates_are_exact() -> None:
+    tiny = CoordinateSystem(anchor="centers", origin=0.0, extent=1e-12)
+    layer = CoordConv2d(1, 2, 3, padding=1, bias=False, system=tiny).double()
+    with torch.no_grad():
+        layer.weight[:, 1:] *= 1e12
+        x = torch.zeros(1, 1, 64, 65, dtype=torch.double)
+
+        got = layer(x)
+
+        grid = coordinate_grid(64, 65, system=tiny, dtype=torch.double)
+        assert_close(got, nn.functional.conv2d(grid, layer.weight[:, 1:], padding=1))
 
 
 def test_remembered_maps_stay_out_of_copies_pickles_and_state() -> None:
@@ -853,6 +920,31 @@ def test_remembered_maps_do_not_pile_up_over_sizes() -> None:
     assert layer._remembered is not None
     assert len(layer._remembered.maps) == 39 % 8  # eight are forgotten at a time
     assert len(layer._bases) == 39 % 8
+
+
+def test_remembered_maps_stay_few_where_they_are_large() -> None:
+    layer = CoordConv2d(1, 64, 1)  # 2 MiB a map
+
+    with torch.no_grad():
+        for width in range(128, 128 + 7):
+            layer(torch.zeros(1, 1, 64, width))
+        assert layer._remembered is not None
+        assert len(layer._remembered.maps) == 7
+        for width in range(128, 128 + 5):
+            layer(torch.zeros(1, 1, 256, width))  # of 8 MiB
+        assert layer._remembered is not None
+        assert len(layer._remembered.maps) == 1
+
+
+def test_a_layer_that_learns_forgets_its_maps() -> None:
+    layer = CoordConv2d(1, 2, 1)
+    with torch.no_grad():
+        layer(torch.zeros(1, 1, 3, 4))
+    assert layer._remembered is not None
+
+    layer(torch.zeros(1, 1, 3, 4))
+
+    assert layer._remembered is None
 
 
 def test_threads_may_share_a_layer() -> None:
@@ -1172,6 +1264,8 @@ def test_a_wrong_shape_is_named_beside_the_right_one(shape: tuple[int, ...]) -> 
 def test_wrong_inputs_are_named() -> None:
     with pytest.raises(ValueError, match=r"CoordConv2d expects a pixel or more on each axis, got"):
         CoordConv2d(3, 5, 1)(torch.zeros(2, 3, 0, 9))
+    with pytest.raises(TypeError, match=r"floating-point input, got torch.complex64$"):
+        CoordConv2d(3, 5, 1)(torch.zeros(2, 3, 8, 9, dtype=torch.complex64))
     with pytest.raises(TypeError, match=r"floating-point input, got torch.uint8; use x.float\(\)"):
         CoordConv2d(3, 5, 1)(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
     with pytest.raises(ValueError, match="expects stride as one number or 2, got"):

@@ -159,7 +159,7 @@ def _coordinates(layers: Mapping[str, CoordConv], change: Coordinates) -> Iterat
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         assert isinstance(layer, CoordConv)
         called.add(layer)
-        x: Tensor = args[0]
+        x: Tensor = args[0] if args else kwargs["input"]
         kwargs = dict(kwargs)
         grid = kwargs.pop("coords", None)
         placed = {key: kwargs.pop(key, None) for key in ("origin", "extent")}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 
@@ -37,6 +37,8 @@ _WIDE: dict[type[nn.Module], type[CoordConv]] = {
     nn.ConvTranspose3d: CoordConvTranspose3d,
 }
 _PLAIN: dict[type[nn.Module], type[nn.Module]] = {wide: plain for plain, wide in _WIDE.items()}
+# Attributes that a plain layer has no use for.
+_COORDINATES = frozenset({"with_r", "system", "num_coords", "_remembered", "_bases"})
 
 
 def to_coordconv(
@@ -65,8 +67,8 @@ def to_coordconv(
 
     Raises:
         ValueError: If no convolution is meant, or one of them is lazy, shares its weight with
-            another layer, has hooks, or has a forward pass of its own. The model is then as it
-            was.
+            another layer, or has hooks, buffers, or a forward pass of its own. The model is then
+            as it was.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
@@ -98,8 +100,8 @@ def from_coordconv(model: nn.Module, *, force: bool = False) -> nn.Module:
 
     Raises:
         ValueError: If there is none, one has coordinate weights that are not zero and ``force``
-            is off, or one shares its weight with another layer, has hooks, or has a forward pass
-            of its own. The model is then as it was.
+            is off, or one shares its weight with another layer, or has hooks, buffers, or a
+            forward pass of its own. The model is then as it was.
 
     Example:
         >>> from_coordconv(to_coordconv(nn.Conv2d(3, 8, 3)))
@@ -172,8 +174,16 @@ def _refuse_what_cannot_be_swapped(
                 " untie them first"
             )
     # Every kind of hook is kept in a dictionary of its own, named for it.
-    if any(value for key, value in vars(layer).items() if key.endswith("_hooks") and value):
+    hooks = [value for key, value in vars(layer).items() if key.endswith("_hooks")]
+    for parameter in layer.parameters(recurse=False):
+        hooks += [parameter._backward_hooks, parameter._post_accumulate_grad_hooks]
+    if any(hooks):
         raise ValueError(f"{_quoted(name)} has hooks, which would be lost; remove them first")
+    parts = [*layer._buffers, *layer._modules, *(layer._parameters.keys() - {"weight", "bias"})]
+    if parts:
+        raise ValueError(
+            f"{_quoted(name)} was given {', '.join(parts)}, which would be lost; take it off first"
+        )
 
 
 def _shared_parameters(model: nn.Module) -> dict[int, list[str]]:
@@ -223,15 +233,32 @@ def _widened(layer: _ConvNd, *, with_r: bool, system: CoordinateSystem) -> nn.Mo
 
 
 def _narrowed(layer: CoordConv) -> nn.Module:
-    plain = _PLAIN[type(layer)](layer.in_channels, layer.out_channels, **_arguments(layer))
+    arguments = _arguments(layer)
+    plain = cast(_ConvNd, _PLAIN[type(layer)](layer.in_channels, layer.out_channels, **arguments))
     weight, _ = layer.split_weight()
     return _filled(plain, weight.detach().clone(), layer)
 
 
-def _filled(target: nn.Module, weight: torch.Tensor, source: _ConvNd) -> nn.Module:
+def _filled(target: _ConvNd, weight: Tensor, source: _ConvNd) -> nn.Module:
+    weight = _laid_out_like(source.weight, weight)
     target.weight = nn.Parameter(weight, requires_grad=source.weight.requires_grad)
     target.register_parameter("bias", cast(nn.Parameter | None, source.bias))
+    # What padding modes other than zeros pad is fixed when a layer is made.
+    target._reversed_padding_repeated_twice = source._reversed_padding_repeated_twice
+    for name in vars(source).keys() - vars(target).keys() - _COORDINATES:
+        setattr(target, name, getattr(source, name))
     return target.train(source.training)
+
+
+def _laid_out_like(model: Tensor, weight: Tensor) -> Tensor:
+    """Return a weight in the memory layout of another, which decides that of the output."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if model.ndim not in layouts:
+        return weight
+    layout = layouts[model.ndim]
+    if model.stride() != torch.empty_like(model, memory_format=layout).stride():
+        return weight
+    return torch.empty_like(weight, memory_format=layout).copy_(weight)
 
 
 def _replaced(model: nn.Module, swapped: dict[nn.Module, nn.Module]) -> nn.Module:

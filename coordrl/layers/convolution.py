@@ -33,6 +33,7 @@ class _Place(NamedTuple):
     """Where a coordinate map lies: what it depends on beside the weights."""
 
     size: torch.Size
+    kernel_size: torch.Size
     output_padding: tuple[int, ...]
     channels_last: bool
     dtype: torch.dtype
@@ -62,6 +63,8 @@ class _Basis(NamedTuple):
 
 # A detection head sees one size per pyramid level; a stream of ever new sizes must not pile up.
 _MAX_PLACES = 8
+# Bytes of the maps that a layer remembers, unless it is a single one.
+_MAX_REMEMBERED = 2**24
 # Largest basis, in numbers, by which a layer computes its map as a product; above, it convolves.
 _MAX_BASIS = 2**18
 # Smallest basis, in numbers, that is worth two narrow products in place of one.
@@ -128,6 +131,8 @@ class _CoordConv(_ConvNd):
             maps = self._convolve_grid(coord_weight, place, given)
             return (y + (maps if x.ndim == self.axes + 2 else maps.squeeze(0))).to(y.dtype)
         learns = wide_weight.requires_grad and torch.is_grad_enabled()
+        if learns and self._remembered is not None:
+            self._remembered = None  # its weights are about to change
         weight, coord_weight = self._split(wide_weight)
         compute_map = self._compute_map if learns else self._remember_map
         coord_map = compute_map(coord_weight, place)
@@ -145,8 +150,8 @@ class _CoordConv(_ConvNd):
         """Return where the map of an input lies, in the layout that the output will have."""
         axes = self.axes
         channels_last = _is_channels_last(x, axes) or _is_channels_last(weight, axes)
-        size = x.shape[-axes:]
-        return _Place(size, output_padding, channels_last, _map_dtype(weight), x.device)
+        sizes = x.shape[-axes:], weight.shape[2:]
+        return _Place(*sizes, output_padding, channels_last, _map_dtype(weight), x.device)
 
     def _given_grid(
         self,
@@ -203,7 +208,8 @@ class _CoordConv(_ConvNd):
             )
         if 0 in x.shape[-axes:]:
             raise ValueError(f"{name} expects a pixel or more on each axis, got {tuple(x.shape)}")
-        raise TypeError(f"{name} expects floating-point input, got {x.dtype}; use x.float()")
+        advice = "" if x.is_complex() else "; use x.float()"
+        raise TypeError(f"{name} expects floating-point input, got {x.dtype}{advice}")
 
     def split_weight(self) -> tuple[Tensor, Tensor]:
         """Return the weight of the input, and that of the coordinates as of a layer of one group.
@@ -251,15 +257,15 @@ class _CoordConv(_ConvNd):
         parts: int,
     ) -> Tensor:
         """Return the sum of the two terms, a part of the batch after the other."""
-        around = self._reversed_padding_repeated_twice  # the last axis first, before and after
+        around = self._padding_around(weight.shape[2:])
         padding = tuple(around[-2::-2])
         if self.padding_mode != "zeros" or around[::2] != around[1::2]:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x, padding = F.pad(x, around, mode=mode), (0,) * self.axes
         arguments = _Arguments(
-            self.stride,
+            self._per_axis("stride", self.stride),
             padding,
-            self.dilation,
+            self._per_axis("dilation", self.dilation),
             self.transposed,
             output_padding or self.output_padding,
             self.groups,
@@ -272,6 +278,19 @@ class _CoordConv(_ConvNd):
             x, weight, bias, coord_map, arguments, parts
         )
         return y
+
+    def _padding_around(self, kernel_size: Sequence[int]) -> list[int]:
+        """Return the padding before and after each axis, the last axis first."""
+        if self.padding_mode != "zeros":
+            return self._reversed_padding_repeated_twice
+        # For zeros torch.nn asks the attributes, which may have changed since the layer was made.
+        if self.padding == "valid":
+            return [0] * (2 * self.axes)
+        if isinstance(self.padding, str):  # "same"
+            dilation = self._per_axis("dilation", self.dilation)
+            totals = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
+            return [half for total in reversed(totals) for half in (total // 2, -(-total // 2))]
+        return [p for p in reversed(self._per_axis("padding", self.padding)) for _ in range(2)]
 
     def _remember_map(self, coord_weight: Tensor, place: _Place) -> Tensor:
         """Return what ``_compute_map`` does, at a moment in which the layer does not learn."""
@@ -293,6 +312,9 @@ class _CoordConv(_ConvNd):
             # Tensors made in inference mode could not take part in autograd later.
             with torch.inference_mode(False), torch.no_grad():
                 coord_map = self._compute_map(known.coord_weight, place)
+            kept_bytes = sum(kept.nbytes for kept in known.maps.values())
+            if kept_bytes + coord_map.nbytes > _MAX_REMEMBERED:
+                known.maps.clear()
             _keep(known.maps, place, coord_map)
         return coord_map
 
@@ -344,14 +366,14 @@ class _CoordConv(_ConvNd):
         """Return the map of each coordinate weight alone, or None where that would be large."""
         if place in self._bases:
             return self._bases[place]
-        taps = math.prod(self.kernel_size)
+        taps = math.prod(place.kernel_size)
         rows = self.num_coords * taps
         exact = place._replace(dtype=torch.float64) if place.device.type == "cpu" else place
         # A tensor made in inference mode could not take part in autograd later.
         with torch.inference_mode(False), torch.no_grad(), _no_autocast(place.device):
             grid = self._own_grid(exact)
             one_each = torch.eye(taps, device=exact.device, dtype=exact.dtype)
-            one_each = one_each.view(taps, 1, *self.kernel_size)
+            one_each = one_each.view(taps, 1, *place.kernel_size)
             if self.transposed:
                 one_each = one_each.transpose(0, 1)
             of_one = one_each[:1, :1]
@@ -384,7 +406,8 @@ def _factorize(maps: Tensor, taps: int) -> list[Tensor]:
     of_first_tap = torch.cat([torch.ones_like(maps[:1]), maps[::taps]])
     directions = torch.linalg.qr(of_first_tap.t()).Q.t()
     shares = maps @ directions.t()
-    if not torch.allclose(shares @ directions, maps, rtol=0, atol=1e-12):
+    rounding = 1e-12 * maps.abs().max().item()
+    if not torch.allclose(shares @ directions, maps, rtol=0, atol=rounding):
         return [maps]
     return [shares, directions]
 
@@ -443,6 +466,8 @@ def _is_plain(weight: Tensor) -> bool:
 def _is_channels_last(x: Tensor, axes: int) -> bool:
     if x.is_contiguous() or axes == 1 or x.ndim != axes + 2:
         return False
+    if torch._C._are_functorch_transforms_active():
+        return False  # vmap cannot tell
     layout = torch.channels_last if axes == 2 else torch.channels_last_3d
     return x.is_contiguous(memory_format=layout)
 
@@ -627,15 +652,15 @@ class _Convolution(_CoordConv):
 
     def forward(
         self,
-        x: Tensor,
+        input: Tensor,
         *,
         origin: PerAxis | None = None,
         extent: PerAxis | None = None,
         coords: Tensor | None = None,
     ) -> Tensor:
-        """Convolve ``x`` and its coordinates, or the coordinates that are given."""
-        self._check_input(x)
-        return self._forward(x, (), self._given_grid(x, origin, extent, coords))
+        """Convolve ``input`` and its coordinates, or the coordinates that are given."""
+        self._check_input(input)
+        return self._forward(input, (), self._given_grid(input, origin, extent, coords))
 
 
 class _TransposedConvolution(_CoordConv, _ConvTransposeNd):
@@ -677,27 +702,27 @@ class _TransposedConvolution(_CoordConv, _ConvTransposeNd):
 
     def forward(
         self,
-        x: Tensor,
+        input: Tensor,
         output_size: list[int] | None = None,
         *,
         origin: PerAxis | None = None,
         extent: PerAxis | None = None,
         coords: Tensor | None = None,
     ) -> Tensor:
-        """Convolve ``x`` and its coordinates, or the coordinates that are given.
+        """Convolve ``input`` and its coordinates, or the coordinates that are given.
 
         ``output_size`` picks one of the sizes that the stride allows, as in ``torch.nn``.
         """
-        self._check_input(x)
-        given = self._given_grid(x, origin, extent, coords)
+        self._check_input(input)
+        given = self._given_grid(input, origin, extent, coords)
         if output_size is None:
-            return self._forward(x, self.output_padding, given)
+            return self._forward(input, self.output_padding, given)
         assert not isinstance(self.padding, str)  # torch.nn has no such transposed convolution
         stride, padding, kernel_size = list(self.stride), list(self.padding), list(self.kernel_size)
         output_padding = self._output_padding(
-            x, output_size, stride, padding, kernel_size, self.axes, list(self.dilation)
+            input, output_size, stride, padding, kernel_size, self.axes, list(self.dilation)
         )
-        return self._forward(x, tuple(output_padding), given)
+        return self._forward(input, tuple(output_padding), given)
 
 
 class CoordConv1d(_Convolution, nn.Conv1d):

@@ -29,7 +29,8 @@ class CoordinateSystem:
     the channels, x, y, z, which is the reverse of the order of a tensor's dimensions.
 
     Raises:
-        ValueError: If a value is none of those listed, not finite, or an extent is 0.
+        ValueError: If a value is none of those listed or not finite, an extent is 0, or r_center
+            is more than one number.
 
     Example:
         >>> meters = CoordinateSystem(anchor="centers", origin=(0.0, 0.0), extent=(300.0, 200.0))
@@ -66,6 +67,8 @@ class CoordinateSystem:
             raise ValueError(
                 f"frequencies must be a whole number, 0 or more, got {self.frequencies!r}"
             )
+        if isinstance(self.r_center, Sequence):
+            raise ValueError(f"r_center must be one number, got {self.r_center}")
         _check_finite("r_center", self.r_center)
         _check_finite("origin", self.origin)
         _check_finite("extent", self.extent)
@@ -191,7 +194,10 @@ def _per_axis(name: str, value: PerAxis, axes: int) -> list[float | Tensor]:
                 f"{name} must be floating point of shape (N, {axes}), a row for each sample, got"
                 f" {tuple(value.shape)} of {value.dtype}"
             )
-        if value.device.type == "cpu" and not torch.compiler.is_compiling():
+        is_plain = not (
+            torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        )
+        if value.device.type == "cpu" and is_plain:
             if not value.isfinite().all() or (name == "extent" and (value == 0).any()):
                 raise ValueError(f"{name} must be finite{_NOT_ZERO[name]}, got {value.tolist()}")
         return list(value.unbind(dim=1))
