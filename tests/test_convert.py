@@ -211,8 +211,8 @@ def test_swapping_keeps_the_memory_layout(
 
     wide: Any = to_coordconv(plain)
     assert wide(x).stride() == strides[1]
-    plain = from_coordconv(wide)
-    assert (plain.weight.stride(), plain(x).stride()) == strides
+    back: Any = from_coordconv(wide)
+    assert (back.weight.stride(), back(x).stride()) == strides
 
 
 def test_swapping_keeps_what_reflection_pads_and_attributes_of_the_users() -> None:
