@@ -97,6 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def refuse_what_fails_late(arguments: Arguments) -> None:
     """Raise an AgentError for what would be noticed only after all games are played, or never."""
+    for name in ("episodes", "num_envs"):
+        if getattr(arguments, name) < 1:
+            option = f"--{name.replace('_', '-')}"
+            raise AgentError(f"{option} must be at least 1, got {getattr(arguments, name)}")
     if not 0 < arguments.video_seconds < math.inf:
         raise AgentError(f"--video-seconds must be above 0, got {arguments.video_seconds:g}")
     for output in (arguments.json, arguments.video):

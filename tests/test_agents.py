@@ -339,6 +339,25 @@ class TestSaving:
         assert load_agent(folder).algorithm == "PPO"
         assert [path.name for path in tmp_path.iterdir()] == ["agent"]
 
+    def test_ctrl_c_in_the_middle_of_replacing_leaves_the_old_agent(
+        self, models: dict[str, BaseAlgorithm], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tmp_path / "agent"
+        save_agent(models["PPO"], folder, SETTINGS)
+        rename = Path.rename
+
+        def interrupt(self: Path, target: Path) -> Path:
+            if ".partial-" in str(self):
+                raise KeyboardInterrupt
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            save_agent(models["A2C"], folder, SETTINGS)
+
+        assert load_agent(folder).algorithm == "PPO"
+        assert [path.name for path in tmp_path.iterdir()] == ["agent"]
+
     def test_a_model_that_a_card_cannot_describe_is_refused(self, tmp_path: Path) -> None:
         class OwnExtractor(CoordConvExtractor):
             pass
@@ -617,6 +636,27 @@ class TestZips:
         with pytest.raises(AgentError, match=r"would unpack to 1,048,577 bytes"):
             load_agent(path, trust_pickle=True)
 
+    def test_a_zip_that_is_encrypted_or_damaged(self, tmp_path: Path) -> None:
+        path = tmp_path / "agent.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+            archive.writestr("policy.pth", b"")
+            archive.writestr("data", b"{}" * 100)
+            offset = archive.getinfo("data").header_offset
+        whole = path.read_bytes()
+        flags = whole.rindex(b"PK\1\2") + 8  # of the last entry, "data", in the directory
+        local = offset + 6
+        encrypted = bytearray(whole)
+        encrypted[flags] |= 1
+        encrypted[local] |= 1
+        content = offset + 30 + len("data")
+        damaged = bytearray(whole)
+        damaged[content + 10 : content + 20] = bytes(10)
+
+        for spoiled in (encrypted, damaged):
+            path.write_bytes(spoiled)
+            with pytest.raises(AgentError, match=r"is not a whole zip file: .*; copy or download"):
+                load_agent(path, trust_pickle=True)
+
     @pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
     def test_a_zip_that_was_cut_off(self, folder: Path, keep: float) -> None:
         cut(folder / "agent.zip", keep)
@@ -655,6 +695,14 @@ def idler() -> Agent:
 
 
 class TestEvaluation:
+    def test_a_card_cannot_ask_for_more_memory_than_there_is(self, folder: Path) -> None:
+        rewrite_card(folder, lambda card: card["env"].update(stack_size=2**18))
+        with pytest.raises(AgentError, match=r"observes \(2, 40, 36\), .* as \(262144, 40, 36\)"):
+            evaluate(load_agent(folder), episodes=1)
+        rewrite_card(folder, lambda card: card["env"].update(stack_size=10**9))
+        with pytest.raises(ValueError, match="an observation may have 2,147,483,647 bytes at most"):
+            evaluate(load_agent(folder), episodes=1)
+
     def test_short_games_get_no_more_weight_than_long_ones(
         self, agent: Agent, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -921,6 +969,11 @@ class TestResults:
             hits += low <= 0.0 <= high
         assert 0.80 < hits / 400 < 0.93
 
+    def test_what_looks_like_a_list_of_numbers_in_a_name_is_left_alone(self) -> None:
+        table = {"agent": "runs/[ 1 ]", "returns": [1.0, 2.5]}
+        assert json.loads(dump_json(table)) == table
+        assert '"returns": [1.0, 2.5]' in dump_json(table)
+
     def test_what_is_no_number_is_not_written(self) -> None:
         with pytest.raises(ValueError, match="Out of range float values are not JSON compliant"):
             dump_json({"returns": [1.0, float("nan")]})
@@ -945,6 +998,19 @@ class TestDescription:
         *layers, total = rows
         assert total == [sum(column) for column in zip(*layers, strict=True)]
         assert total[0] == sum(p.numel() for p in network.parameters())
+
+    def test_a_model_stays_as_it_is(self) -> None:
+        spec = {"out_channels": 4, "kernel_size": 8, "stride": 8, "norm": "batch"}
+        policy = ppo(policy_kwargs(**{**SMALL, "specs": [spec]})).policy
+        policy.set_training_mode(True)
+        policy.action_net.eval()
+        before = {name: value.clone() for name, value in policy.state_dict().items()}
+        modes = [module.training for module in policy.modules()]
+
+        describe(policy)
+
+        assert [module.training for module in policy.modules()] == modes
+        torch.testing.assert_close(dict(policy.state_dict()), before, rtol=0, atol=0)
 
     def test_shared_layers_are_told_from_doubled_ones(
         self, models: dict[str, BaseAlgorithm]
@@ -1103,7 +1169,11 @@ class TestScript:
             (["nowhere"], "there is no agent at nowhere; give a saved agent's folder"),
             (["{saved}", "--env", "Pomg"], "no Atari game 'Pomg'; did you mean Pong"),
             (["{saved}", "--env", "Pong"], "the agent has 4 actions, and Pong has 6"),
-            (["{saved}", "--episodes", "0"], "needs episodes >= 1"),
+            (["{saved}", "--episodes", "0"], "--episodes must be at least 1, got 0"),
+            (
+                ["{saved}", "--num-envs", "0", "--video", "{saved}/game.mp4"],
+                "--num-envs must be at least 1, got 0",
+            ),
             (["{saved}", "--seed", "-1"], "seed >= 0"),
             (["{saved}", "--json", "no/where.json"], "there is no folder no"),
             (["{saved}", "--json", "{saved}"], "it is a folder; name a file in it"),

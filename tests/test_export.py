@@ -11,14 +11,19 @@ import pytest
 import torch
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.envs import FakeImageEnv
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from coordrl.agents import load_agent
+from coordrl.config import AtariSettings
 from coordrl.export import ExportError, export_onnx, export_program
 from coordrl.extractors import policy_kwargs
 from coordrl.layers import CoordConv1d, CoordConv2d, CoordConv3d, CoordConvTranspose2d
 from coordrl.runs import RunError
+from coordrl.sb3_envs import make_sb3_env
 
 # Each export to ONNX takes seconds.
 onnx = pytest.importorskip("onnx", reason="pip install 'coordrl[export]'")
@@ -278,6 +283,63 @@ def test_an_exported_agent_chooses_the_actions_of_the_agent(
     scores = torch.export.load(path).module()(torch.from_numpy(obs))
     expected, _ = agent.policy.predict(obs, deterministic=True)
     assert scores.argmax(dim=1).tolist() == expected.tolist()
+
+
+def test_an_exported_agent_of_ram_chooses_the_actions_of_the_agent(tmp_path: Path) -> None:
+    env = make_sb3_env("Pong", 2, AtariSettings(observation="ram", stack_size=1))
+    torch.manual_seed(0)
+    PPO("MlpPolicy", env, n_steps=2, batch_size=2, device="cpu").save(tmp_path / "agent.zip")
+    env.close()
+    path = tmp_path / "agent.pt2"
+
+    arguments = [str(tmp_path / "agent.zip"), "--program", str(path), "--trust-pickle"]
+    assert script().main(arguments) == 0
+
+    policy = load_agent(tmp_path / "agent.zip", trust_pickle=True).policy
+    assert isinstance(policy, ActorCriticPolicy)
+    obs = torch.randint(256, (9, *policy.observation_space.shape), dtype=torch.uint8)  # type: ignore[misc]
+    scores = torch.export.load(path).module()(obs)
+    with torch.no_grad():
+        categorical: Any = policy.get_distribution(obs).distribution
+    assert_close(scores.log_softmax(dim=1), categorical.logits)
+
+
+class Doubling(ActorCriticCnnPolicy):
+    """A policy whose choice is not the network's alone."""
+
+    def get_distribution(self, obs: Any) -> Distribution:
+        categorical: Any = super().get_distribution(obs).distribution
+        logits = 2 * categorical.logits
+        return CategoricalDistribution(logits.shape[1]).proba_distribution(logits)
+
+
+@pytest.mark.parametrize(
+    ("policy", "env", "message"),
+    [
+        (
+            "MlpPolicy",
+            "Pendulum-v1",
+            "only agents that choose one of their actions by bytes can",
+        ),
+        (
+            "MlpPolicy",
+            "CartPole-v1",
+            "only agents that choose one of their actions by bytes can",
+        ),
+        (Doubling, None, "a Doubling, computes something else than the network"),
+    ],
+)
+def test_what_is_not_exported_is_named(
+    policy: Any, env: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = FakeImageEnv(screen_height=40, screen_width=48, n_channels=4, channel_first=True)
+    path = tmp_path / "agent.zip"
+    PPO(policy, env or pictures, n_steps=2, batch_size=2, device="cpu").save(path)
+
+    assert script().main([str(path), "--program", str(tmp_path / "x.pt2"), "--trust-pickle"]) == 2
+
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "x.pt2").exists()
 
 
 def test_the_script_says_what_is_missing(

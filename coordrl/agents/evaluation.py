@@ -14,6 +14,7 @@ from coordrl.agents.agent import Agent
 from coordrl.agents.card import AgentError
 from coordrl.agents.results import EvaluationResult
 from coordrl.config import AtariSettings, Protocol, settings_for
+from coordrl.emulator import GAMES, observation_shape
 from coordrl.envs import AtariVectorEnv, canonical_game, gymnasium_name
 
 
@@ -201,9 +202,10 @@ class Play:
         self.env_seeds = env_stream.generate_state(num_envs)
         policy_seed = int(policy_stream.generate_state(1)[0])
         self._random = torch.Generator(agent.policy.device).manual_seed(policy_seed)
+        _require_sight(agent, match)
         self.envs = AtariVectorEnv(match.game, num_envs, match.settings)
         try:
-            _require_fit(agent, self.envs)
+            _require_actions(agent, self.envs)
             self._obs, _ = self.envs.reset(seed=self.env_seeds)
         except BaseException:
             self.envs.close()
@@ -241,12 +243,18 @@ class Play:
         ]
 
 
-def _require_fit(agent: Agent, envs: AtariVectorEnv) -> None:
-    seen, shown = agent.policy.observation_space.shape, envs.single_observation_space.shape
+def _require_sight(agent: Agent, match: Match) -> None:
+    # Before games are made: a stranger's card may ask for more memory than there is.
+    game = GAMES[canonical_game(match.game)]
+    seen = agent.policy.observation_space.shape
+    shown = observation_shape(game, match.settings)
     if seen != shown:
         raise AgentError(
-            f"the agent observes {seen}, and {gymnasium_name(envs.game)} is shown as {shown}"
+            f"the agent observes {seen}, and {gymnasium_name(game.name)} is shown as {shown}"
         )
+
+
+def _require_actions(agent: Agent, envs: AtariVectorEnv) -> None:
     known, offered = _num_actions(agent.policy.action_space), _num_actions(envs.single_action_space)
     if known != offered:
         raise AgentError(

@@ -212,7 +212,8 @@ def dump_json(table: Mapping[str, Any]) -> str:
         }
     """
     text = json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False)
-    numbers = re.compile(r"\[\s+([-\d][-+.,\s\de]*?)\s+\]")
+    # A list begins with a line break, which a string has escaped.
+    numbers = re.compile(r"\[\n\s*([-\d][-+.,\s\de]*?)\s+\]")
     return numbers.sub(lambda match: f"[{' '.join(match[1].split())}]", text) + "\n"
 
 

@@ -18,6 +18,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import lzma
 import os
 import platform
 import shutil
@@ -59,6 +60,7 @@ _MAX_WEIGHTS_BYTES = 1 << 30
 # Stable-Baselines3 keeps the last observations of all environments in the zip: 40 MB with 1,024.
 _MAX_DATA_BYTES = 1 << 28
 _MAX_ZIP_BYTES = 1 << 31
+_DAMAGED = (zlib.error, lzma.LZMAError)
 
 
 def save_agent(
@@ -181,7 +183,8 @@ def zip_algorithm(path: Path) -> Algorithm:
             sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
             _check_entries(sizes)
             text = archive.read("data")
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, zlib.error) as error:
+    # RuntimeError: it is encrypted, or packed in a way that Python does not know.
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, *_DAMAGED) as error:
         raise AgentError(
             f"{path} is not a whole zip file: {_first_line(error)}; copy or download it again"
         ) from error
@@ -318,18 +321,16 @@ def _replacing(folder: Path) -> Iterator[Path]:
         yield partial
         if folder.exists():
             folder.rename(replaced)
-        try:
-            partial.rename(folder)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(folder)
-            raise
+        partial.rename(folder)
         for item in replaced.iterdir() if replaced.exists() else ():
             if item.name not in _FILES:
                 item.rename(folder / item.name)
     except OSError as error:
         raise AgentError(f"cannot write {folder}: {error.strerror or error}") from error
     finally:
+        # Whatever came between, Ctrl-C included: there is one whole agent, the old or the new.
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
         shutil.rmtree(partial, ignore_errors=True)
         for name in _FILES:  # alone: anything else is not ours
             (replaced / name).unlink(missing_ok=True)

@@ -67,9 +67,13 @@ def describe(model: BaseAlgorithm | BasePolicy | Agent) -> str:
         for name, module in policy.named_modules()
         if any(True for _ in module.parameters(recurse=False))
     }
+    modes = {module: module.training for module in policy.modules()}
+    policy.set_training_mode(False)  # in which a batch norm learns nothing from a picture
     for user, forward in _passes(policy):
         with _recording(layers, user):
             forward()
+    for module, training in modes.items():
+        module.training = training
     used = [layer for layer in layers.values() if layer.users]
     shape = tuple(policy.observation_space.shape or ())
     actions = getattr(policy.action_space, "n", policy.action_space)

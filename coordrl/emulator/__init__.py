@@ -11,6 +11,7 @@ The compiled part is a set of C++ headers that a GPU runs as well: ``m6507``, ``
 
 import functools
 import importlib
+import math
 import os
 import sys
 import threading
@@ -55,6 +56,7 @@ __all__ = [
     "available",
     "compiled_sources",
     "load_rom",
+    "observation_shape",
     "process_cpu_count",
     "rom_file",
     "unavailable_reason",
@@ -233,7 +235,7 @@ class Emulator:
         self.num_envs = in_range("num_envs", num_envs, 1, None)
         self.autoreset = autoreset
         self.actions = self.game.actions(full=self.settings.full_action_space)
-        self.obs_shape = _obs_shape(self.game, self.settings)
+        self.obs_shape = observation_shape(self.game, self.settings)
         if autoreset not in _AUTORESETS:
             raise ValueError(
                 f"autoreset must be one of {', '.join(_AUTORESETS)}, got {autoreset!r}"
@@ -525,7 +527,7 @@ def _native_settings(game: Game, settings: AtariSettings, autoreset: Autoreset) 
     )
     native.observation = _OBSERVATIONS.index(settings.observation)
     native.height, native.width = settings.screen_size
-    native.stack_size = in_range("stack_size", settings.stack_size, 1, MAX_COUNT)
+    native.stack_size = settings.stack_size
     native.frame_skip = in_range("frame_skip", settings.frame_skip, 1, MAX_FRAME_SKIP)
     native.max_pool = settings.max_pool
     native.noop_max = in_range("noop_max", settings.noop_max, 0, MAX_NOOPS)
@@ -570,17 +572,31 @@ def _chosen(name: str, value: int | None, offered: Sequence[int], default: int, 
     return value
 
 
-def _obs_shape(game: Game, settings: AtariSettings) -> tuple[int, ...]:
+def observation_shape(game: Game, settings: AtariSettings) -> tuple[int, ...]:
+    """Return the shape of an observation: ``(stack, H, W)``, with colors last, or ``(stack, 128)``.
+
+    Raises:
+        ValueError: If pictures would be larger than the game's, or so many that their bytes cannot
+            be counted in 32 bits.
+    """
+    in_range("stack_size", settings.stack_size, 1, MAX_COUNT)
     if settings.observation == "ram":
-        return (settings.stack_size, 128)
-    height, width = settings.screen_size
-    if height > game.height or width > 160:
+        shape: tuple[int, ...] = (settings.stack_size, 128)
+    else:
+        height, width = settings.screen_size
+        if height > game.height or width > 160:
+            raise ValueError(
+                f"screen_size must not exceed the {game.height} x 160 pixels of {game.name}, "
+                f"got {height} x {width}"
+            )
+        shape = (settings.stack_size, height, width)
+        shape = (*shape, 3) if settings.observation == "rgb" else shape
+    if math.prod(shape) > MAX_COUNT:
         raise ValueError(
-            f"screen_size must not exceed the {game.height} x 160 pixels of {game.name}, "
-            f"got {height} x {width}"
+            f"an observation may have {MAX_COUNT:,} bytes at most, got {math.prod(shape):,} of"
+            f" stack_size={settings.stack_size}"
         )
-    color = (3,) if settings.observation == "rgb" else ()
-    return (settings.stack_size, height, width, *color)
+    return shape
 
 
 def _allocate(num_envs: int, obs_shape: tuple[int, ...]) -> Step:

@@ -24,9 +24,9 @@ from coordrl.emulator import (
     Autoreset,
     _compiled,
     _native_settings,
-    _obs_shape,
     load_rom,
     nvrtc,
+    observation_shape,
     process_cpu_count,
     state_key,
     states,
@@ -150,7 +150,7 @@ class DeviceEmulator:
                 "of them 18"
             )
         self.actions = self.games[0].actions(full=self.settings.full_action_space)
-        self.obs_shape = _obs_shape(self.games[0], self.settings)
+        self.obs_shape = observation_shape(self.games[0], self.settings)
         self.device = nvrtc.indexed(torch.device(device))
         if self.device.type == "cuda":
             nvrtc.require_gpu()
@@ -270,7 +270,7 @@ class _Group:
         self._rows = rows
         self._num_envs = len(rows.obs)
         game = GAMES[name]
-        if _obs_shape(game, settings) != rows.obs.shape[1:]:
+        if observation_shape(game, settings) != rows.obs.shape[1:]:
             raise ValueError(f"{name} is not seen at the size of the other games")
         native = _native_settings(game, settings, autoreset)
         plan = self._plan = _compiled().Plan(native, rom, process_cpu_count())
