@@ -72,9 +72,9 @@ def canonical_game(name: str) -> str:
     """
     if not isinstance(name, str):
         raise TypeError(f"the name of a game must be a text, got {name!r}")
-    bare = re.sub(r"^.*/|-v\d+$", "", name.strip())
-    bare = re.sub(r"(-?ram)?-?(NoFrameskip|Deterministic)?$", "", bare)
-    folded = re.sub(r"[^a-z0-9]", "", bare.lower())
+    bare = re.sub(r"^.*/|-v\d+$", "", name.strip().lower())
+    bare = re.sub(r"(-?ram)?-?(noframeskip|deterministic)?$", "", bare)
+    folded = re.sub(r"[^a-z0-9]", "", bare)
     known = {game.replace("_", ""): game for game in GAMES}
     if folded in known:
         return known[folded]
@@ -113,7 +113,8 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
     seeded) and ``episode_frame_number`` (frames of this game, those of its reset included), each
     an array of length ``num_envs``. Where a game ended, ``info["_game"]`` is true and
     ``info["game"]`` has its ``episode_return`` (sum of the unclipped rewards), ``agent_steps`` and
-    ``frames``, both counted from the end of the reset.
+    ``frames``, both counted from the end of the reset. (With ``SAME_STEP``, ``frames`` are rounded
+    up to whole steps where the next game was over, and one more begun, before it was first seen.)
 
     **Autoreset.** With ``SAME_STEP``, which Stable-Baselines3 expects, ``obs`` is already the first
     observation of the next episode, and ``info["final_obs"]`` has the last one of those that
@@ -200,11 +201,14 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         self.emulator = emulator or ("coordrl" if available() else "ale")
         if self.emulator not in _BACKENDS:
             raise ValueError(f"emulator must be 'coordrl' or 'ale', got {emulator!r}")
-        self.device = indexed(torch.device(device))
+        self.device = _cpu_or_gpu(device)
         self._backend: _Backend | _DeviceGames
         if self.device.type == "cpu":
             if len(self.games) != 1:
-                raise ValueError(f"several games in one batch need device='cuda', got {game!r}")
+                raise ValueError(
+                    "device='cpu' plays one game, several in one batch need device='cuda', got"
+                    f" {game!r}"
+                )
             self._backend = _BACKENDS[self.emulator](
                 self.game,
                 num_envs,
@@ -452,7 +456,8 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
     def _reset_mask(self, options: dict[str, Any] | None) -> Flags:
         unknown = set(options or {}) - {"reset_mask"}
         if unknown:
-            raise ValueError(f"reset has the option 'reset_mask' only, got {sorted(unknown)}")
+            named = sorted(map(str, unknown))
+            raise ValueError(f"reset has the option 'reset_mask' only, got {named}")
         if not options:
             return np.ones(self.num_envs, np.bool_)
         mask = options["reset_mask"]
@@ -464,7 +469,7 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
             raise ValueError("reset_mask must be true for at least one environment")
         if not self._was_reset:
             raise gymnasium.error.ResetNeeded("the first reset must be one of all environments")
-        return mask
+        return mask.copy()  # contiguous and writable, as torch needs it
 
     def _require_reset(self) -> None:
         if not self._was_reset:
@@ -488,11 +493,15 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         same_step = self._autoreset_mode is AutoresetMode.SAME_STEP
         if same_step:
             # The counters are those of the new game. It began with the frame after the last one of
-            # the old game, whose counters are thus known; its lives are not.
+            # the old game, whose counters are thus known; its lives are not. But a game may end
+            # while nothing is done before the first observation, and another one be begun (Demon
+            # Attack in modes 3, 5 and 7): those frames are nobody's.
             del last_info["lives"]
             started_at = step.frame_number - step.episode_frame_number
-            frames = np.where(ended, started_at - self._started_at, step.episode_frame_number)
-            last_info["frame_number"][ended] = started_at[ended]
+            played = step.episode_length * self.settings.frame_skip
+            frames = np.minimum(started_at - self._started_at, self._reset_frames + played)
+            frames = np.where(ended, frames, step.episode_frame_number)
+            last_info["frame_number"][ended] = (self._started_at + frames)[ended]
             last_info["episode_frame_number"] = frames
         if ended.any():
             frames = last_info["episode_frame_number"] - self._reset_frames
@@ -528,6 +537,7 @@ class _DeviceGames:
     def __init__(self, emulator: DeviceEmulator, autoreset_mode: AutoresetMode) -> None:
         self._emulator = emulator
         self._mode = autoreset_mode
+        self._frame_skip = emulator.settings.frame_skip
         self.device = emulator.device
         self.action_meanings = emulator.action_meanings
         self.obs_shape = emulator.obs_shape
@@ -563,7 +573,7 @@ class _DeviceGames:
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         state = self._state
         next_step = self._mode is AutoresetMode.NEXT_STEP
-        if next_step:
+        if next_step and actions.shape == state["_life_ended"].shape:  # others are refused
             actions = torch.where(state["_life_ended"], self._noop, actions)
         step = self._emulator.step(actions)
         rewards = step.rewards.float()
@@ -574,7 +584,9 @@ class _DeviceGames:
         if self._mode is AutoresetMode.SAME_STEP:
             # As in AtariVectorEnv._report_ends: the counters are those of the new game.
             started_at = step.frame_number - step.episode_frame_number
-            frames = torch.where(step.ended, started_at - state["_started_at"], frames)
+            played = step.episode_length * self._frame_skip
+            last = torch.minimum(started_at - state["_started_at"], state["_reset_frames"] + played)
+            frames = torch.where(step.ended, last, frames)
             info["final_obs"] = step.final_obs
         ended = step.ended
         if self._mode is AutoresetMode.DISABLED:
@@ -654,7 +666,10 @@ def unpack_state(
         ValueError: If the state is damaged or belongs to something else than ``key`` says.
     """
     try:
-        with np.load(io.BytesIO(state), allow_pickle=False) as file:
+        loaded = np.load(io.BytesIO(state), allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise ValueError("a single array")
+        with loaded as file:
             contents = {name: file[name] for name in file.files}
         found = json.loads(contents.pop("key").tobytes())
     except (
@@ -741,7 +756,7 @@ class _AlePy:
             repeat_action_probability=settings.repeat_action_probability,
             full_action_space=settings.full_action_space,
             batch_size=0,
-            num_threads=num_threads,
+            num_threads=min(num_threads, num_envs),
             thread_affinity_offset=-1,
             autoreset_mode="SameStep" if self._same_step else "NextStep",
         )
@@ -843,10 +858,22 @@ _AUTORESETS: dict[AutoresetMode, Autoreset] = {
 }
 
 
+def _cpu_or_gpu(device: torch.device | str) -> torch.device:
+    try:
+        found = torch.device(device)
+    except RuntimeError:  # of torch, for a text that is no device
+        found = torch.device("meta")
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {str(device)!r}")
+    return indexed(found)
+
+
 def _fold_seeds(seed: Seeds, count: int) -> NDArray[np.int64]:
     if isinstance(seed, int | np.integer):
         seeds = [int(seed) + i for i in range(count)]
-    elif isinstance(seed, Sequence | np.ndarray) and np.asarray(seed).dtype.kind in "iu":
+    elif (isinstance(seed, Sequence) or (isinstance(seed, np.ndarray) and seed.ndim == 1)) and all(
+        isinstance(s, int | np.integer) for s in seed
+    ):
         seeds = [int(s) for s in seed]
     else:
         raise TypeError(f"seed must be a whole number or a sequence of them, got {seed!r}")

@@ -1335,6 +1335,7 @@ def tables(rows: list[Row], width: int) -> Iterator[Table]:
     names = list(
         itertools.takewhile(lambda name: name in _CHOSEN or isinstance(rows[0][name], str), cells)
     )
+    names = names[:1] if len(names) == len(cells) else names  # all are texts: the first is a name
     others = list(cells)[len(names) :]
     while others:
         columns = [*names, others.pop(0)]

@@ -407,6 +407,48 @@ def test_the_environment_of_a_gpu_says_what_that_of_the_cpu_says(mode: Autoreset
 
 
 @pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_games_that_end_while_idle_count_alike(mode: AutoresetMode) -> None:
+    settings = AtariSettings(mode=3, screen_size=(20, 20))
+    cpu, cuda = both("demon_attack", 4, settings=settings, autoreset_mode=mode)
+    cpu.reset(seed=0)
+    cuda.reset(seed=0)
+    ends = 0
+    for _ in range(8):
+        *_, info = cpu.step([0] * 4)
+        *_, theirs = cuda.step(torch.zeros(4, dtype=torch.int64))
+        for name, values in theirs["game"].items():
+            assert np.array_equal(values.numpy(), info["game"][name] if "game" in info else [0] * 4)
+        ends += int(theirs["_game"].sum())
+    assert ends > 4
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+@pytest.mark.parametrize("actions", [torch.tensor(2), torch.tensor([2])])
+def test_one_action_is_not_played_in_all_games(actions: torch.Tensor, mode: AutoresetMode) -> None:
+    _, cuda = both("Breakout", 3, autoreset_mode=mode)
+    cuda.reset(seed=0)
+    with pytest.raises(ValueError, match=r"actions must have shape \(3,\) on cpu, got"):
+        cuda.step(actions)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_mask_on_a_gpu_may_lie_in_any_order() -> None:
+    mask = np.array([True, False, False])[::-1]
+    _, cuda = both("Breakout", 3)
+    cuda.reset(seed=0)
+    for _ in range(9):
+        *_, info = cuda.step(torch.zeros(3, dtype=torch.int64))
+    before = info["episode_frame_number"].clone()
+
+    _, info = cuda.reset(options={"reset_mask": mask})
+
+    begun = info["episode_frame_number"] < before
+    assert begun.tolist() == [False, False, True]
+
+
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("life_loss", ["ignore", "reset"])
 def test_a_game_on_a_gpu_that_nobody_resets_stays_over(life_loss: Any) -> None:
     settings = AtariSettings(life_loss=life_loss, max_frames_per_episode=400, noop_max=3)
@@ -490,7 +532,7 @@ def test_several_games_share_a_batch_on_a_gpu_alone() -> None:
     assert np.array_equal(
         obs[:2].numpy(), envs.AtariVectorEnv("Pong", 2, settings).reset(seed=0)[0]
     )
-    with pytest.raises(ValueError, match="several games in one batch need device='cuda'"):
+    with pytest.raises(ValueError, match="several in one batch need device='cuda'"):
         envs.AtariVectorEnv(["Pong", "Pacman"], 4)
 
 

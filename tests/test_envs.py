@@ -1,8 +1,9 @@
 """AtariVectorEnv against ale-py's own vector environment, its rules step by step, bad input."""
 
 import inspect
+import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -91,6 +92,8 @@ def ale_reference(game: str, num_envs: int, settings: AtariSettings, **kwargs: A
         ("ALE/Pong-v5", "pong"),
         ("coordrl/SpaceInvaders-v0", "space_invaders"),
         ("PongNoFrameskip-v4", "pong"),
+        ("pongnoframeskip-v4", "pong"),
+        ("PONG-RAM-V0", "pong"),
         ("Pong-ramNoFrameskip-v4", "pong"),
         ("MsPacmanDeterministic-v0", "ms_pacman"),
         ("Pitfall2", "pitfall2"),
@@ -441,6 +444,42 @@ def test_seeds_decide_the_game_and_are_folded_to_31_bits() -> None:
         assert idle_frames(np.array([6, 5], np.uint64)) == frames[::-1]
 
 
+def test_seeds_may_have_any_number_of_digits(breakout: AtariVectorEnv) -> None:
+    large, _ = breakout.reset(seed=[2**70 + 5, 6])
+    assert_array_equal(large, breakout.reset(seed=[5, 6])[0])
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "nonsense"])
+def test_a_device_is_a_cpu_or_a_gpu(device: str) -> None:
+    with pytest.raises(ValueError, match=f"device must be 'cpu' or 'cuda', got '{device}'"):
+        AtariVectorEnv("pong", 1, device=device)
+
+
+def test_a_mask_may_lie_in_any_order(breakout: AtariVectorEnv) -> None:
+    breakout.step([0, 0])
+    *_, info = breakout.step([0, 0])
+    _, after = breakout.reset(options={"reset_mask": np.array([True, False])[::-1]})
+    assert after["frame_number"][0] == info["frame_number"][0]
+    assert after["episode_frame_number"][1] < info["episode_frame_number"][1]
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_frames_of_a_game_that_ended_while_idle_are_nobodys(mode: AutoresetMode) -> None:
+    # Games of this mode end as they begin, so that a reset often plays more than one.
+    settings = AtariSettings(mode=3, screen_size=(20, 20))
+    with closing(AtariVectorEnv("demon_attack", 8, settings, autoreset_mode=mode)) as envs:
+        envs.reset(seed=0)
+        ends = 0
+        for _ in range(10):
+            *_, info = envs.step([0] * 8)
+            if "game" not in info:
+                continue
+            game = info["game"]
+            assert (game["frames"] <= game["agent_steps"] * settings.frame_skip).all()
+            ends += info["_game"].sum()
+    assert ends > 8
+
+
 def test_environments_without_a_seed_are_seeded_apart() -> None:
     with playing("pong", 4) as envs, playing("pong", 4) as others:
         frames = [e.reset()[1]["episode_frame_number"].tolist() for e in (envs, others)]
@@ -629,9 +668,12 @@ def test_states_of_other_environments_and_damaged_ones_are_refused() -> None:
                 other.restore(state)
         before = envs.step([0, 0])[4]["frame_number"]
         middle = len(state) // 2
+        array = io.BytesIO()
+        np.save(array, np.zeros(3))
         for damaged in (
             b"",
             b"some text",
+            array.getvalue(),
             state[:-100],
             state[:middle],
             state[:middle] + bytes([state[middle] ^ 1]) + state[middle + 1 :],
@@ -890,6 +932,9 @@ def test_bad_actions_are_named_and_leave_the_games_as_they_are(
         ({"seed": [1, 2, 3]}, ValueError, "reset of 2 environments needs 2 seeds, got 3"),
         ({"seed": "7"}, TypeError, "seed must be a whole number or a sequence of them, got '7'"),
         ({"seed": [0.5, 1]}, TypeError, "seed must be a whole number or a sequence of them"),
+        ({"seed": np.array(3)}, TypeError, "seed must be a whole number or a sequence of them"),
+        ({"seed": np.array([[3], [4]])}, TypeError, "seed must be a whole number or a sequence"),
+        ({"options": {"mask": 1, 3: 2}}, ValueError, r"'reset_mask' only, got \['3', 'mask'\]"),
         ({"options": {"mask": 1}}, ValueError, r"option 'reset_mask' only, got \['mask'\]"),
         ({"options": {"reset_mask": [True]}}, TypeError, "must be a boolean array, got .True."),
         (

@@ -375,6 +375,17 @@ def test_the_benchmark_of_a_gpu_prints_what_was_played_and_trained_and_the_targe
     text = capsys.readouterr().out
     assert "65536 environments in blocks of 64 with 0 spare bytes, median frames a second" in text
     assert all(row["target"].split(",")[0] in text for row in rows[2:])
+    in_tables = [line for line in text.splitlines() if line.startswith("│")]
+    assert sum("goal" in line for line in in_tables) == 1
+    assert sum("measured" in line for line in in_tables) == 2
+
+
+def test_a_table_of_texts_has_all_of_them(benchmark: Any) -> None:
+    rows = list(benchmark.target_rows({}))
+    parts = list(benchmark.tables(rows, 120))
+    shown = {column.header for part in parts for column in part.columns}
+    assert shown == set(rows[0])
+    assert all(part.row_count == len(rows) for part in parts)
 
 
 SMALL_DEVICE = ("run.num_envs=4", "algorithm.n_steps=8", "algorithm.batch_size=16",

@@ -129,8 +129,9 @@ class Step:
     The arrays belong to the emulator. They stay as they are during the next call of ``step``,
     ``reset`` or ``restore`` and are written to by the one after it, so that two steps in a row can
     be compared without a copy; copy what must live longer. ``obs`` alone, which is large, stays as
-    long as there is any reference to it or to a part of it: only the memory of observations that
-    nobody holds is used again. The next stack is made from the latest one, so do not write to it.
+    long as there is any reference to it or to a part of it, beside that of the step itself: only
+    the memory of observations that nobody holds is used again. The next stack is made from the
+    latest one, so do not write to it.
     """
 
     obs: NDArray[np.uint8]
@@ -205,6 +206,9 @@ class Emulator:
             do not depend on it.
         rom_path: ROM image to play, or a folder with it; by default the one in ale-py.
 
+    Threads may share an emulator, which steps for one of them at a time. A process that is forked
+    meanwhile must not use it in the child; one that is forked while nobody steps may.
+
     Raises:
         UnknownGameError: If there is no such game.
         RomError: If the ROM image is missing or not the right one.
@@ -232,7 +236,7 @@ class Emulator:
     ) -> None:
         self.game = GAMES[game]
         self.settings = AtariSettings() if settings is None else settings
-        self.num_envs = in_range("num_envs", num_envs, 1, None)
+        self.num_envs = in_range("num_envs", num_envs, 1, MAX_COUNT)
         self.autoreset = autoreset
         self.actions = self.game.actions(full=self.settings.full_action_space)
         self.obs_shape = observation_shape(self.game, self.settings)

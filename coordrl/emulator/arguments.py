@@ -78,6 +78,7 @@ def reset_seeds(
 
     Raises:
         ValueError: If there are too few or too many seeds, or one is not in ``[0, 2^31)``.
+        TypeError: If they are not whole numbers.
     """
     seeds = np.full(len(chosen), -1, np.int64)
     if seed is None:
@@ -86,9 +87,11 @@ def reset_seeds(
         return seeds
     count = int(chosen.sum())
     if isinstance(seed, int | np.integer):
-        given = np.arange(int(seed), int(seed) + count, dtype=np.int64)
+        given = np.array([int(seed) + i for i in range(count)])
     else:
-        given = np.asarray(seed, np.int64)
+        given = np.asarray(seed)
+    if given.size and given.dtype.kind not in "iuO":  # O: beyond 64 bits, and so below
+        raise TypeError(f"seeds must be whole numbers, got dtype {given.dtype}")
     if given.shape != (count,):
         raise ValueError(f"reset of {count} environments needs {count} seeds, got {given.shape}")
     if count and not 0 <= int(given.min()) <= int(given.max()) < NUM_SEEDS:

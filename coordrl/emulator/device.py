@@ -21,6 +21,7 @@ from coordrl.config import AtariSettings
 from coordrl.emulator import (
     ACTIONS,
     GAMES,
+    MAX_COUNT,
     Autoreset,
     _compiled,
     _native_settings,
@@ -137,7 +138,7 @@ class DeviceEmulator:
         names = (games,) if isinstance(games, str) else tuple(games)
         self.games = tuple(GAMES[name] for name in names)
         self.settings = AtariSettings() if settings is None else settings
-        self.num_envs = in_range("num_envs", num_envs, 1, None)
+        self.num_envs = in_range("num_envs", num_envs, 1, MAX_COUNT)
         if not names or num_envs % len(names) != 0:
             raise ValueError(
                 f"num_envs must be a multiple of the {len(names)} games, got {num_envs}"

@@ -272,7 +272,7 @@ def _bindings(part: str) -> Any:
     except (ImportError, RuntimeError, OSError) as error:
         raise CudaError(
             "the kernels of device='cuda' are compiled by NVIDIA's NVRTC, which is missing "
-            f"({str(error).splitlines()[0]}); install coordrl[cuda]"
+            f"({(str(error).splitlines() or [type(error).__name__])[0]}); install coordrl[cuda]"
         ) from error
     return module
 
