@@ -77,7 +77,8 @@ def train(arguments: Arguments, command: str) -> str:
     report.mkdir(parents=True, exist_ok=True)
     with atomic_file(report / "digits.md") as file:
         file.write((head + text).encode())
-    write_json(to_json(results), report / "digits.json")
+    made = {"command": command, "machine": machine(), "torch": torch.__version__}
+    write_json({**made, **to_json(results)}, report / "digits.json")
     return text
 
 

@@ -6,6 +6,7 @@ stopped goes on.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,17 @@ class Experiments:
         metric = Run(results[0].settings).task.goal.metric
         if sweep:
             figures.save(figures.sweep_scatter(results, metric), report / f"{name}.png")
-            best = min if metric == "error" else max
-            top = best(results, key=lambda result: result.last["test"][metric])
+            sign = -1 if metric == "error" else 1
+            finite = [r for r in results if math.isfinite(r.last["test"][metric])] or results
+            top = max(finite, key=lambda result: sign * result.last["test"][metric])
             text = f"best of {len(results)} runs:\n" + table.to_markdown([table.summarize([top])])
         else:
             figures.save(figures.learning_curves(results, metric), report / f"{name}.png")
             text = table.to_markdown([table.summarize(results)])
-        record = self._record([table.summarize(results)], results)
+        groups: dict[str, list[RunResult]] = {}
+        for result in results:
+            groups.setdefault(table.kind(result.settings), []).append(result)
+        record = self._record([table.summarize(own) for own in groups.values()], results)
         if task == "classification" and not sweep:
             shares = self._draw_painters([results[0].settings], report, name)
             text += "\n" + table.misplaced_to_markdown(shares)
@@ -116,6 +121,13 @@ class Experiments:
             max_seconds: Processor seconds after which baselines, and runs that see places as
                 pixels, are cut short, if not the table's.
         """
+        if size == "quick":  # whose runs are cut short, and go on for no other table
+            return dataclasses.replace(self, out=self.out / "quick")._make_table(
+                size, report, max_seconds
+            )
+        return self._make_table(size, report, max_seconds)
+
+    def _make_table(self, size: table.TableSize, report: Path, max_seconds: float | None) -> str:
         plan = table.plan(size)
         results: dict[table.Cell, list[RunResult]] = {cell: [] for cell in plan}
         shares: list[table.Misplaced] = []
@@ -179,10 +191,10 @@ class Experiments:
                         _log(tensorboard, last)
                     if follower is not None:
                         follower(run)
+                        if follower.steps and follower.steps[-1] == run.step:
+                            write_json(dataclasses.asdict(follower), path / TRACE_FILE)
 
                 result = run.train(stop=stop, on_step=report)
-            if follower is not None:
-                write_json(dataclasses.asdict(follower), path / TRACE_FILE)
             if result.ended == "stopped":
                 raise Interrupted
             write_json(result.to_json(), result_file)
@@ -360,7 +372,11 @@ def _log(tensorboard: SummaryWriter, point: Evaluation) -> None:
 def _read_result(path: Path, settings: CoordinateSettings) -> RunResult:
     def build(record: dict[str, Any]) -> RunResult:
         curve = tuple(Evaluation(**point) for point in record["curve"])
-        return RunResult(**{**record, "curve": curve, "settings": settings})
+        # The time that it was given, which may be more than is given now.
+        limit = record["settings"]["training"]["max_seconds"]
+        training = dataclasses.replace(settings.training, max_seconds=limit)
+        own = dataclasses.replace(settings, training=training)
+        return RunResult(**{**record, "curve": curve, "settings": own})
 
     return read_json(path, build)
 

@@ -3,12 +3,13 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from coordrl.config import dump_settings
 from coordrl.coordinates.data import Canvas, InputScale, Split
 from coordrl.coordinates.tasks import Goal, TaskName, make_task
-from coordrl.coordinates.training import Model, RunResult
+from coordrl.coordinates.training import CoordinateSettings, Model, RunResult
 
 THRESHOLDS: Mapping[TaskName, tuple[float, float, float]] = {
     "classification": (0.8, 0.99, 1.0),
@@ -82,17 +83,24 @@ class Row:
     slowest; None unless more than half did."""
 
 
+def kind(settings: CoordinateSettings) -> str:
+    """Return what runs of a row have in common, all but the seed and the time they had, as TOML."""
+    training = replace(settings.training, max_seconds=None)
+    return dump_settings(replace(settings, seed=0, training=training))
+
+
 def summarize(results: Sequence[RunResult]) -> Row:
     """Return the row of runs that differ in their seed alone.
 
     Raises:
         ValueError: If there is no run, or the runs are not of one kind.
     """
-    chosen = [result.settings for result in results]
-    kinds = {(own.task, own.split, own.model, own.input_scale) for own in chosen}
+    kinds = {kind(result.settings): result.settings for result in results}
     if len(kinds) != 1:
-        raise ValueError(f"a row needs runs of one kind, got {sorted(kinds)}")
-    task, split, model, input_scale = kinds.pop()
+        got = [f"{own.task}, {own.model}, {own.split}, {own.training}" for own in kinds.values()]
+        raise ValueError(f"a row needs runs of one kind, got {'; '.join(got) or 'none'}")
+    (own,) = kinds.values()
+    task, split, model, input_scale = own.task, own.split, own.model, own.input_scale
     goal = make_task(task, Canvas(), input_scale).goal
     firsts = [
         [result.first_at(goal, threshold) for result in results] for threshold in THRESHOLDS[task]

@@ -184,11 +184,11 @@ class RoIHeads(nn.Module):
         logits, transforms = self(features, proposals.boxes)
         n, num_proposals = proposals.scores.shape
         scores = logits.softmax(dim=2)[..., :NUM_CLASSES]
-        scores = scores.masked_fill(~proposals.is_there.unsqueeze(2), 0.0)
         boxes = decode(proposals.boxes.unsqueeze(2), transforms / self.transform_scale)
         boxes = clip(boxes, *size).flatten(1, 2)
         labels = torch.arange(NUM_CLASSES, device=boxes.device).repeat(n, num_proposals)
         is_good = (scores.flatten(1) >= self.settings.min_score) & (area(boxes) > 0)
+        is_good &= proposals.is_there.repeat_interleave(NUM_CLASSES, dim=1)
         rank = scores.flatten(1).masked_fill(~is_good, -torch.inf)
         # Far apart from one another, the boxes of different classes do not suppress each other.
         apart = boxes + (labels * 2 * max(size)).unsqueeze(2)

@@ -303,8 +303,11 @@ def _may_go_on(result: RunResult, settings: GenerativeSettings) -> bool:
 def _read_result(path: Path, settings: GenerativeSettings) -> RunResult:
     def build(record: dict[str, Any]) -> RunResult:
         motion = record["motion"]
+        # The time that it was given, which may be more than is given now.
+        limit = record["settings"]["training"]["max_seconds"]
+        training = dataclasses.replace(settings.training, max_seconds=limit)
         changed = {
-            "settings": settings,
+            "settings": dataclasses.replace(settings, training=training),
             "curve": tuple(evaluation_from_json(point) for point in record["curve"]),
             "real": evaluation_from_json(record["real"]),
             "motion": None if motion is None else Motion(**motion),

@@ -88,6 +88,10 @@ class Gan:
             "discriminator": count_parameters(self.discriminator),
         }
 
+    def is_finite(self) -> bool:
+        """Tell whether all weights are numbers."""
+        return _is_finite(self.generator) and _is_finite(self.discriminator)
+
     def latents(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw latent vectors, uniform in [-1, 1]."""
         shape = count, self.settings.network.latent
@@ -198,6 +202,10 @@ class Vae:
             "decoder": count_parameters(self.autoencoder.decoder),
         }
 
+    def is_finite(self) -> bool:
+        """Tell whether all weights are numbers."""
+        return _is_finite(self.autoencoder)
+
     def latents(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw latent vectors from the standard normal."""
         shape = count, self.settings.network.latent
@@ -266,6 +274,10 @@ def _autocast(
     """Return what to compute the networks of a step in."""
     is_half = settings.training.precision == "bfloat16"
     return partial(torch.autocast, device.type, torch.bfloat16, enabled=is_half)
+
+
+def _is_finite(network: nn.Module) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values())
 
 
 def _in_parts(network: nn.Module, latents: Tensor) -> Tensor:

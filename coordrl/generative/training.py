@@ -211,16 +211,25 @@ class Run:
         return torch.randperm(len(self.pictures), generator=generator)
 
     def _check(self) -> None:
-        """Go back to the last weights whose losses were finite, if these are not."""
-        if all(math.isfinite(float(total)) for total in self._sums.values()):
-            return
+        """Go back to the last weights that were good, if losses or weights are not finite."""
+        has_losses = all(math.isfinite(float(total)) for total in self._sums.values())
+        if not has_losses or not self.model.is_finite():
+            self._go_back()
+
+    def _go_back(self) -> None:
         self._restore(self._good)
         self._progress.has_diverged = True
 
     def _evaluate(self) -> None:
+        pictures = self.samples()
+        if not pictures.isfinite().all():  # of weights that are finite, but too large
+            self._go_back()
+            if self.curve and self.curve[-1].step == self.step:
+                return
+            pictures = self.samples()
         losses = {name: float(total) / self._summed for name, total in self._sums.items()}
         self._sums, self._summed = {}, 0
-        self.curve.append(self._judge(self.samples(), losses))
+        self.curve.append(self._judge(pictures, losses))
 
     def samples(self, count: int | None = None) -> Tensor:
         """Return generated pictures, always of the same latent vectors.
