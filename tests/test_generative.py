@@ -232,15 +232,19 @@ def test_generators_name_the_latent_vectors_they_expect(
         make(16, latent=6, channels=2)(torch.zeros(2, 5))
 
 
-def test_the_autoencoder_without_noise_decodes_the_mean() -> None:
+def test_the_autoencoder_decodes_the_mean_and_as_much_noise_as_it_says() -> None:
     encoder = Discriminator(16, channels=2, norm="none", outputs=8)
     autoencoder = Autoencoder(encoder, CoordConvGenerator(16, latent=4, channels=2, tanh=False))
     pictures = draw_pictures(objects(3, SMALL), SMALL)
 
-    decoded, mean, log_variance = autoencoder(pictures, torch.zeros(3, 4))
+    noise = torch.randn(3, 4)
+
+    decoded, mean, log_variance = autoencoder(pictures, noise)
 
     assert mean.shape == log_variance.shape == (3, 4)
-    assert_close(decoded, autoencoder.decoder(mean))
+    assert_close(decoded, autoencoder.decoder(mean + noise * log_variance.exp().sqrt()))
+    without, *_ = autoencoder(pictures, torch.zeros(3, 4))
+    assert_close(without, autoencoder.decoder(mean))
 
 
 REAL = torch.tensor([0.3, -1.0, 2.0])
@@ -272,8 +276,12 @@ def test_r3gan_judges_pairs_and_penalizes_both_gradients() -> None:
     real, fake = as_pictures(REAL), as_pictures(FAKE)
     objective = R3GAN(gamma=0.5)
 
-    pairs = F.softplus(FAKE - REAL).mean()
-    assert_close(objective.discriminator_loss(linear, real, fake), pairs + 0.25 * (12 + 12))
+    def squaring(pictures: Tensor) -> Tensor:  # the gradient of sum^2 is 2 * sum for each of 12
+        return linear(pictures) ** 2
+
+    pairs = F.softplus(FAKE**2 - REAL**2).mean()
+    penalties = 12 * (2 * REAL).square().mean() + 12 * (2 * FAKE).square().mean()
+    assert_close(objective.discriminator_loss(squaring, real, fake), pairs + 0.25 * penalties)
     assert_close(objective.generator_loss(linear, real, fake), F.softplus(REAL - FAKE).mean())
 
 

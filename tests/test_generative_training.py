@@ -152,6 +152,58 @@ def test_advice_names_settings_of_what_diverged() -> None:
     assert advice(tiny(gan=paper)).startswith("take --objective r3gan, or lower gan.generator_lr")
 
 
+@pytest.mark.parametrize("model", ["gan", "vae"])
+@pytest.mark.parametrize("step", range(1, 7))
+def test_weights_that_are_no_numbers_end_a_run_as_losses_do(model: str, step: int) -> None:
+    # The last update before an evaluation, every third step, or before the end may spoil them.
+    run = Run(tiny(model=model))
+
+    def spoil(run: Run) -> None:
+        if run.step == step:
+            made = run.model
+            network = made.autoencoder if isinstance(made, Vae) else made.generator
+            with torch.no_grad():
+                next(network.parameters()).fill_(math.inf)
+
+    result = run.train(on_step=spoil)
+
+    assert result.ended == "diverged"
+    assert run.model.is_finite()
+    assert run.samples().isfinite().all()
+    assert result.curve[-1].step == run.step <= step
+
+
+def test_weights_that_are_too_large_end_a_run_as_well() -> None:
+    settings = tiny(model="vae", coords="none", vae=VaeSettings(learning_rate=1e6))
+    training = replace(settings.training, iterations=12, evaluation_interval=1)
+    run = Run(replace(settings, training=training))
+
+    result = run.train()
+
+    assert result.ended == "diverged"
+    assert run.samples().isfinite().all()
+
+
+def test_data_is_judged_against_other_data() -> None:
+    run = Run(tiny())
+    others = draw_pictures(run._others(0), CANVAS)
+    trained = run.pictures.batch(torch.arange(10), CPU)
+    real = run.real_pictures()
+    assert not any(torch.equal(a, b) for a in real for b in [*others, *trained])
+
+
+def test_beta_weighs_the_latents_of_a_vae() -> None:
+    def bounds(beta: float) -> Tensor:
+        made = Run(tiny(model="vae", vae=VaeSettings(beta=beta))).model
+        assert isinstance(made, Vae)
+        pictures = draw_pictures(draw_objects(CANVAS, 4, torch.Generator().manual_seed(0)), CANVAS)
+        return made.learn(pictures, torch.Generator().manual_seed(0))["bound"]
+
+    nothing, once, twice = bounds(1e-12), bounds(1.0), bounds(2.0)
+    assert once > nothing + 0.01
+    assert_close(twice - nothing, 2 * (once - nothing), rtol=1e-3, atol=1e-3)
+
+
 def test_a_run_is_cut_short_by_its_processor_time() -> None:
     settings = tiny()
     limited = replace(settings, training=replace(settings.training, max_seconds=1e-9))
@@ -161,7 +213,7 @@ def test_a_run_is_cut_short_by_its_processor_time() -> None:
 
 
 def test_the_average_moves_towards_the_weights() -> None:
-    gan = Run(tiny()).model
+    gan = Run(tiny(gan=GanSettings(objective="r3gan", average=0.75))).model
     assert isinstance(gan, Gan)
     before = [p.detach().clone() for p in gan.generator.parameters()]
     real = draw_pictures(draw_objects(CANVAS, 4, torch.Generator().manual_seed(0)), CANVAS)
@@ -172,7 +224,7 @@ def test_the_average_moves_towards_the_weights() -> None:
     for old, new, average in zip(
         before, gan.generator.parameters(), gan.averaged.parameters(), strict=True
     ):
-        assert_close(average, (old + new) / 2)
+        assert_close(average, 0.75 * old + 0.25 * new)
 
 
 @pytest.mark.parametrize("model", ["gan", "vae"])
@@ -212,23 +264,28 @@ def test_a_batch_is_a_step_of_the_discriminator_and_then_those_of_the_generator(
     generator, discriminator = copy.deepcopy((gan.generator, gan.discriminator))
     real = torch.rand(4, 3, 16, 16) * 2 - 1
 
-    losses = gan.learn(real, torch.Generator().manual_seed(5))
-
+    ours, theirs = (torch.Generator().manual_seed(5) for _ in range(2))
     generator.train()
-    latents = gan.latents(4, torch.Generator().manual_seed(5))
-    d_loss = gan.objective.discriminator_loss(discriminator, real, generator(latents).detach())
-    d_loss.backward()  # type: ignore[no-untyped-call]
-    torch.optim.Adam(discriminator.parameters(), 2e-2, (0.3, 0.9)).step()
-    adam = torch.optim.Adam(generator.parameters(), 1e-2, (0.3, 0.9))
-    for _ in range(3):
-        g_loss = gan.objective.generator_loss(discriminator, real, generator(latents))
-        adam.zero_grad()
-        g_loss.backward()  # type: ignore[no-untyped-call]
-        adam.step()
-    assert_close(losses, {"discriminator": d_loss.detach(), "generator": g_loss.detach()})
+    d_adam = torch.optim.Adam(discriminator.parameters(), 2e-2, (0.3, 0.9))
+    g_adam = torch.optim.Adam(generator.parameters(), 1e-2, (0.3, 0.9))
+    for _ in range(2):  # only a second step of Adam knows its momenta
+        losses = gan.learn(real, ours)
+
+        latents = gan.latents(4, theirs)
+        d_loss = gan.objective.discriminator_loss(discriminator, real, generator(latents).detach())
+        d_adam.zero_grad()
+        d_loss.backward()  # type: ignore[no-untyped-call]
+        d_adam.step()
+        for _ in range(3):
+            g_loss = gan.objective.generator_loss(discriminator, real, generator(latents))
+            g_adam.zero_grad()
+            g_loss.backward()  # type: ignore[no-untyped-call]
+            g_adam.step()
+        expected = {"discriminator": d_loss.detach(), "generator": g_loss.detach()}
+        assert_close(losses, expected, rtol=1e-4, atol=1e-5)
     # Not the weights: a bias before a batch norm has the gradient that rounding gives it.
-    assert_close(gan.generator(latents), generator(latents), rtol=1e-4, atol=1e-4)
-    assert_close(gan.discriminator(real), discriminator(real), rtol=1e-4, atol=1e-4)
+    assert_close(gan.generator(latents), generator(latents), rtol=1e-2, atol=1e-2)
+    assert_close(gan.discriminator(real), discriminator(real), rtol=1e-2, atol=1e-2)
 
 
 def test_a_step_of_the_generator_leaves_the_discriminator_trainable() -> None:
