@@ -456,12 +456,19 @@ def load_settings(
     """
     schema = _schema(cls, keywords or {})
     settings = cls() if base is None else base
+    # What fits no more with what stood before may fit with what is still to come.
+    pending: dict[str, Any] = {}
+    problem: SettingsError | None = None
     for table, source in _layers(path, overrides, schema, game, canonical_game):
-        values = _read_table(table, schema, source)
+        pending |= _read_table(table, schema, source)
         try:
-            settings = _with(settings, values)
+            settings = _with(settings, pending)
         except ValueError as error:
-            raise SettingsError(f"{source}: {error}") from error
+            problem = problem or SettingsError(f"{source}: {error}")
+        else:
+            pending, problem = {}, None
+    if problem is not None:
+        raise problem
     return settings
 
 

@@ -102,7 +102,8 @@ def join(device: str) -> Ranks:
 
 def is_first() -> bool:
     """Tell whether this process is rank 0 or alone, before and after the others are joined."""
-    return os.environ.get("RANK", "0") == "0"
+    # RANK alone may come from a launcher that join does not listen to.
+    return not dist.is_torchelastic_launched() or os.environ.get("RANK", "0") == "0"
 
 
 def leave() -> None:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import os
 import platform
 import secrets
@@ -151,7 +152,7 @@ class RunFolder:
         older = [path for path in self._checkpoints() if path.name < final.name]
         newer = [path for path in self._checkpoints() if path.name > final.name]
         for path in older[keep - 1 :] + [path for path in newer if _damage(path) is not None]:
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # tidying up is no reason to end a run
 
     def newest_checkpoint(self) -> Checkpoint | None:
         """Return the newest whole checkpoint, or None if the run has written none yet.
@@ -325,8 +326,8 @@ def _partial(path: Path) -> Path:
 
 
 def _flush_folder(path: Path) -> None:
-    """See that a rename in a folder is on the disk; not every system lets folders be opened."""
-    with contextlib.suppress(PermissionError):
+    """See that a rename in a folder is on the disk, where the system can do that to a folder."""
+    with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -434,6 +435,7 @@ def sparkline(values: Sequence[float], *, width: int = 24, levels: str = BLOCKS)
         values = [
             sum(values[start:end]) / (end - start) for start, end in itertools.pairwise(edges)
         ]
+    values = [value for value in values if math.isfinite(value)]
     if not values:
         return ""
     low, high = min(values), max(values)

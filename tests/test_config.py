@@ -296,3 +296,15 @@ def test_range_error_names_the_layer_that_brought_the_number(tmp_path: Path) -> 
     override = parse_override("run.total_steps=-5", source="--steps")
     with pytest.raises(SettingsError, match=r"^--steps: total_steps must be at least 1, got -5$"):
         load_settings(TrainingSettings, path, [override])
+
+
+def test_settings_that_fit_together_may_be_given_in_any_order() -> None:
+    texts = ["run.algo=dqn", "run.stagger=0"]
+    base = TrainingSettings(run=RunSettings(stagger=4))
+    for order in (texts, texts[::-1]):
+        chosen = load_settings(
+            TrainingSettings, None, [parse_override(t) for t in order], base=base
+        )
+        assert (chosen.run.algo, chosen.run.stagger) == ("dqn", 0)
+    with pytest.raises(SettingsError, match=r"^--set: .*stagger"):
+        load_settings(TrainingSettings, None, [parse_override(texts[0])], base=base)

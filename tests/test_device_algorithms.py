@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -450,6 +451,108 @@ def test_training_goes_on_after_a_rollout_that_was_broken_off(name: str) -> None
     assert reached[0][:2] == reached[1][:2]
     if name != "DQN":  # which explores by other random numbers
         np.testing.assert_array_equal(reached[0][2], reached[1][2])
+
+
+def replayed(algorithm: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Note what the replay buffer is given: observations and what came next."""
+    given: list[Any] = []
+    buffer = algorithm.replay_buffer
+    observe, add = buffer.observe, buffer.add
+
+    def noting_observe(obs: torch.Tensor, starts: torch.Tensor) -> None:
+        given.append((obs.clone(), None))
+        observe(obs, starts)
+
+    def noting_add(next_obs: torch.Tensor, *others: torch.Tensor) -> None:
+        given[-1] = given[-1][0], next_obs.clone()
+        add(next_obs, *others)
+
+    buffer.observe, buffer.add = noting_observe, noting_add
+    return given
+
+
+def require_replay(algorithm: Any, given: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    buffer = algorithm.replay_buffer
+    given = given[-buffer.size() :]
+    slots = (buffer.pos - len(given) + torch.arange(len(given))) % buffer.buffer_size
+    for env in range(buffer.n_envs):
+        samples = buffer._samples(slots, torch.full_like(slots, env))
+        assert torch.equal(samples.observations, torch.stack([obs[env] for obs, _ in given]))
+        goes_on = samples.dones.flatten() == 0
+        expected = torch.stack([following[env] for _, following in given])
+        assert torch.equal(samples.next_observations[goes_on], expected[goes_on])
+
+
+# Whose games have no time limit that would be reached here, and so no room for it.
+LONG = dataclasses.replace(GAME, max_frames_per_episode=108_000)
+
+
+@pytest.mark.parametrize("buffer_size", [1000, 64])
+def test_games_may_be_cut_off_by_any_number_of_resets(buffer_size: int) -> None:
+    ours = model(device_algorithms, "DQN", LONG, buffer_size=buffer_size)
+    given = replayed(ours)
+    for _ in range(7):
+        learn(ours, 10 * NUM_ENVS)
+        require_replay(ours, given)
+    restored = model(device_algorithms, "DQN", LONG, buffer_size=buffer_size)
+    restored.replay_buffer.restore(ours.replay_buffer.state())
+    require_replay(restored, given)
+    learn(ours, 10 * NUM_ENVS, reset=False)
+    require_replay(ours, given)
+
+
+def test_places_of_resets_are_used_again() -> None:
+    ours = model(device_algorithms, "DQN", LONG, buffer_size=20 * NUM_ENVS)
+    given, places = replayed(ours), []
+    for _ in range(12):
+        learn(ours, 10 * NUM_ENVS)
+        places.append(len(ours.replay_buffer._timeout_frames.frames))
+    require_replay(ours, given)
+    assert places[-1] == places[5]
+
+
+class EndAt(BaseCallback):
+    """Ends the training within a rollout, politely or not."""
+
+    def __init__(self, calls: int, *, raises: bool) -> None:
+        super().__init__()
+        self.last, self.raises = calls, raises
+
+    def _on_step(self) -> bool:
+        if self.n_calls == self.last and self.raises:
+            raise KeyboardInterrupt
+        return self.n_calls < self.last
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_replay_buffer_goes_on_after_a_rollout_that_was_broken_off(raises: bool) -> None:
+    ours = model(device_algorithms, "DQN", buffer_size=1000, train_freq=4)
+    given = replayed(ours)
+    with pytest.raises(KeyboardInterrupt) if raises else nullcontext():
+        learn(ours, 10_000, EndAt(22, raises=raises))
+    learn(ours, 40 * NUM_ENVS, reset=False)
+    assert all(following is not None for _, following in given)
+    require_replay(ours, given)
+
+
+def test_values_of_equal_returns_explain_nothing_that_could_be_named() -> None:
+    ours = model(device_algorithms, "PPO")
+    ours.rollout_buffer.returns.fill_(2.0)
+    ours.rollout_buffer.values.fill_(1.0)
+    assert math.isnan(float(ours._explained_variance()))
+
+
+def test_only_calls_like_the_first_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recorded, "_aside", lambda own, tensors: own._function(*tensors))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Replayed)
+    monkeypatch.setattr(torch.cuda, "graph", lambda _: nullcontext())
+    recorded = Recorded(lambda x: x + 1)
+    Replayed.recorded.append(recorded)
+    for _ in range(2):
+        for size in (5, 5, 5, 1):  # of which every fourth is an odd one
+            assert recorded(torch.zeros(size)).tolist() == [1.0] * size
+    Replayed.recorded.clear()
+    assert recorded._inputs[0].shape == (5,)
 
 
 @pytest.mark.parametrize("name", ALL)

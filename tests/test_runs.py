@@ -4,7 +4,9 @@ import errno
 import io
 import os
 import resource
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -486,6 +488,31 @@ def test_sparkline_of_a_flat_an_empty_and_a_long_curve() -> None:
     assert sparkline([]) == ""
     assert sparkline(range(1000), width=8) == "▁▂▃▄▅▆▇█"
     assert sparkline([-21, 21], levels="ab") == "ab"
+    assert sparkline([0.0, float("nan"), 1.0], levels="ab") == "ab"
+
+
+def test_what_the_system_cannot_tidy_up_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    def stay(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with open_run(tmp_path / "run", "seed = 0\n") as folder:
+        for step in (1, 2):
+            with folder.checkpoint(step, keep=1) as path:
+                (path / "state").write_text(str(step))
+        monkeypatch.setattr(shutil, "rmtree", stay)
+        with folder.checkpoint(3, keep=1) as path:
+            (path / "state").write_text("3")
+        newest = folder.newest_checkpoint()
+    assert newest is not None
+    assert newest.step == 3
 
 
 def plain_console(encoding: str = "utf-8") -> tuple[Console, io.TextIOWrapper]:

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import errno
 import json
+import math
 import pickle
 import random
 import resource
@@ -30,7 +31,14 @@ from torch.utils.tensorboard import SummaryWriter
 from coordrl import emulator
 from coordrl.agents import AgentError, EvaluationResult, evaluate, load_agent
 from coordrl.algorithms import make_model
-from coordrl.config import AtariSettings, Schedule, SettingsError, TrainingSettings, parse_override
+from coordrl.config import (
+    AtariSettings,
+    Schedule,
+    SettingsError,
+    TrainingSettings,
+    dump_settings,
+    parse_override,
+)
 from coordrl.device_algorithms import make_device_model
 from coordrl.device_algorithms.base import OnDevice
 from coordrl.envs import AtariVectorEnv
@@ -46,7 +54,7 @@ from coordrl.training.checkpoint import (
     write_checkpoints,
 )
 from coordrl.training.profiling import Profile
-from coordrl.training.run import _STREAMS, _stream
+from coordrl.training.run import _STREAMS, _Run, _stream
 from coordrl.training.settings import describe_acceleration
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -447,6 +455,75 @@ class TestRun:
 
         resumed = train(chosen, tmp_path / "run", resume=True)
         assert (resumed.ending, resumed.steps) == ("target reached", 32)
+
+    def test_an_old_evaluation_reaches_no_target(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        chosen = settings("ppo", "run.evaluation_interval=32", "run.target_return=1000")
+        between = _Run.between_updates
+
+        def stop_at_48(run: Any, **options: Any) -> None:
+            if run._steps == 48:
+                signal.raise_signal(signal.SIGTERM)
+            between(run, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(_Run, "between_updates", stop_at_48)
+            stopped = train(chosen, tmp_path / "run")
+        assert (stopped.ending, stopped.steps) == ("stopped", 48)
+        lower = dataclasses.replace(chosen.run, target_return=0.0)
+        (tmp_path / "run" / "settings.toml").write_text(
+            dump_settings(dataclasses.replace(chosen, run=lower))
+        )
+
+        resumed = train(dataclasses.replace(chosen, run=lower), tmp_path / "run", resume=True)
+
+        assert (resumed.ending, resumed.steps) == ("target reached", 64)
+
+    def test_an_evaluation_that_was_interrupted_is_logged_where_it_belongs(
+        self, tmp_path: Path, signal_at_evaluation: Callable[[], None]
+    ) -> None:
+        chosen = settings("ppo", "run.evaluation_interval=48", "run.track=tensorboard",
+                          "run.log_interval=16")  # fmt: skip
+        signal_at_evaluation()
+        stopped = train(chosen, tmp_path / "run")
+        assert (stopped.ending, stopped.steps) == ("stopped", 48)
+        train(chosen, tmp_path / "run", resume=True)
+
+        events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+        logged = [event.step for event in events.Scalars("eval/episode_return_mean")]
+        assert logged == [48, 96]
+
+    @WHEREVER
+    @pytest.mark.parametrize("algo", ALGORITHM)
+    def test_weights_that_are_no_numbers_end_a_run_and_leave_its_checkpoints(
+        self, algo: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        chosen = settings(algo, where, "run.checkpoint_interval=16", "run.evaluation_interval=0")
+        between = _Run.between_updates
+
+        def spoil(run: Any, **options: Any) -> None:
+            between(run, **options)
+            if run._steps >= 48:
+                with torch.no_grad():
+                    next(run._model.policy.parameters()).fill_(math.nan)
+
+        monkeypatch.setattr(_Run, "between_updates", spoil)
+        with pytest.raises(RunError, match=r"weights are no numbers any more; the checkpoint of"):
+            train(chosen, tmp_path / "run")
+        for step in checkpoints(tmp_path / "run"):
+            state = torch.load(
+                tmp_path / "run" / "checkpoints" / f"{step:012d}" / "state.pt", weights_only=True
+            )
+            assert all(value.isfinite().all() for value in state["policy"].values())
+
+    @pytest.mark.parametrize(
+        "override",
+        ["algorithm.buffer_size=1_000_000_000_000", "extractor.features_dim=100_000_000_000"],
+    )
+    def test_memory_that_is_not_there_is_named(self, override: str, tmp_path: Path) -> None:
+        with pytest.raises(SettingsError, match=r"there is not enough memory; lower run.num_envs"):
+            train(settings("dqn", override), tmp_path / "run")
 
     @WHEREVER
     @pytest.mark.parametrize("algo", ALGORITHM)

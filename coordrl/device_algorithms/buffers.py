@@ -78,6 +78,20 @@ class TimeoutFrames:
         self.kept = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._envs = torch.arange(num_envs, device=device)
 
+    def grow(self, places: int) -> Tensor:
+        """Make room for so many places, and return where each place is moved, ``(places, N)``.
+
+        The place that is written to becomes the last of the old ones, so that the new ones are
+        taken next.
+        """
+        old = len(self.frames)
+        shift = self.kept % old + 1
+        from_here = (torch.arange(old, device=self.kept.device)[:, None] + shift) % old
+        added = self.frames.new_zeros(places - old, *self.frames.shape[1:])
+        self.frames = torch.cat([self.frames[from_here, self._envs], added])
+        self.kept.fill_(old - 1)
+        return (torch.arange(old, device=self.kept.device)[:, None] - shift) % old
+
     def write(self, frames: Tensor, keep: Tensor) -> Tensor:
         """Write a frame of each environment, keep some, and return their places ``(N,)``."""
         places = self.kept % len(self.frames)
@@ -303,14 +317,12 @@ class DeviceReplayBuffer(ReplayBuffer):
         self._terminated = torch.zeros(slots, dtype=torch.bool, device=self.device)
         self._timeouts = torch.zeros_like(self._terminated)
         self._timeout_places = torch.zeros(slots, dtype=torch.int32, device=self.device)
-        # A place more than time limits need: a game may also be cut off by a reset.
+        # What resets cut off comes on top, see expect_reset.
         self._timeout_frames = TimeoutFrames(
-            self.buffer_size + shortest_timeout,
-            shortest_timeout,
-            n_envs,
-            (height, width),
-            self.device,
+            self.buffer_size, shortest_timeout, n_envs, (height, width), self.device
         )
+        self._resets: list[int] = []  # when the games were reset, in transitions added before
+        self._places = len(self._timeout_frames.frames)  # that time limits need
         # Earlier frames that belong to the stack of a slot; the rest of the stack is zeros.
         self._history = torch.zeros_like(self.actions)
         self._game_ended = torch.ones(n_envs, dtype=torch.bool, device=self.device)
@@ -321,6 +333,19 @@ class DeviceReplayBuffer(ReplayBuffer):
         BaseBuffer.reset(self)
         self._game_ended.fill_(True)
         self._added = 0
+        self._resets = []
+
+    def expect_reset(self) -> None:
+        """Make room for the last frames of games that are about to be cut off by a reset."""
+        kept_for = self.buffer_size + 1
+        self._resets = [at for at in self._resets if self._added - at <= kept_for]
+        if self._added > 0:
+            self._resets.append(self._added)
+        needed = self._places + len(self._resets)
+        if needed > len(self._timeout_frames.frames):
+            moved = self._timeout_frames.grow(needed)
+            envs = torch.arange(self.n_envs, device=self.device)
+            self._timeout_places = moved[self._timeout_places.long(), envs].int()
 
     def observe(self, obs: Tensor, game_starts: Tensor) -> None:
         """Keep the observations that the next transitions start from.
@@ -411,10 +436,16 @@ class DeviceReplayBuffer(ReplayBuffer):
         reaches_back = bool((self._history[: len(slots)] > slots[:, None]).any())
         used = self._ring if reaches_back else min(self._added + 1, self._ring)
         tensors = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
-        return {**tensors, "frames": tensors["frames"][:used], "added": np.array(self._added)}
+        counts = {"added": np.array(self._added), "resets": np.array(self._resets, np.int64)}
+        return {**tensors, "frames": tensors["frames"][:used], **counts}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Take over what :meth:`state` of a buffer of the same size has returned."""
+        places = len(state["timeout_frames"])
+        if places != len(self._timeout_frames.frames):  # it has grown
+            shape = places, *self._timeout_frames.frames.shape[1:]
+            self._timeout_frames.frames = self._frames.new_zeros(shape)
+        self._resets = state["resets"].tolist() if "resets" in state else []
         for name, tensor in self._tensors().items():
             values = torch.from_numpy(state[name])
             tensor[: len(values)] = values.to(self.device)

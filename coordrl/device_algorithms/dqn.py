@@ -8,7 +8,12 @@ import torch.nn.functional as F
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.type_aliases import (
+    MaybeCallback,
+    RolloutReturn,
+    TrainFreq,
+    TrainFrequencyUnit,
+)
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
@@ -66,6 +71,18 @@ class DQN(OnDevice, stable_baselines3.DQN):
         anything = torch.randint(values.shape[1], (len(values),), device=values.device)
         return torch.where(explores, anything, values.argmax(dim=1))
 
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps or self._last_obs is None:  # SB3 resets the games
+            self.replay_buffer.expect_reset()
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
+
     def collect_rollouts(
         self,
         env: VecEnv,
@@ -97,14 +114,18 @@ class DQN(OnDevice, stable_baselines3.DQN):
             others = {"replay_buffer": self.replay_buffer, "num_collected_steps": collected}
             looked_at = self._locals(step, actions, buffer_actions=HostView(actions), **others)
             callback.update_locals(looked_at)
-            if not callback.on_step():
-                goes_on = False
+            try:
+                goes_on = callback.on_step()
+            finally:
+                # Also where that stops the training, or Ctrl-C does: the games have moved on, and
+                # what follows has to follow from this. SB3 loses the step.
+                self.episodes.add(step)
+                ends = (step.terminated, step.truncated, step.game_ended)
+                self.replay_buffer.add(step.next_obs, actions, step.rewards, *ends)
+                obs, starts = step.obs, step.game_ended
+                self._last_obs, self._last_episode_starts = obs, starts  # type: ignore[assignment]
+            if not goes_on:
                 break
-            self.episodes.add(step)
-            ends = (step.terminated, step.truncated, step.game_ended)
-            self.replay_buffer.add(step.next_obs, actions, step.rewards, *ends)
-            obs, starts = step.obs, step.game_ended
-            self._last_obs, self._last_episode_starts = obs, starts  # type: ignore[assignment]
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
             self._on_step()
             num_episodes += (step.terminated | step.truncated).sum()

@@ -96,8 +96,8 @@ def accelerated(
 class Recorded:
     """A function of tensors that a CUDA graph replays, launched at once instead of by Python.
 
-    The first calls run as they are, on a stream of their own, as recording asks for. So does every
-    call with other shapes than those that were recorded. What is returned is overwritten by the
+    The first calls run as they are, on a stream of their own, as recording asks for. Calls with
+    other shapes than those of the first are never recorded. What is returned is overwritten by the
     next call. See https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 
     Args:
@@ -110,12 +110,18 @@ class Recorded:
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
         self._calls = 0
+        self._shapes: list[torch.Size] = []
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: Sequence[Tensor] = ()
         self._outputs: Any = None
 
     def __call__(self, *tensors: Tensor) -> Any:
         """Return what the function returns for these tensors."""
+        shapes = [tensor.shape for tensor in tensors]
+        if self._calls == 0:
+            self._shapes = shapes
+        if shapes != self._shapes:
+            return self._function(*tensors)
         if self._calls < self._WARM_UP:
             self._calls += 1
             return self._aside(tensors)
@@ -124,8 +130,6 @@ class Recorded:
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
                 self._outputs = self._function(*self._inputs)
-        if any(own.shape != given.shape for own, given in zip(self._inputs, tensors, strict=True)):
-            return self._function(*tensors)
         for own, given in zip(self._inputs, tensors, strict=True):
             own.copy_(given)
         self._graph.replay()

@@ -98,7 +98,9 @@ class _OnPolicy(OnDevice, OnPolicyAlgorithm):
 
     def _explained_variance(self) -> Tensor:
         values, returns = self.rollout_buffer.values, self.rollout_buffer.returns
-        return 1 - (returns - values).var(correction=0) / returns.var(correction=0)
+        variance = returns.var(correction=0)
+        share = (returns - values).var(correction=0) / variance
+        return torch.where(variance == 0, torch.nan, 1 - share)
 
 
 class PPO(_OnPolicy, stable_baselines3.PPO):

@@ -10,6 +10,7 @@ import tempfile
 import zipfile
 from collections import deque
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,10 +119,11 @@ def write_checkpoints(model: BaseAlgorithm, journal: str, folder: Path, ranks: R
 
     Only rank 0 needs a folder; the files of the others stand in it with their number.
     """
-    with tempfile.TemporaryDirectory() as other:
-        own = Path(other) if ranks.index else folder
-        write_checkpoint(model, journal, own)
-        files = {} if ranks.count == 1 else {path.name: path.read_bytes() for path in own.iterdir()}
+    if ranks.count == 1:
+        return write_checkpoint(model, journal, folder)
+    with tempfile.TemporaryDirectory() if ranks.index else nullcontext(folder) as own:
+        write_checkpoint(model, journal, Path(own))
+        files = {path.name: path.read_bytes() for path in Path(own).iterdir()}
     for rank, contents in enumerate(ranks.gather(files)[1:], start=1):
         for name, content in contents.items():
             if ranks.index == 0:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from coordrl.device_algorithms.base import OnDevice
+from coordrl.device_algorithms.networks import Recorded
 
 OTHER = "all else (advantages, logs, bookkeeping)"
 
@@ -71,14 +72,16 @@ class Profile:
         act, learn, copies = "forward, to act", "forward, to learn", "copies"
         on_device = isinstance(model, OnDevice)
         self.watch(model.env, "step_torch" if on_device else "step", "environment")
-        self.watch(model.policy.optimizer, "step", "optimizer")
+        # Within what a CUDA graph records nothing can be timed: it counts as backward.
+        if not (on_device and isinstance(model._update, Recorded)):
+            self.watch(model.policy.optimizer, "step", "optimizer")
         # What train() does besides: losses, backward pass, clipping of the gradient.
         self.watch(model, "train", "backward")
         if on_device:
             buffer = getattr(model, "rollout_buffer", None) or model.replay_buffer
             for method in ("observe", "add", "_samples"):
                 self.watch(buffer, method, copies)
-            if model.acceleration.cuda_graphs:  # within what was recorded nothing can be timed
+            if model.acceleration.cuda_graphs:
                 self.watch(model, "_act", act)
             else:
                 self.watch(model, "_network", lambda: learn if model.policy.training else act)

@@ -141,6 +141,21 @@ def _ranks(settings: TrainingSettings, device: str) -> Iterator[Ranks]:
         leave()
 
 
+@contextmanager
+def _naming_memory() -> Iterator[None]:
+    """Say which settings to lower where memory is not enough."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        if isinstance(error, RuntimeError) and "memory" not in reason:  # torch has others
+            raise
+        raise SettingsError(
+            "there is not enough memory; lower run.num_envs, algorithm.n_steps or"
+            f" algorithm.buffer_size ({reason or type(error).__name__})"
+        ) from error
+
+
 def _environments(settings: TrainingSettings, device: str, ranks: Ranks) -> VectorEnvAdapter:
     if settings.env.observation != "gray":
         raise SettingsError(
@@ -151,7 +166,8 @@ def _environments(settings: TrainingSettings, device: str, ranks: Ranks) -> Vect
     where: dict[str, Any] = {"device": device} if run.on_device and device != "cpu" else {}
     try:
         num_envs = ranks.share(run.num_envs, "run.num_envs")
-        return make_sb3_env(run.game, num_envs, settings.env, stagger=run.stagger, **where)
+        with _naming_memory():
+            return make_sb3_env(run.game, num_envs, settings.env, stagger=run.stagger, **where)
     except (ValueError, CudaError) as error:
         raise SettingsError(f"{run.game} cannot be played so: {error}") from error
 
@@ -162,10 +178,11 @@ def _seeded_model(
     """Build the model, whose weights and actions, data and environments draw from own streams."""
     seed = _stream(settings, "policy")
     try:
-        if settings.run.on_device:
-            model = make_device_model(settings, env, seed=seed, device=device, ranks=ranks)
-        else:
-            model = make_model(settings, env, seed=seed, device=device)
+        with _naming_memory():
+            if settings.run.on_device:
+                model = make_device_model(settings, env, seed=seed, device=device, ranks=ranks)
+            else:
+                model = make_model(settings, env, seed=seed, device=device)
     except (ValueError, AssertionError) as error:
         raise SettingsError(f"{settings.run.algo} refuses its settings: {error}") from error
     # Ranks begin with equal weights, and draw and play each their own.
@@ -268,7 +285,27 @@ class _Learner:
             self.between_updates(at_end=True)
         except _Stop as stop:
             return stop.ending
+        except ValueError:
+            self._require_finite()  # which SB3 says in torch's words, if at all
+            raise
         return "finished"
+
+    def _require_finite(self) -> None:
+        """Raise a RunError rather than play, or keep, what is no network any more."""
+        policy = self._model.policy
+        finite = [parameter.isfinite().all() for parameter in policy.parameters()]
+        if bool(torch.stack(finite).all()):
+            return
+        checkpoint = self._folder.newest_checkpoint()
+        kept = (
+            "there is no checkpoint"
+            if checkpoint is None
+            else f"the checkpoint of step {checkpoint.step:,} is kept"
+        )
+        raise RunError(
+            f"at step {self._steps:,} weights are no numbers any more; {kept}. Start anew in"
+            " another folder with a smaller algorithm.learning_rate"
+        )
 
     def _restore(self, checkpoint: Path) -> Restored:
         restored = read_checkpoints(self._model, checkpoint, self._ranks)
@@ -408,14 +445,17 @@ class _Run(_Learner):
     def between_updates(self, *, at_end: bool = False) -> None:
         """Do what is due, and raise :class:`_Stop` if the run ends here."""
         journal, run = self._journal, self._run
-        if self._is_due(run.evaluation_interval, journal.evaluated_at, at_end):
+        is_due = self._is_due(run.evaluation_interval, journal.evaluated_at, at_end)
+        if is_due:
             self._evaluate()
         evaluated_now = journal.evaluated_at == self._steps > 0
-        if evaluated_now or self._is_due(run.log_interval, journal.logged_at, at_end):
+        logs = evaluated_now or self._is_due(run.log_interval, journal.logged_at, at_end)
+        # One that was interrupted is made first by a resumed run, which logs it at this step.
+        if logs and not (is_due and not evaluated_now):
             self._log()
         stop_requested = self._any_requested()
         ending: Ending | None = None
-        last = self._last_evaluation()
+        last = self._last_evaluation() if evaluated_now else None
         if last is not None and run.target_return is not None and last.mean >= run.target_return:
             ending = "target reached"
         elif stop_requested:
@@ -458,6 +498,7 @@ class _Run(_Learner):
         self._model.dump_logs()
 
     def _evaluate(self) -> None:
+        self._require_finite()
         run, played = self._run, []
 
         def count(episode: Episode) -> None:
@@ -510,6 +551,7 @@ class _Run(_Learner):
         )
 
     def _checkpoint(self) -> None:
+        self._require_finite()
         self._journal.saved_at = self._steps
         self._journal.seconds = self._seconds_before + time.monotonic() - self._began_at
         journal = json.dumps(dataclasses.asdict(self._journal))

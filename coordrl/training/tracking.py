@@ -47,7 +47,8 @@ class _TensorBoard(TensorBoardOutputFormat):
 
     def __init__(self, folder: Path, settings: dict[str, Any], step: int) -> None:
         purge_step = step + 1 if step else 0
-        self.writer = SummaryWriter(folder / "tensorboard", purge_step=purge_step)
+        with _telling():
+            self.writer = SummaryWriter(folder / "tensorboard", purge_step=purge_step)
         self._is_closed = False
 
     def write(
