@@ -464,16 +464,49 @@ def test_a_run_is_evaluated_at_each_interval_and_at_its_end() -> None:
 
 
 def test_a_curve_has_the_means_over_the_pictures_of_its_interval() -> None:
-    run = Run(small(learning_rate=1e-12, epochs=1, evaluation_interval=100))
+    settings = replace(small(learning_rate=1e-12, epochs=1, evaluation_interval=100),
+                       task="regression")  # fmt: skip
+    run = Run(settings)
     centers = run.train_centers
     assert len(centers) % run.settings.training.batch_size != 0  # the last batch is smaller
 
     (point,) = run.train().curve
 
+    run.network.train()
     with torch.no_grad():
-        loss = run.task.loss(run.network(run.task.inputs(centers)), centers)
-    assert_close(point.loss, float(loss), rtol=1e-5, atol=0)
-    assert_close(point.train, evaluate(run.network, run.task, centers)["accuracy"])
+        outputs = run.network(run.task.inputs(centers))
+    assert_close(point.loss, float(run.task.loss(outputs, centers)), rtol=1e-5, atol=0)
+    error = run.task.metrics(outputs, centers)["error"]
+    assert (error > 0.1).all()
+    assert_close(point.train, float(error.mean()), rtol=1e-4, atol=0)
+
+
+def test_steps_are_as_long_as_the_recipe_says_and_of_a_network_in_training() -> None:
+    run = Run(small(decay="cosine"))
+    lengths, modes = [], []
+
+    def look(run: Run) -> None:
+        lengths.append({group["lr"] for group in run._optimizer.param_groups})
+        if run.step % 5:  # an evaluation leaves it in evaluation, until the next step
+            modes.append(run.network.training)
+
+    run.train(on_step=look)
+
+    rate = run.settings.training.learning_rate_at
+    assert lengths == [{rate(step / 16)} for step in range(16)]
+    assert lengths[0] != lengths[8]
+    assert modes
+    assert all(modes)
+
+
+@pytest.mark.parametrize("unsolved", ["train", "test"])
+def test_a_run_is_solved_if_both_sets_are(unsolved: str) -> None:
+    run = Run(CoordinateSettings(canvas=SMALL))
+    point = Evaluation(0, 0.0, 0.0, 0.0, 0.1, 1.0, 1.0)
+    run.curve = [point]
+    assert run._end() == "solved"
+    run.curve = [replace(point, **dict[str, Any]({unsolved: 0.99}))]
+    assert run._end() is None
 
 
 def test_a_long_run_saves_itself_now_and_then(
@@ -546,9 +579,9 @@ def test_recipes_out_of_range_are_refused(keywords: dict[str, float], message: s
 @pytest.mark.parametrize("split", ["uniform", "quadrant"])
 @pytest.mark.parametrize("model", ["coordconv", "conv", "robust"])
 @pytest.mark.parametrize("task", ["classification", "rendering", "regression"])
-def test_the_shipped_settings_build_and_run(task: str, model: str, split: str) -> None:
+def test_the_shipped_settings_build(task: str, model: str, split: str) -> None:
     settings = load_coordinate_settings(CONFIG, task, model, split)  # type: ignore[arg-type]
-    run = Run(replace(settings, training=replace(settings.training, max_seconds=1e-9)))
+    run = Run(settings)
     output = run.network(run.task.inputs(run.train_centers[:2]))
     assert output.shape == ((2, 2) if task == "regression" else (2, 1, 64, 64))
     assert settings.model == model
@@ -693,20 +726,25 @@ def test_results_are_written_as_json() -> None:
 # Many runs
 
 
-def result(seed: int, model: Model, tests: list[float], parameters: int = 100) -> RunResult:
+def result(
+    seed: int, model: Model, tests: list[float], parameters: int = 100, train: float = 1.0
+) -> RunResult:
     """A classification run whose test accuracy rises by an evaluation a second."""
     curve = tuple(
         Evaluation(step, step / 2, 2.0 * step, 1.0 * step, 0.1, test, test)
         for step, test in enumerate(tests, start=1)
     )
-    final = {"accuracy": tests[-1], "distance": 0.0, "manhattan": 0.0}
+
+    def judged(accuracy: float) -> dict[str, float]:
+        return {"accuracy": accuracy, "distance": 0.0, "manhattan": 0.0}
+
     return RunResult(
         settings=CoordinateSettings(model=model, seed=seed),
         parameters=parameters,
         ended="epochs",
         curve=curve,
-        last={"train": final, "test": final},
-        best={"train": final, "test": final},
+        last={"train": judged(train), "test": judged(tests[-1])},
+        best={"train": judged(0.4), "test": judged(0.3 + seed / 100)},
         threads=1,
     )
 
@@ -720,6 +758,9 @@ def test_a_row_gives_spreads_shares_and_median_times() -> None:
 
     row = table.summarize(runs)
 
+    assert (row.train.least, row.train.most) == (1.0, 1.0)
+    assert (row.test_of_best.least, row.test_of_best.most) == (0.3, 0.32)
+    assert table.summarize([*runs[:1], result(1, "coordconv", [1.0], train=0.9)]).solved == 1
     assert (row.seeds, row.solved, row.reached) == (3, 2, (2, 2, 2))
     assert row.cpu_seconds_to == (2.0, 3.0, 3.0)  # after 1 and 2, and 2 and 3; the third never
     assert (row.test.least, row.test.most) == (0.3, 1.0)
@@ -858,10 +899,13 @@ def test_the_script_trains_seeds_and_writes_record_and_figure(
     name = "classification-coordconv-uniform"
     record = json.loads((tiny.out / f"{name}.json").read_text())
     assert record["rows"][0]["seeds"] == 2
+    assert [run["settings"]["seed"] for run in record["runs"]] == [0, 1]
     assert record["command"].startswith("python scripts/train_coordinates.py --seeds 2 --config")
     (share,) = record["misplaced"]
     assert 0 < share["test"] < 1
-    assert len(json.loads((tiny.out / f"{name}-sweep.json").read_text())["runs"]) == 4
+    swept = json.loads((tiny.out / f"{name}-sweep.json").read_text())
+    assert len(swept["runs"]) == 4
+    assert [row["seeds"] for row in swept["rows"]] == [1] * 4  # each point is a row
     kinds = ("maps", "neighbors", "sheets", "translation")
     for figure in (name, f"{name}-sweep", *(f"{name}-{kind}" for kind in kinds)):
         assert (tiny.out / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
@@ -967,6 +1011,64 @@ def test_a_trace_goes_on_where_the_run_does(tiny: Experiments) -> None:
     assert whole.steps == list(range(2, whole.steps[-1] + 1, 2))
     assert len(whole.errors) == len(whole.ratios) == len(whole.steps)
     assert all(0 <= error <= 1 for (error,) in whole.errors)
+
+    train = Run.train
+
+    def kill(self: Run, **options: Any) -> RunResult:
+        def on_step(run: Run) -> None:
+            options["on_step"](run)
+            if run.step == 3:
+                with run.folder.checkpoint(2) as path:  # type: ignore[union-attr]
+                    torch.save(state_of_two, path / "state.pt")
+                raise RuntimeError("the power was cut")
+            if run.step == 2:
+                run._save()
+                state_of_two.update(
+                    torch.load(
+                        run.folder.newest_checkpoint().path / "state.pt",  # type: ignore[union-attr]
+                        weights_only=True,
+                    )
+                )
+
+        return train(self, **{**options, "on_step": on_step})
+
+    state_of_two: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "train", kill)
+        with pytest.raises(RuntimeError, match="the power was cut"):
+            tiny.train(settings, trace=True)
+    tiny.train(settings, trace=True)
+
+    trace = json.loads(next(tiny.out.glob("*/trace.json")).read_text())
+    assert trace["steps"] == [0, *whole.steps]
+    assert [errors[:1] for errors in trace["errors"][1:]] == whole.errors
+
+
+def test_a_finished_run_keeps_the_time_that_it_was_given(tiny: Experiments) -> None:
+    settings = load_coordinate_settings(tiny.config, "classification", "coordconv", "uniform")
+    shorter = replace(settings, training=replace(settings.training, max_seconds=1e-9))
+    first = tiny.train(settings)
+    assert tiny.train(shorter) == first
+    assert first.settings.training.max_seconds is None
+
+
+def test_the_best_of_a_sweep_has_the_highest_accuracy(
+    tiny: Experiments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = iter([0.25, 0.75, 0.5, 0.125])
+
+    def train(self: Experiments, settings: CoordinateSettings, *_: Any, **__: Any) -> RunResult:
+        return replace(result(0, "coordconv", [next(accuracies)]), settings=settings)
+
+    monkeypatch.setattr(Experiments, "train", train)
+    text = tiny.train_seeds(
+        "classification", "coordconv", "uniform", "pixel", seeds=1, sweep=True, report=tiny.out
+    )
+    assert text.startswith("best of 4 runs:")
+    assert "| 75.0 % (75.0 % to 75.0 %)" in text
+    name = "classification-coordconv-uniform-pixel-sweep"
+    record = json.loads((tiny.out / f"{name}.json").read_text())
+    assert {row["input_scale"] for row in record["rows"]} == {"pixel"}
 
 
 def test_figures_are_drawn_from_what_analysis_returns(tmp_path: Path) -> None:

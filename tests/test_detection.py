@@ -768,6 +768,51 @@ def test_clipping_measures_overlaps_within_the_picture() -> None:
     assert (area(proposals.boxes) > 0).all()
 
 
+def test_clipping_compares_with_what_of_a_digit_is_in_the_picture() -> None:
+    truth = torch.tensor([[[-10.0, 4.0, 10.0, 24.0]]])  # half of it sticks out
+    inside = pull_inside(truth, 64, 64)
+    scenes = Scenes(torch.zeros(1, 1, 64, 64, dtype=torch.uint8), truth, torch.zeros(1, 1).long())
+    exact = Proposals(inside, torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool))
+
+    assert proposal_metrics(exact, scenes, clip_truth=True)["best_iou"] == pytest.approx(1)
+    whole = float(pairwise_iou(inside, truth))
+    assert whole < 0.6
+    assert proposal_metrics(exact, scenes)["best_iou"] == pytest.approx(whole)
+
+    overlaps = []
+    for clips in (True, False):
+        detector = build_detector(proposals=replace(EVERYTHING, clip=clips))
+        features = detector.backbone(torch.zeros(1, 1, 64, 64))
+        rpn, size = detector.rpn, (64, 64)
+        anchors = rpn.move(rpn.anchors(features), torch.zeros_like(rpn(features)[0]), size)
+        losses, *_ = rpn.losses(
+            features, truth, torch.ones(1, 1, dtype=torch.bool), size, torch.Generator()
+        )
+        target = inside if clips else truth
+        assert float(losses.iou) <= float(pairwise_iou(anchors, target).max()) + 1e-6
+        overlaps.append(float(losses.iou))
+    assert overlaps[0] > overlaps[1]
+
+
+def test_nothing_is_detected_where_nothing_is_proposed() -> None:
+    heads = RoIHeads(1, RoISettings(grid=1, hidden=4, min_score=0.0))
+    boxes = torch.tensor([[[4.0, 4.0, 24.0, 24.0], [30.0, 30.0, 50.0, 50.0]]])
+    proposals = Proposals(boxes, torch.ones(1, 2), torch.tensor([[True, False]]))
+
+    found = heads.detect(torch.rand(1, 1, 16, 16), proposals, (64, 64))
+
+    assert int(found.is_there.sum()) == 10  # a box for each digit, of one proposal
+    assert (found.scores[found.is_there] > 0).all()
+
+
+def test_features_lie_where_the_backbone_has_them() -> None:
+    specs = tuple(ConvSpec(channels, 5, padding="same", pool=2) for channels in (4, 6))
+    detector = build_detector("none", specs, EVERYTHING, RoISettings(grid=2, hidden=8))
+    assert detector.roi_heads is not None
+    assert (detector.rpn.stride, detector.rpn.offset) == feature_spacing(specs) == (4, 2)
+    assert (detector.roi_heads.stride, detector.roi_heads.offset) == (4, 2)
+
+
 def test_any_backbone_with_out_channels_will_do() -> None:
     class Pooled(nn.Module):
         out_channels = 1
@@ -971,6 +1016,40 @@ def test_the_arms_see_the_same_pictures_in_the_same_order() -> None:
     for run in (none, coords):
         run._train_step()
     assert torch.equal(none._order, coords._order)
+
+
+def test_a_run_learns_from_digits_for_training_and_is_tested_on_others() -> None:
+    ink = np.full((10, 28, 28), 200, np.uint8)
+    split = DigitSplit(DigitSet(ink, np.full(10, 1, np.uint8)),
+                       DigitSet(ink[:4], np.full(4, 2, np.uint8)), "ones and twos")  # fmt: skip
+    run = Run(SMALL, split)
+    assert set(run.train_scenes.labels.flatten().tolist()) - {-1} == {1}
+    assert set(run.test_scenes.labels.flatten().tolist()) - {-1} == {2}
+
+
+def test_a_run_notes_its_overlaps_and_steps_as_long_as_the_recipe_says() -> None:
+    run, lengths = small_run(), []
+
+    def look(run: Run) -> None:
+        lengths.append({group["lr"] for group in run._optimizer.param_groups})
+
+    result = run.train(on_step=look)
+
+    rate = run.settings.training.learning_rate_at
+    assert lengths == [{rate(step / 4)} for step in range(4)]
+    assert lengths[0] != lengths[3]
+    assert result is not None
+    losses = run.detector.losses
+
+    def fixed(scenes: Scenes, sampling: torch.Generator) -> Any:
+        computed = losses(scenes, sampling)
+        return replace(computed, proposals=replace(computed.proposals, iou=torch.tensor(0.25)))
+
+    run.detector.losses = fixed  # type: ignore[method-assign, assignment]
+    assert run._test_iou_of_pairs() == pytest.approx(0.25)
+    run.step = 0
+    run.train()
+    assert run.curve[-1].train_iou == pytest.approx(0.25)
 
 
 class StopAt(StopRequest):

@@ -77,6 +77,50 @@ def test_the_same_seed_gives_the_same_run_and_leaves_the_global_generator_alone(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_the_arms_learn_from_the_same_digits_and_are_tested_on_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    forward, step = DigitResNet.forward, torch.optim.SGD.step
+    seen: list[tuple[bool, Tensor]] = []
+    lengths: list[float] = []
+
+    def watched(self: DigitResNet, x: Tensor) -> Tensor:
+        seen.append((self.training, x.clone()))
+        return forward(self, x)
+
+    def measured(self: torch.optim.SGD, *args: object) -> object:
+        lengths.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(DigitResNet, "forward", watched)
+    monkeypatch.setattr(torch.optim.SGD, "step", measured)
+    images, labels = bars(100)
+    arms: list[Arm] = ["none", "coordconv"]
+    views = []
+    for arm in arms:
+        seen.clear()
+        recognize(dataclasses.replace(TINY, arm=arm), images, labels)
+        views.append(
+            [torch.cat([x for mode, x in seen if mode is train]) for train in (True, False)]
+        )
+
+    for plain, ours in zip(*views, strict=True):
+        assert torch.equal(plain, ours)
+    learned, tested = ({picture.numpy().tobytes() for picture in view} for view in views[0])
+    assert not learned & tested
+    assert (len(learned), len(tested)) == (60, 40)
+    half = len(lengths) // 2
+    assert lengths[0] == TINY.learning_rate
+    assert lengths[:half] == sorted(lengths[:half], reverse=True)
+    assert lengths[half - 1] < 0.1 * lengths[0]
+
+
+def test_arms_that_agree_differ_by_nothing() -> None:
+    test = paired_test([0.9, 0.95], [0.9, 0.95])
+    assert (test.difference, test.low, test.high, test.p) == (0, 0, 0, 1)
+    assert not test.is_loss
+
+
 def test_something_must_be_left_to_learn_from() -> None:
     with pytest.raises(ValueError, match="held_back must leave digits to learn from, got 40 of 40"):
         recognize(TINY, *bars(40))

@@ -488,6 +488,7 @@ class TestRun:
         signal_at_evaluation()
         stopped = train(chosen, tmp_path / "run")
         assert (stopped.ending, stopped.steps) == ("stopped", 48)
+        time.sleep(1)  # TensorBoard reads files of one second in the order of their names alone
         train(chosen, tmp_path / "run", resume=True)
 
         events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
@@ -605,6 +606,7 @@ class TestResume:
         assert (stopped.steps, stopped.evaluation) == (48, None)
         assert checkpoints(folder) == [32, 48]
 
+        time.sleep(1)  # TensorBoard reads files of one second in the order of their names alone
         result = train(chosen, folder, resume=True)
         assert (result.ending, result.steps) == ("finished", 96)
         evaluations = json.loads((folder / "evaluations.json").read_text())
@@ -812,6 +814,23 @@ class TestResume:
         with pytest.raises(SettingsError, match=r"run.num_envs = 3 is shared by 2 processes, so"):
             train(settings("a2c", "run.on_device=true", "run.num_envs=3"), tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+    def test_whether_steps_can_be_recorded_is_a_matter_of_where_a_run_goes_on(
+        self, tmp_path: Path
+    ) -> None:
+        chosen = settings("ppo", "run.on_device=true")
+        env = make_sb3_env("Breakout", 2, chosen.env, seed=0)
+        began, goes_on = (make_device_model(chosen, env, seed=0) for _ in range(2))
+        began.learn(16)
+        for group in began.policy.optimizer.param_groups:
+            group["capturable"] = True  # as on a GPU
+        write_checkpoint(began, "", tmp_path)
+
+        read_checkpoint(goes_on, tmp_path)
+
+        assert [g["capturable"] for g in goes_on.policy.optimizer.param_groups] == [False]
+        goes_on.learn(16)
+        env.close()
 
     def test_a_checkpoint_of_another_format_is_refused(self, tmp_path: Path) -> None:
         chosen = settings("a2c")

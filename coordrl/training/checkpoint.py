@@ -99,7 +99,7 @@ def read_checkpoint(model: BaseAlgorithm, folder: Path) -> Restored:
     for name, value in state["counters"].items():
         setattr(model, name, value)
     model.policy.load_state_dict(state["policy"])
-    model.policy.optimizer.load_state_dict(state["optimizer"])
+    _restore_optimizer(model.policy.optimizer, state["optimizer"])
     model.ep_info_buffer = deque(state["episodes"], maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(maxlen=model._stats_window_size)
     replay = getattr(model, "replay_buffer", None)
@@ -112,6 +112,15 @@ def read_checkpoint(model: BaseAlgorithm, folder: Path) -> Restored:
         model._last_episode_starts = state["episode_starts"].numpy()
     _restore_random_state(model, state["random"])
     return Restored(state["journal"], is_restored)
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    # Whether its steps can be recorded is a matter of where it goes on, not of where it began.
+    recordable = [group.get("capturable") for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, recordable, strict=True):
+        if own is not None:
+            group["capturable"] = own
 
 
 def write_checkpoints(model: BaseAlgorithm, journal: str, folder: Path, ranks: Ranks) -> None:
