@@ -19,8 +19,9 @@ _keeps_all = False
 def keep_freed_memory() -> None:
     """Let the process keep memory that tensors have freed, from here on.
 
-    It stays as large as it once was. What this saves depends on the sizes of tensors: a quarter of
-    the processor time of the GAN of ``configs/generative.toml`` at 32x32.
+    It stays as large as it once was. What this saves depends on the sizes of tensors and on the
+    machine: of the processor time of the GAN of ``configs/generative.toml`` at 32x32 a quarter on
+    one, 3 to 12 % on another (``scripts/benchmark.py gan``).
 
     Example:
         >>> keep_freed_memory()
