@@ -740,7 +740,7 @@ def test_a_wrong_action_is_refused(actions: Any, error: type[Exception], match: 
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
+        ({"num_envs": 0}, "num_envs must be between 1 and 2147483647, got 0"),
         ({"num_threads": -1}, "num_threads must be at least 0, got -1"),
         ({"autoreset": "never"}, "autoreset must be one of same_step"),
         ({"settings": AtariSettings(mode=9)}, "pong has no mode 9; it has 0, 1"),
