@@ -317,9 +317,14 @@ class DeviceReplayBuffer(ReplayBuffer):
         self._terminated = torch.zeros(slots, dtype=torch.bool, device=self.device)
         self._timeouts = torch.zeros_like(self._terminated)
         self._timeout_places = torch.zeros(slots, dtype=torch.int32, device=self.device)
-        # What resets cut off comes on top, see expect_reset.
+        # A place more than time limits need: a game may also be cut off otherwise. What resets cut
+        # off comes on top, see expect_reset.
         self._timeout_frames = TimeoutFrames(
-            self.buffer_size, shortest_timeout, n_envs, (height, width), self.device
+            self.buffer_size + shortest_timeout,
+            shortest_timeout,
+            n_envs,
+            (height, width),
+            self.device,
         )
         self._resets: list[int] = []  # when the games were reset, in transitions added before
         self._places = len(self._timeout_frames.frames)  # that time limits need

@@ -312,8 +312,8 @@ class _CoordConv(_ConvNd):
             # Tensors made in inference mode could not take part in autograd later.
             with torch.inference_mode(False), torch.no_grad():
                 coord_map = self._compute_map(known.coord_weight, place)
-            kept_bytes = sum(kept.nbytes for kept in known.maps.values())
-            if kept_bytes + coord_map.nbytes > _MAX_REMEMBERED:
+            maps = [coord_map, *known.maps.values()]  # at once: threads may share a layer
+            if sum(kept.nbytes for kept in maps) > _MAX_REMEMBERED:
                 known.maps.clear()
             _keep(known.maps, place, coord_map)
         return coord_map
