@@ -21,7 +21,7 @@ def keep_freed_memory() -> None:
 
     It stays as large as it once was. What this saves depends on the sizes of tensors and on the
     machine: of the processor time of the GAN of ``configs/generative.toml`` at 32x32 a quarter on
-    one, 3 to 12 % on another (``scripts/benchmark.py gan``).
+    one, 6 and 16 % on another (``scripts/benchmark.py gan``).
 
     Example:
         >>> keep_freed_memory()
