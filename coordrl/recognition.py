@@ -335,8 +335,9 @@ def to_markdown(results: Mapping[Arm, Sequence[RecognitionResult]]) -> str:
         f"Paired over {len(seeds)} seeds the CoordConv layer changes the accuracy by"
         f" {100 * test.difference:+.2f} percentage points, 95 % interval {100 * test.low:+.2f} to"
         f" {100 * test.high:+.2f} (Student's t, p = {test.p:.2f}): {verdict}. A loss beyond the"
-        " interval's lower end is unlikely, a smaller one is not. The seeds deal their digits from"
-        " one pool, so the interval is a little too narrow.",
+        " interval's lower end is unlikely, a smaller one is not. All seeds deal from one pool of"
+        " digits: for other digits the interval is too narrow, the more so the more seeds there"
+        " are.",
     ]
     return "\n".join(lines) + "\n"
 
