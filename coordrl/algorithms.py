@@ -6,7 +6,8 @@ between the environment and the network, and DQN's exploration in many environme
 - :class:`ImageRolloutBuffer` keeps observations in the layout that convolutions read
   (channels last), in memory that is taken once, and gathers minibatches from where they lie.
 - :class:`FrameReplayBuffer` keeps each frame once instead of eight times.
-- :class:`DQN` decides for each environment on its own whether to explore.
+- :class:`DQN` decides for each environment on its own whether to explore, and keeps the step at
+  which a callback stops it.
 """
 
 from collections.abc import Generator, Mapping
@@ -20,8 +21,14 @@ from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
-from stable_baselines3.common.type_aliases import ReplayBufferSamples, RolloutBufferSamples
+from stable_baselines3.common.type_aliases import (
+    ReplayBufferSamples,
+    RolloutBufferSamples,
+    RolloutReturn,
+    TrainFreq,
+)
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor
@@ -297,7 +304,7 @@ class DQN(stable_baselines3.DQN):
     """SB3's DQN that decides in each environment on its own whether to explore.
 
     SB3 tosses one coin for all environments of a step, so that they explore together or not at
-    all. With one environment both do the same.
+    all. With one environment both do the same, until a callback stops them.
     """
 
     def predict(
@@ -320,6 +327,29 @@ class DQN(stable_baselines3.DQN):
             actions, state = self.policy.predict(observation, state, episode_start, deterministic)
         actions[explores] = [self.action_space.sample() for _ in range(explores.sum())]
         return actions, state
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: ReplayBuffer,
+        action_noise: ActionNoise | None = None,
+        learning_starts: int = 0,
+        log_interval: int | None = None,
+    ) -> RolloutReturn:
+        """Play until the next update, as SB3's method of this name does.
+
+        SB3 loses the step at which a callback stops it. The games have played that step, so here
+        it is kept, and training that goes on in them goes on from there.
+        """
+        rollout = super().collect_rollouts(
+            env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
+        )
+        if not rollout.continue_training:
+            names = ("buffer_actions", "new_obs", "rewards", "dones", "infos")
+            self._store_transition(replay_buffer, *(callback.locals[name] for name in names))
+        return rollout
 
 
 ALGORITHMS: Mapping[str, type[BaseAlgorithm]] = {

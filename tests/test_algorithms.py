@@ -8,6 +8,7 @@ import stable_baselines3
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch.testing import assert_close
@@ -279,6 +280,35 @@ def test_dqn_with_one_environment_explores_as_sb3s(rate: float) -> None:
         model.action_space.seed(0)
         chosen.append([int(model.predict(obs)[0][0]) for _ in range(40)])
     assert chosen[0] == chosen[1]
+
+
+class StopAfter(BaseCallback):
+    """Stops within a rollout."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def _on_step(self) -> bool:
+        return self.n_calls < self.calls
+
+
+def test_dqn_that_a_callback_stopped_goes_on_where_its_games_are() -> None:
+    def model_of(train_freq: int) -> Any:
+        keywords = {"train_freq": train_freq, "learning_starts": 1000, "buffer_size": 200}
+        return make_model(settings("dqn", **keywords), NoiseEnv(2, seed=5), seed=0)
+
+    stopped, whole = model_of(4), model_of(1)
+    ACTIONS.seed(3)
+    stopped.learn(1000, callback=StopAfter(6))
+    stopped.learn(32, reset_num_timesteps=False)
+    ACTIONS.seed(3)
+    whole.learn(44)
+
+    assert stopped.num_timesteps == whole.num_timesteps == 44
+    ours, expected = stopped.replay_buffer.state(), whole.replay_buffer.state()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
 
 
 @pytest.mark.parametrize(("num_envs", "given", "made"), [(1, 1, 1), (8, 1, 8), (4, -1, -1)])
