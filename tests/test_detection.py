@@ -1230,6 +1230,15 @@ def test_the_gain_is_that_of_pairs_of_runs_with_the_same_seed() -> None:
     assert gain.ratio.high - gain.ratio.mean == pytest.approx(1.2706, abs=1e-4)
 
 
+def test_there_is_no_gain_over_a_run_that_covers_nothing() -> None:
+    nothing, learned = result_of("none", 0, 0.0), result_of("none", 1, 0.5)
+    both = [result_of("all", 0, 0.6), result_of("all", 1, 0.6)]
+
+    assert table.gains([nothing, both[0]]) == []
+    (gain,) = table.gains([nothing, learned, *both])
+    assert gain.seeds == (1,)
+
+
 def test_swept_step_sizes_are_compared_like_with_like_and_best_with_best() -> None:
     def swept(coords: Coords, rate: float, iou: float) -> RunResult:
         recipe = replace(SMALL.training, learning_rate=rate)

@@ -134,7 +134,8 @@ def gains(results: Sequence[RunResult]) -> list[Gain]:
     """Return the gain of each kind of proposal detector over its like without coordinates.
 
     Where step sizes were swept, the gain of each arm's best follows: the step size of the greatest
-    test IOU with the first seed, which favors neither arm.
+    test IOU with the first seed, which favors neither arm. A run without coordinates that covers
+    nothing, IOU 0, has no ratio to it.
     """
     curves: dict[tuple[AnchorLayout, Coords], dict[float, dict[int, float]]] = {}
     for result in results:
@@ -154,7 +155,7 @@ def gains(results: Sequence[RunResult]) -> list[Gain]:
             pairs += [] if best in pairs else [best]
         for without, with_coords in pairs:
             before, after = baseline[without], rates[with_coords]
-            seeds = tuple(seed for seed in after if seed in before)
+            seeds = tuple(seed for seed in after if before.get(seed, 0.0) > 0)
             if seeds:
                 ratio = Spread.of([after[seed] / before[seed] for seed in seeds])
                 found.append(Gain(layout, coords, (without, with_coords), seeds, ratio))
