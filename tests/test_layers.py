@@ -1130,6 +1130,34 @@ def test_compiles_into_one_graph() -> None:
         assert_close(compiled(x), layer(x))
 
 
+class Placed(nn.Module):
+    """Layers whose coordinates are those of a part of a larger whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = CoordConv2d(2, 4, 3)
+        self.bias = CoordBias(4)
+        self.up = CoordConvTranspose2d(4, 3, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bias(self.conv(x, origin=(1, 2), extent=(20, 30)), origin=1)
+        up: Tensor = self.up(y, [15, 12], origin=2)
+        return up
+
+
+def test_traces_into_calls_of_whole_layers_as_those_of_torch_do() -> None:
+    model = Placed()
+    nn.init.normal_(model.bias.weight)
+
+    traced = torch.fx.symbolic_trace(model)
+
+    calls = [node.target for node in traced.graph.nodes if node.op == "call_module"]
+    assert calls == ["conv", "bias", "up"]
+    assert all(node.op in ("placeholder", "call_module", "output") for node in traced.graph.nodes)
+    x = torch.randn(3, 2, 9, 8)
+    assert_close(traced(x), model(x))
+
+
 def assert_compiles_for_any_size(layer: nn.Module, **options: Any) -> None:
     """Compile once, for all sizes, and compare values and gradients at two of them."""
     torch._dynamo.reset()  # another size seen before would make a graph of fixed size dynamic

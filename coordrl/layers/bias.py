@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from coordrl.layers.grid import PAPER_SYSTEM, CoordinateSystem, PerAxis, coordinate_grid
+from coordrl.layers.tracing import is_traced, traced_call
 
 
 class CoordBias(nn.Module):
@@ -71,6 +72,8 @@ class CoordBias(nn.Module):
         self, x: Tensor, *, origin: PerAxis | None = None, extent: PerAxis | None = None
     ) -> Tensor:
         """Add the weighted coordinates to ``x``."""
+        if is_traced(x):
+            return traced_call(self, x, origin=origin, extent=extent)
         if x.ndim != self.axes + 2 or x.shape[1] != self.channels:
             letters = ", ".join("DHW"[-self.axes :])
             raise ValueError(
