@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ _Result = TypeVar("_Result")
 
 
 class Interrupted(Exception):
-    """The user asked to stop; what was finished is saved, and what can go on."""
+    """The user asked to stop. Finished runs are saved, and others can be gone on with."""
 
 
 def use_device(name: str, threads: int | None = None) -> str:
@@ -47,6 +47,23 @@ def use_device(name: str, threads: int | None = None) -> str:
     if name == "auto":
         return "cuda" if has_gpu else "cpu"
     return name
+
+
+def refuse_ignored(arguments: object, names: Iterable[str], reason: str) -> None:
+    """Refuse arguments of a command that it would not look at.
+
+    Args:
+        arguments: A dataclass of a script's arguments, all of which have defaults.
+        names: Those that may only have their defaults.
+        reason: Why.
+
+    Raises:
+        SettingsError: If one of them has another value.
+    """
+    defaults = type(arguments)()
+    for name in names:
+        if getattr(arguments, name) != getattr(defaults, name):
+            raise SettingsError(f"--{name.replace('_', '-')} would be ignored: {reason}")
 
 
 def write_json(record: object, path: Path) -> None:
@@ -89,6 +106,9 @@ def exit_status(script: str, work: Callable[[], str], *others: type[Exception]) 
         text = work()
     except Interrupted:
         sys.stderr.write("stopped; the same command goes on from here\n")
+        return 130
+    except KeyboardInterrupt:
+        sys.stderr.write("aborted; the same command goes on from what was saved\n")
         return 130
     except mendable as error:
         sys.stderr.write(f"{script}: {error}\n")

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from coordrl.commands import exit_status, use_device
+from coordrl.commands import exit_status, refuse_ignored, use_device
 from coordrl.config import Override, parse_override, refuse_overruled
 from coordrl.coordinates.data import InputScale, Split
 from coordrl.coordinates.experiments import Experiments
@@ -74,6 +74,8 @@ def train(arguments: Arguments, command: str) -> str:
     options = ("task", "model", "split", "input_scale")
     owners = {key: f"use --{key.replace('_', '-')}" for key in options}
     refuse_overruled(overrides, {**owners, "seed": "use --seeds"})
+    if arguments.table is not None:
+        refuse_ignored(arguments, (*options, "seeds", "sweep"), "the table chooses it")
     if arguments.max_seconds is not None and arguments.table is None:
         overrides.append(Override("training.max_seconds", arguments.max_seconds, "--max-seconds"))
     experiments = Experiments(arguments.config, arguments.out, device, tuple(overrides), command)

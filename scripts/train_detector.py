@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import tyro
 
 from coordrl.backbone import Coords
-from coordrl.commands import exit_status, use_device
+from coordrl.commands import exit_status, refuse_ignored, use_device
 from coordrl.config import parse_override, refuse_overruled
 from coordrl.detection.experiments import Experiments, TableSize
 from coordrl.detection.rpn import AnchorLayout
@@ -72,13 +72,16 @@ def train(arguments: Arguments, command: str) -> str:
     if arguments.anchors is not None or arguments.table is not None:
         owners["proposals.anchor_layout"] = "use --anchors, or neither for the table"
     refuse_overruled(overrides, owners)
+    if arguments.table is not None:
+        refuse_ignored(arguments, ("coords", "stage", "anchors", "seeds"), "the table chooses it")
     digits = load_split(arguments.mnist)
     print(f"digits: {digits.source}", file=sys.stderr)
     experiments = Experiments(arguments.config, arguments.out, digits, device, overrides, command)
+    report = arguments.report or arguments.out
     if arguments.table is not None:
-        return experiments.make_table(arguments.table, arguments.report or arguments.out)
+        return experiments.make_table(arguments.table, report)
     return experiments.train_seeds(
-        arguments.stage, arguments.coords, arguments.anchors, seeds=arguments.seeds
+        arguments.stage, arguments.coords, arguments.anchors, seeds=arguments.seeds, report=report
     )
 
 

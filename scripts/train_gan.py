@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from coordrl.commands import exit_status, use_device
+from coordrl.commands import exit_status, refuse_ignored, use_device
 from coordrl.config import Override, parse_override, refuse_overruled
 from coordrl.generative.experiments import Experiments
 from coordrl.generative.folders import DataError
@@ -77,6 +77,11 @@ def train(arguments: Arguments, command: str) -> str:
     typed = [parse_override(text) for group in arguments.set for text in group]
     owners = {"model": "use --model", "coords": "use --coords", "seed": "use --seeds"}
     refuse_overruled(typed, owners)
+    if arguments.table is not None:
+        chosen = ("model", "coords", "objective", "scale", "seeds")
+        refuse_ignored(arguments, chosen, "the table chooses it")
+    if arguments.model == "vae":
+        refuse_ignored(arguments, ("objective",), "it is that of a GAN")
     overrides = [Override("data", arguments.data, "--data")]
     if arguments.max_seconds is not None:
         limit = arguments.max_seconds

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,19 @@ import torch
 
 import coordrl.detection.experiments
 import coordrl.generative.experiments
-from coordrl.commands import Interrupted, exit_status, read_json, use_device, write_json
+from coordrl.commands import (
+    Interrupted,
+    exit_status,
+    read_json,
+    refuse_ignored,
+    use_device,
+    write_json,
+)
 from coordrl.config import SettingsError
 from coordrl.runs import RunError
 
 
-def fail(error: Exception) -> str:
+def fail(error: BaseException) -> str:
     raise error
 
 
@@ -23,13 +31,14 @@ def fail(error: Exception) -> str:
     ("error", "status", "said"),
     [
         (Interrupted(), 130, "stopped; the same command goes on from here\n"),
+        (KeyboardInterrupt(), 130, "aborted; the same command goes on from what was saved\n"),
         (RunError("the disk is full"), 2, "train.py: the disk is full\n"),
         (SettingsError("no such key"), 2, "train.py: no such key\n"),
         (FileNotFoundError("no pictures"), 2, "train.py: no pictures\n"),
     ],
 )
 def test_what_a_user_can_mend_is_told_in_one_line(
-    error: Exception, status: int, said: str, capsys: pytest.CaptureFixture[str]
+    error: BaseException, status: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_status("train.py", lambda: fail(error), FileNotFoundError) == status
     assert capsys.readouterr() == ("", said)
@@ -42,6 +51,20 @@ def test_a_text_is_printed_and_other_errors_are_raised(
     assert capsys.readouterr() == ("| a table |\n", "")
     with pytest.raises(FileNotFoundError, match="no pictures"):
         exit_status("train.py", lambda: fail(FileNotFoundError("no pictures")))
+
+
+@dataclass(frozen=True)
+class Arguments:
+    seeds: int = 1
+    max_seconds: float | None = None
+    table: str | None = None
+
+
+def test_arguments_that_nobody_would_look_at_are_refused() -> None:
+    names = ("seeds", "max_seconds")
+    refuse_ignored(Arguments(table="full"), names, "the table chooses it")
+    with pytest.raises(SettingsError, match=r"^--max-seconds would be ignored: the table chooses"):
+        refuse_ignored(Arguments(max_seconds=3), names, "the table chooses it")
 
 
 @pytest.mark.parametrize("has_gpu", [True, False])

@@ -978,6 +978,8 @@ def test_a_network_whose_checkpoints_are_gone_is_not_drawn_untrained(tiny: Exper
     [
         (["--set", "training.epoch=3"], "unknown key 'training.epoch'"),
         (["--set", "input_scale=pixel"], "--set input_scale would be overruled; use --input-scale"),
+        (["--table", "quick", "--input-scale", "pixel"], "--input-scale would be ignored: the t"),
+        (["--table", "quick", "--sweep"], "--sweep would be ignored: the table chooses it"),
         (["--set", "seed=3"], "--set seed would be overruled; use --seeds"),
         (["--sweep", "--set", "training.l2=1"], "--set training.l2 would be overruled; the sweep"),
         (["--sweep", "--set", "training={l2=1.0}"], "--set training.l2 would be overruled; the s"),

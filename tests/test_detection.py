@@ -1323,6 +1323,8 @@ def test_the_script_trains_seeds_and_does_not_repeat_them(
     assert code == 0
     assert f"digits: 10 digits from {tmp_path}" in err
     assert "| rpn | 5 digits, 64 px, cropped | grid | all |" in out
+    assert len(json.loads((tmp_path / "runs" / "detection.json").read_text())["runs"]) == 2
+    assert (tmp_path / "runs" / "detection-curves.png").is_file()
     assert again[1] == out
     assert "steps" not in again[2]
     folder = tmp_path / "runs" / "rpn-grid-all-s1"
@@ -1373,6 +1375,7 @@ def test_the_table_of_all_arms_is_written_with_its_figures(
     ("arguments", "message"),
     [
         (("--mnist", "/nowhere"), "--mnist /nowhere: there is no such file or folder"),
+        (("--table", "full", "--seeds", "3"), "--seeds would be ignored: the table chooses it"),
         (("--seeds", "0"), "--seeds must be at least 1, got 0"),
         (("--set", "training.epoch=3"), "the nearest is 'training.epochs'"),
         (("--set", "coords=none"), "--set coords would be overruled; use --coords"),

@@ -628,6 +628,8 @@ def test_the_script_trains_autoencoders_and_from_folders(
         (["--set", "training.batch_size=1"], "batch_size must be at least 2, got 1"),
         (["--set", "canvas={size=40, radius=5}"], "canvas.size must be a multiple of 16"),
         (["--table", "steps", "--data", "mine"], "give data=clevr, or none, got 'mine'"),
+        (["--table", "small", "--scale", "small"], "--scale would be ignored: the table chooses"),
+        (["--model", "vae", "--objective", "paper"], "--objective would be ignored: it is that"),
         (["--set", "coords=none"], "--set coords would be overruled; use --coords"),
         (["--set", "seed=4"], "--set seed would be overruled; use --seeds"),
     ],

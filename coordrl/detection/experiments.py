@@ -71,12 +71,21 @@ class Experiments:
     """What the user typed, for the records."""
 
     def train_seeds(
-        self, stage: Stage, coords: Coords, layout: AnchorLayout | None, *, seeds: int
+        self,
+        stage: Stage,
+        coords: Coords,
+        layout: AnchorLayout | None,
+        *,
+        seeds: int,
+        report: Path,
     ) -> str:
-        """Train with each seed, and return the table's row."""
+        """Train with each seed; return the table's row, and write it and its figures."""
         if seeds < 1:
             raise SettingsError(f"--seeds must be at least 1, got {seeds}")
+        report.mkdir(parents=True, exist_ok=True)
         results = [self.train(self._settings(stage, coords, layout, seed)) for seed in range(seeds)]
+        self.write_table(results, report, planned=seeds)
+        self.draw(results, report)
         return table.to_markdown(results)
 
     def make_table(self, size: TableSize, report: Path) -> str:
@@ -208,7 +217,8 @@ class Experiments:
             " overlaps by 0.5.\n\n"
         )
         with atomic_file(report / "detection.md") as file:
-            file.write((head + table.to_markdown(results) + _CURVES_LINK).encode())
+            link = _CURVES_LINK if self._drawn(results) else ""
+            file.write((head + table.to_markdown(results) + link).encode())
         made = {"command": self.command, "machine": machine(), "torch": torch.__version__}
         write_json({**made, **table.to_json(results)}, report / "detection.json")
 
@@ -217,18 +227,26 @@ class Experiments:
 
         Runs with step sizes other than the recipe's are left out.
         """
-        results = [result for result in results if not self._is_swept(result.settings)]
-        proposals = [result for result in results if result.settings.stage == "rpn"]
+        proposals = self._drawn(results)
         layouts = dict.fromkeys(own.settings.proposals.anchor_layout for own in proposals)
-        curves = figures.learning_curves(proposals, list(layouts))
-        figures.save_figure(curves, report / _CURVES_FILE)
+        if proposals:
+            curves = figures.learning_curves(proposals, list(layouts))
+            figures.save_figure(curves, report / _CURVES_FILE)
         for result in results:
             settings = result.settings
-            if settings.seed == 0:
+            if settings.seed == 0 and not self._is_swept(settings):
                 path = self._path(settings)
                 picture = (path / PICTURE_FILE).read_bytes()
                 with atomic_file(report / f"detection-{path.name}.png") as file:
                     file.write(picture)
+
+    def _drawn(self, results: Sequence[RunResult]) -> list[RunResult]:
+        """Return the runs whose learning curves are drawn."""
+        return [
+            result
+            for result in results
+            if result.settings.stage == "rpn" and not self._is_swept(result.settings)
+        ]
 
 
 def _picture(run: Run) -> figures.Picture:
