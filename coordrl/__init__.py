@@ -3,7 +3,7 @@
 The layers can be had from here; everything else is imported from its module. Modules import from
 floors below their own only (``tests/test_floors.py``):
 
-- 0: ``memory``, ``config``, ``runs``, ``ranks``, ``digits``
+- 0: ``memory``, ``modes``, ``config``, ``runs``, ``ranks``, ``digits``
 - 1: ``layers``
 - 2: ``convert``, ``backbone``, ``export``, ``emulator``, ``commands``
 - 3: ``extractors``, ``envs``, ``coordinates``, ``generative``, ``detection``, ``recognition``

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from coordrl.modes import evaluating
 from coordrl.runs import atomic_file
 
 Dynamic = Literal["none", "batch", "all"]
@@ -48,7 +49,7 @@ def export_onnx(
     Raises:
         ExportError: If a package is missing, the model cannot be exported, or the results differ
             by more than ``TOLERANCE``, which is wider for outputs of 16 bits: four steps between
-            neighbouring numbers at the largest output.
+            neighboring numbers at the largest output.
         RunError: If the file cannot be written.
     """
     try:
@@ -58,7 +59,7 @@ def export_onnx(
         raise ExportError(
             f"ONNX needs the package {error.name}; pip install 'coordrl[export]'"
         ) from error
-    with _evaluating(model), _quiet(), torch.no_grad():
+    with evaluating(model), _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 model,
@@ -96,7 +97,7 @@ def export_program(
     file.
     """
     content = BytesIO()
-    with _evaluating(model), _quiet(), torch.no_grad():
+    with evaluating(model), _quiet(), torch.no_grad():
         try:
             program = torch.export.export(
                 model, (_example(inputs, dynamic),), dynamic_shapes=_dynamic_shapes(inputs, dynamic)
@@ -176,17 +177,6 @@ def _cause(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines()] or ["no reason given"]
     reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return f"{type(error).__name__}: {reason}"
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextmanager

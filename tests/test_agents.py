@@ -1012,6 +1012,14 @@ class TestDescription:
         assert [module.training for module in policy.modules()] == modes
         torch.testing.assert_close(dict(policy.state_dict()), before, rtol=0, atol=0)
 
+        def fail(*_: object) -> None:
+            raise RuntimeError("no values today")
+
+        policy.value_net.register_forward_hook(fail)
+        with pytest.raises(RuntimeError, match="no values today"):
+            describe(policy)
+        assert [module.training for module in policy.modules()] == modes
+
     def test_shared_layers_are_told_from_doubled_ones(
         self, models: dict[str, BaseAlgorithm]
     ) -> None:

@@ -12,7 +12,7 @@ import coordrl
 PACKAGE = Path(coordrl.__file__).parent
 
 FLOORS = [
-    {"memory", "config", "runs", "ranks", "digits"},
+    {"memory", "modes", "config", "runs", "ranks", "digits"},
     {"layers"},
     {"convert", "backbone", "export", "emulator", "commands"},
     {"extractors", "envs", "coordinates", "generative", "detection", "recognition"},

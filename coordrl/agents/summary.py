@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from coordrl.agents.agent import Agent
 from coordrl.layers import CoordConv2d
+from coordrl.modes import evaluating
 
 # What Stable-Baselines3 puts behind any extractor but its own NatureCNN if net_arch is not given.
 _UNASKED_HEAD = [64, 64]
@@ -67,13 +68,10 @@ def describe(model: BaseAlgorithm | BasePolicy | Agent) -> str:
         for name, module in policy.named_modules()
         if any(True for _ in module.parameters(recurse=False))
     }
-    modes = {module: module.training for module in policy.modules()}
-    policy.set_training_mode(False)  # in which a batch norm learns nothing from a picture
-    for user, forward in _passes(policy):
-        with _recording(layers, user):
-            forward()
-    for module, training in modes.items():
-        module.training = training
+    with evaluating(policy):  # in which a batch norm learns nothing from a picture
+        for user, forward in _passes(policy):
+            with _recording(layers, user):
+                forward()
     used = [layer for layer in layers.values() if layer.users]
     shape = tuple(policy.observation_space.shape or ())
     actions = getattr(policy.action_space, "n", policy.action_space)

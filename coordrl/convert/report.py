@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from coordrl.convert.swap import CoordConv
 from coordrl.layers import coordinate_grid
+from coordrl.modes import evaluating
 
 Coordinates = Callable[[Tensor], Tensor]
 
@@ -117,7 +118,7 @@ def coordinate_report(
         order = torch.randperm(grid[0, 0].numel(), generator=generator).to(grid.device)
         return grid.flatten(2)[:, :, order].view_as(grid)
 
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         output = model(inputs)
         if not output.isfinite().all():
             raise ValueError("the model's output must be finite, got infinity or NaN in it")
@@ -136,17 +137,6 @@ def coordinate_report(
         shift_error_without,
         *measured,
     )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from coordrl.detection.metrics import average_precision, proposal_metrics, requi
 from coordrl.detection.roi_heads import Detections, RoISettings
 from coordrl.detection.rpn import Proposals, ProposalSettings
 from coordrl.detection.sources import DigitSplit
+from coordrl.modes import evaluating
 from coordrl.runs import RunError, RunFolder, StopRequest
 
 Stage = Literal["rpn", "full"]
@@ -402,13 +403,12 @@ def evaluate(detector: FasterRCNN, scenes: Scenes) -> dict[str, float]:
 @torch.no_grad()
 def find(detector: FasterRCNN, scenes: Scenes) -> tuple[Proposals, Detections | None]:
     """Return the proposals for all scenes and, with a second stage, the detections."""
-    detector.eval()
     parts = _parts(scenes)
-    proposals = [detector.propose(part.images) for part in parts]
     detections = None
-    if detector.roi_heads is not None:
-        detections = _joined(Detections, [detector.detect(part.images) for part in parts])
-    detector.train()
+    with evaluating(detector):
+        proposals = [detector.propose(part.images) for part in parts]
+        if detector.roi_heads is not None:
+            detections = _joined(Detections, [detector.detect(part.images) for part in parts])
     return _joined(Proposals, proposals), detections
 
 

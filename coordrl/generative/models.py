@@ -1,10 +1,10 @@
-"""One step of training a GAN or a VAE, behind one face, so that a run need not know which it is."""
+"""One step of training a GAN or a VAE: classes with the same methods, so that a run need not ask."""
 
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,29 +20,6 @@ from coordrl.generative.objectives import autoencoder_loss, make_objective
 from coordrl.generative.settings import GenerativeSettings, require_consistent
 
 _LATENTS_AT_ONCE = 250
-
-
-class GenerativeModel(Protocol):
-    """Networks, their optimizers, and how they learn from a batch."""
-
-    @property
-    def parameters(self) -> dict[str, int]:
-        """Trainable parameters of each network."""
-
-    def latents(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw latent vectors ``(count, latent)`` on the generator's device."""
-
-    def learn(self, real: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Take a step on pictures ``(N, 3, size, size)``; return the losses, without history."""
-
-    def generate(self, latents: Tensor) -> Tensor:
-        """Return pictures ``(N, 3, size, size)`` in [-1, 1], as they are shown: nothing learns."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that :meth:`learn` goes on from, beside its random numbers."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
 
 
 class Gan:
