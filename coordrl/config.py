@@ -10,6 +10,7 @@ import difflib
 import inspect
 import json
 import math
+import numbers
 import tomllib
 import types
 import typing
@@ -26,8 +27,12 @@ class SettingsError(ValueError):
     """A setting that its writer can mend; the message is one sentence that says how."""
 
 
-def _take_types(settings: Any) -> None:
-    """Turn each value of a frozen dataclass into the type of its field, or raise a ValueError."""
+def take_types(settings: Any) -> None:
+    """Turn each value of a frozen dataclass into the type of its field.
+
+    Raises:
+        ValueError: If that is not possible, naming the field. No number is infinite, or NaN.
+    """
     for name, annotation in typing.get_type_hints(type(settings)).items():
         try:
             value = parse_value(getattr(settings, name), annotation)
@@ -36,7 +41,8 @@ def _take_types(settings: Any) -> None:
         object.__setattr__(settings, name, value)
 
 
-def _require_at_least(minimum: int, settings: object, *names: str) -> None:
+def require_at_least(minimum: float, settings: object, *names: str) -> None:
+    """Raise a ValueError that names the first of these fields which is below a minimum."""
     for name in names:
         value = getattr(settings, name)
         if value is not None and value < minimum:
@@ -85,9 +91,9 @@ class AtariSettings:
     """Difficulty switches: bit 0 is the left, bit 1 the right; or the game's default."""
 
     def __post_init__(self) -> None:
-        _take_types(self)
-        _require_at_least(1, self, "frame_skip", "stack_size", "max_frames_per_episode")
-        _require_at_least(0, self, "noop_max", "mode", "difficulty")
+        take_types(self)
+        require_at_least(1, self, "frame_skip", "stack_size", "max_frames_per_episode")
+        require_at_least(0, self, "noop_max", "mode", "difficulty")
         if min(self.screen_size) < 1:
             raise ValueError(f"screen_size must be at least 1 x 1, got {self.screen_size}")
         if not 0 <= self.repeat_action_probability <= 1:
@@ -160,6 +166,7 @@ class Schedule:
     end_fraction: float = 1.0
 
     def __post_init__(self) -> None:
+        take_types(self)
         if not 0 < self.end_fraction <= 1:
             raise ValueError(f"end_fraction must be in (0, 1], got {self.end_fraction}")
 
@@ -174,6 +181,7 @@ class OptimizerSettings:
     """Term that keeps the division by the gradient's scale finite."""
 
     def __post_init__(self) -> None:
+        take_types(self)
         if self.eps <= 0:
             raise ValueError(f"eps must be positive, got {self.eps}")
 
@@ -190,6 +198,9 @@ class AccelerationSettings:
     """Compile the network with torch.compile, which takes a minute at the start."""
     cuda_graphs: bool = False
     """Record acting, and the updates of PPO and DQN, as CUDA graphs, launched at once."""
+
+    def __post_init__(self) -> None:
+        take_types(self)
 
 
 @dataclass(frozen=True)
@@ -233,13 +244,10 @@ class RunSettings:
     """Where the learning curves are shown."""
 
     def __post_init__(self) -> None:
-        _require_at_least(
-            1,
-            self,
-            *("total_steps", "num_envs", "evaluation_episodes"),
-            *("checkpoint_interval", "log_interval"),
-        )
-        _require_at_least(0, self, "seed", "stagger", "evaluation_interval")
+        take_types(self)
+        positive = ("total_steps", "num_envs", "evaluation_episodes", "checkpoint_interval")
+        require_at_least(1, self, *positive, "log_interval")
+        require_at_least(0, self, "seed", "stagger", "evaluation_interval")
 
 
 @dataclass(frozen=True)
@@ -647,7 +655,7 @@ def _parse_member(value: Any, annotation: Any) -> Any:  # noqa: C901 - one branc
 
 def _is_finite(value: object) -> bool:
     """Return whether a value is a number that a float can come near to."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return False
     try:
         return math.isfinite(value)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coordrl.commands import Interrupted, read_json, write_json
-from coordrl.config import dump_settings
+from coordrl.config import dump_settings, require_at_least, take_types
 from coordrl.layers import CoordConv2d
 from coordrl.runs import SETTINGS_FILE, Progress, StopRequest, open_run
 
@@ -126,15 +126,11 @@ class RecognitionSettings:
     """Coupled, on all parameters."""
 
     def __post_init__(self) -> None:
-        for name in ("held_back", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        # Asked so that NaN is refused as well.
-        if not (self.learning_rate > 0 and self.weight_decay >= 0):
-            raise ValueError(
-                "learning_rate must be positive and weight_decay not negative, got"
-                f" {self.learning_rate} and {self.weight_decay}"
-            )
+        take_types(self)
+        require_at_least(1, self, "held_back", "epochs", "batch_size")
+        require_at_least(0, self, "weight_decay")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
 
 
 @dataclass(frozen=True)

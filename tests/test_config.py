@@ -1,15 +1,18 @@
 """Reading and writing settings: precedence, types, and errors that name what to mend."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import hypothesis
+import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 from coordrl.config import (
+    AccelerationSettings,
     AtariSettings,
     OptimizerSettings,
     RunSettings,
@@ -54,6 +57,13 @@ def brush(
 
 
 KEYWORDS = {"free": accepted_keywords(brush, without={"canvas"})}
+
+
+def test_numbers_of_numpy_become_those_of_python() -> None:
+    numbers: dict[str, Any] = {"num_envs": np.int64(3), "target_return": np.float32(19.5)}
+    settings = RunSettings(**numbers)
+    assert (type(settings.num_envs), settings.num_envs) == (int, 3)
+    assert (type(settings.target_return), settings.target_return) == (float, 19.5)
 
 
 def canonical(game: str) -> str:
@@ -235,6 +245,10 @@ def test_what_is_written_reads_back_equal(
     [
         (RunSettings, "total_steps", -1, "total_steps must be at least 1, got -1"),
         (RunSettings, "num_envs", 0, "num_envs must be at least 1, got 0"),
+        (RunSettings, "num_envs", 2.5, r"num_envs must be a whole number, got 2\.5"),
+        (RunSettings, "algo", "sac", 'algo must be one of "a2c", "ppo", "dqn", got'),
+        (AccelerationSettings, "compile", 1, "compile must be true or false, got 1"),
+        (OptimizerSettings, "eps", math.nan, "eps must be a number, got nan"),
         (RunSettings, "seed", -1, "seed must be at least 0, got -1"),
         (RunSettings, "stagger", -1, "stagger must be at least 0, got -1"),
         (

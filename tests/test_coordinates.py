@@ -563,8 +563,8 @@ def test_learning_rates_at_start_half_and_end(decay: str, rates: list[float]) ->
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
-        ({"l2": -1.0}, "l2 not negative"),
-        ({"l2": float("nan")}, "l2 not negative"),
+        ({"l2": -1.0}, "l2 must be at least 0, got -1"),
+        ({"l2": float("nan")}, "l2 must be a number, got nan"),
         ({"max_seconds": 0.0}, "max_seconds must be positive, got 0.0"),
     ],
 )

@@ -392,7 +392,7 @@ def test_scenes_name_what_does_not_fit() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"objects": -1}, "objects must be 0 or more, got -1"),
+        ({"objects": -1}, "objects must be at least 0, got -1"),
         ({"canvas": 20}, "0 < min_size <= max_size <= canvas, got 15.0, 25.0 and 20"),
         ({"crop": 121}, "crop must be 1 to canvas = 120 pixels, got 121"),
         ({"min_visible": 0.0}, "min_visible must be above 0 and at most 1, got 0.0"),

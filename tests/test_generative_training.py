@@ -308,9 +308,10 @@ def test_a_small_autoencoder_learns_its_pictures() -> None:
     [
         (lambda: TrainingSettings(batch_size=1), "batch_size must be at least 2, got 1"),
         (lambda: TrainingSettings(iterations=0), "iterations must be at least 1, got 0"),
-        (lambda: GanSettings(generator_lr=0), "must be positive, got 0 and"),
+        (lambda: GanSettings(generator_lr=0), r"must be positive, got 0\.0 and"),
         (lambda: GanSettings(beta2=1.0), "must be below 1, got 0.9, 1.0"),
         (lambda: GanSettings(gamma=-1), "gamma must be at least 0, got -1"),
+        (lambda: GanSettings(gamma=math.inf), "gamma must be a number, got inf"),
         (lambda: VaeSettings(learning_rate=-1), "learning_rate must be positive, got -1"),
         (lambda: NetworkSettings(latent=0), "latent must be at least 1, got 0"),
     ],

@@ -131,8 +131,8 @@ def test_something_must_be_left_to_learn_from() -> None:
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
-        ({"learning_rate": float("nan")}, "learning_rate must be positive"),
-        ({"weight_decay": -1.0}, "weight_decay not negative"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number, got nan"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1"),
     ],
 )
 def test_settings_out_of_range_are_refused(keywords: dict[str, float], message: str) -> None:

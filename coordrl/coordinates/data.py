@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coordrl.config import take_types
+
 Split = Literal["uniform", "quadrant", "uniform-80-20"]
 InputScale = Literal["unit", "pixel"]
 
@@ -41,6 +43,7 @@ class Canvas:
     """Height and width of the square, an odd number of pixels."""
 
     def __post_init__(self) -> None:
+        take_types(self)
         if self.square < 1 or self.square % 2 == 0:
             raise ValueError(f"square must be an odd number of pixels, got {self.square}")
         if self.size < self.square:

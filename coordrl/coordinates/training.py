@@ -23,6 +23,8 @@ from coordrl.config import (
     accepted_keywords,
     load_settings,
     read_toml,
+    require_at_least,
+    take_types,
 )
 from coordrl.coordinates.data import Canvas, InputScale, Split, is_test, places
 from coordrl.coordinates.networks import (
@@ -67,16 +69,12 @@ class Recipe:
     """End at the first evaluation in which training and test set are both solved."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "evaluation_interval"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        # Asked so that NaN is refused as well.
-        if not (self.learning_rate > 0 and self.l2 >= 0):
-            raise ValueError(
-                f"learning_rate must be positive and l2 not negative, got {self.learning_rate} and"
-                f" {self.l2}"
-            )
-        if self.max_seconds is not None and not self.max_seconds > 0:
+        take_types(self)
+        require_at_least(1, self, "batch_size", "epochs", "evaluation_interval")
+        require_at_least(0, self, "l2")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.max_seconds is not None and self.max_seconds <= 0:
             raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
 
     def learning_rate_at(self, fraction: float) -> float:

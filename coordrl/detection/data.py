@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coordrl.config import require_at_least, take_types
 from coordrl.detection.boxes import area, clip
 from coordrl.detection.sources import DigitSet
 
@@ -50,10 +51,10 @@ class Scatter:
     boxes whole, as the released generator does."""
 
     def __post_init__(self) -> None:
+        take_types(self)
         if self.min_visible is not None and not 0 < self.min_visible <= 1:
             raise ValueError(f"min_visible must be above 0 and at most 1, got {self.min_visible}")
-        if self.objects < 0:
-            raise ValueError(f"objects must be 0 or more, got {self.objects}")
+        require_at_least(0, self, "objects")
         if not 0 < self.min_size <= self.max_size <= self.canvas:
             raise ValueError(
                 "digits need 0 < min_size <= max_size <= canvas, got"

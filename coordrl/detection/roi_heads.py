@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from coordrl.config import require_at_least, take_types
 from coordrl.detection.boxes import area, clip, decode, encode, nms, pairwise_iou, roi_align
 from coordrl.detection.rpn import Proposals, draw, mean_of, pick, transform_loss
 
@@ -43,11 +44,9 @@ class RoISettings:
     """Detections in a picture, at most."""
 
     def __post_init__(self) -> None:
-        for name in ("grid", "hidden", "detections"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.samples < 2:
-            raise ValueError(f"samples must be at least 2, got {self.samples}")
+        take_types(self)
+        require_at_least(1, self, "grid", "hidden", "detections")
+        require_at_least(2, self, "samples")
         for name in ("positive_iou", "min_score", "nms_iou"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")

@@ -8,13 +8,14 @@ network has moved them, not where their anchors are; and the loss of a transform
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coordrl.backbone import ConvBackbone, ConvSpec, Coords
+from coordrl.config import take_types
 from coordrl.detection.boxes import decode, encode, nms, pairwise_iou, pull_inside
 
 AnchorLayout = Literal["grid", "released"]
@@ -51,10 +52,7 @@ class ProposalSettings:
     """Proposals of a picture, at most."""
 
     def __post_init__(self) -> None:
-        if self.anchor_layout not in get_args(AnchorLayout):
-            raise ValueError(
-                f"anchor_layout must be one of {get_args(AnchorLayout)}, got {self.anchor_layout!r}"
-            )
+        take_types(self)
         if self.samples < 2 or self.proposals < 1:
             raise ValueError(
                 "there must be at least 2 samples and 1 proposal, got"

@@ -15,7 +15,14 @@ import numpy as np
 import torch
 
 from coordrl.backbone import ConvSpec, Coords, count_parameters
-from coordrl.config import Override, SettingsError, load_settings, read_toml
+from coordrl.config import (
+    Override,
+    SettingsError,
+    load_settings,
+    read_toml,
+    require_at_least,
+    take_types,
+)
 from coordrl.detection.data import Scatter, Scenes, scatter_digits
 from coordrl.detection.faster_rcnn import PAPER_BACKBONE, FasterRCNN, build_detector
 from coordrl.detection.metrics import average_precision, proposal_metrics, require_coco
@@ -52,10 +59,9 @@ class Recipe:
     float32. An eighth less processor time where the CPU has bfloat16."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
+        take_types(self)
+        require_at_least(1, self, "batch_size", "epochs")
+        if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
 
     def learning_rate_at(self, fraction: float) -> float:
@@ -95,8 +101,7 @@ class DetectorSettings:
     training: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
-        if self.stage not in get_args(Stage):
-            raise ValueError(f"stage must be one of {get_args(Stage)}, got {self.stage!r}")
+        take_types(self)
 
 
 def load_detector_settings(

@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from coordrl.config import take_types
+
 
 class Pictures(Protocol):
     """A set of pictures that hands out batches of them."""
@@ -43,6 +45,7 @@ class Canvas:
     """Of a disc; a square is ``2 * radius + 1`` pixels wide."""
 
     def __post_init__(self) -> None:
+        take_types(self)
         if self.radius < 1:
             raise ValueError(f"radius must be at least 1 pixel, got {self.radius}")
         # With one object in the middle, there has to be room for the other in a corner.

@@ -1,4 +1,4 @@
-"""One step of training a GAN or a VAE: classes with the same methods, so that a run need not ask."""
+"""One step of training a GAN or a VAE, which have the same methods: a run need not ask."""
 
 import copy
 from collections.abc import Callable

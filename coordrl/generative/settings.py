@@ -5,20 +5,20 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from coordrl.backbone import Norm
-from coordrl.config import Override, SettingsError, load_settings, read_toml
+from coordrl.config import (
+    Override,
+    SettingsError,
+    load_settings,
+    read_toml,
+    require_at_least,
+    take_types,
+)
 from coordrl.generative.data import Canvas
 from coordrl.generative.objectives import ObjectiveName
 
 Model = Literal["gan", "vae"]
 Arm = Literal["none", "all"]
 Scale = Literal["quick", "small", "paper"]
-
-
-def _require_at_least(minimum: float, settings: object, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and value < minimum:
-            raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class NetworkSettings:
     """End the CoordConv generator in tanh; the authors show the discriminator what is before it."""
 
     def __post_init__(self) -> None:
-        _require_at_least(1, self, "latent", "generator_channels", "discriminator_channels")
+        take_types(self)
+        require_at_least(1, self, "latent", "generator_channels", "discriminator_channels")
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,9 @@ class GanSettings:
     the weights as they are."""
 
     def __post_init__(self) -> None:
-        _require_at_least(0, self, "gamma", "beta1", "beta2", "average")
-        _require_at_least(1, self, "generator_steps")
+        take_types(self)
+        require_at_least(0, self, "gamma", "beta1", "beta2", "average")
+        require_at_least(1, self, "generator_steps")
         if min(self.generator_lr, self.discriminator_lr) <= 0:
             raise ValueError(
                 f"generator_lr and discriminator_lr must be positive, got {self.generator_lr} and"
@@ -95,7 +97,8 @@ class VaeSettings:
     """Weight of the divergence from the standard normal; 1 is a true bound."""
 
     def __post_init__(self) -> None:
-        _require_at_least(0, self, "beta")
+        take_types(self)
+        require_at_least(0, self, "beta")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
 
@@ -126,7 +129,8 @@ class TrainingSettings:
     """Seconds of processor time, for training alone, after which the run is cut short."""
 
     def __post_init__(self) -> None:
-        _require_at_least(1, self, "iterations", "evaluation_interval", "samples", "pictures")
+        take_types(self)
+        require_at_least(1, self, "iterations", "evaluation_interval", "samples", "pictures")
         if self.batch_size < 2:
             raise ValueError(
                 f"batch_size must be at least 2, got {self.batch_size}: batch norm has no spread in"
