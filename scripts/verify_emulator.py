@@ -6,9 +6,10 @@
     python scripts/verify_emulator.py --device cuda --json benchmarks/emulator_exactness.json
 
 Frames: RAM, screen, reward, lives, game over and counters after every frame of random, held,
-fire-heavy and one-direction actions, with every seed, with and without sticky actions. ``--modes``
-plays every mode with every difficulty. Steps (``--vector``): observations, rewards, flags, lives
-and counters of whole environments over a grid of settings with both autoreset modes. On a GPU
+fire-heavy and one-direction actions, with every seed, with and without sticky actions, in games
+that are broken off and in whole ones. ``--modes`` plays every mode with every difficulty. Steps
+(``--vector``): observations, rewards, flags, lives and counters of whole environments over a grid
+of settings with both autoreset modes. On a GPU
 (``--device cuda``): the GPU's environments beside the CPU's, whole states included.
 
 The first difference of a game is named with the frame, the byte and the registers that differ, and
@@ -22,15 +23,16 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import math
 import multiprocessing
 import os
-import platform
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from inspect import getsource
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +54,7 @@ from coordrl.emulator import (
 from coordrl.emulator.lockstep import (
     POLICIES,
     Difference,
+    Policy,
     Tally,
     compare_devices,
     compare_frames,
@@ -66,6 +69,7 @@ from coordrl.runs import (
     StopNow,
     StopRequest,
     atomic_file,
+    machine,
     require_writable,
 )
 
@@ -89,7 +93,12 @@ GRID: tuple[dict[str, Any], ...] = (
     {"max_frames_per_episode": 96},
     {"max_frames_per_episode": 97},
 )
+# The first of them play longer, to come to rewards, lost lives and ends of games.
+LONG, TIMES_AS_LONG = 4, 10
 AUTORESETS: tuple[Autoreset, ...] = ("same_step", "next_step")
+# Of whole games; directions that are held for long end too few.
+WHOLE: tuple[Policy, ...] = ("held", "fire")
+LEAST_FRAMES = 200  # of a mode with a difficulty
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,8 @@ class Options:
     games: str = "all"
     """Names, separated by commas, or "all" or "atari57"."""
     frames: int = 20_000
-    """Frames of every game, shared by seeds, policies and modes."""
+    """Frames of every game, shared by seeds, policies and modes. Without --modes, held and
+    fire-heavy actions play as many again each, in games that nobody breaks off."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the actions, and of what is random in the game."""
     modes: bool = False
@@ -107,7 +117,8 @@ class Options:
     vector: bool = False
     """Compare steps of environments over a grid of settings, instead of frames."""
     steps: int = 2_000
-    """With --vector: steps of every game, shared by the settings, which take the seeds in turn.
+    """With --vector: steps of every game, shared by the settings, which take the seeds in turn; the
+    first ones of the grid have ten times as many as the others.
     With --device cuda: steps with the default settings; the others have a twentieth each."""
     device: Literal["cpu", "cuda"] = "cpu"
     """What our emulator runs on: on the CPU it is held to ale-py, on a GPU to the CPU."""
@@ -147,6 +158,7 @@ class Options:
             "seeds": list(self.seeds),
             "policies": list(POLICIES),
             "device": self.device,
+            "machine": machine(),
             "sources": compiled_sources(),
             "comparison": comparison_checksum(),
             **{library: importlib.metadata.version(library) for library in ("ale-py", "numpy")},
@@ -223,11 +235,14 @@ class Record:
         content[self.kind] = {
             "commands": self.commands,
             "date": datetime.date.today().isoformat(),
-            "machine": platform.machine(),
             "conditions": self.conditions,
             "games": len(in_order),
             "games that differ": {r.game: r.difference for r in in_order if r.difference},
             "compared": totals(in_order),
+            "games that came to none": {
+                event: sum(getattr(result.tally, event) == 0 for result in in_order)
+                for event in ("rewards", "life_losses", "games_over")
+            },
             "CPU seconds": round(sum(result.cpu_seconds for result in in_order)),
             "results": [asdict(result) for result in in_order],
         }
@@ -358,7 +373,7 @@ def frame_runs(name: str, options: Options, tally: Tally) -> Iterator[Difference
     for (mode, difficulty), (seed, (number, policy)) in itertools.islice(runs, count):
         yield compare_frames(
             name,
-            frames=-(-options.frames // count),
+            frames=max(-(-options.frames // count), LEAST_FRAMES if options.modes else 1),
             seed=seed,
             policy=policy,
             repeat_action_probability=0.25 if (number + seed) % 2 else 0.0,
@@ -367,19 +382,32 @@ def frame_runs(name: str, options: Options, tally: Tally) -> Iterator[Difference
             longest_game=400 * (number + 1),
             tally=tally,
         )
+    if options.modes:
+        return
+    for number, (policy, seed) in enumerate(zip(WHOLE, itertools.cycle(options.seeds))):
+        yield compare_frames(
+            name,
+            frames=options.frames,
+            seed=seed,
+            policy=policy,
+            repeat_action_probability=0.25 * number,
+            longest_game=sys.maxsize,
+            tally=tally,
+        )
 
 
 def step_runs(name: str, options: Options, tally: Tally) -> Iterator[Difference | None]:
     """Play every setting with both autoreset modes."""
     seeds, policies = itertools.cycle(options.seeds), itertools.cycle(POLICIES)
-    count = len(GRID) * len(AUTORESETS)
-    for changes in GRID:
+    shares = [TIMES_AS_LONG if number < LONG else 1 for number in range(len(GRID))]
+    unit = options.steps / (sum(shares) * len(AUTORESETS))
+    for changes, share in zip(GRID, shares, strict=True):
         policy = next(policies)
         for num_threads, autoreset in enumerate(AUTORESETS, start=1):
             yield compare_steps(
                 name,
                 grid_settings(name, changes),
-                steps=-(-options.steps // count),
+                steps=math.ceil(share * unit),
                 num_envs=2,
                 seed=next(seeds),
                 autoreset=autoreset,
@@ -423,9 +451,11 @@ def totals(results: Sequence[Result]) -> dict[str, int]:
 
 
 def comparison_checksum() -> str:
-    """Return a checksum of how is compared, and with what settings."""
-    compared = Path(lockstep.__file__).read_bytes() + repr((GRID, AUTORESETS)).encode()
-    return hashlib.sha256(compared).hexdigest()[:16]
+    """Return a checksum of how is compared, with what settings, and of the emulator's Python."""
+    runs = [getsource(run) for run in (frame_runs, step_runs, device_runs, grid_settings)]
+    plan = (GRID, LONG, TIMES_AS_LONG, AUTORESETS, WHOLE, LEAST_FRAMES, runs)
+    compared = [Path(module.__file__ or "").read_bytes() for module in (coordrl.emulator, lockstep)]
+    return hashlib.sha256(b"".join([*compared, repr(plan).encode()])).hexdigest()[:16]
 
 
 if __name__ == "__main__":

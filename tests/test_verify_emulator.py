@@ -182,10 +182,11 @@ def test_without_a_difference_the_status_is_0_and_the_record_grows(
 
     content = json.loads(path.read_text())
     assert sorted(content) == ["frames", "steps"]
-    assert content["frames"]["compared"]["frames"] == 2 * 96
+    assert content["frames"]["compared"]["frames"] == 2 * 3 * 96
     assert content["frames"]["compared"]["resets"] >= 2 * len(POLICIES)
     assert [result["game"] for result in content["frames"]["results"]] == ["ms_pacman", "pong"]
     assert content["frames"]["games that differ"] == {}
+    assert content["frames"]["games that came to none"]["games_over"] == 2
 
 
 def test_a_record_is_gone_on_with_if_it_was_made_in_the_same_way(
@@ -229,7 +230,7 @@ def test_games_compared_in_the_same_way_stay_in_the_record(
 
     assert [result["game"] for result in content["results"]] == ["boxing", "pong"]
     assert content["games"] == 2
-    assert content["compared"]["frames"] == 2 * 40
+    assert content["compared"]["frames"] == 2 * 3 * 40
     command = "python scripts/verify_emulator.py --games"
     assert content["commands"] == [f"{command} boxing", f"{command} pong"]
 
@@ -356,6 +357,32 @@ def test_modes_are_all_played_and_so_is_every_policy_with_every_seed(
     assert len({(play["policy"], play["seed"]) for play in played}) == 8
     assert len({play["repeat_action_probability"] for play in played}) == 2
     assert sum(play["frames"] for play in played) >= 20_000
+    assert all(play["frames"] >= 200 for play in played)
+
+
+def test_whole_games_are_played_as_well(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    played: list[dict[str, Any]] = []
+    monkeypatch.setattr(script, "compare_frames", lambda name, **chosen: played.append(chosen))
+
+    script.verify(("pong", script.Options(frames=9_000)))
+
+    whole = [play for play in played if play["longest_game"] > 10**9]
+    assert [
+        (play["policy"], play["frames"], play["repeat_action_probability"]) for play in whole
+    ] == [
+        ("held", 9_000, 0.0),
+        ("fire", 9_000, 0.25),
+    ]
+    assert sum(play["frames"] for play in played) == 27_000
+
+
+def test_another_plan_is_another_comparison(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = script.comparison_checksum()
+    assert script.comparison_checksum() == before
+    for name, value in (("LONG", 3), ("LEAST_FRAMES", 100), ("frame_runs", script.step_runs)):
+        with monkeypatch.context() as patch:
+            patch.setattr(script, name, value)
+            assert script.comparison_checksum() != before, name
 
 
 def test_steps_are_played_with_every_setting_policy_seed_and_both_autoreset_modes(
@@ -376,6 +403,11 @@ def test_steps_are_played_with_every_setting_policy_seed_and_both_autoreset_mode
     assert len({(play["settings"], play["autoreset"]) for play in played}) == 2 * len(settings)
     assert {play["seed"] for play in played} == {0, 1, 2}
     assert {play["policy"] for play in played} == set(POLICIES)
+    long = [play for play in played if play["steps"] > 100]
+    assert {play["settings"].life_loss for play in long} == {"ignore", "reset", "terminate"}
+    assert {play["settings"].clip_reward for play in long} == {True, False}
+    assert {play["steps"] for play in long} == {189}
+    assert {play["steps"] for play in played} == {189, 19}
     assert sum(play["steps"] for play in played) >= 2000
 
 
