@@ -22,6 +22,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecCheckNan
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from coordrl import device_algorithms
 from coordrl.algorithms import EntropySchedule
@@ -226,6 +227,31 @@ def test_losses_weights_and_logs_are_those_of_sb3(name: str, keywords: dict[str,
     for key, value in logged[1].items():
         if not key.startswith("time/"):
             assert logged[0][key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+
+
+class Called(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_update_copies_nothing_from_the_host_and_asks_for_no_value(name: str) -> None:
+    ours = model(device_algorithms, name)
+    learn(ours, 20 * NUM_ENVS)
+
+    with Called() as called:
+        ours.train(*(REPLAY["gradient_steps"], REPLAY["batch_size"]) if name == "DQN" else ())
+
+    assert "aten.convolution_backward.default" in called.names
+    waits = ("lift_fresh", "_local_scalar_dense", "nonzero", "is_nonzero", "equal.default")
+    assert [text for text in called.names if any(wait in text for wait in waits)] == []
 
 
 def test_an_update_ends_where_the_policy_has_moved_too_far_as_in_sb3() -> None:

@@ -48,6 +48,7 @@ from coordrl.sb3_envs import VectorEnvAdapter, make_sb3_env
 from coordrl.training import default_config, load_training_settings, run_name, train
 from coordrl.training.checkpoint import (
     Restored,
+    _restore_optimizer,
     read_checkpoint,
     read_checkpoints,
     write_checkpoint,
@@ -831,6 +832,21 @@ class TestResume:
         assert [g["capturable"] for g in goes_on.policy.optimizer.param_groups] == [False]
         goes_on.learn(16)
         env.close()
+
+    def test_steps_are_counted_where_they_can_be_recorded(self) -> None:
+        def adam(device: str, *, capturable: bool) -> torch.optim.Adam:
+            weights = torch.ones(3, device=device, requires_grad=True)
+            return torch.optim.Adam([weights], capturable=capturable)
+
+        began = adam("cpu", capturable=False)
+        began.param_groups[0]["params"][0].grad = torch.ones(3)
+        began.step()
+        goes_on = adam("meta", capturable=True)
+
+        _restore_optimizer(goes_on, began.state_dict())
+
+        (state,) = goes_on.state.values()
+        assert (state["step"].device.type, goes_on.param_groups[0]["capturable"]) == ("meta", True)
 
     def test_a_checkpoint_of_another_format_is_refused(self, tmp_path: Path) -> None:
         chosen = settings("a2c")

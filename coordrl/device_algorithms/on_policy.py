@@ -127,6 +127,8 @@ class PPO(_OnPolicy, stable_baselines3.PPO):
         super()._setup_model()
         # Sums over minibatches: entropy loss, policy loss, value loss, clip fraction, divergence.
         self._totals = torch.zeros(5, device=self.device)
+        # Clip ranges of policy and values, weight of the entropy bonus.
+        self._scalars = torch.zeros(3, device=self.device)
         if self.acceleration.cuda_graphs and self.target_kl is not None:
             raise ValueError(
                 "target_kl may end an update, so the host has to see it: a recorded update cannot "
@@ -146,16 +148,18 @@ class PPO(_OnPolicy, stable_baselines3.PPO):
         self._update_learning_rate(self.policy.optimizer)
         schedules: list[Any] = [self.clip_range, self.clip_range_vf or self.clip_range]
         ranges = [float(schedule(self._current_progress_remaining)) for schedule in schedules]
-        scalars = torch.tensor([*ranges, self.ent_coef], device=self.device)
+        # Filled, since the host would wait for what is copied from it.
+        for scalar, value in zip(self._scalars, [*ranges, self.ent_coef], strict=True):
+            scalar.fill_(value)
         self._totals.zero_()
         num_updates = num_updates_of_epoch = 0
         for _ in range(self.n_epochs):
-            self._totals[-1] = 0  # SB3 logs the divergence of the last epoch alone
+            self._totals[-1].zero_()  # SB3 logs the divergence of the last epoch alone
             num_updates_of_epoch = 0
             for samples in self.rollout_buffer.get(self.batch_size):
                 fields = (samples.observations, samples.actions, samples.old_values)
                 rest = (samples.old_log_prob, samples.advantages, samples.returns)
-                loss, goes_on = self._update(*fields, *rest, scalars)
+                loss, goes_on = self._update(*fields, *rest, self._scalars)
                 num_updates += 1
                 num_updates_of_epoch += 1
                 if self.target_kl is not None and not goes_on:

@@ -115,12 +115,13 @@ def read_checkpoint(model: BaseAlgorithm, folder: Path) -> Restored:
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    # Whether its steps can be recorded is a matter of where it goes on, not of where it began.
-    recordable = [group.get("capturable") for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, own in zip(optimizer.param_groups, recordable, strict=True):
-        if own is not None:
-            group["capturable"] = own
+    # Whether its steps can be recorded, and so where they are counted, is a matter of where it goes
+    # on, not of where it began.
+    groups = [
+        {**group, "capturable": own["capturable"]} if "capturable" in own else group
+        for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def write_checkpoints(model: BaseAlgorithm, journal: str, folder: Path, ranks: Ranks) -> None:
