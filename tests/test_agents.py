@@ -369,6 +369,39 @@ class TestSaving:
             save_agent(SAC("MlpPolicy", "Pendulum-v1"), tmp_path / "agent", SETTINGS)
         assert not (tmp_path / "agent").exists()
 
+    @pytest.mark.parametrize(
+        ("run", "env", "message"),
+        [
+            ({"game": "Pong"}, {}, r"has 4 actions, and Pong in .* has 6; pass the run.game and"),
+            ({"game": "Boxing"}, {"full_action_space": True}, "and Boxing in these settings"),
+            ({}, {"stack_size": 3}, r"observes \(2, 40, 36\) .* shown as \(3, 40, 36\)"),
+            ({"game": "Kaboom"}, {}, "run.game is 'Kaboom', and its environments play breakout"),
+            ({}, {"frame_skip": 2}, r"frame_skip=2, .* its environments have .*frame_skip=16"),
+        ],
+    )
+    def test_an_agent_is_not_saved_as_one_of_another_game(
+        self,
+        run: dict[str, Any],
+        env: dict[str, Any],
+        message: str,
+        models: dict[str, BaseAlgorithm],
+        tmp_path: Path,
+    ) -> None:
+        settings = dataclasses.replace(
+            SETTINGS,
+            run=dataclasses.replace(SETTINGS.run, **run),
+            env=dataclasses.replace(SETTINGS.env, **env),
+        )
+        with pytest.raises(AgentError, match=f"cannot save this model as an agent: .*{message}"):
+            save_agent(models["PPO"], tmp_path / "agent", settings)
+        assert not (tmp_path / "agent").exists()
+
+    def test_settings_of_another_kind_are_refused(
+        self, models: dict[str, BaseAlgorithm], tmp_path: Path
+    ) -> None:
+        with pytest.raises(TypeError, match=r"TrainingSettings\(run=.*, got dict$"):
+            save_agent(models["PPO"], tmp_path / "agent", {"run": {}})  # type: ignore[arg-type]
+
 
 def rewrite_card(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     card = json.loads((folder / "card.json").read_text())

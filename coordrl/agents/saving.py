@@ -39,6 +39,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import data_to_json
 from stable_baselines3.common.utils import get_device, get_system_info
+from stable_baselines3.common.vec_env import VecEnvWrapper
 from torch import Tensor
 
 from coordrl.agents.agent import ALGORITHMS, Agent
@@ -46,7 +47,9 @@ from coordrl.agents.card import AgentCard, AgentError, Algorithm
 from coordrl.agents.network import NetworkSpec, TensorType, plain_values, state_names, stored_state
 from coordrl.agents.results import EvaluationResult
 from coordrl.config import TrainingSettings
-from coordrl.envs import canonical_game, gymnasium_name
+from coordrl.emulator import GAMES, observation_shape
+from coordrl.envs import AtariVectorEnv, canonical_game, gymnasium_name
+from coordrl.sb3_envs import VectorEnvAdapter
 
 ZIP_FILE = "agent.zip"
 WEIGHTS_FILE = "weights.safetensors"
@@ -84,7 +87,8 @@ def save_agent(
     Args:
         model: A model of A2C, PPO or DQN for one Atari game.
         folder: Where to write; the project names its folders by :attr:`AgentCard.name`.
-        settings: How it was trained.
+        settings: How it was trained: above all ``run.game`` and ``env``, by which it will be
+            evaluated. They have to be those of the model's environments.
         evaluations: How it plays.
         curve: Learning curve, as pairs of agent steps and mean episode return.
 
@@ -92,15 +96,35 @@ def save_agent(
         The card that was written.
 
     Raises:
-        AgentError: If the model is no such model, the folder holds something else, or a file
-            cannot be written.
+        AgentError: If the model is no such model or was trained on something else, the folder
+            holds something else, or a file cannot be written.
+        TypeError: If ``settings`` are others.
+
+    Example:
+        >>> import tempfile
+        >>> from stable_baselines3 import PPO
+        >>> from coordrl.config import AtariSettings, RunSettings
+        >>> from coordrl.extractors import policy_kwargs
+        >>> from coordrl.sb3_envs import make_sb3_env
+        >>> env = make_sb3_env("Breakout", num_envs=1, seed=0)
+        >>> model = PPO("CnnPolicy", env, policy_kwargs=policy_kwargs(), device="cpu")
+        >>> settings = TrainingSettings(run=RunSettings(game="Breakout"), env=AtariSettings())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_agent(model, f"{folder}/agent", settings).name
+        'Breakout-ppo-all-s0'
     """
+    if not isinstance(settings, TrainingSettings):
+        raise TypeError(
+            "save_agent needs TrainingSettings(run=RunSettings(game=...), env=AtariSettings(...)),"
+            f" got {type(settings).__name__}"
+        )
     folder = Path(folder)
     agent = Agent.of(model)
     state = stored_state(agent.policy)
     weights = safetensors.torch.save(state)
     try:
         network = NetworkSpec.of(agent.policy)
+        _require_game(model, network, settings)
         card = AgentCard(
             game=gymnasium_name(canonical_game(settings.run.game)),
             algorithm=agent.algorithm,
@@ -127,6 +151,32 @@ def save_agent(
             _write_curve(curve, partial, title=card.name)
         (partial / CARD_FILE).write_text(card.to_json(), encoding="utf-8")
     return card
+
+
+def _require_game(
+    model: BaseAlgorithm | Agent, network: NetworkSpec, settings: TrainingSettings
+) -> None:
+    """Refuse settings by which the agent would be evaluated on what it was not trained on."""
+    game = GAMES[canonical_game(settings.run.game)]
+    shown = observation_shape(game, settings.env)
+    actions = len(game.actions(full=settings.env.full_action_space))
+    if (network.observation_shape, network.num_actions) != (shown, actions):
+        raise ValueError(
+            f"it observes {network.observation_shape} and has {network.num_actions} actions, and "
+            f"{gymnasium_name(game.name)} in these settings is shown as {shown} and has {actions}; "
+            "pass the run.game and env that it was trained with"
+        )
+    env = model.get_env() if isinstance(model, BaseAlgorithm) else None
+    while isinstance(env, VecEnvWrapper):
+        env = env.venv
+    envs = env.envs.unwrapped if isinstance(env, VectorEnvAdapter) else None
+    if isinstance(envs, AtariVectorEnv):
+        if game.name not in envs.games:
+            raise ValueError(
+                f"run.game is {settings.run.game!r}, and its environments play {envs.game}"
+            )
+        if envs.settings != settings.env:
+            raise ValueError(f"env is {settings.env}, and its environments have {envs.settings}")
 
 
 def load_agent(
