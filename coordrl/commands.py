@@ -1,8 +1,10 @@
 """What the commands that train share: where to compute, records, how to end."""
 
 import json
+import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -113,5 +115,17 @@ def exit_status(script: str, work: Callable[[], str], *others: type[Exception]) 
     except mendable as error:
         sys.stderr.write(f"{script}: {error}\n")
         return 2
-    sys.stdout.write(f"{text}\n")
+    with reader_may_leave():
+        sys.stdout.write(f"{text}\n")
     return 0
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Print without an error where nobody reads any more, as behind ``| head -1``."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

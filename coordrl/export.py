@@ -7,7 +7,7 @@ are computed by whole numbers and a division, without linspace or meshgrid.
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -31,7 +31,7 @@ class ExportError(ValueError):
 
 
 def export_onnx(
-    model: nn.Module, inputs: Tensor, path: Path, *, dynamic: Dynamic = "batch"
+    model: nn.Module, inputs: Tensor, path: Path | str, *, dynamic: Dynamic = "batch"
 ) -> float:
     """Write a model as ONNX, after onnxruntime has computed from it what the model computes.
 
@@ -83,13 +83,13 @@ def export_onnx(
             return torch.from_numpy(session.run(None, {"input": x.cpu().numpy()})[0])
 
         difference = _largest_difference(model, run, inputs, dynamic)
-    with atomic_file(path) as file:
+    with atomic_file(Path(path)) as file:
         file.write(content)
     return difference
 
 
 def export_program(
-    model: nn.Module, inputs: Tensor, path: Path, *, dynamic: Dynamic = "batch"
+    model: nn.Module, inputs: Tensor, path: Path | str, *, dynamic: Dynamic = "batch"
 ) -> float:
     """Write a model by ``torch.export``, after its program has computed what the model computes.
 
@@ -108,7 +108,7 @@ def export_program(
         content.seek(0)
         loaded = torch.export.load(content).module()
         difference = _largest_difference(model, loaded, inputs, dynamic)
-    with atomic_file(path) as file:
+    with atomic_file(Path(path)) as file:
         file.write(content.getvalue())
     return difference
 
@@ -127,19 +127,31 @@ def _example(inputs: Tensor, dynamic: Dynamic) -> Tensor:
     return inputs if dynamic == "none" or len(inputs) > 1 else torch.cat([inputs, inputs])
 
 
-def _other_sizes(inputs: Tensor, dynamic: Dynamic) -> Tensor:
-    """Return an input that is 3 longer on each axis that is free, by repeating the example."""
+def _other_size(model: nn.Module, inputs: Tensor, dynamic: Dynamic) -> Tensor:
+    """Return an input that is longer on each axis that is free, by repeating the example.
+
+    By 3; or, as a picture that is halved on its way and enlarged again has to be, twice as long.
+    """
+    by_three = _longer(inputs, dynamic, lambda length: length + 3)
+    try:
+        model(by_three)
+    except Exception:  # whatever the model raises
+        return _longer(inputs, dynamic, lambda length: 2 * length)
+    return by_three
+
+
+def _longer(inputs: Tensor, dynamic: Dynamic, longer: Callable[[int], int]) -> Tensor:
     free = {"none": (), "batch": (0,), "all": (0, *range(2, inputs.ndim))}[dynamic]
     for axis in free:
         length = inputs.shape[axis]
-        index = torch.arange(length + 3, device=inputs.device) % length
+        index = torch.arange(longer(length), device=inputs.device) % length
         inputs = inputs.index_select(axis, index)
     return inputs
 
 
 def _largest_difference(model: nn.Module, run: Any, inputs: Tensor, dynamic: Dynamic) -> float:
     largest = 0.0
-    for x in (inputs, _other_sizes(inputs, dynamic)):
+    for x in (inputs, _other_size(model, inputs, dynamic)):
         try:
             expected = model(x)
         except Exception as error:  # whatever the model raises

@@ -93,6 +93,19 @@ def require_writable(path: Path) -> None:
             partial.unlink()
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none, before long work whose results go there.
+
+    Raises:
+        RunError: If that is not possible, or nothing may be written into it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path} cannot be a folder for results: {_reason(error)}") from error
+    require_writable(path / "results")
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A whole checkpoint.

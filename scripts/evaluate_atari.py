@@ -30,7 +30,7 @@ from coordrl.agents import (
 )
 from coordrl.agents.video import FRAMES_PER_SECOND
 from coordrl.config import Protocol
-from coordrl.runs import Progress, RunError, atomic_file
+from coordrl.runs import Progress, RunError, atomic_file, require_writable
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.video is not None:
             film(agent, arguments, arguments.video)
         results = play(agent, arguments)
-        print_table(results, str(arguments.agent))
         if arguments.json is not None:
             table = {
                 "agent": str(arguments.agent),
@@ -86,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             }
             with atomic_file(arguments.json) as file:
                 file.write(dump_json(table).encode())
+        print_table(results, str(arguments.agent))  # last: who reads it may have left
     except KeyboardInterrupt:
         print("stopped before the end; nothing was reported", file=sys.stderr)
         return 130
@@ -101,13 +101,13 @@ def refuse_what_fails_late(arguments: Arguments) -> None:
         if getattr(arguments, name) < 1:
             option = f"--{name.replace('_', '-')}"
             raise AgentError(f"{option} must be at least 1, got {getattr(arguments, name)}")
+    if arguments.seed < 0:
+        raise AgentError(f"--seed must be at least 0, got {arguments.seed}")
     if not 0 < arguments.video_seconds < math.inf:
         raise AgentError(f"--video-seconds must be above 0, got {arguments.video_seconds:g}")
     for output in (arguments.json, arguments.video):
-        if output is not None and not output.parent.is_dir():
-            raise AgentError(f"cannot write {output}: there is no folder {output.parent}")
-        if output is not None and output.is_dir():
-            raise AgentError(f"cannot write {output}: it is a folder; name a file in it")
+        if output is not None:
+            require_writable(output)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise AgentError("--device cuda, but torch finds no GPU; choose --device cpu")
 

@@ -8,6 +8,7 @@ each action: the logit of its probability (A2C, PPO) or its value (DQN). The lar
 action.
 """
 
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from torch.nn import functional as F
 
 from coordrl.agents import Agent, AgentError, load_agent
 from coordrl.export import ExportError, export_onnx, export_program
-from coordrl.runs import RunError
+from coordrl.runs import RunError, require_writable
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,13 @@ def require_agreement(scores: ActionScores, agent: Agent, obs: Tensor) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, args=argv)
     targets = [(arguments.onnx, export_onnx), (arguments.program, export_program)]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if not any(path for path, _ in targets):
             raise ExportError("nothing to write; give --onnx FILE or --program FILE")
+        for path, _ in targets:
+            if path is not None:
+                require_writable(path)
         agent = load_agent(arguments.agent, trust_pickle=arguments.trust_pickle)
         scores = ActionScores(agent)
         shape = agent.policy.observation_space.shape
@@ -112,6 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if path is not None:
                 difference = export(scores, example, path, dynamic=arguments.dynamic)
                 print(f"{path}: agrees with the agent to {difference:.1e} of its largest score")
+    except KeyboardInterrupt:
+        print("stopped; no file was written in part", file=sys.stderr)
+        return 130
     except (AgentError, ExportError, RunError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2

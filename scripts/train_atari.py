@@ -17,6 +17,7 @@ import tyro
 
 from coordrl.agents import AgentError
 from coordrl.backbone import Coords
+from coordrl.commands import reader_may_leave
 from coordrl.config import Override, Protocol, SettingsError, TrainingSettings, parse_override
 from coordrl.ranks import is_first
 from coordrl.runs import SETTINGS_FILE, RunError
@@ -116,7 +117,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings, folder, origin = choose(arguments)
         if is_first():
-            print(f"{run_name(settings)} with the settings of {origin}, in {folder}", flush=True)
+            with reader_may_leave():
+                print(
+                    f"{run_name(settings)} with the settings of {origin}, in {folder}", flush=True
+                )
         result = train(settings, folder, resume=arguments.resume, profile=arguments.profile)
     except KeyboardInterrupt:
         print("aborted; --resume goes on from the last checkpoint", file=sys.stderr)
@@ -125,7 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"train_atari.py: {error}", file=sys.stderr)
         return 2
     if is_first():
-        report(result)
+        with reader_may_leave():
+            report(result)
     return 0 if result.signal_number is None else 128 + result.signal_number
 
 

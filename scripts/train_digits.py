@@ -23,7 +23,7 @@ from coordrl.recognition import (
     to_json,
     to_markdown,
 )
-from coordrl.runs import atomic_file, machine
+from coordrl.runs import atomic_file, machine, make_folder
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ def train(arguments: Arguments, command: str) -> str:
     digits = load_digits()
     images = torch.from_numpy(digits.images).unsqueeze(1).float() / 255
     labels = torch.from_numpy(digits.labels).long()
-    results = compare_arms(settings, images, labels, seeds=arguments.seeds, out=arguments.out)
     report = arguments.report or arguments.out
+    make_folder(report)
+    results = compare_arms(settings, images, labels, seeds=arguments.seeds, out=arguments.out)
     text = to_markdown(results)
     head = (
         "# Does a CoordConv harm where position hardly matters?\n\n"
@@ -74,7 +75,6 @@ def train(arguments: Arguments, command: str) -> str:
         f" {len(images) - settings.held_back:,} digits, accuracy on {settings.held_back:,}"
         " others. The arms of a seed share split, order and all weights that both have.\n\n"
     )
-    report.mkdir(parents=True, exist_ok=True)
     with atomic_file(report / "digits.md") as file:
         file.write((head + text).encode())
     made = {"command": command, "machine": machine(), "torch": torch.__version__}

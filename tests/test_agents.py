@@ -1215,8 +1215,9 @@ class TestScript:
                 ["{saved}", "--num-envs", "0", "--video", "{saved}/game.mp4"],
                 "--num-envs must be at least 1, got 0",
             ),
-            (["{saved}", "--seed", "-1"], "seed >= 0"),
-            (["{saved}", "--json", "no/where.json"], "there is no folder no"),
+            (["{saved}", "--json", "no/where.json"], "cannot write no/where.json: No such file"),
+            (["{saved}", "--video", "/proc/film.mp4"], "cannot write /proc/film.mp4: "),
+            (["{saved}", "--seed", "-1"], "--seed must be at least 0, got -1"),
             (["{saved}", "--json", "{saved}"], "it is a folder; name a file in it"),
             pytest.param(
                 ["{saved}", "--device", "cuda"],

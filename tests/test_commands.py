@@ -1,6 +1,9 @@
 """What the commands that train share: where to compute, records, how to end."""
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +45,19 @@ def test_what_a_user_can_mend_is_told_in_one_line(
 ) -> None:
     assert exit_status("train.py", lambda: fail(error), FileNotFoundError) == status
     assert capsys.readouterr() == ("", said)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes elsewhere are others")
+def test_who_reads_a_text_may_leave() -> None:
+    program = "import coordrl.commands as c; c.exit_status('x.py', lambda: 1_000_000 * 'text ')"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (0, b"")
 
 
 def test_a_text_is_printed_and_other_errors_are_raised(

@@ -35,6 +35,7 @@ from coordrl.runs import (
     StopRequest,
     atomic_file,
     machine,
+    make_folder,
     open_run,
     require_trained,
 )
@@ -84,13 +85,13 @@ class Experiments:
         points = sweep_points(self.config, task, model) if sweep else [()]
         varied = {item.key: "the sweep varies it" for item in points[0]}
         refuse_overruled(self.overrides, varied)
+        make_folder(report)
         results = []
         for point, seed in itertools.product(points, range(seeds)):
             settings = self._settings(task, model, split, input_scale, seed, point)
             is_traced = task == "classification" and not sweep and seed == 0
             results.append(self.train(settings, _suffix(point), trace=is_traced))
         name = _name(results[0].settings) + ("-sweep" if sweep else "")
-        report.mkdir(parents=True, exist_ok=True)
         metric = Run(results[0].settings).task.goal.metric
         if sweep:
             figures.save(figures.sweep_scatter(results, metric), report / f"{name}.png")
@@ -129,6 +130,9 @@ class Experiments:
 
     def _make_table(self, size: table.TableSize, report: Path, max_seconds: float | None) -> str:
         plan = table.plan(size)
+        for cell in plan:  # whose settings may not fit
+            self._cell_settings(cell, 0, max_seconds)
+        make_folder(report)
         results: dict[table.Cell, list[RunResult]] = {cell: [] for cell in plan}
         shares: list[table.Misplaced] = []
         # Seed by seed: a table that is still growing has most of its rows early.
@@ -147,8 +151,10 @@ class Experiments:
         self, cell: table.Cell, seed: int, max_seconds: float | None
     ) -> CoordinateSettings:
         is_slow = cell.model == "conv" or cell.input_scale == "pixel"
-        limit = cell.max_seconds if max_seconds is None or not is_slow else max_seconds
-        point = () if limit is None else (Override("training.max_seconds", limit, "the table"),)
+        limit, source = cell.max_seconds, "the table"
+        if is_slow and max_seconds is not None:
+            limit, source = max_seconds, "--max-seconds"
+        point = () if limit is None else (Override("training.max_seconds", limit, source),)
         return self._settings(cell.task, cell.model, cell.split, cell.input_scale, seed, point)
 
     def train(
@@ -227,7 +233,6 @@ class Experiments:
         shares: Sequence[table.Misplaced],
         report: Path,
     ) -> str:
-        report.mkdir(parents=True, exist_ok=True)
         runs = [result for own in results.values() for result in own]
         wanted = sum(cell.seeds for cell in results)
         part = "" if len(runs) == wanted else f" So far {len(runs)} of {wanted} runs are done."

@@ -35,6 +35,7 @@ from coordrl.runs import (
     StopRequest,
     atomic_file,
     machine,
+    make_folder,
     open_run,
 )
 
@@ -82,7 +83,7 @@ class Experiments:
         """Train with each seed; return the table's row, and write it and its figures."""
         if seeds < 1:
             raise SettingsError(f"--seeds must be at least 1, got {seeds}")
-        report.mkdir(parents=True, exist_ok=True)
+        make_folder(report)
         results = [self.train(self._settings(stage, coords, layout, seed)) for seed in range(seeds)]
         self.write_table(results, report, planned=seeds)
         self.draw(results, report)
@@ -106,7 +107,7 @@ class Experiments:
         if size == "full":
             varied = {item.key: "the table varies it" for item in self._sweep()}
             refuse_overruled(self.overrides, varied)
-        report.mkdir(parents=True, exist_ok=True)
+        make_folder(report)
         own = self if size == "full" else dataclasses.replace(self, out=self.out / "quick")
         plan, results = own._plan(size), []
         for settings in plan:

@@ -39,6 +39,7 @@ from coordrl.runs import (
     StopRequest,
     atomic_file,
     machine,
+    make_folder,
     open_run,
     require_trained,
 )
@@ -85,6 +86,7 @@ class Experiments:
             load_generative_settings(self.config, scale, model, coords, objective, self.overrides)
             for coords in arms
         ]
+        make_folder(report)
         results = [
             self.train(dataclasses.replace(settings, seed=seed))
             for settings in chosen
@@ -100,6 +102,7 @@ class Experiments:
         All models are trained with one seed before the next, and both arms in turn, so that a table
         that was stopped is whole in the seeds it came to.
         """
+        make_folder(report)
         results: list[RunResult] = []
         cells, seeds = table.plan(size)
         try:
@@ -125,6 +128,7 @@ class Experiments:
         """
         steps_of_table = ("gan.generator_lr", "gan.discriminator_lr")
         refuse_overruled(self.overrides, dict.fromkeys(steps_of_table, "the table varies it"))
+        make_folder(report)
         results: list[RunResult] = []
 
         def train(coords: Arm, steps: table.Steps, seed: int) -> None:
@@ -212,7 +216,6 @@ class Experiments:
     def _write_table(
         self, name: str, text: str, results: Sequence[RunResult], report: Path
     ) -> None:
-        report.mkdir(parents=True, exist_ok=True)
         last = results[-1]
         head = (
             "# Generative models\n\n"
