@@ -7,8 +7,8 @@
 #   make gan                           its generative models: a quick table, samples and films
 #   make check                         what a change has to pass: lint, types, all tests
 #
-# Choose the interpreter with `make setup PYTHON=python3.12`. pip reads its own settings: to take a
-# CPU-only torch from another index, set PIP_EXTRA_INDEX_URL.
+# Choose the interpreter with `make setup PYTHON=python3.12`, before there is a .venv. pip reads its
+# own settings: to take a CPU-only torch from another index, set PIP_EXTRA_INDEX_URL.
 
 PYTHON ?= python3
 VENV := .venv
@@ -35,7 +35,7 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "coordrl needs Python 3.11 or newer; try: make setup PYTHON=python3.12" >&2; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	rm -f $(VENV)/.installed-*
@@ -80,7 +80,7 @@ bench: setup
 FIRST ?= 0
 ROUNDS ?= 500
 SANITIZED := build/sanitize
-ROMS = $(shell $(BIN)/python -c 'import ale_py.roms as r; print(*r.__path__)')/*.bin
+ROMS = "$(shell $(BIN)/python -c 'import ale_py.roms as r; print(*r.__path__)')"/*.bin
 
 sanitize: $(SANITIZED)/fuzz_emulator
 	$< $(FIRST) $(ROUNDS) $(ROMS)
