@@ -14,7 +14,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import gymnasium
 import numpy as np
@@ -36,7 +36,7 @@ from coordrl.emulator import (
     rom_file,
     unavailable_reason,
 )
-from coordrl.emulator.arguments import NUM_SEEDS, checked_actions
+from coordrl.emulator.arguments import NUM_SEEDS, checked_actions, in_range
 from coordrl.emulator.device import DeviceEmulator, DeviceStep
 from coordrl.emulator.nvrtc import indexed
 
@@ -148,7 +148,8 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
             a warning where the package was installed without a compiler.
         num_threads: Threads that share the games; 0 takes one per core.
         device: ``"cpu"``, or a CUDA device.
-        autoreset_mode: When the next game begins.
+        autoreset_mode: When the next game begins; Stable-Baselines3 needs ``SAME_STEP``, and
+            Gymnasium's wrappers that change observations ``NEXT_STEP``.
         render_mode: ``"rgb_array"`` allows :meth:`render`.
         rom_path: ROM image to play, or a folder with it; by default the one in ale-py. An image
             that is not the one whose rules are known is refused.
@@ -181,19 +182,24 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         emulator: Literal["coordrl", "ale"] | None = None,
         num_threads: int = 0,
         device: torch.device | str = "cpu",
-        autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         render_mode: Literal["rgb_array"] | None = None,
         rom_path: str | os.PathLike[str] | None = None,
     ) -> None:
         names = game if isinstance(game, list | tuple) else (game,)
         self.games = tuple(canonical_game(name) for name in names)
         self.game = "+".join(self.games)
-        self.num_envs = _at_least(1, "num_envs", num_envs)
+        self.num_envs = num_envs = in_range("num_envs", num_envs, 1, None)
         self.settings = AtariSettings() if settings is None else settings
         if not isinstance(self.settings, AtariSettings):
             raise TypeError(f"settings must be AtariSettings, got {settings!r}")
-        if not isinstance(autoreset_mode, AutoresetMode):
-            raise TypeError(f"autoreset_mode must be an AutoresetMode, got {autoreset_mode!r}")
+        try:
+            autoreset_mode = AutoresetMode(autoreset_mode)
+        except ValueError:
+            modes = ", ".join(mode.value for mode in AutoresetMode)
+            raise ValueError(
+                f"autoreset_mode must be an AutoresetMode or one of {modes}, got {autoreset_mode!r}"
+            ) from None
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be 'rgb_array' or None, got {render_mode!r}")
         if emulator is None and not available():
@@ -214,7 +220,7 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
                 num_envs,
                 self.settings,
                 autoreset=_AUTORESETS[autoreset_mode],
-                num_threads=_at_least(0, "num_threads", num_threads),
+                num_threads=in_range("num_threads", num_threads, 0, None),
                 rom_path=rom_path,
             )
         else:
@@ -233,7 +239,11 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
                 ),
                 autoreset_mode,
             )
-        self.metadata = {"autoreset_mode": autoreset_mode, "render_modes": ["rgb_array"]}
+        self.metadata = {
+            "autoreset_mode": autoreset_mode,
+            "render_modes": ["rgb_array"],
+            "render_fps": max(1, round(60 / self.settings.frame_skip)),  # one picture to a step
+        }
         self.render_mode = render_mode
         if render_mode is not None:
             self._own_emulator("render")
@@ -250,6 +260,13 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         self._started_at = np.zeros(num_envs, np.int32)  # frame_number when the game began
         self._reset_frames = np.zeros(num_envs, np.int32)  # that were played before the agent
         self._lives = np.zeros(num_envs, np.int32)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied or pickled."""
+        raise TypeError(
+            "games are not copied or pickled: make another AtariVectorEnv with the same arguments, "
+            "and pass what save() returns to its restore()"
+        )
 
     @property
     def lives(self) -> Any:
@@ -884,17 +901,19 @@ def _fold_seeds(seed: Seeds, count: int) -> NDArray[np.int64]:
     return np.array([s % NUM_SEEDS for s in seeds], np.int64)
 
 
-def _at_least(least: int, name: str, value: int) -> int:
-    if type(value) is not int:
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return value
+def refuse_single(**keywords: Any) -> NoReturn:
+    """Say what to make instead of the one environment that ``gymnasium.make`` asks for."""
+    name = gymnasium_name(keywords["game"])
+    raise gymnasium.error.Error(
+        f"games of coordrl are played side by side: gymnasium.make_vec('coordrl/{name}-v0', "
+        f"num_envs=1), or coordrl.sb3_envs.make_sb3_env('{name}', num_envs=8) for Stable-Baselines3"
+    )
 
 
 for _game in games():
     gymnasium.register(
         id=f"coordrl/{gymnasium_name(_game)}-v0",
+        entry_point="coordrl.envs:refuse_single",
         vector_entry_point="coordrl.envs:AtariVectorEnv",
         kwargs={"game": _game},
     )

@@ -98,6 +98,8 @@ class VectorEnvAdapter(VecEnv):
         self._counts_games = isinstance(envs.unwrapped, AtariVectorEnv)
         self.device = torch.device(getattr(envs.unwrapped, "device", "cpu"))
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
+        if "render_fps" in envs.metadata:
+            self.metadata = {**self.metadata, "render_fps": envs.metadata["render_fps"]}
 
     def reset(self) -> VecEnvObs:
         """Begin new episodes in all environments, spread over ``stagger`` steps."""

@@ -11,8 +11,8 @@
 
 Costs are CPU seconds of the process that works, so that other work on the machine distorts them
 little. What it does distort, it distorts for all contestants, because they take turns: ratios are
-trustworthy where times are not. A ratio is given for the fastest calls (``emulator``: for all),
-beside the quartiles over the turns.
+trustworthy where times are not. A ratio is given for the fastest calls (where calls differ, as in
+games, for all), beside the quartiles over the turns.
 Only ``cuda`` and ``device`` tell the time, that of an otherwise idle GPU.
 
 Ctrl-C ends a measurement. What it had measured is printed, and kept beside the record, as
@@ -139,7 +139,7 @@ class Benchmark:
         for name, least in LEAST.items():
             values = getattr(self, name, least)
             for value in values if isinstance(values, tuple) else (values,):
-                if value < least:
+                if not least <= value < math.inf:
                     option = f"--{name.replace('_', '-')}"
                     raise ValueError(f"{option} must be at least {least}, got {value}")
 
@@ -155,6 +155,7 @@ class Benchmark:
 # The least of what is measured. Of turns, so that there are quartiles.
 LEAST = {
     **dict.fromkeys(("num_envs", "steps", "threads", "updates", "episodes", "evaluate_every"), 1),
+    **dict.fromkeys(("seconds", "stock_seconds", "spare_bytes", "warm_up"), 0),
     "turns": 2,
 }
 
@@ -218,10 +219,12 @@ def train_in_turn(
         trainers = {
             name: open_trainers.enter_context(Trainer(make)) for name, make in learners.items()
         }
+        names, shuffle = list(trainers), random.Random(0).shuffle
         end, turn = time.monotonic() + seconds, 0
         while turn < 4 or time.monotonic() < end:
-            for name, trainer in trainers.items():
-                costs[name].append(trainer.train())
+            shuffle(names)  # as take_turns does
+            for name in names:
+                costs[name].append(trainers[name].train())
             turn += 1
     return costs
 
@@ -365,21 +368,22 @@ CASES = [
 
 
 class Concatenating(nn.Module):
-    """The usual CoordConv: append a grid, here one that is kept, and convolve."""
+    """The usual CoordConv: append a grid, here one that is kept for a whole batch, and convolve."""
 
     grid: Tensor
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, *, channels_last: bool) -> None:
         super().__init__()
         in_channels, out_channels = case.channels
         self.convolution = case.plain(in_channels + len(case.size), out_channels, **case.arguments)
-        self.register_buffer("grid", coordrl.coordinate_grid(*case.size))
+        grid = coordrl.coordinate_grid(*case.size).expand(case.batch, *[-1] * (len(case.size) + 1))
+        # In the input's layout, or the concatenation would have another, and be copied once more.
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.register_buffer("grid", grid.contiguous(memory_format=layout))
 
     def forward(self, x: Tensor) -> Tensor:
         """Append and convolve."""
-        y: Tensor = self.convolution(
-            torch.cat([x, self.grid.expand(len(x), *self.grid.shape[1:])], dim=1)
-        )
+        y: Tensor = self.convolution(torch.cat([x, self.grid], dim=1))
         return y
 
 
@@ -434,7 +438,7 @@ class Layers(Benchmark):
     def _measure(self, case: Case, channels_last: bool) -> Row:
         layers = {
             "plain": case.plain(*case.channels, **case.arguments),
-            "concatenating": Concatenating(case),
+            "concatenating": Concatenating(case, channels_last=channels_last),
             "ours": case.ours(*case.channels, **case.arguments),
             "coord bias": nn.Sequential(
                 case.plain(*case.channels, **case.arguments),
@@ -622,7 +626,8 @@ class Training(Benchmark):
 
     Stock is ``make_atari_env``, ``VecFrameStack`` and ``NatureCNN``, for DQN with the zoo's single
     environment. Ours is what scripts/train_atari.py runs with ``configs/<algorithm>.toml``. DQN
-    is measured as in the last nine tenths of a run, after its exploration.
+    is measured as in the last nine tenths of a run, after its exploration. Ours keeps the memory
+    that tensors free, so stock SB3 is measured with that as well.
     """
 
     seconds: float = 60.0
@@ -638,15 +643,15 @@ class Training(Benchmark):
         for algo in self.algos:
             learners = {
                 name: functools.partial(sb3_learner, name, algo, game)
-                for name in ("stock", "ours, coords none", "ours, coords all")
+                for name in ("stock", "stock, memory kept", "ours, coords none", "ours, coords all")
             }
             costs = train_in_turn(learners, self.seconds)
             row: Row = {"algorithm": algo}
             for name, values in costs.items():
                 row[f"{name}: microseconds a step"] = round(min(values) * 1e6)
-            for name, values in costs.items():
-                if name != "stock":
-                    row[f"stock / {name}"] = Ratio.of(costs["stock"], values)
+            for peer, name in itertools.product(costs, costs):
+                if peer.startswith("stock") and name.startswith("ours"):
+                    row[f"{peer} / {name}"] = Ratio.of(costs[peer], costs[name])
             yield row
 
     def summary(self, rows: list[Row]) -> Row:
@@ -655,7 +660,10 @@ class Training(Benchmark):
 
 
 def sb3_learner(name: str, algo: str, game: str) -> Learner:
-    model = stock_model(algo, game) if name == "stock" else our_model(algo, game, name.split()[-1])
+    if name != "stock":
+        keep_freed_memory()
+    is_stock = name.startswith("stock")
+    model = stock_model(algo, game) if is_stock else our_model(algo, game, name.split()[-1])
     model.set_logger(Logger(None, []))
     steps = {"ppo": 1024, "a2c": 960, "dqn": 320}[algo]
 
@@ -680,7 +688,6 @@ def zoo_settings(algo: str, *overrides: str) -> TrainingSettings:
 
 
 def our_model(algo: str, game: str, coords: str) -> Any:
-    keep_freed_memory()
     settings = zoo_settings(algo, f"run.game={game}", f"extractor.coords={coords}")
     env = make_sb3_env(game, settings.run.num_envs, settings.env, num_threads=1)
     return make_model(settings, env, seed=0)
@@ -712,6 +719,8 @@ def stock_model(
 class Envs(Benchmark):
     """How many times as fast as its peers our environment plays Atari for Stable-Baselines3.
 
+    Over all calls together: games at random differ from call to call, and so do resets.
+
     All play the classic protocol at random, through SB3's VecEnv: ours; ale-py's vector environment
     in the same adapter; the wrappers of SB3's ``make_atari_env``; EnvPool, where it is installed,
     without an adapter.
@@ -741,9 +750,10 @@ class Envs(Benchmark):
                 costs = take_turns(contestants, self.seconds)
                 steps = self.steps * num_envs
                 row: Row = {"game": game, "num_envs": num_envs}
-                row |= {"agent steps per CPU second": round(steps / min(costs["ours"]))}
+                calls = len(costs["ours"])
+                row |= {"agent steps per CPU second": round(calls * steps / sum(costs["ours"]))}
                 row |= {
-                    f"times as fast as {name}": Ratio.of(costs[name], costs["ours"])
+                    f"times as fast as {name}": Ratio.of(costs[name], costs["ours"], sum)
                     for name in makers
                     if name != "ours"
                 }
@@ -914,10 +924,21 @@ class DeviceTraining(Benchmark):
     set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
     """Any setting by its full name, as in run.num_envs=1024."""
 
+    def refuse(self) -> None:
+        """Refuse a target that no return can be compared with, too."""
+        super().refuse()
+        if self.target is not None and not math.isfinite(self.target):
+            raise ValueError(f"--target must be a return, or None, got {self.target}")
+
     def rows(self) -> Iterator[Row]:
         """Yield a row for the rate, one for the way to the target, and one for stock SB3."""
         clock, overrides = TrainingClock(self, warm_up=3), as_in_a_long_run(self.algo)
         yield clock.run("rate", lambda: clock.updates >= self.updates, *overrides)
+        if clock.updates < self.updates:
+            raise RunError(
+                f"run.total_steps is over after {max(clock.updates, 0)} updates behind a warm-up "
+                f"of 3, and --updates asks for {self.updates}; raise the former"
+            )
         if self.target is not None:
             clock = TrainingClock(self, warm_up=0)
             yield clock.run(f"to {self.target:g}", clock.has_reached_target)
@@ -932,7 +953,8 @@ class DeviceTraining(Benchmark):
             if training in ("rate", "stock SB3"):
                 rates[f"raw frames a second, {training}"] = row["raw frames a second"]
             else:
-                seconds[f"seconds {training}"] = row["seconds"]
+                reached = has_reached(row, self.target or 0.0)
+                seconds[f"seconds {training}"] = row["seconds"] if reached else "not reached"
         return {**rates, **seconds}
 
     def _stock(self) -> Row:
@@ -948,6 +970,12 @@ class DeviceTraining(Benchmark):
         return training_row("stock SB3", self.algo, game, model.n_envs, frames, seconds)
 
 
+def has_reached(row: Row, target: float) -> bool:
+    """Tell whether the last evaluation of a training was that good."""
+    found = row["mean return"]
+    return isinstance(found, float) and found >= target
+
+
 def training_row(
     name: str,
     algo: str,
@@ -961,7 +989,7 @@ def training_row(
         **{"training": name, "algorithm": algo, "game": game, "num_envs": num_envs},
         **{"raw frames": frames, "seconds": round(seconds, 2)},
         "raw frames a second": round(frames / max(seconds, 1e-9)),
-        "mean return": "" if math.isnan(mean_return) else round(mean_return, 2),
+        "mean return": "" if math.isnan(mean_return) else round(float(mean_return), 2),
     }
 
 
@@ -1208,7 +1236,7 @@ def measured_for_targets(rows: list[Row]) -> dict[str, float]:
                 measured[TRAINED] = float(row["raw frames a second"])  # type: ignore[arg-type]
             case "stock SB3":
                 measured[STOCK] = float(row["raw frames a second"])  # type: ignore[arg-type]
-            case "to 18" if row["mean return"] != "" and float(row["mean return"]) >= 18:  # type: ignore[arg-type]
+            case "to 18" if has_reached(row, 18):
                 measured[REACHED] = float(row["seconds"])  # type: ignore[arg-type]
     return measured
 
@@ -1232,20 +1260,24 @@ BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
 }
 
 
+# Of /proc/cpuinfo: what decides whether bfloat16 pays, which the processor's name may not tell.
+_MATRIX_FLAGS = {"amx_tile", "amx_bf16", "avx512_bf16"}
+
+
 def surroundings() -> dict[str, Any]:
     """Return the machine and the versions that a record was made with."""
     cpuinfo = Path("/proc/cpuinfo")
-    models = [
-        line.split(":", 1)[1].strip()
-        for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
-        if line.startswith("model name")
-    ]
+    first = cpuinfo.read_text().split("\n\n")[0] if cpuinfo.exists() else ""
+    pairs = (line.partition(":") for line in first.splitlines())
+    facts = {name.strip(): value.strip() for name, _, value in pairs}
     libraries = ["torch", "numpy", "stable-baselines3", "gymnasium", "ale-py"]
     if importlib.util.find_spec("envpool") is not None:
         libraries.append("envpool")
     return {
         "machine": {
-            "processor": models[0] if models else platform.machine(),
+            "processor": facts.get("model name", platform.machine()),
+            "model": facts.get("model"),
+            "matrix instructions": sorted(_MATRIX_FLAGS & set(facts.get("flags", "").split())),
             "cores": os.cpu_count(),
             "torch threads": torch.get_num_threads(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -1265,41 +1297,48 @@ def main() -> int:
     console = Console(soft_wrap=True)
     try:
         benchmark.refuse()
-        rows, is_whole = measured(benchmark, console)
-        summary = benchmark.summary(rows) if is_whole else {}
+        rows, ended_by = measured(benchmark, console)
+        summary = benchmark.summary(rows) if ended_by is None else {}
         for _, group in itertools.groupby(rows, key=tuple):  # rows of the same columns
             for table in tables(list(group), console.width):
                 console.print(table)
         for name, value in summary.items():
             console.print(f"{name}: {value}")
         path = benchmark.json
-        if path is not None and not is_whole:
+        if path is not None and ended_by is not None:
             path = path.with_suffix(f".stopped{path.suffix}")
         if path is not None and rows:
             write_record(path, rows, summary)
+        if ended_by is not None:
+            where = f", in {path}" if path is not None and rows else ""
+            console.print(f"stopped; rows that were measured: {len(rows)}{where}", markup=False)
+            raise ended_by
+    except StopNow:
+        return 130
     except (CudaError, RunError, ValueError, gymnasium.error.Error) as error:
         console.print(str(error), markup=False)
         return 2
-    if is_whole:
-        return 0
-    where = f", in {path}" if path is not None and rows else ""
-    console.print(f"stopped; rows that were measured: {len(rows)}{where}", markup=False)
-    return 130
+    return 0
 
 
-def measured(benchmark: Benchmark, console: Console) -> tuple[list[Row], bool]:
-    """Measure, and return the rows, and whether they are all: Ctrl-C or SIGTERM may end them."""
+def measured(benchmark: Benchmark, console: Console) -> tuple[list[Row], Exception | None]:
+    """Measure, and return the rows, and what ended that early, if anything: a signal, or an error.
+
+    What was measured until then may have taken an hour.
+    """
     rows: list[Row] = []
     try:
         with StopRequest() as stop, stop.interrupting():
             for row in benchmark.rows():
                 console.print(", ".join(f"{name} {value}" for name, value in row.items()))
                 rows.append(row)
-    except StopNow:
-        return rows, False
+    except Exception as error:
+        if not rows and not isinstance(error, StopNow):
+            raise
+        return rows, error
     if not rows:
         raise RunError("nothing to measure: the settings leave no case")
-    return rows, True
+    return rows, None
 
 
 def write_record(path: Path, rows: list[Row], summary: Row) -> None:

@@ -1,7 +1,9 @@
 """AtariVectorEnv against ale-py's own vector environment, its rules step by step, bad input."""
 
+import copy
 import inspect
 import io
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -30,6 +32,7 @@ from coordrl.envs import (
     pack_state,
     unpack_state,
 )
+from coordrl.sb3_envs import VectorEnvAdapter
 
 SAME_STEP, NEXT_STEP = AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP
 MODES = pytest.mark.parametrize("mode", [SAME_STEP, NEXT_STEP], ids=["same step", "next step"])
@@ -546,8 +549,8 @@ def test_memory_of_observations_is_used_again_when_nobody_holds_it() -> None:
         copies = [obs.copy() for obs in held]
         addresses = {envs.step([2, 3])[0].ctypes.data for _ in range(10)}
     assert len(addresses) < 4
-    for obs, copy in zip(held, copies, strict=True):
-        assert_array_equal(obs, copy)
+    for obs, copied in zip(held, copies, strict=True):
+        assert_array_equal(obs, copied)
 
 
 # --- Gymnasium -------------------------------------------------------------------------------
@@ -560,6 +563,37 @@ def test_make_vec_knows_every_game() -> None:
     assert isinstance(envs, AtariVectorEnv)
     assert envs.spec is not None
     assert (envs.num_envs, envs.single_observation_space.shape) == (8, (2, 84, 84))
+    envs.close()
+
+
+def test_make_names_what_makes_games_side_by_side() -> None:
+    with pytest.raises(
+        gymnasium.error.Error, match=r"make_vec\('coordrl/MsPacman-v0', num_envs=1\)"
+    ):
+        gymnasium.make("coordrl/MsPacman-v0")
+
+
+def test_numbers_of_numpy_and_names_of_modes_are_taken() -> None:
+    envs = AtariVectorEnv("pong", np.int64(2), autoreset_mode="NextStep")  # type: ignore[arg-type]
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    assert (type(envs.num_envs), envs.num_envs) == (int, 2)
+    envs.close()
+
+
+@pytest.mark.parametrize(("frame_skip", "fps"), [(1, 60), (4, 15), (60, 1)])
+def test_films_of_games_are_shown_as_fast_as_they_were_played(frame_skip: int, fps: int) -> None:
+    envs = AtariVectorEnv("pong", 1, AtariSettings(frame_skip=frame_skip))
+    assert envs.metadata["render_fps"] == fps
+    in_sb3: dict[str, Any] = VectorEnvAdapter(envs).metadata
+    assert in_sb3["render_fps"] == fps
+    envs.close()
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_games_are_not_copied_by_halves(duplicate: Callable[[Any], Any]) -> None:
+    envs = AtariVectorEnv("pong", 1)
+    with pytest.raises(TypeError, match=r"not copied or pickled: make another .* restore\(\)$"):
+        duplicate(envs)
     envs.close()
 
 
@@ -788,7 +822,11 @@ def test_an_unknown_protocol_is_named() -> None:
         ({"num_envs": 2.0}, TypeError, "num_envs must be a whole number, got 2.0"),
         ({"num_threads": -1}, ValueError, "num_threads must be at least 0, got -1"),
         ({"emulator": "stella"}, ValueError, "emulator must be .*, got 'stella'"),
-        ({"autoreset_mode": "SameStep"}, TypeError, "must be an AutoresetMode, got 'SameStep'"),
+        (
+            {"autoreset_mode": "same"},
+            ValueError,
+            "AutoresetMode or one of NextStep, SameStep, .*, got 'same'",
+        ),
         ({"render_mode": "human"}, ValueError, "must be 'rgb_array' or None, got 'human'"),
         ({"settings": {"stack_size": 4}}, TypeError, "settings must be AtariSettings, got {"),
     ],

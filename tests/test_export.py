@@ -134,7 +134,8 @@ class Enlarging(nn.Module):
         self.up = nn.ConvTranspose2d(4, 3, 2, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.up(self.down(x))
+        enlarged: Tensor = self.up(self.down(x))
+        return x + enlarged
 
 
 def test_a_model_of_even_sizes_is_compared_at_twice_the_size(tmp_path: Path) -> None:

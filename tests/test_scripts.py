@@ -3,11 +3,13 @@
 import importlib.util
 import io
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -407,6 +409,27 @@ def test_the_way_to_a_return_ends_with_the_first_evaluation_that_finds_it(benchm
     assert list(summary) == ["raw frames a second, rate", "seconds to -30"]
 
 
+def test_a_return_that_was_not_reached_has_no_seconds(benchmark: Any) -> None:
+    chosen = benchmark.DeviceTraining(target=18.0)
+    ways = [
+        benchmark.training_row("to 18", "ppo", "Pong", 8, 4000, 10.0, found)
+        for found in (math.nan, 17.9, 18.0)
+    ]
+    assert [chosen.summary([way])["seconds to 18"] for way in ways] == [
+        *("not reached", "not reached"),
+        10.0,
+    ]
+
+
+def test_a_run_that_is_over_before_it_is_timed_gives_no_rate(benchmark: Any) -> None:
+    short = (*SMALL_DEVICE, "run.total_steps=96")  # three rollouts, the warm-up
+    chosen = benchmark.DeviceTraining(device="cpu", target=None, stock_seconds=0, set=(short,))
+    rows = chosen.rows()
+    next(rows)
+    with pytest.raises(RunError, match=r"is over after 0 updates behind .* asks for 10; raise"):
+        next(rows)
+
+
 def test_what_games_play_before_the_first_rollout_is_on_the_way_to_a_return(
     benchmark: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -468,6 +491,9 @@ def test_a_process_that_fails_ends_the_benchmark() -> None:
         ("emulator --steps 0", "--steps must be at least 1, got 0"),
         ("envs --num-envs 8 0", "--num-envs must be at least 1, got 0"),
         ("cuda --turns 1", "--turns must be at least 2, got 1"),
+        ("layers --seconds -3", "--seconds must be at least 0, got -3"),
+        ("emulator --seconds nan", "--seconds must be at least 0, got nan"),
+        ("device --device cpu --target nan", "--target must be a return, or None, got nan"),
         ("envs --games Pongg", "there is no Atari game 'Pongg'; did you mean Pong"),
         ("training --game Pongg", "there is no Atari game 'Pongg'; did you mean Pong"),
         ("layers --json missing/x.json", "cannot write missing/x.json: No such file or directory"),
@@ -502,7 +528,22 @@ def test_without_a_compiled_emulator_nothing_is_called_ours(
     benchmark.BENCHMARKS["layers"]().refuse()  # plays nothing
 
 
+def is_told_to_stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def loses_its_gpu() -> None:
+    raise RunError("the GPU is gone")
+
+
+@pytest.mark.parametrize(
+    ("what_happens", "status", "said"),
+    [(is_told_to_stop, 130, ""), (loses_its_gpu, 2, "the GPU is gone")],
+)
 def test_a_measurement_that_is_stopped_keeps_its_rows_and_the_earlier_record(
+    what_happens: Callable[[], None],
+    status: int,
+    said: str,
     benchmark: Any,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -510,7 +551,7 @@ def test_a_measurement_that_is_stopped_keeps_its_rows_and_the_earlier_record(
 ) -> None:
     def rows(_: Any) -> Any:
         yield {"layer": "Nature 1", "forward ms": 1.5}
-        os.kill(os.getpid(), signal.SIGTERM)
+        what_happens()
         yield {"layer": "not measured", "forward ms": 0.0}
 
     monkeypatch.setattr(benchmark.Layers, "rows", rows)
@@ -519,7 +560,7 @@ def test_a_measurement_that_is_stopped_keeps_its_rows_and_the_earlier_record(
     path.write_text("earlier")
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "layers", "--json", str(path)])
 
-    assert benchmark.main() == 130
+    assert benchmark.main() == status
 
     assert path.read_text() == "earlier"
     stopped = tmp_path / "layers.stopped.json"
@@ -527,6 +568,7 @@ def test_a_measurement_that_is_stopped_keeps_its_rows_and_the_earlier_record(
     printed = capsys.readouterr().out
     assert f"stopped; rows that were measured: 1, in {stopped}" in printed
     assert printed.count("Nature 1") == 2  # as it came, and in the table
+    assert said in printed
 
 
 @pytest.mark.slow
