@@ -65,7 +65,7 @@ def train(arguments: Arguments, command: str) -> str:
     report = arguments.report or arguments.out
     make_folder(report)
     results = compare_arms(settings, images, labels, seeds=arguments.seeds, out=arguments.out)
-    text = to_markdown(results)
+    text = to_markdown(results, pool=len(images))
     head = (
         "# Does a CoordConv harm where position hardly matters?\n\n"
         f"Made by `{command}` on {machine()}, with torch {torch.__version__} and"
@@ -78,7 +78,7 @@ def train(arguments: Arguments, command: str) -> str:
     with atomic_file(report / "digits.md") as file:
         file.write((head + text).encode())
     made = {"command": command, "machine": machine(), "torch": torch.__version__}
-    write_json({**made, **to_json(results)}, report / "digits.json")
+    write_json({**made, **to_json(results, pool=len(images))}, report / "digits.json")
     return text
 
 

@@ -154,6 +154,21 @@ def test_the_paired_test_is_students() -> None:
     assert not test.is_loss
 
 
+def test_seeds_of_one_pool_say_less_than_independent_ones() -> None:
+    first, second = [0.90, 0.91, 0.92, 0.93], [0.91, 0.91, 0.94, 0.92]
+    independent, pooled = paired_test(first, second), paired_test(first, second, overlap=0.75)
+
+    assert pooled.difference == independent.difference
+    # The variance of the mean, 1/4 of one difference's, becomes 1/4 + 3/4 of it.
+    assert pooled.high - pooled.low == pytest.approx(2 * (independent.high - independent.low))
+    assert pooled.p > independent.p
+
+
+def test_a_difference_that_all_pairs_share_is_certain() -> None:
+    test = paired_test([0.5, 0.75], [0.25, 0.5])
+    assert (test.difference, test.low, test.high, test.p) == (-0.25, -0.25, -0.25, 0)
+
+
 def test_the_paired_test_finds_a_small_loss_that_all_pairs_share() -> None:
     first = [0.90, 0.95, 0.99]
     test = paired_test(first, [accuracy - 0.01 - 1e-4 * i for i, accuracy in enumerate(first)])
@@ -177,7 +192,7 @@ def test_the_table_says_what_was_lost() -> None:
         for arm, own in arms.items()
     }
 
-    text = to_markdown(results)
+    text = to_markdown(results, pool=10_000)
 
     assert "| none | 100 | 98.00 % | 97.00 % | 97.50 % | 5 |" in text
     assert "-1.00 percentage points" in text
