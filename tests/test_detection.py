@@ -1225,9 +1225,11 @@ def test_the_gain_is_that_of_pairs_of_runs_with_the_same_seed() -> None:
     (gain,) = table.gains(results)
 
     assert gain.seeds == (0, 1)
-    assert gain.ratio.mean == pytest.approx((1.2 + 1.4) / 2)
-    # t of 1 degree of freedom is 12.706; the standard error of 1.2 and 1.4 is 0.1.
-    assert gain.ratio.high - gain.ratio.mean == pytest.approx(1.2706, abs=1e-4)
+    assert gain.ratio.mean == pytest.approx(math.sqrt(1.2 * 1.4))
+    # t of 1 degree of freedom is 12.706; two numbers have half their distance as standard error.
+    reach = 12.7062 * math.log(1.4 / 1.2) / 2
+    assert math.log(gain.ratio.high / gain.ratio.mean) == pytest.approx(reach, abs=1e-4)
+    assert gain.ratio.high / gain.ratio.mean == pytest.approx(gain.ratio.mean / gain.ratio.low)
 
 
 def test_there_is_no_gain_over_a_run_that_covers_nothing() -> None:
@@ -1236,7 +1238,8 @@ def test_there_is_no_gain_over_a_run_that_covers_nothing() -> None:
 
     assert table.gains([nothing, both[0]]) == []
     (gain,) = table.gains([nothing, learned, *both])
-    assert gain.seeds == (1,)
+    assert (gain.seeds, gain.left_out) == ((1,), 1)
+    assert "1 pair(s) of runs, 1 left out;" in table.to_markdown([nothing, learned, *both])
 
 
 def test_swept_step_sizes_are_compared_like_with_like_and_best_with_best() -> None:

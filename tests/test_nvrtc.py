@@ -128,6 +128,14 @@ def test_what_a_gpu_needs_is_said_in_a_sentence(
         nvrtc.require_gpu()
 
 
+def test_a_driver_that_is_too_old_is_said_in_a_sentence() -> None:
+    for driver in (13000, 13020, 14000):
+        nvrtc.require_driver(driver, (13, 5))
+    match = r"^the GPU's driver is for CUDA 12\.8, and NVRTC 13\.5 compiles for later ones; update"
+    with pytest.raises(nvrtc.CudaError, match=match):
+        nvrtc.require_driver(12080, (13, 5))
+
+
 def test_a_missing_compiler_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
 

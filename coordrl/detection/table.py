@@ -42,6 +42,17 @@ class Spread:
         reach = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error
         return cls(mean, mean - reach, mean + reach)
 
+    @classmethod
+    def of_ratios(cls, ratios: Sequence[float]) -> "Spread":
+        """Return geometric mean and interval; twice and half as much are equally far from 1.
+
+        Example:
+            >>> round(Spread.of_ratios([0.5, 2.0]).mean, 6)
+            1.0
+        """
+        logs = cls.of([math.log(ratio) for ratio in ratios])
+        return cls(math.exp(logs.mean), math.exp(logs.low), math.exp(logs.high))
+
 
 @dataclass(frozen=True)
 class Row:
@@ -127,6 +138,8 @@ class Gain:
     """Step sizes of the arms without and with coordinates."""
     seeds: tuple[int, ...]
     """Seeds of the pairs of runs, which differ in nothing but the arm and its step size."""
+    left_out: int
+    """Pairs without a ratio: the proposals of one of the two cover nothing."""
     ratio: Spread
 
 
@@ -134,8 +147,7 @@ def gains(results: Sequence[RunResult]) -> list[Gain]:
     """Return the gain of each kind of proposal detector over its like without coordinates.
 
     Where step sizes were swept, the gain of each arm's best follows: the step size of the greatest
-    test IOU with the first seed, which favors neither arm. A run without coordinates that covers
-    nothing, IOU 0, has no ratio to it.
+    test IOU with the first seed, which favors neither arm. The mean is that of ratios.
     """
     curves: dict[tuple[AnchorLayout, Coords], dict[float, dict[int, float]]] = {}
     for result in results:
@@ -155,10 +167,12 @@ def gains(results: Sequence[RunResult]) -> list[Gain]:
             pairs += [] if best in pairs else [best]
         for without, with_coords in pairs:
             before, after = baseline[without], rates[with_coords]
-            seeds = tuple(seed for seed in after if before.get(seed, 0.0) > 0)
+            pairs_of_runs = [seed for seed in after if seed in before]
+            seeds = tuple(seed for seed in pairs_of_runs if min(before[seed], after[seed]) > 0)
             if seeds:
-                ratio = Spread.of([after[seed] / before[seed] for seed in seeds])
-                found.append(Gain(layout, coords, (without, with_coords), seeds, ratio))
+                left_out = len(pairs_of_runs) - len(seeds)
+                ratio = Spread.of_ratios([after[seed] / before[seed] for seed in seeds])
+                found.append(Gain(layout, coords, (without, with_coords), seeds, left_out, ratio))
     return found
 
 
@@ -203,11 +217,12 @@ def to_markdown(results: Sequence[RunResult]) -> str:
         interval = (
             "" if math.isnan(ratio.low) else f" ({_percent(ratio.low)} to {_percent(ratio.high)})"
         )
+        left_out = f", {gain.left_out} left out" if gain.left_out else ""
         rates = f"{without:g}" if without == with_coords else f"{without:g} and {with_coords:g}"
         lines.append(
             f"- {gain.anchor_layout} anchors, step size {rates}, coords={gain.coords}: test IOU of"
             f" proposals {_percent(ratio.mean)}{interval} against none, {len(gain.seeds)} pair(s)"
-            f" of runs; the paper: about {_percent(PAPER_GAIN)}."
+            f" of runs{left_out}; the paper: about {_percent(PAPER_GAIN)}."
         )
     return "\n".join(lines).rstrip() + "\n"
 

@@ -67,8 +67,9 @@ class Occupancy:
     """Environments of a block, 1 to 64. The threads of a warp wait for those that are at another
     instruction, so in a warp of fewer than 32 environments each runs faster."""
     spare_bytes: int = 0
-    """Shared memory that a block reserves and leaves alone. With less left, a multiprocessor runs
-    fewer blocks at a time, and its cache holds more of what each is working on."""
+    """Shared memory that a block reserves and leaves alone, so that a multiprocessor runs fewer
+    blocks at a time. Cache and shared memory are one: only where one or two blocks are left does a
+    block have more cache than before."""
 
     def __post_init__(self) -> None:
         in_range("threads", self.threads, 1, _MAX_PLAYING_THREADS)
@@ -108,8 +109,7 @@ class DeviceEmulator:
     in a CUDA graph.
 
     Args:
-        games: Name of the game, or names; all with the same number of actions and, for
-            ``observation="rgb"`` or ``"gray"``, seen at the same size.
+        games: Name of the game, or names; all with the same number of actions.
         num_envs: Number of environments, a multiple of the number of games.
         settings: How the games are played and seen; ``AtariSettings()`` if None.
         autoreset: When the next episode begins, as in ``Emulator``.
@@ -271,8 +271,7 @@ class _Group:
         self._rows = rows
         self._num_envs = len(rows.obs)
         game = GAMES[name]
-        if observation_shape(game, settings) != rows.obs.shape[1:]:
-            raise ValueError(f"{name} is not seen at the size of the other games")
+        observation_shape(game, settings)  # which checks that its pictures are that large
         native = _native_settings(game, settings, autoreset)
         plan = self._plan = _compiled().Plan(native, rom, process_cpu_count())
         obs_shape = tuple(rows.obs.shape[1:])

@@ -250,6 +250,23 @@ class LoadedKernels:
             )  # fmt: skip
 
 
+def require_driver(driver: int, compiler: tuple[int, int]) -> None:
+    """Raise an error that says in one sentence so, if a driver is too old for what NVRTC compiles.
+
+    Args:
+        driver: Version of CUDA that it is for, as the driver tells it: 12080 is 12.8.
+        compiler: Version of NVRTC.
+
+    Raises:
+        CudaError: If that of the compiler has another first number.
+    """
+    if driver // 1000 < compiler[0]:
+        raise CudaError(
+            f"the GPU's driver is for CUDA {driver // 1000}.{driver % 1000 // 10}, and NVRTC "
+            f"{compiler[0]}.{compiler[1]} compiles for later ones; update the driver"
+        )
+
+
 @functools.cache
 def kernels_for(game: str, device: torch.device) -> LoadedKernels:
     """Return the kernels of a game, compiled for a GPU and loaded there.
@@ -260,6 +277,7 @@ def kernels_for(game: str, device: torch.device) -> LoadedKernels:
     require_gpu()
     driver = _bindings("driver")
     version = _checked(driver.cuDriverGetVersion())
+    require_driver(version, _checked(_bindings("nvrtc").nvrtcVersion()))
     major, minor = torch.cuda.get_device_capability(device)
     return LoadedKernels(cached_kernels(f"sm_{major}{minor}", defines(game), version), device)
 
