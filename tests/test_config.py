@@ -23,6 +23,7 @@ from coordrl.config import (
     dump_settings,
     load_settings,
     parse_override,
+    refuse_overruled,
 )
 
 
@@ -258,6 +259,27 @@ def test_what_is_written_reads_back_equal(
             "run.stagger is for ppo and a2c, .*: leave it at 0, got 5",
         ),
         (AtariSettings, "frame_skip", 0, "frame_skip must be at least 1, got 0"),
+        (AtariSettings, "stack_size", 0, "stack_size must be at least 1, got 0"),
+        (AtariSettings, "max_frames_per_episode", 0, "max_frames_per_episode must be at least 1"),
+        (AtariSettings, "repeat_action_probability", -0.1, r"must be in \[0, 1\], got -0.1"),
+        (RunSettings, "evaluation_episodes", 0, "evaluation_episodes must be at least 1, got 0"),
+        (RunSettings, "evaluation_interval", -1, "evaluation_interval must be at least 0, got -1"),
+        (RunSettings, "checkpoint_interval", 0, "checkpoint_interval must be at least 1, got 0"),
+        (RunSettings, "log_interval", 0, "log_interval must be at least 1, got 0"),
+        *(
+            (TrainingSettings, "algorithm", {key: least - 1}, f"{key} must be at least {least}")
+            for key, least in (
+                *(("n_epochs", 1), ("buffer_size", 1), ("train_freq", 1)),
+                *(("target_update_interval", 1), ("gradient_steps", -1)),
+            )
+        ),
+        *(
+            (TrainingSettings, "algorithm", {key: Schedule(0.5, 1.5)}, f"{key} must be at most 1")
+            for key in (
+                *("gamma", "gae_lambda", "tau", "exploration_fraction"),
+                *("exploration_initial_eps", "exploration_final_eps"),
+            )
+        ),
         (AtariSettings, "mode", -1, "mode must be at least 0, got -1"),
         (AtariSettings, "difficulty", -1, "difficulty must be at least 0, got -1"),
         (AtariSettings, "noop_max", -1, "noop_max must be at least 0, got -1"),
@@ -322,3 +344,25 @@ def test_settings_that_fit_together_may_be_given_in_any_order() -> None:
         assert (chosen.run.algo, chosen.run.stagger) == ("dqn", 0)
     with pytest.raises(SettingsError, match=r"^--set: .*stagger"):
         load_settings(TrainingSettings, None, [parse_override(texts[0])], base=base)
+
+
+def test_the_ends_of_a_range_are_in_it() -> None:
+    assert AtariSettings(repeat_action_probability=1).repeat_action_probability == 1
+    assert TrainingSettings(algorithm={"gamma": 1, "ent_coef": 0}).algorithm["gamma"] == 1
+
+
+def test_a_setting_within_a_table_is_overruled_as_well() -> None:
+    owners = {"run.seed": "use --seeds", "run.optimizer.eps": "it is fixed"}
+    for text, message in (
+        ("run={steps = 1, seed = 3}", "--set run.seed would be overruled; use --seeds"),
+        ("run={optimizer = {eps = 1}}", "--set run.optimizer.eps would be overruled; it is fixed"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            refuse_overruled([parse_override(text)], owners)
+    refuse_overruled([parse_override("run={steps = 1, optimizer = {name = 'Adam'}}")], owners)
+
+
+@pytest.mark.parametrize("pair", [(1,), (1, "step", 2), (0, "step")])
+def test_a_frequency_is_a_number_with_a_unit(pair: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError, match=r"must be a number from 1 on, or such .*, got \["):
+        TrainingSettings(RunSettings(algo="dqn"), algorithm={"train_freq": pair})

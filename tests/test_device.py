@@ -23,7 +23,7 @@ from gymnasium.vector import AutoresetMode
 from coordrl import envs
 from coordrl.config import AtariSettings, RunSettings, TrainingSettings
 from coordrl.device_algorithms import make_device_model
-from coordrl.emulator import Autoreset, Emulator, Step, nvrtc
+from coordrl.emulator import Autoreset, Emulator, Step, load_rom, nvrtc, states
 from coordrl.emulator.device import DeviceEmulator, Occupancy
 from coordrl.emulator.lockstep import Tally, compare_devices
 from coordrl.sb3_envs import make_sb3_env
@@ -321,6 +321,15 @@ def test_an_action_that_does_not_exist_is_the_nearest(make_shim: MakeShim) -> No
         ({"games": ("pong", "breakout")}, r"same number of actions, got \[4, 6\]"),
         ({"games": ("pong", "pacman"), "num_envs": 3}, "multiple of the 2 games, got 3"),
         ({"games": "pongg"}, "did you mean 'pong'"),
+        ({"games": ()}, "multiple of the 0 games, got 2"),
+        ({"games": "pong", "num_envs": 0}, "num_envs must be between 1 and 2147483647, got 0"),
+        (
+            {
+                "games": ("pacman", "pong"),
+                "settings": AtariSettings(screen_size=(240, 160), full_action_space=True),
+            },
+            "screen_size must not exceed the 210 x 160 pixels of pong",
+        ),
     ],
 )
 def test_a_wrong_batch_is_refused(
@@ -605,3 +614,123 @@ def test_a_command_without_a_gpu_says_so_and_ends_with_code_2(
 
     assert ended.value.code == 2
     assert re.fullmatch(r"device='cuda' needs .*", " ".join(capsys.readouterr().out.split()))
+
+
+@pytest.mark.parametrize("game", ["qbert", "amidar", "trondead"])
+def test_a_state_within_an_album_goes_to_a_gpu_and_back(game: str, make_shim: MakeShim) -> None:
+    ours, back = Emulator(game, 3, SHORT), Emulator(game, 3, SHORT)
+    theirs = DeviceEmulator(game, 3, SHORT, device="cpu", make_kernels=make_shim)
+    theirs.reset(seed=9)
+    ours.reset(seed=3)
+
+    for step in range(6):
+        saved = ours.save()
+        expected, found = back.restore(saved), theirs.restore(saved)
+        for field in ("obs", "lives", "frame_number", "episode_frame_number", "episode_length"):
+            assert np.array_equal(getattr(found, field), getattr(expected, field)), (step, field)
+        assert theirs.save() == saved
+        actions = np.full(3, step % 3)
+        found, expected = theirs.step(torch.from_numpy(actions)), ours.step(actions)
+        assert np.array_equal(found.obs, expected.obs)
+        assert theirs.save() == ours.save()
+
+
+def test_what_was_shown_before_a_restore_is_not_shown_again(make_shim: MakeShim) -> None:
+    settings = AtariSettings(max_frames_per_episode=40, noop_max=0)  # ends in a step's last frame
+    ours = Emulator("breakout", 2, settings)
+    theirs = DeviceEmulator("breakout", 2, settings, device="cpu", make_kernels=make_shim)
+    ours.reset(seed=0)
+    theirs.reset(seed=0)
+    for _ in range(9):
+        ours.step([2, 3])
+        theirs.step(torch.tensor([3, 2]))
+
+    theirs.restore(ours.save())
+    expected, step = ours.step([2, 3]), theirs.step(torch.tensor([2, 3]))
+
+    assert expected.ended.all()
+    assert np.array_equal(step.final_obs, expected.final_obs)
+
+
+def test_a_wrong_state_of_one_game_leaves_the_others_where_they_are(make_shim: MakeShim) -> None:
+    settings = dataclasses.replace(SHORT, full_action_space=True)
+    both = DeviceEmulator(("pong", "pacman"), 2, settings, device="cpu", make_kernels=make_shim)
+    both.reset(seed=0)
+    before = both.save()
+    both.step(torch.tensor([2, 3]))
+    saved = both.save()
+
+    with pytest.raises(ValueError, match="checksum does not match"):
+        both.restore([before[0], before[1][:-1] + b"?"])
+
+    assert both.save() == saved
+
+
+def test_actions_may_lie_in_any_order(make_shim: MakeShim) -> None:
+    apart, together = (
+        DeviceEmulator("pong", 2, SHORT, device="cpu", make_kernels=make_shim) for _ in range(2)
+    )
+    apart.reset(seed=0)
+    together.reset(seed=0)
+
+    apart.step(torch.tensor([[2, 0], [3, 0]])[:, 0])
+    together.step(torch.tensor([2, 3]))
+
+    assert apart.save() == together.save()
+
+
+def test_actions_on_another_device_are_refused(make_shim: MakeShim) -> None:
+    theirs = DeviceEmulator("pong", 2, SHORT, device="cpu", make_kernels=make_shim)
+    theirs.reset(seed=0)
+    with pytest.raises(ValueError, match=r"shape \(2,\) on cpu, got \(2,\) on meta"):
+        theirs.step(torch.zeros(2, dtype=torch.int64, device="meta"))
+
+
+def test_a_console_that_no_game_leads_to_is_refused(make_shim: MakeShim) -> None:
+    theirs = DeviceEmulator("pong", 1, SHORT, device="cpu", make_kernels=make_shim)
+    theirs.reset(seed=0)
+    (saved,) = theirs.save()
+    (group,) = theirs._groups
+    content = states.unpack(group._key, saved, largest=10**7)
+    for wrong in (b"\xff" * len(content), content + b"\0" * 10**7):
+        with pytest.raises(ValueError, match="the saved environment is damaged"):
+            theirs.restore([states.pack(group._key, wrong)])
+    assert theirs.save() == [saved]
+
+
+def test_ram_is_that_of_the_cpu_for_every_game_and_a_copy(make_shim: MakeShim) -> None:
+    settings = dataclasses.replace(SHORT, full_action_space=True)
+    games = ("pong", "pacman")
+    both = DeviceEmulator(games, 4, settings, device="cpu", make_kernels=make_shim)
+    alone = [Emulator(game, 2, settings) for game in games]
+    both.reset(seed=[0, 1, 0, 1])
+    for emulator in alone:
+        emulator.reset(seed=0)
+
+    ram = both.ram
+    expected = np.concatenate([emulator.ram for emulator in alone])
+    both.step(torch.tensor([2, 3, 4, 5]))
+
+    assert np.array_equal(ram.numpy(), expected)
+    assert not torch.equal(both.ram, ram)
+
+
+def test_a_rom_of_ones_own_is_read(tmp_path: Path, make_shim: MakeShim) -> None:
+    (tmp_path / "mine.bin").write_bytes(load_rom("breakout"))
+    with pytest.raises(ValueError, match=r"mine.bin is not the ROM image of pong"):
+        DeviceEmulator(
+            "pong", 1, rom_path=tmp_path / "mine.bin", device="cpu", make_kernels=make_shim
+        )
+
+
+def test_games_of_one_batch_may_mean_other_actions_by_their_numbers(make_shim: MakeShim) -> None:
+    both = DeviceEmulator(("breakout", "atlantis"), 2, SHORT, device="cpu", make_kernels=make_shim)
+    assert both.action_meanings == Emulator("breakout", 1).action_meanings
+
+
+def test_a_mask_may_lie_in_any_order(make_shim: MakeShim) -> None:
+    theirs = DeviceEmulator("breakout", 2, SHORT, device="cpu", make_kernels=make_shim)
+    theirs.reset(seed=0)
+    theirs.step(torch.tensor([0, 0]))
+    begun = theirs.reset(mask=np.array([True, False])[::-1]).episode_length
+    assert begun.tolist() == [1, 0]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import zlib
 from collections.abc import Callable
 from importlib import resources
 from itertools import pairwise
@@ -918,3 +919,75 @@ def test_where_no_affinity_is_known_all_processors_are_counted(
     assert emulator.process_cpu_count() == len(os.sched_getaffinity(0))
     monkeypatch.delattr(os, "sched_getaffinity")
     assert emulator.process_cpu_count() == os.cpu_count()
+
+
+def test_a_state_is_of_its_length_its_key_and_its_format() -> None:
+    key = {"game": "pong", "mode": 0}
+    state = states.pack(key, b"ab", b"c")
+    assert state[:10] == b"coordrl\0\1\0"
+    assert states.unpack({"mode": 0, "game": "pong"}, state, largest=3) == b"abc"
+    header, text = states._HEADER.size, json.dumps(key).encode()
+    no_zip = text + b"no zip"
+    for found, expected, largest, match in (
+        (state, key, 2, "has the wrong length"),
+        (state[: header + len(text)], key, 3, "checksum does not match"),
+        (state, {"game": "pong"}, 3, "saved with mode=0, this emulator has None"),
+        (state, {**key, "color": 1}, 3, "saved with color=None, this emulator has 1"),
+        (state[:8] + b"\0\0" + state[10:], key, 3, "version 0, this release reads version 1"),
+        (
+            states._HEADER.pack(b"coordrl\0", 1, len(text), zlib.crc32(no_zip)) + no_zip,
+            key,
+            3,
+            "damaged: Error -3 while decompressing",
+        ),
+    ):
+        with pytest.raises(ValueError, match=match):
+            states.unpack(expected, found, largest=largest)
+
+
+def test_numbers_are_whole_ones_of_python_or_numpy() -> None:
+    batch = Emulator("pong", np.int64(2))  # type: ignore[arg-type]
+    assert type(batch.num_envs) is int
+    for wrong in (True, 2.0):
+        with pytest.raises(TypeError, match=f"num_envs must be a whole number, got {wrong}"):
+            Emulator("pong", wrong)  # type: ignore[arg-type]
+    batch.reset(seed=0)
+    assert batch.step(np.array([0, 5], np.uint8)).episode_length.tolist() == [1, 1]
+    with pytest.raises(ValueError, match=r"actions must have shape \(2,\), got \(2, 1\)"):
+        batch.step([[0], [5]])
+    with pytest.raises(TypeError, match="whole numbers, got dtype bool"):
+        batch.step([True, False])
+
+
+def test_seeds_and_masks_are_checked_where_nobody_did_before() -> None:
+    batch = Emulator("pong", 2)
+    batch.reset(seed=0)
+    before = batch.save()
+    nobody = np.zeros(2, np.bool_)
+    wrong: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"seed": [2**70, 0]}, ValueError, r"seeds must be in \[0, 2\^31\), got 0 to 11805916"),
+        ({"seed": [True, False]}, TypeError, "seeds must be whole numbers, got dtype bool"),
+        ({"seed": [0.0, 1.0]}, TypeError, "seeds must be whole numbers, got dtype float64"),
+        ({"mask": np.ones(3, np.bool_)}, ValueError, r"shape \(2,\), got bool of shape \(3,\)"),
+    ]
+    for arguments, error, match in wrong:
+        with pytest.raises(error, match=match):
+            batch.reset(**arguments)
+    batch.reset(seed=[], mask=nobody)
+    assert batch.save() == before
+
+
+def test_emulators_without_a_seed_are_seeded_apart() -> None:
+    batches = [Emulator("pong", 4, AtariSettings(noop_max=0)) for _ in range(2)]
+    for batch in batches:
+        batch.reset()
+    one, other = (batch.save() for batch in batches)
+    assert len({*one, *other}) == 8
+
+
+def test_a_seed_is_that_of_the_environment_that_the_mask_names() -> None:
+    batch, alone = Emulator("pong", 3), Emulator("pong", 1)
+    batch.reset(seed=0)
+    batch.reset(seed=[9], mask=np.array([False, True, False]))
+    alone.reset(seed=9)
+    assert batch.save()[1] == alone.save()[0]

@@ -52,11 +52,11 @@ def test_a_report_is_read(margin: str) -> None:
 ptxas info    : Compiling entry function 'play_environments' for 'sm_90'
 ptxas info    : Function properties for play_environments
 {margin}    1296 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
-ptxas info    : Used 128 registers, used 1 barriers, 1296 bytes cumulative stack size, 64 bytes smem
+ptxas info    : Used 128 registers, used 1 barriers, 1408 bytes cumulative stack size, 64 bytes smem
 ptxas info    : Function properties for other
 {margin}    16 bytes stack frame, 1 bytes spill stores, 2 bytes spill loads
 """
-    assert nvrtc.kernel_usage(log) == {"play_environments": nvrtc.Usage(128, 1296, 8, 12, 64)}
+    assert nvrtc.kernel_usage(log) == {"play_environments": nvrtc.Usage(128, 1408, 8, 12, 64)}
 
 
 def test_a_mistake_is_shown_with_its_place() -> None:
@@ -95,7 +95,8 @@ def test_kernels_that_cannot_be_kept_are_used_all_the_same(
 ) -> None:
     monkeypatch.setattr(nvrtc, "compile_kernels", lambda *_: (b"cubin", ""))
     (tmp_path / "file").write_text("")
-    for folder in (tmp_path / "file" / "below", Path("/proc/nowhere")):
+    (tmp_path / "kernels").symlink_to("/proc/self")  # a folder in which no file can be made
+    for folder in (tmp_path / "file" / "below", Path("/proc/nowhere"), tmp_path):
         monkeypatch.setenv("COORDRL_CACHE", str(folder))
         assert nvrtc.cached_kernels("sm_90", nvrtc.defines("pong"), 13000) == b"cubin"
 
@@ -104,7 +105,8 @@ def test_a_gpu_without_a_number_is_the_current_one(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     assert nvrtc.indexed(torch.device("cuda")) == torch.device("cuda:3")
-    assert nvrtc.indexed(torch.device("cuda:1")) == torch.device("cuda:1")
+    for index in (0, 1):
+        assert nvrtc.indexed(torch.device("cuda", index)) == torch.device("cuda", index)
     assert nvrtc.indexed(torch.device("cpu")) == torch.device("cpu")
 
 
@@ -141,3 +143,45 @@ def test_a_missing_compiler_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatc
 
     with pytest.raises(nvrtc.CudaError, match=r"NVRTC, which is missing \(.*\); install coordrl\["):
         nvrtc.compile_kernels("compute_90", nvrtc.defines("pong"))
+
+
+def test_kernels_are_kept_for_the_compiler_that_made_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = iter([b"of 13.0", b"of 13.1"])
+    monkeypatch.setenv("COORDRL_CACHE", str(tmp_path))
+    monkeypatch.setattr(nvrtc, "compile_kernels", lambda *_: (next(made), ""))
+    for minor in (0, 1):
+        monkeypatch.setattr("cuda.bindings.nvrtc.nvrtcVersion", lambda: (0, 13, minor))  # noqa: B023
+        cubin = nvrtc.cached_kernels("sm_90", nvrtc.defines("pong"), 13000)
+        assert cubin == b"of 13.%d" % minor
+
+
+def test_kernels_are_kept_in_the_home_folder_if_nothing_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("COORDRL_CACHE", "")
+    assert nvrtc.cache_folder() == tmp_path / ".cache" / "coordrl" / "kernels"
+    monkeypatch.delenv("COORDRL_CACHE")
+    assert nvrtc.cache_folder() == tmp_path / ".cache" / "coordrl" / "kernels"
+
+
+def test_a_compiler_that_does_not_work_is_said_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cuda.bindings.nvrtc import nvrtcResult
+
+    def missing() -> None:
+        raise RuntimeError("Failed to dlopen libnvrtc.so.13\nin a long traceback")
+
+    monkeypatch.setattr("cuda.bindings.nvrtc.nvrtcVersion", missing)
+    with pytest.raises(nvrtc.CudaError, match=r"is missing \(Failed to .*13\); install coordrl\["):
+        nvrtc.cached_kernels("sm_90", nvrtc.defines("pong"), 13000)
+
+    monkeypatch.setenv("COORDRL_CACHE", str(tmp_path))
+    monkeypatch.setattr(nvrtc, "compile_kernels", lambda *_: (b"cubin", ""))
+    failed = nvrtcResult.NVRTC_ERROR_OUT_OF_MEMORY
+    monkeypatch.setattr("cuda.bindings.nvrtc.nvrtcVersion", lambda: (failed,))
+    with pytest.raises(nvrtc.CudaError, match=r"^nvrtcResult says NVRTC_ERROR_OUT_OF_MEMORY$"):
+        nvrtc.cached_kernels("sm_90", nvrtc.defines("pong"), 13000)

@@ -25,6 +25,7 @@ from coordrl.runs import (
     StopNow,
     StopRequest,
     atomic_file,
+    make_folder,
     open_run,
     require_trained,
     require_writable,
@@ -584,3 +585,139 @@ def test_progress_in_a_terminal_is_one_bar_with_its_text() -> None:
 )
 def test_durations_are_told_in_fitting_units(seconds: float, text: str) -> None:
     assert runs._duration(seconds) == text
+
+
+def test_what_was_written_is_flushed_and_not_an_empty_file(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    flush = os.fsync
+
+    def noted(descriptor: int) -> None:
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            flushed.append(os.fstat(descriptor).st_size)
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with atomic_file(folder.path / "curve.csv") as file:
+        file.write(b"new")
+    write_checkpoint(folder, 7, text="weights")
+
+    manifest = folder.path / "checkpoints" / "000000000007" / "manifest.json"
+    assert flushed == [3, 7, manifest.stat().st_size]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is open")
+def test_what_is_written_leaves_nothing_open(folder: RunFolder) -> None:
+    def opened() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    write_checkpoint(folder, 1)
+    before = opened()
+    for step in range(2, 5):
+        write_checkpoint(folder, step)
+        with atomic_file(folder.path / "curve.csv") as file:
+            file.write(b"new")
+    assert opened() == before
+
+
+def test_folders_above_a_new_run_are_made(tmp_path: Path) -> None:
+    with open_run(tmp_path / "runs" / "Pong", SETTINGS) as folder:
+        assert folder.path.is_dir()
+
+
+def test_a_new_run_that_ctrl_c_ends_can_be_resumed(tmp_path: Path) -> None:
+    def begin(*, resume: bool) -> None:
+        with open_run(tmp_path / "run", SETTINGS, resume=resume):
+            raise KeyboardInterrupt
+
+    for resume in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            begin(resume=resume)
+
+
+def test_settings_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run", SETTINGS):
+        pass
+    (tmp_path / "run" / "settings.toml").write_text("seed = ")
+    with (
+        pytest.raises(RunError, match=r"settings.toml cannot be read: .*; start anew elsewhere"),
+        open_run(tmp_path / "run", SETTINGS, resume=True),
+    ):
+        pass
+
+
+def test_a_setting_within_a_table_of_a_table_has_its_full_name(tmp_path: Path) -> None:
+    nested = "[algorithm]\nlearning_rate = {start = 0.1, end = 0.0}\n"
+    with open_run(tmp_path / "run", nested):
+        pass
+    with (
+        pytest.raises(RunError, match=r"settings: algorithm\.learning_rate\.end is 0\.0 there"),
+        open_run(tmp_path / "run", nested.replace("end = 0.0", "end = 0.05"), resume=True),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("text", ["{}", '{"files": []}', '{"files": {"state": {}}}'])
+def test_a_manifest_that_says_something_else_is_no_whole_checkpoint(
+    text: str, folder: RunFolder
+) -> None:
+    write_checkpoint(folder, 1)
+    (folder.path / "checkpoints" / "000000000001" / "manifest.json").write_text(text)
+    with pytest.raises(RunError, match=r"no whole checkpoint .*its manifest cannot be read"):
+        folder.newest_checkpoint()
+
+
+def test_an_error_without_a_number_is_told_in_its_words(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RunError, match=r"cannot write .*curve.csv: the disk is gone; nothing was"),
+        atomic_file(tmp_path / "curve.csv"),
+    ):
+        raise OSError("the disk is gone")
+
+
+def test_the_rate_outlives_a_silence_longer_than_its_window(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    console, file = plain_console()
+    with Progress("Pong", 10_000, "steps", console=console) as progress:
+        assert progress.rate == 0
+        now = 200.0
+        progress.update(1000)
+        now = 300.0
+        progress.update(3000)
+
+    assert [line.split("  ")[2] for line in written(file)] == ["10/s", "20/s"]
+
+
+def test_a_line_that_stays_is_one_line_however_long() -> None:
+    file = io.StringIO()
+    progress = Progress("Pong", 10, "steps", console=Console(file=file, width=20))
+    progress.say("a sentence " * 9)
+    assert file.getvalue().count("\n") == 1
+
+
+def test_the_bar_is_painted_while_the_work_goes_on_and_left_at_its_end() -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=100)
+    with Progress("Pong", 100, "steps", console=console) as progress:
+        progress.update(50)
+        assert "50/100 steps" in file.getvalue()
+        assert "\x1b[?25h" not in file.getvalue()
+    assert "\x1b[?25h" in file.getvalue(), "the cursor is hidden"
+
+
+def test_sparkline_takes_the_nearest_level() -> None:
+    assert sparkline([0, 0.4, 0.6, 1], levels="ab") == "aabb"
+
+
+def test_a_folder_for_results_is_made_or_refused_before_the_work(tmp_path: Path) -> None:
+    make_folder(tmp_path / "new" / "report")
+    assert list((tmp_path / "new" / "report").iterdir()) == []
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match=r"file cannot be a folder for results: File exists"):
+        make_folder(tmp_path / "file")
+    with pytest.raises(RunError, match=r"/proc/\w+ cannot be a folder for results: "):
+        make_folder(Path("/proc/results"))

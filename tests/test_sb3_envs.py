@@ -1,5 +1,6 @@
 """The adapter against SB3's own environments, SB3's Atari wrappers, and everything stock."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from coordrl.config import AtariSettings
-from coordrl.envs import AtariVectorEnv
+from coordrl.envs import AtariVectorEnv, pack_state
 from coordrl.sb3_envs import VectorEnvAdapter, make_sb3_env
 
 SAME_STEP, NEXT_STEP = AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP
@@ -582,3 +583,65 @@ def test_environments_without_save_are_named() -> None:
         envs.save()
     with pytest.raises(ValueError, match="cannot be restored: it has no method restore"):
         envs.restore(b"")
+
+
+class Saving(Counting):
+    """Counting, which can be saved."""
+
+    def save(self) -> bytes:
+        return self.count.tobytes()
+
+    def restore(self, state: bytes) -> Any:
+        self.count = np.frombuffer(state, np.uint8).reshape(2, 1).copy()
+        return self.count.copy()
+
+
+def test_restored_environments_of_any_kind_go_on_with_their_statistics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    ours, theirs = VectorEnvAdapter(Saving()), VectorEnvAdapter(Saving())
+    ours.reset()
+    now = 107.0
+    ours.step(np.array([1, 1]))
+    state = ours.save()
+    now = 200.0
+    theirs.reset()
+    now = 300.0
+
+    theirs.restore(state)
+
+    now = 304.0
+    infos = theirs.step(np.array([1, 1]))[3]
+    assert infos[0]["episode"] == {"r": 1.0, "l": 2, "t": 11.0}
+    now = 305.0
+    infos = theirs.step(np.array([1, 1]))[3]
+    assert infos[1]["episode"] == {"r": 1.5, "l": 3, "t": 12.0}
+    now = 306.5
+    infos = theirs.step(np.array([1, 1]))[3]
+    assert infos[0]["episode"] == {"r": 1.0, "l": 2, "t": 2.5}
+    with pytest.raises(ValueError, match="num_envs=3, here it is 2"):
+        theirs.restore(pack_state({"num_envs": 3}, {}, {}))
+
+
+def test_a_game_that_a_reset_begins_is_timed_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    envs = VectorEnvAdapter(Counting())
+    now = 150.0
+    envs.reset()
+    now = 151.0
+    envs.step(np.array([1, 1]))
+    assert envs.step(np.array([1, 1]))[3][0]["episode"]["t"] == 1.0
+
+
+def test_closing_the_adapter_closes_the_games() -> None:
+    envs = make_sb3_env("Pong", 1)
+    envs.close()
+    assert envs.envs.closed
+
+
+def test_a_method_is_called_once_and_told_for_each_index() -> None:
+    envs = VectorEnvAdapter(Counting())
+    assert envs.env_method("double", 4, indices=1) == [8]

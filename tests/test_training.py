@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import errno
+import itertools
 import json
 import math
 import pickle
@@ -41,6 +42,7 @@ from coordrl.config import (
 )
 from coordrl.device_algorithms import make_device_model
 from coordrl.device_algorithms.base import OnDevice
+from coordrl.emulator.nvrtc import CudaError
 from coordrl.envs import AtariVectorEnv
 from coordrl.ranks import Ranks
 from coordrl.runs import Progress, RunError
@@ -710,22 +712,26 @@ class TestResume:
         assert steps == pytest.approx(2)  # of a run that had 64
         assert done == 66
 
-    def test_a_place_that_is_taken_is_told_at_the_start(self, tmp_path: Path) -> None:
-        chosen = settings("a2c")
-        train(chosen, tmp_path / "run")
-        shutil.rmtree(tmp_path / "run" / "last")
-        (tmp_path / "run" / "last").write_text("mine")
-        with pytest.raises(AgentError, match="last exists and is no saved agent"):
-            train(chosen, tmp_path / "run", resume=True)
+    @pytest.mark.parametrize("name", ["best", "last"])
+    def test_a_place_that_is_taken_is_told_at_the_start(self, name: str, tmp_path: Path) -> None:
+        train(settings("a2c"), tmp_path / "run")
+        shutil.rmtree(tmp_path / "run" / name)
+        (tmp_path / "run" / name).write_text("mine")
+        with pytest.raises(AgentError, match=f"{name} exists and is no saved agent"):
+            train(settings("a2c"), tmp_path / "run", resume=True)
 
+    @pytest.mark.parametrize("method", ["__init__", "add_scalar", "close"])
+    @pytest.mark.parametrize(
+        "error", [OSError(errno.EFBIG, "File too large"), OSError("is too large")]
+    )
     def test_numbers_that_cannot_be_written_are_told(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, method: str, error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def full(*_: Any) -> None:
-            raise OSError(errno.EFBIG, "File too large")
+        def full(*_: Any, **__: Any) -> None:
+            raise error
 
-        monkeypatch.setattr(SummaryWriter, "add_scalar", full)
-        with pytest.raises(RunError, match="cannot write for TensorBoard: File too large; make"):
+        monkeypatch.setattr(SummaryWriter, method, full)
+        with pytest.raises(RunError, match=r"for TensorBoard: (File|is) too large; make"):
             train(settings("a2c", "run.track=tensorboard"), tmp_path / "run")
 
     @pytest.mark.parametrize("lost", ["checkpoints/000000000096", "checkpoints"])
@@ -947,3 +953,228 @@ class TestResume:
 
         monkeypatch.setattr(replaced, write_checkpoint)
         assert train(settings("a2c"), folder, resume=True).ending == "finished"
+
+
+class TestEdges:
+    @WHEREVER
+    def test_weights_that_are_no_numbers_are_no_best_agent(
+        self, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        between = _Run.between_updates
+
+        def spoil(run: Any, **options: Any) -> None:
+            with torch.no_grad():
+                run._model.policy.q_net.q_net[-1].weight.fill_(math.nan)
+            between(run, **options)
+
+        monkeypatch.setattr(_Run, "between_updates", spoil)
+        chosen = settings(
+            "dqn", where, "run.evaluation_interval=16", "run.checkpoint_interval=1000"
+        )
+        with pytest.raises(RunError, match=r"at step 16 weights are no numbers .*; there is no ch"):
+            train(chosen, tmp_path / "run")
+        assert not (tmp_path / "run" / "best").exists()
+
+    def test_an_evaluation_has_as_many_games_as_the_run_is_set(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        short = ("run.evaluation_episodes=3", "env.max_frames_per_episode=40")
+        result = train(settings("a2c", *short, "run.evaluation_interval=48"), tmp_path / "run")
+        assert result.evaluation is not None
+        assert result.evaluation.episodes == 3
+        assert "in 3 games" in capfd.readouterr().err
+
+    @pytest.mark.filterwarnings("ignore:.*ale-py plays the games:RuntimeWarning")
+    def test_a_run_whose_games_cannot_be_saved_goes_on_with_new_ones(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        given: list[int | None] = []
+        seed = VectorEnvAdapter.seed
+
+        def noting(self: VectorEnvAdapter, value: int | None = None) -> Any:
+            given.append(value)
+            return seed(self, value)
+
+        chosen = settings("a2c")
+        train(chosen, tmp_path / "run")
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / "000000000096")
+        monkeypatch.setattr("coordrl.emulator._native", None)
+        monkeypatch.setattr(VectorEnvAdapter, "seed", noting)
+        capfd.readouterr()
+
+        result = train(chosen, tmp_path / "run", resume=True)
+
+        assert (result.ending, result.steps) == ("finished", 96)
+        assert "going on from the checkpoint of step 64, with new games" in capfd.readouterr().err
+        assert given[-1] == _stream(chosen, "environment", 64)
+        assert not (tmp_path / "run" / "checkpoints" / "000000000096" / "games.bin").exists()
+
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / "000000000064")
+        assert train(chosen, tmp_path / "run", resume=True).steps == 96
+
+    def test_what_is_due_is_due_at_multiples_of_its_interval(self, tmp_path: Path) -> None:
+        every_40 = ("run.checkpoint_interval=40", "run.evaluation_interval=40")
+        train(settings("a2c", *every_40), tmp_path / "run")
+        evaluations = json.loads((tmp_path / "run" / "evaluations.json").read_text())
+        assert [row["agent_steps"] for row in evaluations] == [40, 80, 96]
+        # Updates of 16 steps.
+        train(settings("ppo", "run.checkpoint_interval=40"), tmp_path / "ppo")
+        assert checkpoints(tmp_path / "ppo") == [80, 96]
+
+    def test_a_run_that_is_over_logs_nothing_twice(self, tmp_path: Path) -> None:
+        chosen = settings(
+            *("ppo", "run.evaluation_interval=32", "run.target_return=0"),
+            "env.max_frames_per_episode=40",
+        )
+        train(chosen, tmp_path / "run")
+        curve = (tmp_path / "run" / "progress.csv").read_text()
+        train(chosen, tmp_path / "run", resume=True)
+        assert (tmp_path / "run" / "progress.csv").read_text() == curve
+        assert curve.count("\n") == 1 + 1
+
+    def test_the_time_of_a_resumed_run_goes_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = itertools.count(step=10.0)
+        monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+        chosen, folder = settings("a2c", "env.max_frames_per_episode=40"), tmp_path / "run"
+        train(chosen, folder)
+        shutil.rmtree(folder / "checkpoints" / "000000000096")
+
+        train(chosen, folder, resume=True)
+
+        rows = list(csv.DictReader((folder / "progress.csv").read_text().splitlines()))
+        seconds = [float(row["seconds"]) for row in rows]
+        assert seconds == sorted(set(seconds))
+        state = torch.load(folder / "checkpoints" / "000000000096" / "state.pt", weights_only=True)
+        assert json.loads(state["journal"])["seconds"] > seconds[-1]
+
+    @pytest.mark.parametrize(
+        ("error", "told", "match"),
+        [
+            (CudaError("there is no compiler"), SettingsError, "Breakout cannot be played so: th"),
+            (RuntimeError("an operator\nin detail"), RuntimeError, "^an operator\nin detail$"),
+            (RuntimeError("not enough memory"), SettingsError, r"lower run.num_envs.* \(not enou"),
+            (MemoryError(), SettingsError, r"lower run.num_envs.* \(MemoryError\)"),
+        ],
+    )
+    def test_games_that_cannot_be_made_are_told_by_what_they_lack(
+        self,
+        error: Exception,
+        told: type[Exception],
+        match: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def fail(*_: Any, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr("coordrl.training.run.make_sb3_env", fail)
+        with pytest.raises(told, match=match):
+            train(settings("a2c"), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_a_file_is_read_with_the_algorithm_and_rules_of_its_game(self, tmp_path: Path) -> None:
+        path = tmp_path / "run.toml"
+        path.write_text(
+            "[games.Pong.run]\nprotocol = 'machado'\nalgo = 'dqn'\n"
+            "[games.Pong.algorithm]\nbuffer_size = 9\n"
+        )
+        chosen = load_training_settings(path)
+        assert (chosen.run.algo, chosen.algorithm["buffer_size"]) == ("dqn", 9)
+        assert chosen.env.full_action_space
+
+        path.write_text("[algorithm]\nbuffer_size = 9\n")
+        with pytest.raises(SettingsError, match=r"run.toml: unknown key 'algorithm.buffer_size'"):
+            load_training_settings(path)
+
+    @pytest.mark.parametrize("has_gpu", [True, False])
+    def test_the_default_configuration_is_that_of_the_gpu_where_there_is_one(
+        self, has_gpu: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+        assert default_config("dqn", "auto") == ("dqn_cuda.toml" if has_gpu else "dqn.toml")
+        assert default_config("dqn", "cuda") == "dqn_cuda.toml"
+        assert default_config("dqn", "cpu") == "dqn.toml"
+
+    def test_the_window_of_the_statistics_stays_as_wide(self, tmp_path: Path) -> None:
+        chosen = settings("a2c")
+        env = make_sb3_env("Breakout", 2, chosen.env, seed=0)
+        model: Any = make_model(chosen, env, seed=0)
+        model.learn(8)
+        write_checkpoint(model, "", tmp_path)
+        read_checkpoint(model, tmp_path)
+        assert model.ep_info_buffer.maxlen == model.ep_success_buffer.maxlen == 100
+        env.close()
+
+    @pytest.mark.parametrize("journal", ["", "[1]", '{"mood": "good"}'])
+    def test_a_journal_that_is_none_is_refused(
+        self, journal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        train(settings("a2c"), tmp_path / "run")
+        restored = Restored(journal, games=True)
+        monkeypatch.setattr("coordrl.training.run._Run._restore", lambda self, path: restored)
+        with pytest.raises(RunError, match="has a journal of another version of coordrl"):
+            train(settings("a2c"), tmp_path / "run", resume=True)
+
+    def test_a_resumed_run_hides_no_point_before_its_checkpoint(self, tmp_path: Path) -> None:
+        chosen, folder = settings("a2c", "run.track=tensorboard"), tmp_path / "run"
+        train(chosen, folder)
+        shutil.rmtree(folder / "checkpoints" / "000000000096")
+        time.sleep(1)  # TensorBoard reads files of one second in the order of their names alone
+        train(chosen, folder, resume=True)
+        events = EventAccumulator(str(folder / "tensorboard"), purge_orphaned_data=True).Reload()
+        steps = [point.step for point in events.Scalars("train/learning_rate")]
+        assert steps == [16, 32, 48, 64, 80, 96]
+
+    def test_a_profile_ends_a_phase_that_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        times = iter([0.0, 1.0, 3.0, 7.0, 15.0])
+        monkeypatch.setattr(time, "perf_counter", lambda: next(times))
+        profile = Profile()
+        with pytest.raises(ZeroDivisionError), profile.phase("failed"):
+            raise ZeroDivisionError
+        with profile.phase("next"):
+            pass
+        assert profile.seconds == {"failed": 2.0, "next": 8.0}
+
+    @WHEREVER
+    def test_a_profile_tells_acting_from_learning(self, where: str, tmp_path: Path) -> None:
+        never = ("algorithm.gradient_steps=0", "algorithm.learning_starts=0")
+        profile = train(settings("dqn", where, *never), tmp_path / "run", profile=True).profile
+        assert profile is not None
+        assert "forward, to act" in profile
+        assert "forward, to learn" not in profile
+
+    def test_a_profile_counts_the_steps_of_its_own_process(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        counted: list[int] = []
+        monkeypatch.setattr(Profile, "table", lambda self, steps: counted.append(steps))
+        train(settings("a2c"), tmp_path / "run", profile=True)
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / "000000000096")
+        train(settings("a2c"), tmp_path / "run", resume=True, profile=True)
+        assert counted == [96, 32]
+
+    def test_the_progress_shows_the_curve_and_its_last_return(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shown: list[tuple[Any, ...]] = []
+        monkeypatch.setattr(Progress, "update", lambda self, done, *args: shown.append(args))
+        train(settings("a2c", "env.max_frames_per_episode=40"), tmp_path / "run")
+        rows = list(csv.DictReader((tmp_path / "run" / "progress.csv").read_text().splitlines()))
+        returns = [float(row["episode_return"]) for row in rows]
+        assert (f"return {returns[-2]:.1f}", returns[:-1]) in shown
+
+    def test_the_first_of_equally_good_agents_is_the_best(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        def equal(*args: Any, **kwargs: Any) -> EvaluationResult:
+            return dataclasses.replace(evaluate(*args, **kwargs), episode_returns=(1.0,))
+
+        monkeypatch.setattr("coordrl.training.run.evaluate", equal)
+        result = train(settings("a2c", "run.evaluation_interval=48"), tmp_path / "run")
+        assert result.best_agent is not None
+        card = load_agent(result.best_agent).card
+        assert card is not None
+        assert card.agent_steps == 48
+        assert capfd.readouterr().err.count("the best so far") == 1
