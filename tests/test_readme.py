@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 # Lengths of what trains, cut short.
-SHORTER = {"n_steps=128": "n_steps=4", "learn(10_000)": "learn(32)", "num_envs=8": "num_envs=2"}
+SHORTER = {"n_steps=128": "n_steps=32", "learn(10_000)": "learn(64)", "num_envs=8": "num_envs=2"}
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
