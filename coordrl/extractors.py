@@ -72,8 +72,8 @@ class CoordConvExtractor(BaseFeaturesExtractor):
 def _image_shape(space: spaces.Space[Any]) -> tuple[int, int, int]:
     if not isinstance(space, spaces.Box) or len(space.shape) != 3:
         raise ValueError(
-            f"CoordConvExtractor needs a Box of images (C, H, W), got {space}; use CnnPolicy with"
-            " image observations"
+            f"CoordConvExtractor needs a Box of images (C, H, W), got {space}; colors and stacked"
+            " frames go into one axis of channels, images of a Dict need an extractor of your own"
         )
     is_bytes = space.dtype == np.uint8 and bool(
         (space.low == 0).all() and (space.high == 255).all()

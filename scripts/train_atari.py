@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 import tyro
 
 from coordrl.agents import AgentError
+from coordrl.algorithms import ALGORITHMS
 from coordrl.backbone import Coords
 from coordrl.commands import reader_may_leave
 from coordrl.config import Override, Protocol, SettingsError, TrainingSettings, parse_override
@@ -146,6 +147,8 @@ def choose(arguments: Arguments) -> tuple[TrainingSettings, Path, Path]:
     else:
         given = {override.key: str(override.value) for override in overrides}
         algo, device = given.get("run.algo", "ppo"), given.get("run.device", "auto")
+        if algo not in ALGORITHMS:
+            raise SettingsError(f"run.algo must be one of {', '.join(ALGORITHMS)}, got {algo!r}")
         config = CONFIGS / default_config(algo, device)
     settings = load_training_settings(config, overrides)
     folder = arguments.run_dir or RUNS / run_name(settings)

@@ -271,7 +271,11 @@ def patched() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: nn.Sequential(nn.Linear(3, 4)), "the model has no convolution to swap"),
+        (lambda: nn.Sequential(nn.Linear(3, 4)), "the model has no convolution to swap$"),
+        (
+            lambda: nn.Sequential(CoordConv2d(3, 4, 1)),
+            "to swap; those that it has are CoordConv al",
+        ),
         (patched, "layer '0' has a forward pass that was put on it, which would be lost"),
         (lambda: nn.Sequential(nn.LazyConv2d(3, 3)), "layer '0' is lazy and has no weights yet"),
         (tied, r"layer '0' shares a parameter with another layer \(0.weight, 1.weight\)"),
@@ -282,11 +286,12 @@ def patched() -> nn.Module:
         (lambda: nn.Sequential(Standardized(3, 3, 3)), "'0' is a Standardized, whose own forward"),
         (
             lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 3, 3))),
-            "'0' is a ParametrizedConv2d, whose own forward pass would be lost",
+            "'0' is a ParametrizedConv2d, .* would be lost; take its parametrization off",
         ),
     ],
     ids=[
         "none",
+        "already",
         "patched",
         "lazy",
         "tied",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
 
 from coordrl.layers import (
     CoordConv1d,
@@ -137,11 +138,13 @@ def _chosen(model: nn.Module, where: Where) -> list[tuple[str, _ConvNd]]:
     if callable(where):
         candidates = [(name, layer) for name, layer in candidates if where(name, layer)]
     if not candidates:
-        raise ValueError(
-            "the model has no convolution to swap"
-            if not callable(where)
-            else "where matches no convolution of the model; it is called with name and layer"
-        )
+        if callable(where):
+            raise ValueError(
+                "where matches no convolution of the model; it is called with name and layer"
+            )
+        has_wide = any(isinstance(module, CoordConv) for module in model.modules())
+        already = "; those that it has are CoordConv already" if has_wide else ""
+        raise ValueError(f"the model has no convolution to swap{already}")
     return candidates[:1] if where == "first" else candidates
 
 
@@ -157,6 +160,8 @@ def _refuse_what_cannot_be_swapped(
         )
     if type(layer) not in classes:
         advice = "; leave it out with a function as where" if classes is _WIDE else ""
+        if parametrize.is_parametrized(layer):
+            advice = "; take its parametrization off, swap, and put it on again"
         raise ValueError(
             f"{_quoted(name)} is a {type(layer).__name__}, whose own forward pass would be"
             f" lost{advice}"

@@ -166,7 +166,8 @@ def translation(traces: Mapping[str, Trace]) -> Figure:
         axes.set_xlabel("step")
     left.set_ylabel("equivariance error")
     left.set_ylim(-0.02, 1.02)
-    left.legend(fontsize=7)
+    if left.get_legend_handles_labels()[0]:
+        left.legend(fontsize=7)
     right.set_ylabel("coordinate over input weights (rms)")
     right.set_ylim(bottom=0)
     if right.get_legend_handles_labels()[0]:

@@ -232,8 +232,9 @@ def _ratio_lines(task: TaskName, rows: Sequence[Row]) -> list[str]:
             if ratio.time is not None and not (ratio.is_bound and ratio.time < 1.1)
         ]
         size = baseline.parameters / row.parameters
+        given = "" if task == "regression" else f", places as {row.input_scale}"
         lines.append(
-            f"- {row.split}, {row.model}, places as {row.input_scale}: the baseline has"
+            f"- {row.split}, {row.model}{given}: the baseline has"
             f" {size:,.1f} times the parameters and takes"
             f" {'; '.join(times) if times else 'a time that cannot be compared'}."
         )
