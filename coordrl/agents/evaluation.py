@@ -153,7 +153,7 @@ def game_for(
     """
     card = agent.card
     if game is None and card is None:
-        raise AgentError("this agent has no card that names its game; name it: --env Pong")
+        raise AgentError("this agent has no card that names its game; name it by game=, or --env")
     name = gymnasium_name(canonical_game(game if game is not None else card.game))  # type: ignore[union-attr]
     if protocol is None:
         protocol = "classic" if card is None else card.protocol
