@@ -887,7 +887,9 @@ class TestEvaluation:
             AgentError, match=r"observes \(2, 40, 36\), and Breakout .* \(4, 84, 84\)"
         ):
             evaluate(agent, settings=AtariSettings())
-        with pytest.raises(AgentError, match="no card that names its game; name it by game=, or --env"):
+        with pytest.raises(
+            AgentError, match="no card that names its game; name it by game=, or --env"
+        ):
             evaluate(dataclasses.replace(agent, card=None))
         with pytest.raises(ValueError, match="no Atari game 'Pomg'; did you mean Pong"):
             evaluate(agent, game="Pomg")
