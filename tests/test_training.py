@@ -499,10 +499,20 @@ class TestRun:
         assert logged == [48, 96]
 
     @WHEREVER
-    @pytest.mark.parametrize("algo", ALGORITHM)
+    @pytest.mark.parametrize(
+        ("algo", "validates"),
+        # torch.compile turns torch's validation off, for good and for all of the process.
+        [*((algo, True) for algo in ALGORITHM), ("a2c", False), ("ppo", False)],
+    )
     def test_weights_that_are_no_numbers_end_a_run_and_leave_its_checkpoints(
-        self, algo: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        algo: str,
+        validates: bool,
+        where: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", validates)
         chosen = settings(algo, where, "run.checkpoint_interval=16", "run.evaluation_interval=0")
         between = _Run.between_updates
 

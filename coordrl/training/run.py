@@ -285,7 +285,7 @@ class _Learner:
             self.between_updates(at_end=True)
         except _Stop as stop:
             return stop.ending
-        except ValueError:
+        except (ValueError, RuntimeError):  # the latter once anything in the process was compiled
             self._require_finite()  # which SB3 says in torch's words, if at all
             raise
         return "finished"
