@@ -106,6 +106,19 @@ def checkpoints(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
 
 
+def note_seeds(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """Return a list that takes up, from now on, the seeds that games are given."""
+    given: list[int | None] = []
+    seed = VectorEnvAdapter.seed
+
+    def noting(self: VectorEnvAdapter, value: int | None = None) -> Any:
+        given.append(value)
+        return seed(self, value)
+
+    monkeypatch.setattr(VectorEnvAdapter, "seed", noting)
+    return given
+
+
 @pytest.fixture
 def signal_at_evaluation(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Return a function that lets SIGTERM come while the next evaluation goes on."""
@@ -394,14 +407,7 @@ class TestRun:
     def test_games_have_a_random_stream_of_their_own(
         self, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        given: list[int | None] = []
-        seed = VectorEnvAdapter.seed
-
-        def noting(self: VectorEnvAdapter, value: int | None = None) -> Any:
-            given.append(value)
-            return seed(self, value)
-
-        monkeypatch.setattr(VectorEnvAdapter, "seed", noting)
+        given = note_seeds(monkeypatch)
         chosen = settings("ppo", "run.total_steps=16", where)
         train(chosen, tmp_path / "run")
         assert given[-1] == _stream(chosen, "environment")  # SB3 gives them the policy's before
@@ -998,18 +1004,11 @@ class TestEdges:
     def test_a_run_whose_games_cannot_be_saved_goes_on_with_new_ones(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        given: list[int | None] = []
-        seed = VectorEnvAdapter.seed
-
-        def noting(self: VectorEnvAdapter, value: int | None = None) -> Any:
-            given.append(value)
-            return seed(self, value)
-
         chosen = settings("a2c")
         train(chosen, tmp_path / "run")
         shutil.rmtree(tmp_path / "run" / "checkpoints" / "000000000096")
         monkeypatch.setattr("coordrl.emulator._native", None)
-        monkeypatch.setattr(VectorEnvAdapter, "seed", noting)
+        given = note_seeds(monkeypatch)
         capfd.readouterr()
 
         result = train(chosen, tmp_path / "run", resume=True)
