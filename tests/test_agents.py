@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import json
 import pickle
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import evaluate_atari
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -1153,22 +1153,12 @@ class TestVideo:
         assert list(tmp_path.iterdir()) == []
 
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "evaluate_atari.py"
-
-
 @pytest.fixture(scope="module")
 def script() -> Iterator[Callable[..., int]]:
     """The main function of the script, in this process."""
-    spec = importlib.util.spec_from_file_location("evaluate_atari", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["evaluate_atari"] = module
-    spec.loader.exec_module(module)
     previous = signal.getsignal(signal.SIGTERM)
-    yield lambda *arguments: int(module.main([str(argument) for argument in arguments]))
+    yield lambda *arguments: int(evaluate_atari.main([str(argument) for argument in arguments]))
     signal.signal(signal.SIGTERM, previous)
-    del sys.modules["evaluate_atari"]
 
 
 class TestScript:

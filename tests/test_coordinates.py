@@ -1,7 +1,6 @@
 """The coordinate tasks: data against the authors' recipe, nets against their definition, runs."""
 
 import json
-import runpy
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import train_coordinates
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -55,7 +55,6 @@ CANVAS = Canvas()
 SMALL = Canvas(size=16, square=5)
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "coordinates.toml"
-SCRIPT = ROOT / "scripts" / "train_coordinates.py"
 
 
 # Data
@@ -890,11 +889,10 @@ def test_the_grid_is_every_combination(tiny: Experiments) -> None:
 def test_the_script_trains_seeds_and_writes_record_and_figure(
     tiny: Experiments, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = runpy.run_path(str(SCRIPT))
     options = ["--config", str(tiny.config), "--out", str(tiny.out), "--threads", "1"]
 
-    assert script["main"](["--seeds", "2", *options]) == 0
-    assert script["main"](["--sweep", *options]) == 0
+    assert train_coordinates.main(["--seeds", "2", *options]) == 0
+    assert train_coordinates.main(["--sweep", *options]) == 0
 
     name = "classification-coordconv-uniform"
     record = json.loads((tiny.out / f"{name}.json").read_text())
@@ -953,10 +951,9 @@ def test_the_table_is_written_with_its_figures(
 def test_a_setting_that_does_not_fit_leaves_its_folder_to_others(
     tiny: Experiments, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main = runpy.run_path(str(SCRIPT))["main"]
     command = ["--config", str(tiny.config), "--out", str(tiny.out), "--split", "quadrant", "--set"]
-    assert main([*command, "canvas.size=8", "canvas.square=7"]) == 2
-    assert main([*command, "canvas.size=16"]) == 0
+    assert train_coordinates.main([*command, "canvas.size=8", "canvas.square=7"]) == 2
+    assert train_coordinates.main([*command, "canvas.size=16"]) == 0
     assert "0 to test on" in capsys.readouterr().err
 
 
@@ -1001,7 +998,7 @@ def test_the_script_names_what_does_not_fit(
     tiny: Experiments, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fixed = ["--config", str(tiny.config), "--out", str(tiny.out)]
-    assert runpy.run_path(str(SCRIPT))["main"]([*fixed, *options]) == 2
+    assert train_coordinates.main([*fixed, *options]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -5,7 +5,6 @@ import importlib
 import importlib.util
 import json
 import math
-import runpy
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import train_detector
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
@@ -67,7 +67,6 @@ from coordrl.runs import StopRequest, open_run
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "detection.toml"
-SCRIPT = ROOT / "scripts" / "train_detector.py"
 
 
 @pytest.fixture(scope="module")
@@ -1308,7 +1307,7 @@ def write_small_config(folder: Path) -> Path:
 
 
 def run_script(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    code = runpy.run_path(str(SCRIPT))["main"]([*arguments, "--threads", "1"])
+    code = train_detector.main([*arguments, "--threads", "1"])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 

@@ -1,11 +1,10 @@
 """Exported models compute what the model computes, from operations that every runtime has."""
 
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import export
 import numpy as np
 import pytest
 import torch
@@ -27,17 +26,6 @@ from coordrl.sb3_envs import make_sb3_env
 
 # Each export to ONNX takes seconds.
 onnx = pytest.importorskip("onnx", reason="pip install 'coordrl[export]'")
-
-
-def script() -> ModuleType:
-    path = Path(__file__).parent.parent / "scripts" / "export.py"
-    spec = importlib.util.spec_from_file_location("export_script", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def operations(path: Path) -> list[str]:
@@ -298,7 +286,7 @@ def test_an_exported_agent_chooses_the_actions_of_the_agent(
     path = tmp_path / "agent.pt2"
 
     arguments = [str(tmp_path / "agent.zip"), "--program", str(path), "--trust-pickle"]
-    assert script().main(arguments) == 0
+    assert export.main(arguments) == 0
 
     assert "agrees with the agent to" in capsys.readouterr().out
     agent = load_agent(tmp_path / "agent.zip", trust_pickle=True)
@@ -316,7 +304,7 @@ def test_an_exported_agent_of_ram_chooses_the_actions_of_the_agent(tmp_path: Pat
     path = tmp_path / "agent.pt2"
 
     arguments = [str(tmp_path / "agent.zip"), "--program", str(path), "--trust-pickle"]
-    assert script().main(arguments) == 0
+    assert export.main(arguments) == 0
 
     policy = load_agent(tmp_path / "agent.zip", trust_pickle=True).policy
     assert isinstance(policy, ActorCriticPolicy)
@@ -359,7 +347,7 @@ def test_what_is_not_exported_is_named(
     path = tmp_path / "agent.zip"
     PPO(policy, env or pictures, n_steps=2, batch_size=2, device="cpu").save(path)
 
-    assert script().main([str(path), "--program", str(tmp_path / "x.pt2"), "--trust-pickle"]) == 2
+    assert export.main([str(path), "--program", str(tmp_path / "x.pt2"), "--trust-pickle"]) == 2
 
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x.pt2").exists()
@@ -368,7 +356,7 @@ def test_what_is_not_exported_is_named(
 def test_the_script_says_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert script().main([str(tmp_path / "nobody")]) == 2
+    assert export.main([str(tmp_path / "nobody")]) == 2
     assert "nothing to write; give --onnx FILE or --program FILE" in capsys.readouterr().err
-    assert script().main([str(tmp_path / "nobody"), "--onnx", "x.onnx"]) == 2
+    assert export.main([str(tmp_path / "nobody"), "--onnx", "x.onnx"]) == 2
     assert "there is no agent at" in capsys.readouterr().err

@@ -4,13 +4,13 @@ import copy
 import io
 import json
 import math
-import runpy
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import train_gan
 from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
@@ -42,7 +42,6 @@ from coordrl.runs import StopRequest, open_run
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "generative.toml"
-SCRIPT = ROOT / "scripts" / "train_gan.py"
 CPU = torch.device("cpu")
 CANVAS = Canvas(size=16, radius=3)
 
@@ -576,7 +575,7 @@ TINY = [
 
 
 def run_script(*options: str) -> int:
-    code: int = runpy.run_path(str(SCRIPT))["main"]([*options, "--set", *TINY])
+    code: int = train_gan.main([*options, "--set", *TINY])
     return code
 
 
@@ -638,7 +637,7 @@ def test_the_script_trains_autoencoders_and_from_folders(
 def test_the_script_names_what_does_not_fit(
     options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = runpy.run_path(str(SCRIPT))["main"]([*options, "--out", str(tmp_path)])
+    code = train_gan.main([*options, "--out", str(tmp_path)])
     assert code == 2
     assert message in capsys.readouterr().err
 

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import train_digits
 from torch import Tensor, nn
 
 from coordrl.layers import CoordConv2d
@@ -219,10 +219,9 @@ def test_a_result_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_the_script_writes_record_and_table(tmp_path: Path) -> None:
-    main = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "train_digits.py"))["main"]
     fast = ["held_back=9900", "epochs=1", "batch_size=50"]
 
-    assert main(["--seeds", "2", "--set", *fast, "--out", str(tmp_path)]) == 0
+    assert train_digits.main(["--seeds", "2", "--set", *fast, "--out", str(tmp_path)]) == 0
 
     record = json.loads((tmp_path / "digits.json").read_text())
     assert len(record["runs"]) == 4
@@ -244,7 +243,5 @@ def test_the_script_writes_record_and_table(tmp_path: Path) -> None:
 def test_the_script_names_what_does_not_fit(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "train_digits.py"))["main"]
-
-    assert main(options) == 2
+    assert train_digits.main(options) == 2
     assert message in capsys.readouterr().err

@@ -1,32 +1,23 @@
 """Scripts from their command lines: what ``train_atari.py`` understands, and how it ends."""
 
-import importlib.util
-import io
-import json
-import math
+import importlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
+import train_atari
 import tyro
-from rich.console import Console
 
-from coordrl import device_algorithms
 from coordrl.agents import load_agent
-from coordrl.runs import RunError
-from coordrl.sb3_envs import VectorEnvAdapter
 from coordrl.training import load_training_settings
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "scripts" / "train_atari.py"
+SCRIPT = train_atari.__file__
 
 # A network as small as it goes, and a game that is short for those who cannot play it.
 SMALL = (
@@ -36,25 +27,10 @@ SMALL = (
 SHORT_ROLLOUTS = ("algorithm.n_steps=8", "algorithm.batch_size=8", "run.checkpoint_interval=64")
 
 
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look up annotations
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    return load_script("train_atari")
-
-
 def start(*arguments: str) -> "subprocess.Popen[str]":
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *arguments],
+        [sys.executable, SCRIPT, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment,
@@ -62,8 +38,8 @@ def start(*arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def test_flags_are_settings(script: Any, tmp_path: Path) -> None:
-    arguments = script.Arguments(
+def test_flags_are_settings(tmp_path: Path) -> None:
+    arguments = train_atari.Arguments(
         env="ms_pacman",
         algo="dqn",
         coords="first",
@@ -100,24 +76,22 @@ def test_flags_are_settings(script: Any, tmp_path: Path) -> None:
         (("--device", "cuda"), "ppo_cuda.toml"),
     ],
 )
-def test_configuration_fits_algorithm_and_device(
-    script: Any, arguments: tuple[str, ...], config: str
-) -> None:
-    parsed = script.tyro.cli(script.Arguments, args=arguments)
-    settings, folder, origin = script.choose(parsed)
+def test_configuration_fits_algorithm_and_device(arguments: tuple[str, ...], config: str) -> None:
+    parsed = tyro.cli(train_atari.Arguments, args=arguments)
+    settings, folder, origin = train_atari.choose(parsed)
     assert origin.name == config
     assert settings.run.algo == config[:3]
     assert folder == Path(f"runs/Pong-{config[:3]}-all-s0")
 
 
 def test_a_rom_of_ones_own_has_to_be_the_right_one(
-    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ALE_ROMS_DIR", "")  # as it is afterwards
     (tmp_path / "pong.bin").write_bytes(bytes(2048))
     command = ["--device", "cpu", "--run-dir", str(tmp_path / "run")]
 
-    assert script.main([*command, "--rom-path", str(tmp_path)]) == 2
+    assert train_atari.main([*command, "--rom-path", str(tmp_path)]) == 2
 
     assert "pong.bin is not the ROM image of pong that the rules" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -143,13 +117,12 @@ def test_a_rom_of_ones_own_has_to_be_the_right_one(
     ],
 )
 def test_mistakes_end_with_one_sentence_and_code_2(
-    script: Any,
     arguments: tuple[str, ...],
     message: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    code = script.main(["--device", "cpu", "--run-dir", str(tmp_path / "run"), *arguments])
+    code = train_atari.main(["--device", "cpu", "--run-dir", str(tmp_path / "run"), *arguments])
     error = capsys.readouterr().err
     assert code == 2
     assert error.startswith("train_atari.py: ")
@@ -161,10 +134,10 @@ def test_mistakes_end_with_one_sentence_and_code_2(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without GPU says")
 @pytest.mark.parametrize("algo", ["a2c", "ppo", "dqn"])
 def test_without_a_gpu_one_sentence_says_so(
-    script: Any, algo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    algo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--device", "cuda", "--algo", algo, "--run-dir", str(tmp_path / "run")]
-    assert script.main(arguments) == 2
+    assert train_atari.main(arguments) == 2
     said = "train_atari.py: device = 'cuda', but torch finds no GPU; choose --device cpu\n"
     assert capsys.readouterr().err == said
     assert not (tmp_path / "run").exists()
@@ -172,7 +145,7 @@ def test_without_a_gpu_one_sentence_says_so(
 
 @pytest.mark.parametrize("algo", ["a2c", "ppo", "dqn"])
 def test_the_configuration_for_a_gpu_runs_on_the_cpu(
-    script: Any, algo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    algo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keys = {
         "ppo": ("algorithm.n_steps=8", "algorithm.batch_size=16"),
@@ -184,7 +157,7 @@ def test_the_configuration_for_a_gpu_runs_on_the_cpu(
         *(str(ROOT / "configs" / f"{algo}_cuda.toml"), "--steps", "64", *SMALL, *keys),
         *("algorithm.learning_rate=0.001", "--run-dir", str(tmp_path / "run")),
     )
-    assert script.main(list(arguments)) == 0
+    assert train_atari.main(list(arguments)) == 0
     out, err = capsys.readouterr()
     apart = ", begun up to 256 steps apart" if algo == "ppo" else ""
     assert f"on the device: 2 games{apart}; " in err
@@ -202,10 +175,10 @@ def test_the_configuration_for_a_gpu_runs_on_the_cpu(
     ],
 )
 def test_unknown_flags_and_values_end_with_code_2(
-    script: Any, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ending:
-        script.main(list(arguments))
+        train_atari.main(list(arguments))
     assert ending.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -277,343 +250,7 @@ def test_every_algorithm_trains_from_its_own_configuration(
     "name", ["train_coordinates", "train_detector", "train_digits", "train_gan", "train_atari"]
 )
 def test_settings_of_several_flags_are_all_kept(name: str) -> None:
-    script = load_script(name)
+    script = importlib.import_module(name)
     given = ["--set", "a=1", "b=2", "--set", "c=3"]
     arguments = tyro.cli(script.Arguments, args=given)
     assert arguments.set == (("a=1", "b=2"), ("c=3",))
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> Any:
-    """scripts/benchmark.py as a module."""
-    return load_script("benchmark")
-
-
-@pytest.mark.parametrize("width", [80, 200])
-def test_the_table_of_a_benchmark_breaks_no_word(width: int, benchmark: Any) -> None:
-    columns = [f"forward+backward of contestant {i}" for i in range(8)]
-    rows = [
-        {"layer": name, "num_envs": num_envs, **{c: i + 0.5 for i, c in enumerate(columns)}}
-        for name, num_envs in (("Nature 1, batch 8", 4096), ("ResNet stem, batch 32", 65536))
-    ]
-    console = Console(width=width, record=True, file=io.StringIO())
-
-    for table in benchmark.tables(rows, width):
-        console.print(table)
-
-    lines = console.export_text().splitlines()
-    assert max(map(len, lines)) <= width
-    text = "\n".join(lines)
-    assert text.count("forward+backward") == 8
-    names = [text.count(str(row[column])) for row in rows for column in ("layer", "num_envs")]
-    assert names == [1 if width == 200 else 4] * 4  # once in each table
-    for i in range(8):
-        assert f" {i} " in text
-        assert text.count(f" {i}.5 ") == 2
-
-
-def played(num_envs: int, threads: int, frames: int) -> dict[str, object]:
-    """A row of the emulator in ``benchmark.py cuda``."""
-    spread = {"num_envs": num_envs, "threads": threads, "spare_bytes": 0}
-    memory = {"bytes an environment": 70_000, "of them observations": 56_448}
-    return {"game": "pong", **spread, "frames a second": frames, **memory}
-
-
-def test_what_a_gpu_did_stands_beside_the_targets_and_its_peers(benchmark: Any) -> None:
-    # The median of the games in the fastest way to spread them.
-    large = [played(65536, 64, speed) for speed in (4_000_000, 3_100_000, 2_000_000)]
-    large += [played(65536, 8, speed) for speed in (2_000_000, 3_000_000, 9_000_000)]
-    small = [played(4096, 64, 1_500_000)]
-    training = [
-        benchmark.training_row("rate", "ppo", "Pong", 4096, 2_500_000, 10.0),
-        benchmark.training_row("to 18", "ppo", "Pong", 4096, 9_000_000, 100.0, 18.2),
-        benchmark.training_row("stock SB3", "ppo", "Pong", 8, 200_000, 10.0),
-    ]
-
-    rows = list(benchmark.target_rows(benchmark.measured_for_targets(large + small + training)))
-
-    told = [(row["measured"], row["reached"], row["stock SB3, here"]) for row in rows]
-    assert told == [
-        ("3,100,000", "must", ""),
-        ("1,500,000", "goal", ""),
-        ("250,000", "nothing", "20,000"),
-        ("100", "must", ""),
-        ("13,552", "must", ""),
-    ]
-    assert rows[2]["CuLE, Titan V"] == "26,000 to 68,000"
-
-
-def test_a_target_that_was_not_measured_is_not_reached(benchmark: Any) -> None:
-    below = benchmark.training_row("to 18", "ppo", "Pong", 4096, 9_000_000, 100.0, 17.9)
-    broken_off = benchmark.training_row("to 18", "ppo", "Pong", 4096, 9_000_000, 100.0)
-
-    for training in (below, broken_off):
-        rows = benchmark.target_rows(benchmark.measured_for_targets([training]))
-        assert {(row["measured"], row["reached"]) for row in rows} == {("", "not measured")}
-
-
-def test_the_benchmark_of_a_gpu_prints_what_was_played_and_trained_and_the_targets(
-    benchmark: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-) -> None:
-    trained = benchmark.training_row("rate", "ppo", "Pong", 4096, 4_000_000, 10.0)
-    monkeypatch.setattr(benchmark, "require_gpu", lambda: None)
-    monkeypatch.setattr(benchmark.Cuda, "_emulator", lambda _: iter([played(65536, 64, 5_000_000)]))
-    monkeypatch.setattr(benchmark.DeviceTraining, "rows", lambda _: iter([trained]))
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    record = tmp_path / "cuda.json"
-    options = ["--num-envs", "65536", "--json", str(record)]
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "cuda", *options])
-
-    assert benchmark.main() == 0
-
-    rows = json.loads(record.read_text())["rows"]
-    assert [row.get("reached") for row in rows] == [
-        *(None, None),
-        *("goal", "not measured", "must", "not measured", "must"),
-    ]
-    text = capsys.readouterr().out
-    assert "65536 environments in blocks of 64 with 0 spare bytes, median frames a second" in text
-    assert all(row["target"].split(",")[0] in text for row in rows[2:])
-    in_tables = [line for line in text.splitlines() if line.startswith("│")]
-    assert sum("goal" in line for line in in_tables) == 1
-    assert sum("measured" in line for line in in_tables) == 2
-
-
-def test_a_table_of_texts_has_all_of_them(benchmark: Any) -> None:
-    rows = list(benchmark.target_rows({}))
-    parts = list(benchmark.tables(rows, 120))
-    shown = {column.header for part in parts for column in part.columns}
-    assert shown == set(rows[0])
-    assert all(part.row_count == len(rows) for part in parts)
-
-
-SMALL_DEVICE = ("run.num_envs=4", "algorithm.n_steps=8", "algorithm.batch_size=16",
-                "acceleration.bfloat16=false")  # fmt: skip
-
-
-def test_the_way_to_a_return_ends_with_the_first_evaluation_that_finds_it(benchmark: Any) -> None:
-    chosen = benchmark.DeviceTraining(
-        device="cpu", updates=1, target=-30, episodes=1, evaluate_every=3, stock_seconds=0,
-        set=(SMALL_DEVICE,),
-    )  # fmt: skip
-
-    rate, way = chosen.rows()
-
-    assert (rate["training"], rate["raw frames"]) == ("rate", 4 * 8 * 4)
-    assert (way["training"], way["raw frames"]) == ("to -30", 3 * 4 * 8 * 4)
-    assert -21 <= way["mean return"] <= 21
-    summary = chosen.summary([rate, way])
-    assert list(summary) == ["raw frames a second, rate", "seconds to -30"]
-
-
-def test_a_return_that_was_not_reached_has_no_seconds(benchmark: Any) -> None:
-    chosen = benchmark.DeviceTraining(target=18.0)
-    ways = [
-        benchmark.training_row("to 18", "ppo", "Pong", 8, 4000, 10.0, found)
-        for found in (math.nan, 17.9, 18.0)
-    ]
-    assert [chosen.summary([way])["seconds to 18"] for way in ways] == [
-        *("not reached", "not reached"),
-        10.0,
-    ]
-
-
-def test_a_run_that_is_over_before_it_is_timed_gives_no_rate(benchmark: Any) -> None:
-    short = (*SMALL_DEVICE, "run.total_steps=96")  # three rollouts, the warm-up
-    chosen = benchmark.DeviceTraining(device="cpu", target=None, stock_seconds=0, set=(short,))
-    rows = chosen.rows()
-    next(rows)
-    with pytest.raises(RunError, match=r"is over after 0 updates behind .* asks for 10; raise"):
-        next(rows)
-
-
-def test_what_games_play_before_the_first_rollout_is_on_the_way_to_a_return(
-    benchmark: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reset = VectorEnvAdapter.reset
-
-    def slow_reset(self: VectorEnvAdapter) -> Any:
-        time.sleep(2)
-        return reset(self)
-
-    monkeypatch.setattr(VectorEnvAdapter, "reset", slow_reset)
-    chosen = benchmark.DeviceTraining(
-        device="cpu", updates=1, target=-30, episodes=1, evaluate_every=1, stock_seconds=0,
-        set=(SMALL_DEVICE, ("run.stagger=2",)),
-    )  # fmt: skip
-
-    rate, way = chosen.rows()
-
-    assert rate["raw frames"] == way["raw frames"]
-    assert way["seconds"] > 2 > rate["seconds"]
-
-
-def test_a_rate_is_that_of_a_training_that_has_begun_to_learn(
-    benchmark: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    updates: list[int] = []
-    train = device_algorithms.DQN.train
-
-    def counted(self: Any, gradient_steps: int, batch_size: int = 100) -> None:
-        updates.append(self.num_timesteps)
-        train(self, gradient_steps, batch_size)
-
-    monkeypatch.setattr(device_algorithms.DQN, "train", counted)
-    small = ("run.num_envs=4", "algorithm.buffer_size=640", "algorithm.batch_size=4",
-             "algorithm.train_freq=8", "acceleration.bfloat16=false")  # fmt: skip
-    chosen = benchmark.DeviceTraining(
-        device="cpu", algo="dqn", updates=2, target=None, stock_seconds=0, set=(small,)
-    )
-
-    [rate] = chosen.rows()
-
-    # The first three rollouts, of 32 steps each, are not timed.
-    assert (rate["raw frames"], updates) == (2 * 32 * 4, [128, 160])
-
-
-def test_a_process_that_fails_ends_the_benchmark() -> None:
-    # Stock SB3's wrappers have no Klax.
-    script = str(Path(__file__).parents[1] / "scripts" / "benchmark.py")
-    command = [sys.executable, script, "training", "--algos", "ppo", "--game", "Klax"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert done.stdout == "a process that trains has failed; what it said is above\n"
-
-
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        ("device --device cpu --evaluate-every 0", "--evaluate-every must be at least 1, got 0"),
-        ("device --device cpu --updates 0", "--updates must be at least 1, got 0"),
-        ("emulator --steps 0", "--steps must be at least 1, got 0"),
-        ("envs --num-envs 8 0", "--num-envs must be at least 1, got 0"),
-        ("cuda --turns 1", "--turns must be at least 2, got 1"),
-        ("layers --seconds -3", "--seconds must be at least 0, got -3"),
-        ("emulator --seconds nan", "--seconds must be at least 0, got nan"),
-        ("device --device cpu --target nan", "--target must be a return, or None, got nan"),
-        ("envs --games Pongg", "there is no Atari game 'Pongg'; did you mean Pong"),
-        ("training --game Pongg", "there is no Atari game 'Pongg'; did you mean Pong"),
-        ("layers --json missing/x.json", "cannot write missing/x.json: No such file or directory"),
-    ],
-)
-def test_what_would_measure_nothing_is_refused_before(
-    command: str,
-    message: str,
-    benchmark: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *command.split()])
-
-    assert benchmark.main() == 2
-
-    printed = capsys.readouterr().out
-    assert message in printed
-    assert printed.count("\n") == 1
-
-
-@pytest.mark.parametrize("name", ["envs", "emulator", "training", "device", "cuda"])
-def test_without_a_compiled_emulator_nothing_is_called_ours(
-    name: str, benchmark: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("coordrl.emulator._native", None)
-
-    with pytest.raises(RunError, match="ale-py plays the games instead"):
-        benchmark.BENCHMARKS[name]().refuse()
-
-    benchmark.BENCHMARKS["layers"]().refuse()  # plays nothing
-
-
-def is_told_to_stop() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def loses_its_gpu() -> None:
-    raise RunError("the GPU is gone")
-
-
-@pytest.mark.parametrize(
-    ("what_happens", "status", "said"),
-    [(is_told_to_stop, 130, ""), (loses_its_gpu, 2, "the GPU is gone")],
-)
-def test_a_measurement_that_is_stopped_keeps_its_rows_and_the_earlier_record(
-    what_happens: Callable[[], None],
-    status: int,
-    said: str,
-    benchmark: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-) -> None:
-    def rows(_: Any) -> Any:
-        yield {"layer": "Nature 1", "forward ms": 1.5}
-        what_happens()
-        yield {"layer": "not measured", "forward ms": 0.0}
-
-    monkeypatch.setattr(benchmark.Layers, "rows", rows)
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    path = tmp_path / "layers.json"
-    path.write_text("earlier")
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "layers", "--json", str(path)])
-
-    assert benchmark.main() == status
-
-    assert path.read_text() == "earlier"
-    stopped = tmp_path / "layers.stopped.json"
-    assert [row["layer"] for row in json.loads(stopped.read_text())["rows"]] == ["Nature 1"]
-    printed = capsys.readouterr().out
-    assert f"stopped; rows that were measured: 1, in {stopped}" in printed
-    assert printed.count("Nature 1") == 2  # as it came, and in the table
-    assert said in printed
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_a_benchmark_of_training_and_its_processes() -> None:
-    script = str(Path(__file__).parents[1] / "scripts" / "benchmark.py")
-    command = [sys.executable, script, "training", "--algos", "ppo", "--seconds", "600"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          start_new_session=True) as process:  # fmt: skip
-        time.sleep(25)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
-        out, err = process.communicate(timeout=60)
-
-    assert (process.returncode, out) == (130, "stopped; rows that were measured: 0\n")
-    assert "Traceback" not in err
-    time.sleep(5)  # what tracks Python's shared memory ends a little later
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
-
-
-@pytest.mark.slow
-def test_the_benchmark_of_a_gan_holds_its_ways_to_train_beside_each_other(tmp_path: Path) -> None:
-    script, record = (
-        str(Path(__file__).parents[1] / "scripts" / "benchmark.py"),
-        tmp_path / "x.json",
-    )
-    options = ["--scale", "quick", "--seconds", "0", "--json", str(record)]
-
-    subprocess.run([sys.executable, script, "gan", *options], check=True, timeout=300)
-
-    rows = json.loads(record.read_text())["rows"]
-    assert [row["coords"] for row in rows] == ["none", "all"]
-    # Who is faster is for a record to say.
-    for name in ("memory fetched anew / ours", "ours / with bfloat16"):
-        assert all(0.1 < row[name]["best"] < 10 for row in rows)
-
-
-@pytest.mark.slow
-def test_stock_sb3_trains_beside_ours(benchmark: Any) -> None:
-    chosen = benchmark.DeviceTraining(
-        device="cpu", updates=1, target=None, stock_seconds=0.1, set=(SMALL_DEVICE,)
-    )
-
-    _, stock = chosen.rows()
-
-    # The zoo's rollout: eight games of 128 steps, four frames to a step.
-    assert (stock["training"], stock["num_envs"]) == ("stock SB3", 8)
-    assert stock["raw frames"] == 8 * 128 * 4
-    assert stock["seconds"] > 0.1

@@ -1,7 +1,6 @@
 """``scripts/verify_emulator.py``: it finds a difference that was put there, and names it."""
 
 import dataclasses
-import importlib.util
 import json
 import re
 import sys
@@ -10,25 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import verify_emulator
 from numpy.typing import NDArray
 
 from coordrl.config import AtariSettings
-from coordrl.emulator import GAMES, Console, Emulator, Step, lockstep
+from coordrl.emulator import GAMES, Console, Emulator, Step, lockstep, verification
 from coordrl.emulator.lockstep import POLICIES
+from coordrl.emulator.verification import Options
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "verify_emulator.py"
 FAULTY_FROM = 20  # frame or step in which something is wrong first
-
-
-@pytest.fixture(scope="module")
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("verify_emulator", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["verify_emulator"] = module  # where dataclasses look up annotations
-    spec.loader.exec_module(module)
-    return module
 
 
 class Liar(Console):
@@ -170,15 +159,15 @@ def test_a_last_observation_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPat
 
 
 def test_without_a_difference_the_status_is_0_and_the_record_grows(
-    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(script, "GRID", script.GRID[:2])
+    monkeypatch.setattr(verification, "GRID", verification.GRID[:2])
     path = tmp_path / "record.json"
-    frames = script.Options(games="pong,MsPacman", frames=96, seeds=(5,), workers=1, json=path)
-    steps = script.Options(games="pong", vector=True, steps=8, workers=1, json=path)
+    frames = Options(games="pong,MsPacman", frames=96, seeds=(5,), workers=1, json=path)
+    steps = Options(games="pong", vector=True, steps=8, workers=1, json=path)
 
-    assert script.main(frames) == 0
-    assert script.main(steps) == 0
+    assert verify_emulator.main(frames) == 0
+    assert verify_emulator.main(steps) == 0
 
     content = json.loads(path.read_text())
     assert sorted(content) == ["frames", "steps"]
@@ -190,41 +179,40 @@ def test_without_a_difference_the_status_is_0_and_the_record_grows(
 
 
 def test_a_record_is_gone_on_with_if_it_was_made_in_the_same_way(
-    script: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "record.json"
-    shared = {"frames": 40, "seeds": (0,), "workers": 1, "json": path}
-    assert script.main(script.Options(games="pong", **shared)) == 0
+    shared: dict[str, Any] = {"frames": 40, "seeds": (0,), "workers": 1, "json": path}
+    assert verify_emulator.main(Options(games="pong", **shared)) == 0
     first = json.loads(path.read_text())["frames"]["results"][0]
-    verify, played = script.verify, []
+    verify, played = verification.verify, []
 
     def counted(job: tuple[str, Any]) -> Any:
         played.append(job[0])
         return verify(job)
 
-    monkeypatch.setattr(script, "verify", counted)
+    monkeypatch.setattr(verification, "verify", counted)
 
-    assert script.main(script.Options(games="boxing,pong", **shared, resume=True)) == 0
+    assert verify_emulator.main(Options(games="boxing,pong", **shared, resume=True)) == 0
 
     assert played == ["boxing"]
     assert json.loads(path.read_text())["frames"]["results"][1] == first
-    other = {**shared, "frames": 41}
-    assert script.main(script.Options(games="boxing,pong", **other, resume=True)) == 2
+    other: dict[str, Any] = {**shared, "frames": 41}
+    assert verify_emulator.main(Options(games="boxing,pong", **other, resume=True)) == 2
     assert "compared under other conditions; leave out --resume" in capsys.readouterr().out
     assert json.loads(path.read_text())["frames"]["conditions"]["frames"] == 40
 
 
 def test_games_compared_in_the_same_way_stay_in_the_record(
-    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "record.json"
-    shared = {"frames": 40, "seeds": (0,), "workers": 1, "json": path}
+    shared: dict[str, Any] = {"frames": 40, "seeds": (0,), "workers": 1, "json": path}
     for games in ("pong", "boxing", "pong"):
         monkeypatch.setattr(sys, "argv", ["verify_emulator.py", "--games", games])
-        assert script.main(script.Options(games=games, **shared)) == 0
+        assert verify_emulator.main(Options(games=games, **shared)) == 0
 
     content = json.loads(path.read_text())["frames"]
 
@@ -236,29 +224,29 @@ def test_games_compared_in_the_same_way_stay_in_the_record(
 
 
 def test_a_few_games_do_not_replace_the_record_of_many(
-    script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "record.json"
-    shared = {"seeds": (0,), "workers": 1, "json": path}
-    assert script.main(script.Options(games="boxing,pong", frames=40, **shared)) == 0
+    shared: dict[str, Any] = {"seeds": (0,), "workers": 1, "json": path}
+    assert verify_emulator.main(Options(games="boxing,pong", frames=40, **shared)) == 0
     before = path.read_bytes()
 
-    assert script.main(script.Options(games="pong", frames=41, **shared)) == 2
+    assert verify_emulator.main(Options(games="pong", frames=41, **shared)) == 2
 
     assert path.read_bytes() == before
     message = "frames of 2 games that were compared under other conditions; compare all of them"
     assert message in capsys.readouterr().out
-    assert script.main(script.Options(games="boxing,pong", frames=41, **shared)) == 0
+    assert verify_emulator.main(Options(games="boxing,pong", frames=41, **shared)) == 0
     assert json.loads(path.read_text())["frames"]["conditions"]["frames"] == 41
 
 
 def test_results_of_another_comparison_are_other_conditions(
-    script: Any, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = script.Options(vector=True)
+    options = Options(vector=True)
     before = options.conditions()
     assert options.conditions() == before
-    monkeypatch.setattr(script, "GRID", script.GRID[1:])
+    monkeypatch.setattr(verification, "GRID", verification.GRID[1:])
     assert options.conditions() != before
 
 
@@ -276,7 +264,6 @@ def test_a_file_that_cannot_take_the_record_is_refused_before_a_game_is_played(
     name: str,
     content: str | None,
     message: str,
-    script: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -284,9 +271,9 @@ def test_a_file_that_cannot_take_the_record_is_refused_before_a_game_is_played(
     path = tmp_path / name
     if content is not None:
         path.write_text(content)
-    monkeypatch.setattr(script, "verify", None)  # not to be called
+    monkeypatch.setattr(verification, "verify", None)  # not to be called
 
-    assert script.main(script.Options(games="pong", workers=1, json=path)) == 2
+    assert verify_emulator.main(Options(games="pong", workers=1, json=path)) == 2
 
     printed = capsys.readouterr().out
     assert message in printed
@@ -303,30 +290,30 @@ def test_a_file_that_cannot_take_the_record_is_refused_before_a_game_is_played(
     ],
 )
 def test_options_that_would_change_nothing_are_refused(
-    changes: dict[str, Any], message: str, script: Any, capsys: pytest.CaptureFixture[str]
+    changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert script.main(script.Options(games="pong", workers=1, **changes)) == 2
+    assert verify_emulator.main(Options(games="pong", workers=1, **changes)) == 2
     assert message in capsys.readouterr().out
 
 
 def test_an_emulator_compiled_from_other_sources_is_not_compared(
-    script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(script, "compiled_sources", lambda: "0123456789abcdef")
+    monkeypatch.setattr(verification, "compiled_sources", lambda: "0123456789abcdef")
 
-    assert script.main(script.Options(games="pong", workers=1)) == 2
+    assert verify_emulator.main(Options(games="pong", workers=1)) == 2
 
     assert "was compiled from other sources (0123456789abcdef)" in capsys.readouterr().out
 
 
 def test_a_difference_is_printed_and_recorded_and_makes_the_status_1(
-    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Liar, "lies_about", "ram")
     monkeypatch.setattr(lockstep, "Console", Liar)
     path = tmp_path / "record.json"
 
-    status = script.main(script.Options(games="pong", frames=400, workers=1, json=path))
+    status = verify_emulator.main(Options(games="pong", frames=400, workers=1, json=path))
 
     assert status == 1
     difference = json.loads(path.read_text())["frames"]["games that differ"]["pong"]
@@ -336,20 +323,22 @@ def test_a_difference_is_printed_and_recorded_and_makes_the_status_1(
     assert "1 games, 1 that differ" in printed
 
 
-def test_an_unknown_game_is_one_line(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert script.main(script.Options(games="pong,brekout")) == 2
+def test_an_unknown_game_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify_emulator.main(Options(games="pong,brekout")) == 2
     assert capsys.readouterr().out.count("\n") == 1
 
 
 @pytest.mark.parametrize("game", ["pong", "adventure", "video_cube"])
 def test_modes_are_all_played_and_so_is_every_policy_with_every_seed(
-    game: str, script: Any, monkeypatch: pytest.MonkeyPatch
+    game: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     played: list[dict[str, Any]] = []
-    monkeypatch.setattr(script, "compare_frames", lambda name, **chosen: played.append(chosen))
-    options = script.Options(modes=True, frames=20_000, seeds=(0, 3))
+    monkeypatch.setattr(
+        verification, "compare_frames", lambda name, **chosen: played.append(chosen)
+    )
+    options = Options(modes=True, frames=20_000, seeds=(0, 3))
 
-    assert script.verify((game, options)).difference == ""
+    assert verification.verify((game, options)).difference == ""
 
     variations = {(play["mode"], play["difficulty"]) for play in played}
     facts = GAMES[game]
@@ -360,11 +349,13 @@ def test_modes_are_all_played_and_so_is_every_policy_with_every_seed(
     assert all(play["frames"] >= 200 for play in played)
 
 
-def test_whole_games_are_played_as_well(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_games_are_played_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     played: list[dict[str, Any]] = []
-    monkeypatch.setattr(script, "compare_frames", lambda name, **chosen: played.append(chosen))
+    monkeypatch.setattr(
+        verification, "compare_frames", lambda name, **chosen: played.append(chosen)
+    )
 
-    script.verify(("pong", script.Options(frames=9_000)))
+    verification.verify(("pong", Options(frames=9_000)))
 
     whole = [play for play in played if play["longest_game"] > 10**9]
     assert [
@@ -376,29 +367,29 @@ def test_whole_games_are_played_as_well(script: Any, monkeypatch: pytest.MonkeyP
     assert sum(play["frames"] for play in played) == 27_000
 
 
-def test_another_plan_is_another_comparison(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = script.comparison_checksum()
-    assert script.comparison_checksum() == before
-    for name, value in (("LONG", 3), ("LEAST_FRAMES", 100), ("frame_runs", script.step_runs)):
+def test_another_plan_is_another_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = verification.comparison_checksum()
+    assert verification.comparison_checksum() == before
+    for name, value in (("LONG", 3), ("LEAST_FRAMES", 100), ("frame_runs", verification.step_runs)):
         with monkeypatch.context() as patch:
-            patch.setattr(script, name, value)
-            assert script.comparison_checksum() != before, name
+            patch.setattr(verification, name, value)
+            assert verification.comparison_checksum() != before, name
 
 
 def test_steps_are_played_with_every_setting_policy_seed_and_both_autoreset_modes(
-    script: Any, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     played: list[dict[str, Any]] = []
 
     def compare_steps(name: str, settings: AtariSettings, **chosen: Any) -> None:
         played.append({"settings": settings, **chosen})
 
-    monkeypatch.setattr(script, "compare_steps", compare_steps)
+    monkeypatch.setattr(verification, "compare_steps", compare_steps)
 
-    script.verify(("pooyan", script.Options(vector=True, steps=2000)))
+    verification.verify(("pooyan", Options(vector=True, steps=2000)))
 
     settings = {play["settings"] for play in played}
-    assert len(settings) == len(script.GRID)
+    assert len(settings) == len(verification.GRID)
     assert (220, 160) in {chosen.screen_size for chosen in settings}
     assert len({(play["settings"], play["autoreset"]) for play in played}) == 2 * len(settings)
     assert {play["seed"] for play in played} == {0, 1, 2}
@@ -411,40 +402,38 @@ def test_steps_are_played_with_every_setting_policy_seed_and_both_autoreset_mode
     assert sum(play["steps"] for play in played) >= 2000
 
 
-def test_a_gpu_is_compared_with_all_that_the_cpu_can(
-    script: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_is_compared_with_all_that_the_cpu_can(monkeypatch: pytest.MonkeyPatch) -> None:
     played: list[dict[str, Any]] = []
 
     def compare_devices(name: str, settings: AtariSettings, **chosen: Any) -> None:
         played.append({"settings": settings, **chosen})
 
-    monkeypatch.setattr(script, "compare_devices", compare_devices)
+    monkeypatch.setattr(verification, "compare_devices", compare_devices)
 
-    script.verify(("pooyan", script.Options(device="cuda", steps=2000)))
+    verification.verify(("pooyan", Options(device="cuda", steps=2000)))
 
     long = [(p["settings"], p["autoreset"]) for p in played if p["steps"] == 2000]
     short = {(p["settings"], p["autoreset"]) for p in played if p["steps"] == 100}
     assert long == [(AtariSettings(), "same_step"), (AtariSettings(), "next_step")]
-    assert len(short) == 3 * (len(script.GRID) + 1)
+    assert len(short) == 3 * (len(verification.GRID) + 1)
     assert {settings.life_loss for settings, _ in short} == {"ignore", "terminate", "reset"}
     assert {settings.observation for settings, _ in short} == {"gray", "rgb", "ram"}
     assert {autoreset for _, autoreset in short} == {"same_step", "next_step", "disabled"}
 
 
-def test_processes_do_not_crowd_a_gpu(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script, "process_cpu_count", lambda: 100)
+def test_processes_do_not_crowd_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "process_cpu_count", lambda: 100)
     threads: list[int] = []
     monkeypatch.setattr(
-        script, "compare_devices", lambda *_, num_threads, **__: threads.append(num_threads)
+        verification, "compare_devices", lambda *_, num_threads, **__: threads.append(num_threads)
     )
 
-    script.verify(("pong", script.Options(device="cuda")))
+    verification.verify(("pong", Options(device="cuda")))
 
     assert set(threads) == {12}
-    assert script.Options(device="cuda").processes == 8
-    assert script.Options().processes == 100
-    assert script.Options(device="cuda", workers=3).processes == 3
+    assert Options(device="cuda").processes == 8
+    assert Options().processes == 100
+    assert Options(device="cuda", workers=3).processes == 3
 
 
 @pytest.mark.parametrize(
@@ -457,7 +446,7 @@ def test_processes_do_not_crowd_a_gpu(script: Any, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_a_comparison_of_nothing_is_refused(
-    changes: dict[str, Any], message: str, script: Any, capsys: pytest.CaptureFixture[str]
+    changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert script.main(script.Options(**{"games": "pong", "workers": 1, **changes})) == 2
+    assert verify_emulator.main(Options(**{"games": "pong", "workers": 1, **changes})) == 2
     assert message in capsys.readouterr().out

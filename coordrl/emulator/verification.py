@@ -1,0 +1,386 @@
+"""What is compared to say that the emulator is exact, how, and the record of it.
+
+Games are shared by processes; each is compared until its first difference. The comparisons
+themselves, of one game in one way, are in :mod:`coordrl.emulator.lockstep`.
+"""
+# The source of the runs is part of the records' checksum, grid_settings' with it: a docstring would
+# make them another comparison, of hours.
+# ruff: noqa: D103
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import math
+import multiprocessing
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from inspect import getsource
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import coordrl.emulator
+from coordrl.config import AtariSettings
+from coordrl.emulator import GAMES, Autoreset, compiled_sources, lockstep, process_cpu_count
+from coordrl.emulator.lockstep import (
+    POLICIES,
+    Difference,
+    Policy,
+    Tally,
+    compare_devices,
+    compare_frames,
+    compare_steps,
+)
+from coordrl.emulator.source_checksum import source_checksum
+from coordrl.runs import RunError, atomic_file, machine, require_writable
+
+# All that ale-py's vector environment can be set to, one change at a time and some together.
+GRID: tuple[dict[str, Any], ...] = (
+    {},
+    {"life_loss": "reset"},
+    {"life_loss": "terminate"},
+    {"clip_reward": False},
+    {"noop_max": 1},
+    {"fire_reset": False},
+    {"frame_skip": 1, "life_loss": "reset"},
+    {"frame_skip": 2, "life_loss": "reset"},
+    {"frame_skip": 3, "life_loss": "reset"},
+    {"frame_skip": 5, "life_loss": "reset"},
+    {"max_pool": False, "life_loss": "reset"},
+    {"observation": "rgb", "life_loss": "reset"},
+    {"observation": "rgb", "screen_size": "native"},
+    {"screen_size": "native", "life_loss": "reset"},
+    {"repeat_action_probability": 0.25, "full_action_space": True},
+    {"max_frames_per_episode": 96},
+    {"max_frames_per_episode": 97},
+)
+# The first of them play longer, to come to rewards, lost lives and ends of games.
+LONG, TIMES_AS_LONG = 4, 10
+AUTORESETS: tuple[Autoreset, ...] = ("same_step", "next_step")
+# Of whole games; directions that are held for long end too few.
+WHOLE: tuple[Policy, ...] = ("held", "fire")
+LEAST_FRAMES = 200  # of a mode with a difficulty
+
+
+@dataclass(frozen=True)
+class Options:
+    """Play our emulator and ale-py side by side and compare every byte."""
+
+    games: str = "all"
+    """Names, separated by commas, or "all" or "atari57"."""
+    frames: int = 20_000
+    """Frames of every game, shared by seeds, policies and modes. Without --modes, held and
+    fire-heavy actions play as many again each, in games that nobody breaks off."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the actions, and of what is random in the game."""
+    modes: bool = False
+    """Play every mode with every difficulty instead of the default."""
+    vector: bool = False
+    """Compare steps of environments over a grid of settings, instead of frames."""
+    steps: int = 2_000
+    """With --vector: steps of every game, shared by the settings, which take the seeds in turn; the
+    first ones of the grid have ten times as many as the others.
+    With --device cuda: steps with the default settings; the others have a twentieth each."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """What our emulator runs on: on the CPU it is held to ale-py, on a GPU to the CPU."""
+    num_envs: int = 256
+    """With --device cuda: environments of every game."""
+    rom_path: Path | None = None
+    """Folder with the ROM images; sets ALE_ROMS_DIR. Those in ale-py by default."""
+    workers: int | None = None
+    """Processes that share the games: one for each core, and on a GPU, which has to find room for
+    the contexts and stacks of all, 8 at most, if not given."""
+    json: Path | None = None
+    """Add the results to this file. Those of other games that were compared in the same way stay
+    in it, and those of another kind of comparison."""
+    resume: bool = False
+    """With --json: do not compare again what is in there already, compared in the same way."""
+
+    @property
+    def processes(self) -> int:
+        """Processes that share the games, 1 or more."""
+        if self.workers is not None:
+            return self.workers
+        return min(process_cpu_count(), 8) if self.device == "cuda" else process_cpu_count()
+
+    @property
+    def kind(self) -> str:
+        """What is compared: the key of the record."""
+        if self.device == "cuda":
+            return "cuda"
+        return "steps" if self.vector else "modes" if self.modes else "frames"
+
+    def conditions(self) -> dict[str, Any]:
+        """Return what two results have to share to be parts of one."""
+        on_gpu = self.device == "cuda"
+        return {
+            **({"steps": self.steps} if self.vector or on_gpu else {"frames": self.frames}),
+            **({"num_envs": self.num_envs, "gpu": torch.cuda.get_device_name()} if on_gpu else {}),
+            "seeds": list(self.seeds),
+            "policies": list(POLICIES),
+            "device": self.device,
+            "machine": machine(),
+            "sources": compiled_sources(),
+            "comparison": comparison_checksum(),
+            **{library: importlib.metadata.version(library) for library in ("ale-py", "numpy")},
+        }
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out for one game."""
+
+    game: str
+    tally: Tally
+    difference: str
+    """The first one, empty if there is none."""
+    cpu_seconds: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """The results of one kind of comparison, and the file that they are kept in, if any."""
+
+    path: Path | None
+    kind: str
+    conditions: dict[str, Any]
+    commands: list[str]
+    """Those that the results come from, the last one last."""
+    results: dict[str, Result]
+    """By the games' names."""
+
+    @classmethod
+    def open(cls, options: Options, games: Sequence[str], command: str) -> "Record":
+        """Return the record to add the results of some games to.
+
+        Args:
+            options: How they are compared, and the file.
+            games: Their names.
+            command: What the user typed.
+
+        Raises:
+            RunError: If the file cannot be read or written, or if results would be lost.
+        """
+        record = cls(options.json, options.kind, options.conditions(), [command], {})
+        if record.path is None:
+            return record
+        require_writable(record.path)
+        earlier = contents(record.path).get(record.kind)
+        if earlier is None:
+            return record
+        if earlier["conditions"] == record.conditions:
+            results = [
+                Result(**{**result, "tally": Tally(**result["tally"])})
+                for result in earlier["results"]
+            ]
+            commands = [text for text in earlier["commands"] if text != command]
+            return dataclasses.replace(
+                record,
+                commands=[*commands, command],
+                results={result.game: result for result in results},
+            )
+        others = {result["game"] for result in earlier["results"]} - set(games)
+        mend = "leave out --resume to make them anew" if options.resume else ""
+        if others:
+            mend = "compare all of them anew, or name another file"
+        if mend:
+            raise RunError(
+                f"{record.path} has {record.kind} of {earlier['games']} games that were compared "
+                f"under other conditions; {mend}"
+            )
+        return record
+
+    def add(self, result: Result) -> None:
+        """Add a result, in place of an earlier one, and write the file."""
+        self.results[result.game] = result
+        if self.path is None:
+            return
+        in_order = [self.results[game] for game in sorted(self.results)]
+        content = contents(self.path)
+        content[self.kind] = {
+            "commands": self.commands,
+            "date": datetime.date.today().isoformat(),
+            "conditions": self.conditions,
+            "games": len(in_order),
+            "games that differ": {r.game: r.difference for r in in_order if r.difference},
+            "compared": totals(in_order),
+            "games that came to none": {
+                event: sum(getattr(result.tally, event) == 0 for result in in_order)
+                for event in ("rewards", "life_losses", "games_over")
+            },
+            "CPU seconds": round(sum(result.cpu_seconds for result in in_order)),
+            "results": [asdict(result) for result in in_order],
+        }
+        with atomic_file(self.path) as file:
+            file.write(json.dumps(content, indent=1).encode() + b"\n")
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """Return what a file of records has, by kinds of comparison; nothing if there is no file."""
+    try:
+        found = json.loads(path.read_bytes()) if path.exists() else {}
+        if not all({"conditions", "commands", "games"} <= kind.keys() for kind in found.values()):
+            raise ValueError("it is of another kind")
+    except (OSError, ValueError, AttributeError) as error:
+        raise RunError(
+            f"{path} is no record of comparisons ({error}); name another file"
+        ) from error
+    return dict(found)
+
+
+def refuse_nothing(options: Options) -> None:
+    """Raise a ValueError for options by which nothing would be compared, and so nothing differ."""
+    for name in ("frames", "steps", "num_envs", "workers"):
+        number = getattr(options, name)
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+    if not options.seeds:
+        raise ValueError("there must be a seed or more, got none")
+
+
+def refuse_ignored(options: Options) -> None:
+    """Raise a ValueError for options that would change nothing beside the others."""
+    ways = {"--modes": options.modes, "--vector": options.vector}
+    ways["--device cuda"] = options.device == "cuda"
+    chosen = [way for way, is_chosen in ways.items() if is_chosen]
+    if len(chosen) > 1:
+        raise ValueError(f"{' and '.join(chosen)} are different comparisons; choose one")
+    if options.resume and options.json is None:
+        raise ValueError("--resume goes on with a record; name it with --json")
+
+
+def refuse_stale() -> None:
+    """Raise a RunError if the emulator is compiled from other sources than lie beside it."""
+    lying = source_checksum(Path(coordrl.emulator.__file__).parent)
+    if compiled_sources() != lying:
+        raise RunError(
+            f"the emulator was compiled from other sources ({compiled_sources()}) than lie beside "
+            f"it ({lying}); compile it anew, with `make setup`"
+        )
+
+
+def played(jobs: Sequence[tuple[str, Options]]) -> Iterator[Result]:
+    """Yield the games' results as they come, from as many processes as the options say."""
+    workers = min(jobs[0][1].processes, len(jobs)) if jobs else 0
+    if workers <= 1:
+        yield from map(verify, jobs)
+        return
+    spawn, deaf_to_ctrl_c = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
+    with spawn.Pool(workers, initializer=signal.signal, initargs=deaf_to_ctrl_c) as pool:
+        yield from pool.imap_unordered(verify, jobs)
+
+
+def verify(job: tuple[str, Options]) -> Result:
+    """Compare one game until the first difference."""
+    name, options = job
+    start, tally = time.process_time(), Tally()
+    comparisons = step_runs if options.vector else frame_runs
+    if options.device == "cuda":
+        comparisons = device_runs
+    found = next(filter(None, comparisons(name, options, tally)), None)
+    return Result(name, tally, str(found or ""), time.process_time() - start)
+
+
+def frame_runs(name: str, options: Options, tally: Tally) -> Iterator[Difference | None]:
+    """Play every variation at least once, and every policy with every seed."""
+    game = GAMES[name]
+    variations: list[tuple[int | None, int | None]] = [(None, None)]
+    if options.modes:
+        variations = list(itertools.product(game.modes, game.difficulties))
+    plays = list(itertools.product(options.seeds, enumerate(POLICIES)))
+    count = max(len(variations), len(plays))
+    runs = zip(itertools.cycle(variations), itertools.cycle(plays), strict=False)
+    for (mode, difficulty), (seed, (number, policy)) in itertools.islice(runs, count):
+        yield compare_frames(
+            name,
+            frames=max(-(-options.frames // count), LEAST_FRAMES if options.modes else 1),
+            seed=seed,
+            policy=policy,
+            repeat_action_probability=0.25 if (number + seed) % 2 else 0.0,
+            mode=mode,
+            difficulty=difficulty,
+            longest_game=400 * (number + 1),
+            tally=tally,
+        )
+    if options.modes:
+        return
+    for number, (policy, seed) in enumerate(zip(WHOLE, itertools.cycle(options.seeds))):
+        yield compare_frames(
+            name,
+            frames=options.frames,
+            seed=seed,
+            policy=policy,
+            repeat_action_probability=0.25 * number,
+            longest_game=sys.maxsize,
+            tally=tally,
+        )
+
+
+def step_runs(name: str, options: Options, tally: Tally) -> Iterator[Difference | None]:
+    """Play every setting with both autoreset modes."""
+    seeds, policies = itertools.cycle(options.seeds), itertools.cycle(POLICIES)
+    shares = [TIMES_AS_LONG if number < LONG else 1 for number in range(len(GRID))]
+    unit = options.steps / (sum(shares) * len(AUTORESETS))
+    for changes, share in zip(GRID, shares, strict=True):
+        policy = next(policies)
+        for num_threads, autoreset in enumerate(AUTORESETS, start=1):
+            yield compare_steps(
+                name,
+                grid_settings(name, changes),
+                steps=math.ceil(share * unit),
+                num_envs=2,
+                seed=next(seeds),
+                autoreset=autoreset,
+                policy=policy,
+                num_threads=num_threads,
+                tally=tally,
+            )
+
+
+def grid_settings(name: str, changes: dict[str, Any]) -> AtariSettings:
+    settings: dict[str, Any] = {"life_loss": "ignore", **changes}
+    if settings.get("screen_size") == "native":
+        settings["screen_size"] = (GAMES[name].height, 160)
+    return AtariSettings(**settings)
+
+
+def device_runs(name: str, options: Options, tally: Tally) -> Iterator[Difference | None]:
+    """Play the default settings for long, the grid and what ale-py lacks for a while."""
+    seeds, short = itertools.cycle(options.seeds), -(-options.steps // 20)
+    runs = [(AtariSettings(), autoreset, options.steps) for autoreset in AUTORESETS]
+    for changes in (*GRID, {"observation": "ram"}):
+        settings = grid_settings(name, changes)
+        runs += [(settings, autoreset, short) for autoreset in (*AUTORESETS, "disabled")]
+    for settings, autoreset, steps in runs:
+        yield compare_devices(
+            name,
+            settings,
+            steps=steps,
+            num_envs=options.num_envs,
+            seed=next(seeds),
+            autoreset=autoreset,
+            compare_states_every=100,
+            num_threads=max(1, process_cpu_count() // options.processes),
+            tally=tally,
+        )
+
+
+def totals(results: Sequence[Result]) -> dict[str, int]:
+    """Return the sums of the results' tallies."""
+    tallies = [asdict(result.tally) for result in results]
+    return {name: sum(tally[name] for tally in tallies) for name in tallies[0]}
+
+
+def comparison_checksum() -> str:
+    """Return a checksum of how is compared, with what settings, and of the emulator's Python."""
+    runs = [getsource(run) for run in (frame_runs, step_runs, device_runs, grid_settings)]
+    plan = (GRID, LONG, TIMES_AS_LONG, AUTORESETS, WHOLE, LEAST_FRAMES, runs)
+    compared = [Path(module.__file__ or "").read_bytes() for module in (coordrl.emulator, lockstep)]
+    return hashlib.sha256(b"".join([*compared, repr(plan).encode()])).hexdigest()[:16]

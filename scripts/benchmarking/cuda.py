@@ -1,0 +1,206 @@
+"""What a GPU does for Atari, beside the targets and what CuLE has published."""
+
+import dataclasses
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarking.base import Benchmark
+from benchmarking.device import DeviceTraining, has_reached
+from benchmarking.ratios import Row
+from coordrl.emulator import GAMES
+from coordrl.emulator.device import DeviceEmulator, Occupancy
+from coordrl.emulator.nvrtc import kernels_for, require_gpu
+from coordrl.envs import canonical_game
+
+
+@dataclass(frozen=True)
+class Cuda(Benchmark):
+    """What a GPU does for Atari, beside the targets and what CuLE and stock SB3 do.
+
+    The emulator alone, observations included: every environment plays random actions of the classic
+    protocol; a step is timed on the device, as the mean of a number of steps, with no other work
+    between them. Then training, as device measures it. Frames are the emulator's, four to a
+    step.
+    """
+
+    games: tuple[str, ...] = ()
+    """Games to play, as Gymnasium spells them; all of the Atari-57 set if empty."""
+    num_envs: tuple[int, ...] = (4096, 65536)
+    """Environments that are played at the same time."""
+    warm_up: int = 100
+    """Steps before the first turn, in which games drift apart."""
+    steps: int = 20
+    """Steps of a turn."""
+    turns: int = 5
+    """Turns of each row."""
+    threads: tuple[int, ...] = (Occupancy.threads,)
+    """Environments of a block: one row for each number."""
+    spare_bytes: tuple[int, ...] = (Occupancy.spare_bytes,)
+    """Shared memory that a block reserves, so that fewer run at a time: one row for each."""
+    training: bool = True
+    """Measure training as well, with what device has as defaults."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yield what was played, what was trained, and how both stand to the targets."""
+        require_gpu()
+        rows = []
+        for part in (self._emulator(), DeviceTraining().rows() if self.training else ()):
+            for row in part:
+                rows.append(row)
+                yield row
+        yield from target_rows(measured_for_targets(rows))
+
+    def _emulator(self) -> Iterator[Row]:
+        """Yield a row for each game, number of environments and way to spread them."""
+        chosen = [canonical_game(game) for game in self.games]
+        for game in chosen or [name for name, facts in GAMES.items() if facts.atari57]:
+            start = time.monotonic()
+            kernels_for(game, torch.device("cuda"))
+            seconds = time.monotonic() - start
+            for num_envs, *spread in itertools.product(
+                self.num_envs, self.threads, self.spare_bytes
+            ):
+                occupancy = Occupancy(*spread)
+                yield {
+                    "game": game,
+                    "num_envs": num_envs,
+                    **dataclasses.asdict(occupancy),
+                    **self._measure(game, num_envs, occupancy),
+                    "compiled in s": round(seconds, 1),
+                }
+
+    def summary(self, rows: list[Row]) -> Row:
+        """Return the median over the games, and how far the slowest is below it."""
+        result: Row = {}
+        for way in itertools.product(self.num_envs, self.threads, self.spare_bytes):
+            speeds = [
+                float(row["frames a second"])  # type: ignore[arg-type]
+                for row in rows
+                if "threads" in row and (row["num_envs"], row["threads"], row["spare_bytes"]) == way
+            ]
+            median = statistics.median(speeds)
+            name = "{} environments in blocks of {} with {} spare bytes".format(*way)
+            result[f"{name}, median frames a second"] = round(median)
+            result[f"{name}, slowest over median"] = round(min(speeds) / median, 2)
+        return result
+
+    def _measure(self, game: str, num_envs: int, occupancy: Occupancy) -> Row:
+        before = torch.cuda.memory_allocated()
+        envs = DeviceEmulator(game, num_envs, occupancy=occupancy)
+        envs.reset(seed=0)
+        memory = (torch.cuda.memory_allocated() - before) // num_envs
+        observed = 2 * math.prod(envs.obs_shape)  # and the last ones of episodes
+        choices = len(envs.actions)
+        shape = (self.steps, num_envs)
+        seconds = []
+        for turn in range(-(-self.warm_up // self.steps) + self.turns):
+            actions = torch.randint(choices, shape, device="cuda")
+            begin, end = (
+                torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+                for _ in range(2)
+            )
+            begin.record()
+            for chosen in actions:
+                envs.step(chosen)
+            end.record()
+            torch.cuda.synchronize()
+            if turn * self.steps >= self.warm_up:
+                seconds.append(begin.elapsed_time(end) / 1000 / self.steps)
+        frames = num_envs * envs.settings.frame_skip
+        quartiles = statistics.quantiles(seconds, n=4)
+        del envs
+        torch.cuda.empty_cache()
+        return {
+            "frames a second": round(frames / statistics.median(seconds)),
+            "first quartile": round(frames / quartiles[2]),
+            "third quartile": round(frames / quartiles[0]),
+            "bytes an environment": memory,  # without the local memory of the threads that run
+            "of them observations": observed,
+        }
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a GPU is to reach, for one H100, and what CuLE has published (arXiv 1907.08467)."""
+
+    name: str
+    must: float
+    goal: float
+    cule: str = ""
+
+    def row(self, measured: float | None, stock: float | None) -> Row:
+        """Return what was measured beside it."""
+        less = self.goal < self.must
+        reached = "not measured"
+        if measured is not None:
+            reached = "nothing"
+            for name, bound in (("must", self.must), ("goal", self.goal)):
+                if measured <= bound if less else measured >= bound:
+                    reached = name
+        return {
+            "target": self.name,
+            "measured": "" if measured is None else f"{measured:,.0f}",
+            "must": f"{self.must:,.0f}",
+            "goal": f"{self.goal:,.0f}",
+            "reached": reached,
+            "CuLE, Titan V": self.cule,
+            "stock SB3, here": "" if stock is None else f"{stock:,.0f}",
+        }
+
+
+LARGE, SMALL = 65536, 4096
+PLAYED = "raw frames a second, {:,} environments, median of the games"
+TRAINED, STOCK = "raw frames a second of PPO, end to end", "stock SB3"
+REACHED, MEMORY = "seconds of PPO to a mean of 18 in Pong", "bytes an environment, no observations"
+TARGETS = (
+    Target(PLAYED.format(LARGE), 3e6, 5e6, "41,000 to 155,000"),
+    Target(PLAYED.format(SMALL), 1e6, 1.5e6, "41,000 to 155,000"),
+    Target(TRAINED, 300e3, 1e6, "26,000 to 68,000"),
+    Target(REACHED, 180, 60, "186"),
+    Target(MEMORY, 48 << 10, 12 << 10),
+)
+
+
+def measured_for_targets(rows: list[Row]) -> dict[str, float]:
+    """Return what rows of :class:`Cuda` come to, by the names of targets.
+
+    Of several ways to spread environments the fastest counts.
+    """
+    measured: dict[str, float] = {}
+    played = [row for row in rows if "threads" in row]
+    for num_envs in (LARGE, SMALL):
+        speeds: dict[tuple[Any, Any], list[float]] = {}
+        for row in played:
+            if row["num_envs"] == num_envs:
+                way = row["threads"], row["spare_bytes"]
+                speeds.setdefault(way, []).append(float(row["frames a second"]))  # type: ignore[arg-type]
+        if speeds:
+            measured[PLAYED.format(num_envs)] = max(map(statistics.median, speeds.values()))
+    if played:
+        measured[MEMORY] = statistics.median(
+            int(row["bytes an environment"]) - int(row["of them observations"])  # type: ignore[arg-type]
+            for row in played
+        )
+    for row in rows:
+        match row.get("training"):
+            case "rate":
+                measured[TRAINED] = float(row["raw frames a second"])  # type: ignore[arg-type]
+            case "stock SB3":
+                measured[STOCK] = float(row["raw frames a second"])  # type: ignore[arg-type]
+            case "to 18" if has_reached(row, 18):
+                measured[REACHED] = float(row["seconds"])  # type: ignore[arg-type]
+    return measured
+
+
+def target_rows(measured: dict[str, float]) -> Iterator[Row]:
+    """Yield a row for each target; what was not measured says so."""
+    for target in TARGETS:
+        stock = measured.get(STOCK) if target.name == TRAINED else None
+        yield target.row(measured.get(target.name), stock)

@@ -1,0 +1,197 @@
+"""Atari on the CPU: our environments beside ale-py's, SB3's wrappers and EnvPool."""
+
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ale_py
+import gymnasium
+import numpy as np
+from ale_py.vector_env import AtariVectorEnv as AleVectorEnv
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.env_util import make_atari_env
+from stable_baselines3.common.vec_env import VecFrameStack, VecTransposeImage
+
+from benchmarking.base import Benchmark
+from benchmarking.ratios import Ratio, Row, geometric_mean, take_turns
+from coordrl.config import AtariSettings
+from coordrl.emulator import GAMES
+from coordrl.envs import AtariVectorEnv, canonical_game, gymnasium_name
+from coordrl.sb3_envs import make_sb3_env
+
+
+@dataclass(frozen=True)
+class Envs(Benchmark):
+    """How many times as fast as its peers our environment plays Atari for Stable-Baselines3.
+
+    Over all calls together: games at random differ from call to call, and so do resets.
+
+    All play the classic protocol at random, through SB3's VecEnv: ours; ale-py's vector environment
+    in the same adapter; the wrappers of SB3's make_atari_env; EnvPool, where it is installed,
+    without an adapter.
+    """
+
+    seconds: float = 10.0
+    """To spend on each row, at least."""
+    games: tuple[str, ...] = ("Pong", "Breakout", "SpaceInvaders", "MsPacman", "BeamRider")
+    """Games to play, as Gymnasium spells them."""
+    num_envs: tuple[int, ...] = (8, 64)
+    """Games that are played at the same time."""
+    steps: int = 16
+    """Steps of a call."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yield a row for each game and number of environments."""
+        games = [gymnasium_name(canonical_game(game)) for game in self.games]
+        for num_envs in self.num_envs:
+            for game in games:
+                makers = {"ours": ours, "ale-py": ale_py_adapted, "SB3": sb3_wrapped}
+                if importlib.util.find_spec("envpool") is not None:
+                    makers["EnvPool"] = envpool
+                contestants: dict[str, Callable[[], object]] = {
+                    name: functools.partial(play, *make(game, num_envs), self.steps)
+                    for name, make in makers.items()
+                }
+                costs = take_turns(contestants, self.seconds)
+                steps = self.steps * num_envs
+                row: Row = {"game": game, "num_envs": num_envs}
+                calls = len(costs["ours"])
+                row |= {"agent steps per CPU second": round(calls * steps / sum(costs["ours"]))}
+                row |= {
+                    f"times as fast as {name}": Ratio.of(costs[name], costs["ours"], sum)
+                    for name in makers
+                    if name != "ours"
+                }
+                yield row
+
+    def summary(self, rows: list[Row]) -> Row:
+        """Return geometric means over the rows."""
+        return {
+            column: round(geometric_mean([row[column].best for row in rows]), 2)  # type: ignore[union-attr]
+            for column, value in rows[0].items()
+            if isinstance(value, Ratio)
+        }
+
+
+Player = tuple[Callable[[Any], object], Iterator[Any]]
+"""A function that plays one action in each environment, and the actions to play."""
+
+
+def play(step: Callable[[Any], object], actions: Iterator[Any], steps: int) -> None:
+    for _ in range(steps):
+        step(next(actions))
+
+
+def at_random(num_envs: int, action_space: Any) -> Iterator[Any]:
+    generator = np.random.default_rng(0)
+    while True:
+        yield generator.integers(action_space.n, size=num_envs, dtype=np.int32)
+
+
+def ours(game: str, num_envs: int, emulator: Literal["coordrl", "ale"] = "coordrl") -> Player:
+    envs = make_sb3_env(game, num_envs, seed=0, emulator=emulator)
+    envs.reset()
+    return envs.step, at_random(num_envs, envs.action_space)
+
+
+def ale_py_adapted(game: str, num_envs: int) -> Player:
+    return ours(game, num_envs, "ale")
+
+
+def sb3_wrapped(game: str, num_envs: int) -> Player:
+    gymnasium.register_envs(ale_py)
+    stacked = VecFrameStack(make_atari_env(f"{game}NoFrameskip-v4", num_envs, seed=0), 4)
+    envs = VecTransposeImage(stacked)
+    envs.reset()
+    return envs.step, at_random(num_envs, envs.action_space)
+
+
+def envpool(game: str, num_envs: int) -> Player:
+    envs = importlib.import_module("envpool").make_gymnasium(
+        f"{game}-v5", num_envs=num_envs, seed=0, episodic_life=True, reward_clip=True
+    )
+    envs.reset()
+    return envs.step, at_random(num_envs, envs.action_space)
+
+
+@dataclass(frozen=True)
+class Emulators(Benchmark):
+    """How many times as fast as ale-py's our vector environment is, alone, on one thread.
+
+    Both have ale-py's default settings (84x84 gray, stack 4, four frames a step, of which the last
+    two are pooled), seeds and actions, and so play the same games to the last byte. EnvPool is
+    set to the same and measured beside them where it is installed; its games are its own.
+    """
+
+    seconds: float = 5.0
+    """To spend on each game, at least."""
+    games: tuple[str, ...] = ()
+    """Games to play; the 57 that agents are usually compared on if none is named."""
+    num_envs: int = 8
+    """Games that are played at the same time."""
+    steps: int = 16
+    """Steps of a call."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yield a row for each game."""
+        names = [canonical_game(name) for name in self.games]
+        makers = {"ours": our_vector_env, "ale-py": ale_vector_env}
+        if importlib.util.find_spec("envpool") is not None:
+            makers["EnvPool"] = envpool_vector_env
+        for game in names or [name for name, game in GAMES.items() if game.atari57]:
+            costs = take_turns(
+                {
+                    name: functools.partial(play, *make(game, self.num_envs), self.steps)
+                    for name, make in makers.items()
+                },
+                self.seconds,
+            )
+            frames = 4 * self.steps * self.num_envs * len(costs["ours"])
+            row: Row = {"game": gymnasium_name(game)}
+            row |= {"frames per CPU second": round(frames / sum(costs["ours"]))}
+            row |= {
+                f"times as fast as {name}": Ratio.of(costs[name], costs["ours"], sum)
+                for name in makers
+                if name != "ours"
+            }
+            yield row
+
+    def summary(self, rows: list[Row]) -> Row:
+        """Return geometric means over the games, and where the ratio is least."""
+        result: Row = {"games": len(rows)}
+        for column, value in rows[0].items():
+            if isinstance(value, Ratio):
+                ratios = {str(row["game"]): row[column].best for row in rows}  # type: ignore[union-attr]
+                least = min(ratios, key=ratios.__getitem__)
+                result[f"{column}, geometric mean"] = round(geometric_mean([*ratios.values()]), 2)
+                result[f"{column}, least"] = f"{ratios[least]:.2f} ({least})"
+        return result
+
+
+def our_vector_env(game: str, num_envs: int) -> Player:
+    settings = AtariSettings(life_loss="ignore", fire_after_life_loss=False)
+    envs = AtariVectorEnv(
+        game,
+        num_envs,
+        settings,
+        num_threads=1,
+        autoreset_mode=AutoresetMode.NEXT_STEP,
+    )
+    envs.reset(seed=0)
+    return envs.step, at_random(num_envs, envs.single_action_space)
+
+
+def ale_vector_env(game: str, num_envs: int) -> Player:
+    envs = AleVectorEnv(game, num_envs, num_threads=1, autoreset_mode=AutoresetMode.NEXT_STEP)
+    envs.reset(seed=0)
+    return envs.step, at_random(num_envs, envs.single_action_space)
+
+
+def envpool_vector_env(game: str, num_envs: int) -> Player:
+    envs = importlib.import_module("envpool").make_gymnasium(
+        f"{gymnasium_name(game)}-v5", num_envs=num_envs, num_threads=1, seed=0, reward_clip=True
+    )
+    envs.reset()
+    return envs.step, at_random(num_envs, envs.action_space)

@@ -1,0 +1,165 @@
+"""The paper's generator with its latent vector tiled and not, and the training of GANs."""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+import coordrl
+from benchmarking.base import CONFIGS, Benchmark
+from benchmarking.processes import Learner, train_in_turn
+from benchmarking.ratios import Ratio, Row, geometric_mean, ratios_of, take_turns
+from coordrl.config import parse_override
+from coordrl.generative.data import SortOfClevr
+from coordrl.generative.models import build_model
+from coordrl.generative.networks import CoordConvGenerator, convolve_tiled
+from coordrl.generative.objectives import ObjectiveName
+from coordrl.generative.settings import Arm, Scale, load_generative_settings
+from coordrl.generative.table import ARMS
+from coordrl.memory import keep_freed_memory
+
+
+def tiled(generator: CoordConvGenerator, latents: Tensor, *, whole: bool) -> Tensor:
+    """Return the first layer's output, or the pictures, by the paper's definition.
+
+    The latent vector is tiled over the canvas, and the coordinates are appended.
+    """
+    size = generator.size
+    canvas = latents[:, :, None, None].expand(-1, -1, size, size)
+    grid = coordrl.coordinate_grid(size, size).expand(len(latents), -1, -1, -1)
+    first, *others = generator.backbone
+    assert isinstance(first, nn.Conv2d)
+    x = nn.functional.conv2d(torch.cat([canvas, grid], dim=1), first.weight, first.bias)
+    for module in others if whole else []:
+        x = module(x)
+    return x
+
+
+def untiled(generator: CoordConvGenerator, latents: Tensor, *, whole: bool) -> Tensor:
+    """Return the same as :func:`tiled`, by a product of matrices."""
+    first = generator.backbone[0]
+    assert isinstance(first, coordrl.CoordConv2d)
+    size = generator.size
+    x: Tensor = generator(latents) if whole else convolve_tiled(first, latents, size, size)
+    return x
+
+
+@dataclass(frozen=True)
+class Generators(Benchmark):
+    """The paper's CoordConv generator with its latent vector tiled over the canvas, over ours.
+
+    Forward, and backward for the weights.
+    """
+
+    plays: ClassVar[bool] = False
+
+    seconds: float = 20.0
+    """To spend on each size, at least."""
+    sizes: tuple[int, ...] = (16, 32, 64)
+    """Heights and widths of the pictures. At 64 the network is the paper's, below it as wide
+    as that of the small scales of configs/generative.toml, with 32 latent numbers."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yield a row for each size."""
+        keep_freed_memory()
+        for size in self.sizes:
+            latent, channels = (256, 64) if size == 64 else (32, 8)
+            generator = CoordConvGenerator(size, latent, channels)
+            latents = torch.rand(16, latent) * 2 - 1
+
+            def train(form: Callable[..., Tensor], whole: bool) -> None:
+                loss = form(generator, latents, whole=whole).sum()  # noqa: B023
+                weights = list(generator.parameters())  # noqa: B023 - called within the loop
+                torch.autograd.grad(loss, weights, allow_unused=True)
+
+            costs = take_turns(
+                {
+                    f"{form.__name__}, {whole}": functools.partial(train, form, whole)
+                    for form in (tiled, untiled)
+                    for whole in (False, True)
+                },
+                self.seconds,
+            )
+            yield {
+                "pictures": f"16 of {size}x{size}",
+                "latent": latent,
+                "ours ms": round(min(costs["untiled, True"]) * 1000, 1),
+                "first layer": Ratio.of(costs["tiled, False"], costs["untiled, False"]),
+                "generator": Ratio.of(costs["tiled, True"], costs["untiled, True"]),
+            }
+
+    def summary(self, rows: list[Row]) -> Row:
+        """Return geometric means over the sizes."""
+        summary: Row = {}
+        for column in ("first layer", "generator"):
+            ratios = [ratio.best for row in rows if isinstance(ratio := row[column], Ratio)]
+            summary[column] = round(geometric_mean(ratios), 2)
+        return summary
+
+
+@dataclass(frozen=True)
+class GanTraining(Benchmark):
+    """Training a GAN of configs/generative.toml: what keeping freed memory saves, and bfloat16.
+
+    Each in a process of its own: as scripts/train_gan.py does by default; with PyTorch's memory as
+    it is, see coordrl.memory; with training.precision=bfloat16.
+    """
+
+    plays: ClassVar[bool] = False
+
+    seconds: float = 60.0
+    """To spend on each arm, at least."""
+    scale: Scale = "small"
+    """How large pictures and networks are."""
+    objective: ObjectiveName = "r3gan"
+    """The loss, and what goes with it."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yield a row for each arm."""
+        for coords in ARMS:
+            learners = {
+                name: functools.partial(gan_learner, self.scale, self.objective, coords, *how)
+                for name, how in {
+                    "ours": (True, "float32"),
+                    "fetched": (False, "float32"),
+                    "half": (True, "bfloat16"),
+                }.items()
+            }
+            costs = train_in_turn(learners, self.seconds)
+            yield {
+                "coords": coords,
+                "ours: ms a batch": round(min(costs["ours"]) * 1e3, 1),
+                "memory fetched anew / ours": Ratio.of(costs["fetched"], costs["ours"]),
+                "ours / with bfloat16": Ratio.of(costs["ours"], costs["half"]),
+            }
+
+    def summary(self, rows: list[Row]) -> Row:
+        """Return how many times as many batches a CPU second is worth."""
+        return ratios_of("coords", rows)
+
+
+def gan_learner(
+    scale: Scale, objective: ObjectiveName, coords: Arm, keeps_memory: bool, precision: str
+) -> Learner:
+    if keeps_memory:
+        keep_freed_memory()
+    overrides = (parse_override(f"training.precision={precision}"),)
+    settings = load_generative_settings(
+        CONFIGS / "generative.toml", scale, "gan", coords, objective, overrides
+    )
+    random_numbers, device = torch.Generator().manual_seed(0), torch.device("cpu")
+    model = build_model(settings, random_numbers, device)
+    pictures = SortOfClevr(settings.canvas, settings.training.pictures)
+    batches = 10
+
+    def learn() -> int:
+        for _ in range(batches):
+            size = (settings.training.batch_size,)
+            indices = torch.randint(len(pictures), size, generator=random_numbers)
+            model.learn(pictures.batch(indices, device), random_numbers)
+        return batches
+
+    return learn

@@ -1,0 +1,89 @@
+"""Training in processes that take turns, each with its own memory and allocator."""
+
+import contextlib
+import multiprocessing
+import random
+import signal
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import torch
+
+from coordrl.runs import RunError
+
+Learner = Callable[[], int]
+"""Trains for a while, and returns the number of steps it did."""
+
+
+def train_in_turn(
+    learners: Mapping[str, Callable[[], Learner]], seconds: float
+) -> dict[str, list[float]]:
+    """Train in turn, each in a process of its own, and return the CPU seconds of a step.
+
+    Args:
+        learners: What makes each one, in its process.
+        seconds: To spend, at least.
+    """
+    costs: dict[str, list[float]] = {name: [] for name in learners}
+    with contextlib.ExitStack() as open_trainers:
+        trainers = {
+            name: open_trainers.enter_context(Trainer(make)) for name, make in learners.items()
+        }
+        names, shuffle = list(trainers), random.Random(0).shuffle
+        end, turn = time.monotonic() + seconds, 0
+        while turn < 4 or time.monotonic() < end:
+            shuffle(names)  # as take_turns does
+            for name in names:
+                costs[name].append(trainers[name].train())
+            turn += 1
+    return costs
+
+
+class Trainer:
+    """A process that trains when it is told to, with its own memory and allocator.
+
+    It ends with the block that it is opened for, whatever it is doing then.
+    """
+
+    def __init__(self, make: Callable[[], Learner]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=serve_training, args=(make, other))
+        self._process.start()
+        other.close()  # so that the end of the process is the end of the pipe
+
+    def __enter__(self) -> Self:
+        try:
+            self.train()  # the first steps fill buffers and caches
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
+
+    def train(self) -> float:
+        """Train for a while, and return the CPU seconds of a step."""
+        try:
+            self._connection.send("train")
+            cost: float = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise RunError("a process that trains has failed; what it said is above") from error
+        return cost
+
+    def _end(self) -> None:
+        self._process.terminate()
+        self._process.join()
+
+
+def serve_training(make: Callable[[], Learner], connection: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who was told to stop ends this process
+    torch.set_num_threads(1)
+    learn = make()
+    while True:
+        connection.recv()
+        start = time.process_time()
+        steps = learn()
+        connection.send((time.process_time() - start) / steps)

@@ -1,0 +1,98 @@
+"""The record of a benchmark, and the tables that are printed of it."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import importlib.util
+import itertools
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from benchmarking.ratios import Ratio, Row
+from coordrl.runs import atomic_file
+
+# Of /proc/cpuinfo: what decides whether bfloat16 pays, which the processor's name may not tell.
+_MATRIX_FLAGS = {"amx_tile", "amx_bf16", "avx512_bf16"}
+
+
+def surroundings() -> dict[str, Any]:
+    """Return the machine and the versions that a record was made with."""
+    cpuinfo = Path("/proc/cpuinfo")
+    first = cpuinfo.read_text().split("\n\n")[0] if cpuinfo.exists() else ""
+    pairs = (line.partition(":") for line in first.splitlines())
+    facts = {name.strip(): value.strip() for name, _, value in pairs}
+    libraries = ["torch", "numpy", "stable-baselines3", "gymnasium", "ale-py"]
+    if importlib.util.find_spec("envpool") is not None:
+        libraries.append("envpool")
+    return {
+        "machine": {
+            "processor": facts.get("model name", platform.machine()),
+            "model": facts.get("model"),
+            "matrix instructions": sorted(_MATRIX_FLAGS & set(facts.get("flags", "").split())),
+            "cores": os.cpu_count(),
+            "torch threads": torch.get_num_threads(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "load": [round(load, 1) for load in os.getloadavg()],
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in libraries},
+        },
+    }
+
+
+def write_record(path: Path, rows: list[Row], summary: Row) -> None:
+    """Write what was measured, with the command, the machine and the versions."""
+    record = {
+        "command": shlex.join(["python", "scripts/benchmark.py", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        **surroundings(),
+        "rows": rows,
+        "summary": summary,
+    }
+    with atomic_file(path) as file:
+        file.write(json.dumps(record, indent=1, default=dataclasses.asdict).encode())
+
+
+# Columns of numbers that were chosen and not measured.
+_CHOSEN = ("num_envs", "threads", "spare_bytes")
+
+
+def tables(rows: list[Row], width: int) -> Iterator[Table]:
+    """Yield the rows as tables of so many characters at most, in which no word is broken.
+
+    Where the columns do not fit into one table, the first ones, which name a row, are in each.
+    """
+    cells = {
+        name: [
+            f"{cell.best:.2f}" if isinstance(cell, Ratio) else str(cell)
+            for cell in (row[name] for row in rows)
+        ]
+        for name in rows[0]
+    }
+    widths = {name: max(map(len, [*name.split(), *column])) for name, column in cells.items()}
+    names = list(
+        itertools.takewhile(lambda name: name in _CHOSEN or isinstance(rows[0][name], str), cells)
+    )
+    names = names[:1] if len(names) == len(cells) else names  # all are texts: the first is a name
+    others = list(cells)[len(names) :]
+    while others:
+        columns = [*names, others.pop(0)]
+        while others and 1 + sum(3 + widths[name] for name in [*columns, others[0]]) <= width:
+            columns.append(others.pop(0))
+        part = Table()
+        for name in columns:
+            part.add_column(name, width=widths[name])
+        for row in zip(*(cells[name] for name in columns), strict=True):
+            part.add_row(*row)
+        yield part
