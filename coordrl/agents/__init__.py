@@ -10,10 +10,12 @@ from coordrl.agents.card import AgentCard, AgentError
 from coordrl.agents.evaluation import Episode, evaluate, evaluation_settings
 from coordrl.agents.results import EvaluationResult, dump_json, human_normalized_score
 from coordrl.agents.saving import load_agent, save_agent
+from coordrl.agents.scores import ActionScores, random_observations
 from coordrl.agents.summary import describe
 from coordrl.agents.video import record_video
 
 __all__ = [
+    "ActionScores",
     "Agent",
     "AgentCard",
     "AgentError",
@@ -25,6 +27,7 @@ __all__ = [
     "evaluation_settings",
     "human_normalized_score",
     "load_agent",
+    "random_observations",
     "record_video",
     "save_agent",
 ]

@@ -1,0 +1,90 @@
+"""An agent's network without Stable-Baselines3 around it: observations to scores of actions."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.dqn.policies import DQNPolicy
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from coordrl.agents.agent import Agent
+from coordrl.agents.card import AgentError
+
+
+class ActionScores(nn.Module):
+    """A policy without its memory of spaces and distributions, to export or to embed.
+
+    It shares the policy's weights. An observation is scaled as the policy scales it: pictures to
+    [0, 1], RAM not at all.
+
+    Args:
+        agent: Agent that observes bytes and chooses one of its actions.
+
+    Raises:
+        AgentError: If it is another one, or if its policy computes something else than the network
+            here, on random observations.
+
+    Example:
+        >>> from coordrl.agents import load_agent
+        >>> agent = load_agent("agents/Pong-ppo-all-s0")
+        >>> ActionScores(agent)(random_observations(agent, 2)).shape  # what export_onnx takes
+        torch.Size([2, 6])
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        super().__init__()
+        policy = agent.policy
+        seen, done = policy.observation_space, policy.action_space
+        is_bytes = isinstance(seen, spaces.Box) and seen.dtype == np.uint8
+        if not is_bytes or not isinstance(done, spaces.Discrete):
+            raise AgentError(
+                "only agents that choose one of their actions by bytes can be exported, this one"
+                f" observes {seen} and acts in {done}"
+            )
+        # As in preprocess_obs of Stable-Baselines3: RAM is no picture.
+        self.scale = 255.0 if policy.normalize_images and is_image_space(seen) else 1.0
+        if isinstance(policy, ActorCriticPolicy):
+            self.features = policy.pi_features_extractor
+            self.head = nn.Sequential(policy.mlp_extractor.policy_net, policy.action_net)
+        else:
+            assert isinstance(policy, DQNPolicy)  # an agent has no other
+            self.features, self.head = policy.q_net.features_extractor, policy.q_net.q_net
+        self._require_agreement(agent)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Return scores ``(N, actions)`` of observations ``(N, *shape)``.
+
+        A score is the logit of an action's probability (A2C, PPO) or its value (DQN); the largest
+        is that of the best action.
+        """
+        scores: Tensor = self.head(self.features(obs.float() / self.scale))
+        return scores
+
+    def _require_agreement(self, agent: Agent) -> None:
+        policy, obs = agent.policy, random_observations(agent)
+        policy.set_training_mode(False)
+        with torch.no_grad():
+            if isinstance(policy, ActorCriticPolicy):
+                categorical: Any = policy.get_distribution(obs).distribution
+                ours, expected = F.log_softmax(self(obs), dim=1), categorical.logits
+            else:
+                assert isinstance(policy, DQNPolicy)
+                ours, expected = self(obs), policy.q_net(obs)
+        if not torch.allclose(ours, expected, rtol=1e-4, atol=1e-5):
+            raise AgentError(
+                f"the policy, a {type(policy).__name__}, computes something else than the network"
+                " that would be exported; only policies of Stable-Baselines3 itself can be"
+            )
+
+
+def random_observations(agent: Agent, count: int = 4) -> Tensor:
+    """Return random bytes that an agent could observe, ``(count, *shape)``, the same every time."""
+    shape = agent.policy.observation_space.shape
+    assert shape is not None  # a box has one
+    random = torch.Generator().manual_seed(0)
+    obs = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=random)
+    return obs.to(agent.policy.device)
