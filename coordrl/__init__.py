@@ -3,9 +3,9 @@
 The layers can be had from here; everything else is imported from its module. Modules import from
 floors below their own only (``tests/test_floors.py``):
 
-- 0: ``memory``, ``modes``, ``config``, ``runs``, ``ranks``, ``digits``
-- 1: ``layers``
-- 2: ``convert``, ``backbone``, ``export``, ``emulator``, ``commands``
+- 0: ``memory``, ``modes``, ``config``, ``runs``, ``stopping``, ``progress``, ``ranks``, ``digits``
+- 1: ``layers``, ``records``
+- 2: ``convert``, ``backbone``, ``export``, ``emulator``, ``commands``, ``experiments``
 - 3: ``extractors``, ``envs``, ``coordinates``, ``generative``, ``detection``, ``recognition``
 - 4: ``sb3_envs``, ``algorithms``
 - 5: ``device_algorithms``

@@ -1,24 +1,23 @@
-"""What the commands that train share: where to compute, records, how to end."""
+"""What the commands that train share: where to compute, what to refuse, how to end."""
 
-import json
 import os
+import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import torch
+import tyro
 
-from coordrl.config import SettingsError
+from coordrl.config import Override, SettingsError, parse_override
 from coordrl.memory import keep_freed_memory
-from coordrl.runs import RunError, atomic_file
+from coordrl.runs import RunError
+from coordrl.stopping import Interrupted
 
-_Result = TypeVar("_Result")
-
-
-class Interrupted(Exception):
-    """The user asked to stop. Finished runs are saved, and others can be gone on with."""
+_Arguments = TypeVar("_Arguments")
 
 
 def use_device(name: str, threads: int | None = None) -> str:
@@ -68,28 +67,50 @@ def refuse_ignored(arguments: object, names: Iterable[str], reason: str) -> None
             raise SettingsError(f"--{name.replace('_', '-')} would be ignored: {reason}")
 
 
-def write_json(record: object, path: Path) -> None:
-    """Write a record whole or not at all.
+@dataclass(frozen=True)
+class ManyRuns:
+    """What every command takes that trains over several seeds. Each has more of its own."""
 
-    Raises:
-        RunError: If the file cannot be written; ``path`` is as it was.
+    seeds: int = 1
+    """Number of runs, with the seeds 0, 1, 2, ..."""
+    set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
+    """Settings that win over the configuration, each as name=value."""
+    report: Path | None = None
+    """Where the table and its figures go; the folder of the runs if not given."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the networks live; auto takes the GPU if there is one."""
+    threads: int | None = None
+    """Threads of PyTorch on the CPU; all cores if not given."""
+
+    def overrides(self) -> list[Override]:
+        """Return the settings that were given.
+
+        Raises:
+            SettingsError: If one is not of the form name=value.
+        """
+        return [parse_override(text) for texts in self.set for text in texts]
+
+
+def run_command(
+    arguments: type[_Arguments],
+    work: Callable[[_Arguments, str], str],
+    script: str,
+    argv: Sequence[str] | None,
+    *others: type[Exception],
+) -> int:
+    """Parse a command, do its work, and return the exit status as :func:`exit_status` does.
+
+    Args:
+        arguments: A dataclass of what the command takes.
+        work: Does the work of the arguments and of what the user typed, and returns a text.
+        script: Name of the script.
+        argv: What to parse; what the process was called with if None.
+        *others: As for :func:`exit_status`.
     """
-    with atomic_file(path) as file:
-        file.write(json.dumps(record, indent=1, allow_nan=True).encode())
-
-
-def read_json(path: Path, build: Callable[[Any], _Result]) -> _Result:
-    """Return what ``build`` makes of a record that :func:`write_json` wrote.
-
-    Raises:
-        RunError: If the file cannot be read, or holds something else.
-    """
-    try:
-        return build(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise RunError(
-            f"{path} cannot be read ({error}); delete it, and the same command makes it again"
-        ) from error
+    parsed = tyro.cli(arguments, args=argv)
+    typed = sys.argv[1:] if argv is None else argv
+    command = shlex.join(["python", f"scripts/{script}", *typed])
+    return exit_status(script, lambda: work(parsed, command), *others)
 
 
 def exit_status(script: str, work: Callable[[], str], *others: type[Exception]) -> int:

@@ -19,12 +19,12 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from coordrl.commands import Interrupted, read_json, write_json
-from coordrl.config import dump_settings, require_at_least, take_types
+from coordrl.config import require_at_least, take_types
+from coordrl.experiments import RESULT_FILE, run_folder
 from coordrl.layers import CoordConv2d
-from coordrl.runs import SETTINGS_FILE, Progress, StopRequest, open_run
-
-RESULT_FILE = "result.json"
+from coordrl.progress import Progress
+from coordrl.records import read_json, write_json
+from coordrl.stopping import Interrupted, StopRequest
 
 Arm = Literal["none", "coordconv"]
 
@@ -294,8 +294,7 @@ def _run(
     settings: RecognitionSettings, images: Tensor, labels: Tensor, out: Path
 ) -> RecognitionResult:
     path = out / f"digits-{settings.arm}-s{settings.seed}"
-    known = (path / SETTINGS_FILE).exists()
-    with open_run(path, dump_settings(settings), resume=known):
+    with run_folder(path, settings):
         result_file = path / RESULT_FILE
         if result_file.exists():
             return read_json(

@@ -38,7 +38,8 @@ from benchmarking.training import Training
 from rich.console import Console
 
 from coordrl.emulator.nvrtc import CudaError
-from coordrl.runs import RunError, StopNow, StopRequest
+from coordrl.runs import RunError
+from coordrl.stopping import StopNow, StopRequest
 
 BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
     "layers": Layers,

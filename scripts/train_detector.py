@@ -5,18 +5,14 @@ python scripts/train_detector.py --coords none --stage full --mnist ~/mnist
 python scripts/train_detector.py --table quick
 """
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
 
 from coordrl.backbone import Coords
-from coordrl.commands import exit_status, refuse_ignored, use_device
-from coordrl.config import parse_override, refuse_overruled
+from coordrl.commands import ManyRuns, refuse_ignored, run_command, use_device
+from coordrl.config import refuse_overruled
 from coordrl.detection.experiments import Experiments, TableSize
 from coordrl.detection.rpn import AnchorLayout
 from coordrl.detection.sources import load_split
@@ -24,7 +20,7 @@ from coordrl.detection.training import Stage
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(ManyRuns):
     """Train a detector over several seeds, or make the table of all arms.
 
     A run that was stopped goes on where it was, one that is finished is not repeated.
@@ -37,36 +33,23 @@ class Arguments:
     anchors: AnchorLayout | None = None
     """Around each feature, as in Faster R-CNN, or where the released code puts them; the
     configuration's if not given."""
-    seeds: int = 1
-    """Number of runs, with the seeds 0, 1, 2, ..."""
     table: TableSize | None = None
     """Make the table of all arms instead: quick (one seed, cut short) or full."""
     mnist: Path | None = None
     """Digits of your own: a folder of IDX files or of pictures, or an .npz file."""
-    set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
-    """Settings that win over the configuration, such as training.epochs=20."""
     config: Path = Path(__file__).parents[1] / "configs" / "detection.toml"
     """Settings of each stage."""
     out: Path = Path("runs/detection")
     """Folder of the runs."""
-    report: Path | None = None
-    """Where the table and its figures go; the folder of the runs if not given."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the detectors live; auto takes the GPU if there is one."""
-    threads: int | None = None
-    """Threads of PyTorch on the CPU; all cores if not given."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = tyro.cli(Arguments, args=argv)
-    typed = sys.argv[1:] if argv is None else argv
-    command = shlex.join(["python", "scripts/train_detector.py", *typed])
-    return exit_status("train_detector.py", lambda: train(arguments, command))
+    return run_command(Arguments, train, "train_detector.py", argv)
 
 
 def train(arguments: Arguments, command: str) -> str:
     device = use_device(arguments.device, arguments.threads)
-    overrides = tuple(parse_override(text) for texts in arguments.set for text in texts)
+    overrides = tuple(arguments.overrides())
     owners = {"coords": "use --coords", "stage": "use --stage", "seed": "use --seeds"}
     owners["digits"] = "use --mnist"
     if arguments.anchors is not None or arguments.table is not None:

@@ -4,7 +4,6 @@ python scripts/train_digits.py
 python scripts/train_digits.py --seeds 10 --set epochs=20
 """
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from coordrl.commands import exit_status, use_device, write_json
+from coordrl.commands import run_command, use_device
 from coordrl.config import SettingsError, load_settings, parse_override, refuse_overruled
 from coordrl.digits import load_digits
 from coordrl.recognition import (
@@ -23,7 +22,8 @@ from coordrl.recognition import (
     to_json,
     to_markdown,
 )
-from coordrl.runs import atomic_file, machine, make_folder
+from coordrl.records import machine, provenance, write_json, write_text
+from coordrl.runs import make_folder
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,7 @@ class Arguments:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = tyro.cli(Arguments, args=argv)
-    typed = sys.argv[1:] if argv is None else argv
-    command = shlex.join(["python", "scripts/train_digits.py", *typed])
-    return exit_status("train_digits.py", lambda: train(arguments, command), ValueError)
+    return run_command(Arguments, train, "train_digits.py", argv, ValueError)
 
 
 def train(arguments: Arguments, command: str) -> str:
@@ -75,10 +72,10 @@ def train(arguments: Arguments, command: str) -> str:
         f" {len(images) - settings.held_back:,} digits, accuracy on {settings.held_back:,}"
         " others. The arms of a seed share split, order and all weights that both have.\n\n"
     )
-    with atomic_file(report / "digits.md") as file:
-        file.write((head + text).encode())
-    made = {"command": command, "machine": machine(), "torch": torch.__version__}
-    write_json({**made, **to_json(results, pool=len(images))}, report / "digits.json")
+    write_text(head + text, report / "digits.md")
+    write_json(
+        {**provenance(command), **to_json(results, pool=len(images))}, report / "digits.json"
+    )
     return text
 
 

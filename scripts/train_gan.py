@@ -7,17 +7,14 @@ python scripts/train_gan.py --table quick
 python scripts/train_gan.py --table steps  # the paper's GAN with many step sizes
 """
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
-
-from coordrl.commands import exit_status, refuse_ignored, use_device
-from coordrl.config import Override, parse_override, refuse_overruled
+from coordrl.commands import ManyRuns, refuse_ignored, run_command, use_device
+from coordrl.config import Override, refuse_overruled
 from coordrl.generative.experiments import Experiments
 from coordrl.generative.folders import DataError
 from coordrl.generative.objectives import ObjectiveName
@@ -26,7 +23,7 @@ from coordrl.generative.table import ARMS, TableSize
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(ManyRuns):
     """Train a GAN or a VAE over several seeds, or make the table of all of them.
 
     A run that was stopped goes on where it was, one that is finished is not repeated.
@@ -43,38 +40,25 @@ class Arguments:
     of pictures or with an LMDB."""
     scale: Scale = "quick"
     """Size of pictures and networks: 16x16, 32x32, or the paper's 64x64, which needs a GPU."""
-    seeds: int = 1
-    """Number of runs of each kind, with the seeds 0, 1, 2, ..."""
     table: Literal[TableSize, "steps"] | None = None
     """Make the table of all models instead: quick (one seed) or small (five, larger pictures); or
     steps, of GANs with the paper's loss and many step sizes."""
-    set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
-    """Settings that win over the configuration, such as training.iterations=2000."""
     max_seconds: float | None = None
     """Processor seconds after which each run is cut short."""
     config: Path = Path(__file__).parents[1] / "configs" / "generative.toml"
     """Settings of each scale and recipe."""
     out: Path = Path("runs/generative")
     """Folder of the runs."""
-    report: Path | None = None
-    """Where the table and its figures go; the folder of the runs if not given."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the networks live; auto takes the GPU if there is one."""
-    threads: int | None = None
-    """Threads of PyTorch on the CPU; all cores if not given."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = tyro.cli(Arguments, args=argv)
-    typed = sys.argv[1:] if argv is None else argv
-    command = shlex.join(["python", "scripts/train_gan.py", *typed])
-    return exit_status("train_gan.py", lambda: train(arguments, command), DataError)
+    return run_command(Arguments, train, "train_gan.py", argv, DataError)
 
 
 def train(arguments: Arguments, command: str) -> str:
     arms: Sequence[Arm] = ARMS if arguments.coords == "both" else (arguments.coords,)
     device = use_device(arguments.device, arguments.threads)
-    typed = [parse_override(text) for group in arguments.set for text in group]
+    typed = arguments.overrides()
     owners = {"model": "use --model", "coords": "use --coords", "seed": "use --seeds"}
     refuse_overruled(typed, owners)
     if arguments.table is not None:

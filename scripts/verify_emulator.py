@@ -36,7 +36,9 @@ from coordrl.emulator.verification import (
     totals,
 )
 from coordrl.envs import canonical_game
-from coordrl.runs import Progress, RunError, StopNow, StopRequest
+from coordrl.progress import Progress
+from coordrl.runs import RunError
+from coordrl.stopping import StopNow, StopRequest
 
 
 def main(options: Options) -> int:

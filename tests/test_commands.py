@@ -1,29 +1,17 @@
-"""What the commands that train share: where to compute, records, how to end."""
+"""What the commands that train share: where to compute, how to end."""
 
-import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-import coordrl.detection.experiments
-import coordrl.generative.experiments
-from coordrl.commands import (
-    Interrupted,
-    exit_status,
-    read_json,
-    refuse_ignored,
-    use_device,
-    write_json,
-)
+from coordrl.commands import exit_status, refuse_ignored, use_device
 from coordrl.config import SettingsError
 from coordrl.runs import RunError
+from coordrl.stopping import Interrupted
 
 
 def fail(error: BaseException) -> str:
@@ -110,50 +98,3 @@ def test_freed_memory_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coordrl.commands.keep_freed_memory", lambda: calls.append("kept"))
     use_device("cpu")
     assert calls == ["kept"]
-
-
-def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
-    path = tmp_path / "record.json"
-    write_json({"seeds": [0, 1]}, path)
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        write_json({"seeds": {0, 1}}, path)
-    assert path.read_text() == '{\n "seeds": [\n  0,\n  1\n ]\n}'
-    assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(RunError, match="nowhere"):
-        write_json({}, tmp_path / "nowhere" / "record.json")
-
-
-def test_a_record_is_read_as_what_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "record.json"
-    write_json({"seeds": [0, 1], "loss": math.inf}, path)
-    assert read_json(path, lambda record: (record["seeds"], record["loss"])) == ([0, 1], math.inf)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", '{"curve": [', "[]", "null", '{"curve": 3}', '{"other": []}', "[" * 100_000],
-    ids=range(7),
-)
-def test_a_record_that_cannot_be_read_is_named(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    path.write_text(text)
-    with pytest.raises(RunError, match=r"result\.json cannot be read .*; delete it, and the same"):
-        read_json(path, lambda record: [*record["curve"]])
-
-
-@pytest.mark.parametrize(
-    "read",
-    [
-        coordrl.detection.experiments._read_result,
-        coordrl.generative.experiments._read_result,
-    ],
-    ids=["detection", "generative"],
-)
-@pytest.mark.parametrize("text", ['{"curve": [', "{}"])
-def test_studies_name_a_result_that_cannot_be_read(
-    text: str, read: Callable[[Path, Any], object], tmp_path: Path
-) -> None:
-    path = tmp_path / "result.json"
-    path.write_text(text)
-    with pytest.raises(RunError, match=r"result\.json cannot be read .*; delete it, and the same"):
-        read(path, None)

@@ -49,7 +49,8 @@ from coordrl.coordinates.training import (
     load_coordinate_settings,
 )
 from coordrl.layers import coordinate_grid
-from coordrl.runs import RunError, StopRequest, open_run
+from coordrl.runs import RunError, open_run
+from coordrl.stopping import StopRequest
 
 CANVAS = Canvas()
 SMALL = Canvas(size=16, square=5)

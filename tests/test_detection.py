@@ -63,7 +63,8 @@ from coordrl.detection.training import (
     evaluate,
     load_detector_settings,
 )
-from coordrl.runs import StopRequest, open_run
+from coordrl.runs import open_run
+from coordrl.stopping import StopRequest
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "detection.toml"

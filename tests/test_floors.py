@@ -12,9 +12,9 @@ import coordrl
 PACKAGE = Path(coordrl.__file__).parent
 
 FLOORS = [
-    {"memory", "modes", "config", "runs", "ranks", "digits"},
-    {"layers"},
-    {"convert", "backbone", "export", "emulator", "commands"},
+    {"memory", "modes", "config", "runs", "stopping", "progress", "ranks", "digits"},
+    {"layers", "records"},
+    {"convert", "backbone", "export", "emulator", "commands", "experiments"},
     {"extractors", "envs", "coordinates", "generative", "detection", "recognition"},
     {"sb3_envs", "algorithms"},
     {"device_algorithms"},

@@ -38,7 +38,8 @@ from coordrl.generative.settings import (
     load_generative_settings,
 )
 from coordrl.generative.training import Run, RunResult, advice
-from coordrl.runs import StopRequest, open_run
+from coordrl.runs import open_run
+from coordrl.stopping import StopRequest
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "generative.toml"

@@ -1,35 +1,25 @@
-"""Run folders that stay whole, clean stops, and the line of progress."""
+"""Run folders that stay whole, and files that are written whole or not at all."""
 
 import errno
-import io
 import os
 import resource
 import shutil
-import signal
 import stat
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from coordrl import runs
 from coordrl.runs import (
-    Progress,
     RunError,
     RunFolder,
-    StopNow,
-    StopRequest,
     atomic_file,
     make_folder,
     open_run,
     require_trained,
     require_writable,
-    sparkline,
 )
 
 SETTINGS = 'kind = "test"\n\n[run]\nseed = 1\nsteps = 10\n'
@@ -431,67 +421,6 @@ def test_a_run_in_progress_keeps_other_processes_out_until_it_is_killed(tmp_path
         assert folder.newest_checkpoint() is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_aborts(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with StopRequest() as stop:
-        requested = [stop.requested]
-        signal.raise_signal(number)
-        requested.append(stop.requested)
-        assert requested == [False, True]
-        assert stop.signal_number == number
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)
-    assert signal.getsignal(number) is before
-
-
-def test_a_block_that_may_stop_anywhere_ends_at_the_first_signal() -> None:
-    reached = []
-
-    def work(stop: StopRequest) -> None:
-        with stop.interrupting():
-            reached.append("before")
-            signal.raise_signal(signal.SIGINT)
-            reached.append("after")
-
-    with StopRequest() as stop:
-        for _ in range(2):  # the second block does not even begin
-            with pytest.raises(StopNow):
-                work(stop)
-        assert stop.requested
-    assert reached == ["before"]
-
-
-def test_a_block_that_has_ended_is_not_interrupted_any_more() -> None:
-    with StopRequest() as stop:
-        with stop.interrupting():
-            pass
-        signal.raise_signal(signal.SIGINT)
-        assert stop.requested
-
-
-def test_a_stop_request_in_another_thread_leaves_signals_alone() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    seen = []
-
-    def work() -> None:
-        with StopRequest() as stop:
-            seen.append((stop.requested, signal.getsignal(signal.SIGTERM)))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [(False, before)]
-
-
-def test_sparkline_of_a_flat_an_empty_and_a_long_curve() -> None:
-    assert sparkline([3.0, 3.0]) == "▁▁"
-    assert sparkline([]) == ""
-    assert sparkline(range(1000), width=8) == "▁▂▃▄▅▆▇█"
-    assert sparkline([-21, 21], levels="ab") == "ab"
-    assert sparkline([0.0, float("nan"), 1.0], levels="ab") == "ab"
-
-
 def test_what_the_system_cannot_tidy_up_ends_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -514,77 +443,6 @@ def test_what_the_system_cannot_tidy_up_ends_no_run(
         newest = folder.newest_checkpoint()
     assert newest is not None
     assert newest.step == 3
-
-
-def plain_console(encoding: str = "utf-8") -> tuple[Console, io.TextIOWrapper]:
-    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
-    return Console(file=file, highlight=False, width=200), file
-
-
-def written(file: io.TextIOWrapper) -> list[str]:
-    raw = file.buffer
-    assert isinstance(raw, io.BytesIO)
-    return raw.getvalue().decode(file.encoding).splitlines()
-
-
-def test_plain_progress_tells_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    console, file = plain_console()
-    with Progress("Pong", 10_000, "steps", done=1000, interval=10, console=console) as progress:
-        now = 104.0
-        progress.update(3000, "return -20.0", [1, 2])
-        now = 105.0
-        progress.update(3500)  # too soon for another line
-        now = 124.0
-        progress.update(5000)
-        progress.say("saved [best]")
-
-    assert written(file) == [
-        "Pong  3,000/10,000 steps  500/s  14 s left  return -20.0  ▁█",
-        "Pong  5,000/10,000 steps  167/s  30 s left",
-        "saved [best]",
-    ]
-
-
-def test_what_an_earlier_process_has_done_tells_nothing_about_the_rate(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    console, file = plain_console()
-    with Progress("Pong", 10_000, "steps", interval=10, console=console) as progress:
-        now = 101.0
-        progress.go_on_from(9000)
-        now = 103.0
-        progress.update(9200)
-
-    assert written(file) == ["Pong  9,200/10,000 steps  100/s  8 s left"]
-
-
-def test_progress_keeps_to_ascii_where_the_terminal_does() -> None:
-    console, file = plain_console("ascii")
-    with Progress("Pong", 10, "steps", console=console) as progress:
-        progress.update(5, curve=[1, 2])
-    assert written(file)[0].endswith("  _#")
-
-
-def test_progress_in_a_terminal_is_one_bar_with_its_text() -> None:
-    file = io.StringIO()
-    console = Console(file=file, force_terminal=True, width=100)
-    with Progress("Pong [a2c]", 100, "steps", console=console) as progress:
-        progress.update(50, "return 3 [of 21]", [0, 1])
-    text = file.getvalue()
-    assert "Pong [a2c]" in text
-    assert "50/100 steps" in text
-    assert "return 3 [of 21]  ▁█" in text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0 s"), (99, "99 s"), (600, "10 min"), (7500, "2 h 05 min")]
-)
-def test_durations_are_told_in_fitting_units(seconds: float, text: str) -> None:
-    assert runs._duration(seconds) == text
 
 
 def test_what_was_written_is_flushed_and_not_an_empty_file(
@@ -674,43 +532,6 @@ def test_an_error_without_a_number_is_told_in_its_words(tmp_path: Path) -> None:
         atomic_file(tmp_path / "curve.csv"),
     ):
         raise OSError("the disk is gone")
-
-
-def test_the_rate_outlives_a_silence_longer_than_its_window(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    console, file = plain_console()
-    with Progress("Pong", 10_000, "steps", console=console) as progress:
-        assert progress.rate == 0
-        now = 200.0
-        progress.update(1000)
-        now = 300.0
-        progress.update(3000)
-
-    assert [line.split("  ")[2] for line in written(file)] == ["10/s", "20/s"]
-
-
-def test_a_line_that_stays_is_one_line_however_long() -> None:
-    file = io.StringIO()
-    progress = Progress("Pong", 10, "steps", console=Console(file=file, width=20))
-    progress.say("a sentence " * 9)
-    assert file.getvalue().count("\n") == 1
-
-
-def test_the_bar_is_painted_while_the_work_goes_on_and_left_at_its_end() -> None:
-    file = io.StringIO()
-    console = Console(file=file, force_terminal=True, width=100)
-    with Progress("Pong", 100, "steps", console=console) as progress:
-        progress.update(50)
-        assert "50/100 steps" in file.getvalue()
-        assert "\x1b[?25h" not in file.getvalue()
-    assert "\x1b[?25h" in file.getvalue(), "the cursor is hidden"
-
-
-def test_sparkline_takes_the_nearest_level() -> None:
-    assert sparkline([0, 0.4, 0.6, 1], levels="ab") == "aabb"
 
 
 def test_a_folder_for_results_is_made_or_refused_before_the_work(tmp_path: Path) -> None:

@@ -44,8 +44,9 @@ from coordrl.device_algorithms import make_device_model
 from coordrl.device_algorithms.base import OnDevice
 from coordrl.emulator.nvrtc import CudaError
 from coordrl.envs import AtariVectorEnv
+from coordrl.progress import Progress
 from coordrl.ranks import Ranks
-from coordrl.runs import Progress, RunError
+from coordrl.runs import RunError
 from coordrl.sb3_envs import VectorEnvAdapter, make_sb3_env
 from coordrl.training import default_config, load_training_settings, run_name, train
 from coordrl.training.checkpoint import (

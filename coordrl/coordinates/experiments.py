@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from coordrl.commands import Interrupted, read_json, write_json
 from coordrl.config import Override, SettingsError, dump_settings, refuse_overruled
 from coordrl.coordinates import analysis, figures, table
 from coordrl.coordinates.data import InputScale, Split
@@ -29,18 +28,11 @@ from coordrl.coordinates.training import (
     load_coordinate_settings,
     read_table,
 )
-from coordrl.runs import (
-    SETTINGS_FILE,
-    Progress,
-    StopRequest,
-    atomic_file,
-    machine,
-    make_folder,
-    open_run,
-    require_trained,
-)
+from coordrl.experiments import RESULT_FILE, may_go_on, run_folder, watched, with_time_of
+from coordrl.records import machine, provenance, read_json, write_json, write_text
+from coordrl.runs import make_folder, open_run, require_trained
+from coordrl.stopping import Interrupted
 
-RESULT_FILE = "result.json"
 TRACE_FILE = "trace.json"
 
 
@@ -170,37 +162,31 @@ class Experiments:
         Raises:
             Interrupted: If Ctrl-C or SIGTERM came; the run can go on.
         """
-        path = self._folder(settings, suffix)
-        text = dump_settings(settings)
-        known = (path / SETTINGS_FILE).exists()
-        with open_run(path, text, resume=known, may_differ={"training.max_seconds"}) as folder:
+        path, limit = self._folder(settings, suffix), settings.training.max_seconds
+        with run_folder(path, settings) as folder:
             result_file = path / RESULT_FILE
             if result_file.exists():
                 result = _read_result(result_file, settings)
-                if not _may_go_on(result, settings):
+                if not may_go_on(result.ended, result.curve[-1].cpu_seconds, limit):
                     return result
             run = Run(settings, device=self.device, folder=folder)
             follower = _read_trace(path, run) if trace else None
             if follower is not None and run.step == 0:
                 follower(run)
-            with (
-                StopRequest() as stop,
-                SummaryWriter(path, purge_step=run.step + 1 if run.step else 0) as tensorboard,
-                Progress(path.name, run.total_steps, "steps", done=run.step) as progress,
-            ):
+            with watched(folder, run.total_steps, "steps", done=run.step) as watch:
 
                 def report(run: Run) -> None:
                     last = run.curve[-1] if run.curve else None
                     note = "" if last is None else f"test {run.task.goal.metric} {last.test:.3f}"
-                    progress.update(run.step, note)
+                    watch.progress.update(run.step, note)
                     if last is not None and last.step == run.step:
-                        _log(tensorboard, last)
+                        _log(watch.tensorboard, last)
                     if follower is not None:
                         follower(run)
                         if follower.steps and follower.steps[-1] == run.step:
                             write_json(dataclasses.asdict(follower), path / TRACE_FILE)
 
-                result = run.train(stop=stop, on_step=report)
+                result = run.train(stop=watch.stop, on_step=report)
             if result.ended == "stopped":
                 raise Interrupted
             write_json(result.to_json(), result_file)
@@ -224,8 +210,7 @@ class Experiments:
         return self.out / f"{_name(settings)}{suffix}-s{settings.seed}"
 
     def _record(self, rows: Sequence[table.Row], results: Sequence[RunResult]) -> dict[str, object]:
-        made = {"command": self.command, "machine": machine(), "torch": torch.__version__}
-        return {**made, **table.to_json(rows, results)}
+        return {**provenance(self.command), **table.to_json(rows, results)}
 
     def _write_table(
         self,
@@ -250,8 +235,7 @@ class Experiments:
         if shares:
             text += "\n" + table.misplaced_to_markdown(shares)
             record["misplaced"] = [dataclasses.asdict(share) for share in shares]
-        with atomic_file(report / "coordinates.md") as file:
-            file.write((head + text).encode())
+        write_text(head + text, report / "coordinates.md")
         write_json(record, report / "coordinates.json")
         return text
 
@@ -361,14 +345,6 @@ def _suffix(point: Sequence[Override]) -> str:
     return "".join(f"-{item.key.rpartition('.')[2]}={item.value}" for item in point)
 
 
-def _may_go_on(result: RunResult, settings: CoordinateSettings) -> bool:
-    """Tell whether a run that was cut short has been given more time."""
-    if result.ended != "time":
-        return False
-    limit = settings.training.max_seconds
-    return limit is None or limit > result.curve[-1].cpu_seconds
-
-
 def _log(tensorboard: SummaryWriter, point: Evaluation) -> None:
     for name in ("loss", "train", "test"):
         tensorboard.add_scalar(name, getattr(point, name), point.step)
@@ -377,10 +353,7 @@ def _log(tensorboard: SummaryWriter, point: Evaluation) -> None:
 def _read_result(path: Path, settings: CoordinateSettings) -> RunResult:
     def build(record: dict[str, Any]) -> RunResult:
         curve = tuple(Evaluation(**point) for point in record["curve"])
-        # The time that it was given, which may be more than is given now.
-        limit = record["settings"]["training"]["max_seconds"]
-        training = dataclasses.replace(settings.training, max_seconds=limit)
-        own = dataclasses.replace(settings, training=training)
+        own = with_time_of(settings, record["settings"])
         return RunResult(**{**record, "curve": curve, "settings": own})
 
     return read_json(path, build)

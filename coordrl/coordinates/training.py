@@ -37,7 +37,8 @@ from coordrl.coordinates.networks import (
     initialize_like_the_authors,
 )
 from coordrl.coordinates.tasks import Goal, Task, TaskName, make_task
-from coordrl.runs import RunFolder, StopRequest
+from coordrl.runs import RunFolder
+from coordrl.stopping import StopRequest
 
 Model = Literal["coordconv", "conv", "robust"]
 

@@ -13,8 +13,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from coordrl.backbone import Coords
-from coordrl.commands import Interrupted, read_json, write_json
-from coordrl.config import Override, SettingsError, dump_settings, refuse_overruled
+from coordrl.config import Override, SettingsError, refuse_overruled
 from coordrl.detection import figures, table
 from coordrl.detection.rpn import AnchorLayout
 from coordrl.detection.sources import DigitSplit
@@ -28,18 +27,11 @@ from coordrl.detection.training import (
     load_detector_settings,
     read_table,
 )
-from coordrl.runs import (
-    SETTINGS_FILE,
-    Progress,
-    RunFolder,
-    StopRequest,
-    atomic_file,
-    machine,
-    make_folder,
-    open_run,
-)
+from coordrl.experiments import RESULT_FILE, run_folder, watched
+from coordrl.records import machine, provenance, read_json, write_json, write_text
+from coordrl.runs import RunFolder, atomic_file, make_folder
+from coordrl.stopping import Interrupted
 
-RESULT_FILE = "result.json"
 PICTURE_FILE = "detections.png"
 _DRAWN = 6  # scenes in a picture
 _CURVES_FILE = "detection-curves.png"
@@ -123,8 +115,7 @@ class Experiments:
             Interrupted: If Ctrl-C or SIGTERM came; the run can go on.
         """
         path = self._path(settings)
-        known = (path / SETTINGS_FILE).exists()
-        with open_run(path, dump_settings(settings), resume=known) as folder:
+        with run_folder(path, settings) as folder:
             if (path / RESULT_FILE).exists():
                 return _read_result(path / RESULT_FILE, settings)
             return self._train(settings, folder)
@@ -132,22 +123,18 @@ class Experiments:
     def _train(self, settings: DetectorSettings, folder: RunFolder) -> RunResult:
         path = folder.path
         run = Run(settings, self.digits, device=self.device, folder=folder)
-        purge_step = run.step + 1 if run.step else 0
-        with (
-            StopRequest() as stop,
-            SummaryWriter(path, purge_step=purge_step) as tensorboard,
-            Progress(path.name, run.total_steps, "steps", done=run.step) as progress,
-        ):
+        with watched(folder, run.total_steps, "steps", done=run.step) as watch:
 
             def report(run: Run) -> None:
                 last = run.curve[-1] if run.curve else None
                 note = "" if last is None else f"test IOU {last.test['best_iou']:.3f}"
-                progress.update(run.step, note, [point.test["best_iou"] for point in run.curve])
+                curve = [point.test["best_iou"] for point in run.curve]
+                watch.progress.update(run.step, note, curve)
                 if last is not None and last.step == run.step:
-                    _log(tensorboard, last)
-                    tensorboard.add_image("test", _picture(run), run.step, dataformats="HWC")
+                    _log(watch.tensorboard, last)
+                    watch.tensorboard.add_image("test", _picture(run), run.step, dataformats="HWC")
 
-            result = run.train(stop=stop, on_step=report)
+            result = run.train(stop=watch.stop, on_step=report)
         if result is None:
             raise Interrupted
         figures.save_picture(_picture(run), path / PICTURE_FILE)
@@ -217,11 +204,11 @@ class Experiments:
             " from. Recall is the share of digits, at least half visible, that some proposal"
             " overlaps by 0.5.\n\n"
         )
-        with atomic_file(report / "detection.md") as file:
-            link = _CURVES_LINK if self._drawn(results) else ""
-            file.write((head + table.to_markdown(results) + link).encode())
-        made = {"command": self.command, "machine": machine(), "torch": torch.__version__}
-        write_json({**made, **table.to_json(results)}, report / "detection.json")
+        link = _CURVES_LINK if self._drawn(results) else ""
+        write_text(head + table.to_markdown(results) + link, report / "detection.md")
+        write_json(
+            {**provenance(self.command), **table.to_json(results)}, report / "detection.json"
+        )
 
     def draw(self, results: Sequence[RunResult], report: Path) -> None:
         """Write the learning curves, and the picture of each kind of run with seed 0.

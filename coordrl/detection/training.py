@@ -30,7 +30,8 @@ from coordrl.detection.roi_heads import Detections, RoISettings
 from coordrl.detection.rpn import Proposals, ProposalSettings
 from coordrl.detection.sources import DigitSplit
 from coordrl.modes import evaluating
-from coordrl.runs import RunError, RunFolder, StopRequest
+from coordrl.runs import RunError, RunFolder
+from coordrl.stopping import StopRequest
 
 Stage = Literal["rpn", "full"]
 

@@ -39,7 +39,8 @@ from coordrl.emulator.lockstep import (
     compare_steps,
 )
 from coordrl.emulator.source_checksum import source_checksum
-from coordrl.runs import RunError, atomic_file, machine, require_writable
+from coordrl.records import machine
+from coordrl.runs import RunError, atomic_file, require_writable
 
 # All that ale-py's vector environment can be set to, one change at a time and some together.
 GRID: tuple[dict[str, Any], ...] = (

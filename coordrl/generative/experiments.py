@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from coordrl.commands import Interrupted, read_json, write_json
 from coordrl.config import Override, SettingsError, dump_settings, refuse_overruled
+from coordrl.experiments import RESULT_FILE, may_go_on, run_folder, watched, with_time_of
 from coordrl.generative import figures, table
 from coordrl.generative.interpolation import Motion
 from coordrl.generative.objectives import ObjectiveName
@@ -33,18 +33,10 @@ from coordrl.generative.training import (
     advice,
     evaluation_from_json,
 )
-from coordrl.runs import (
-    SETTINGS_FILE,
-    Progress,
-    StopRequest,
-    atomic_file,
-    machine,
-    make_folder,
-    open_run,
-    require_trained,
-)
+from coordrl.records import machine, provenance, read_json, write_json, write_text
+from coordrl.runs import make_folder, open_run, require_trained
+from coordrl.stopping import Interrupted
 
-RESULT_FILE = "result.json"
 SAMPLES_FOLDER = "samples"
 
 
@@ -163,38 +155,32 @@ class Experiments:
         Raises:
             Interrupted: If Ctrl-C or SIGTERM came; the run can go on.
         """
-        path = self._folder(settings)
-        known = (path / SETTINGS_FILE).exists()
-        text, free = dump_settings(settings), {"training.max_seconds"}
-        with open_run(path, text, resume=known, may_differ=free) as folder:
+        path, training = self._folder(settings), settings.training
+        with run_folder(path, settings) as folder:
             result_file = path / RESULT_FILE
             if result_file.exists():
                 result = _read_result(result_file, settings)
-                if not _may_go_on(result, settings):
+                spent = result.curve[-1].cpu_seconds
+                if not may_go_on(result.ended, spent, training.max_seconds):
                     return result
             run = Run(settings, device=self.device, folder=folder)
             (path / SAMPLES_FOLDER).mkdir(exist_ok=True)
-            total = settings.training.iterations
-            with (
-                StopRequest() as stop,
-                SummaryWriter(path, purge_step=run.step + 1 if run.step else 0) as tensorboard,
-                Progress(path.name, total, "batches", done=run.step) as progress,
-            ):
+            with watched(folder, training.iterations, "batches", done=run.step) as watch:
 
                 def report(run: Run) -> None:
                     last = run.curve[-1] if run.curve else None
-                    progress.update(run.step, "" if last is None else _note(last))
+                    watch.progress.update(run.step, "" if last is None else _note(last))
                     if last is not None and last.step == run.step:
-                        _log(tensorboard, last)
+                        _log(watch.tensorboard, last)
                         sheet = figures.grid(run.samples(100))
                         shown = figures.to_bytes(sheet).numpy()
-                        tensorboard.add_image("samples", shown, run.step, dataformats="HWC")
+                        watch.tensorboard.add_image("samples", shown, run.step, dataformats="HWC")
                         name = path / SAMPLES_FOLDER / f"{run.step:08d}.png"
                         figures.save_picture(sheet, name, enlarge=2)
 
-                result = run.train(stop=stop, on_step=report)
+                result = run.train(stop=watch.stop, on_step=report)
                 if result.ended == "diverged":
-                    progress.say(
+                    watch.progress.say(
                         f"{path.name}: a loss was no longer finite; the weights of batch {run.step}"
                         f" are kept. To go further, {advice(settings)}, in another folder"
                     )
@@ -226,11 +212,9 @@ class Experiments:
             " real ones, against others. From cells on they are of the valid pictures, and depend"
             " on how many these are.\n\n"
         )
-        with atomic_file(report / f"{name}.md") as file:
-            file.write((head + text).encode())
-        made = {"command": self.command, "machine": machine(), "torch": torch.__version__}
+        write_text(head + text, report / f"{name}.md")
         runs = [result.to_json() for result in results]
-        write_json({**made, "runs": runs}, report / f"{name}.json")
+        write_json({**provenance(self.command), "runs": runs}, report / f"{name}.json")
 
     def _draw(self, results: Sequence[RunResult], report: Path) -> None:
         """Draw both arms of the first seed beside the data, and the curves of all seeds."""
@@ -296,21 +280,11 @@ def _log(tensorboard: SummaryWriter, point: Evaluation) -> None:
         tensorboard.add_scalar(f"patches/{band}", distance, point.step)
 
 
-def _may_go_on(result: RunResult, settings: GenerativeSettings) -> bool:
-    """Tell whether a run that was cut short has been given more time."""
-    limit = settings.training.max_seconds
-    spent = result.curve[-1].cpu_seconds
-    return result.ended == "time" and (limit is None or limit > spent)
-
-
 def _read_result(path: Path, settings: GenerativeSettings) -> RunResult:
     def build(record: dict[str, Any]) -> RunResult:
         motion = record["motion"]
-        # The time that it was given, which may be more than is given now.
-        limit = record["settings"]["training"]["max_seconds"]
-        training = dataclasses.replace(settings.training, max_seconds=limit)
         changed = {
-            "settings": dataclasses.replace(settings, training=training),
+            "settings": with_time_of(settings, record["settings"]),
             "curve": tuple(evaluation_from_json(point) for point in record["curve"]),
             "real": evaluation_from_json(record["real"]),
             "motion": None if motion is None else Motion(**motion),

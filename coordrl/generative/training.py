@@ -22,7 +22,8 @@ from coordrl.generative.measures import Entropies, Row, measure, paper_entropies
 from coordrl.generative.models import Gan, Vae, build_model
 from coordrl.generative.patches import sliced_wasserstein
 from coordrl.generative.settings import GenerativeSettings
-from coordrl.runs import RunFolder, StopRequest
+from coordrl.runs import RunFolder
+from coordrl.stopping import StopRequest
 
 
 @dataclass(frozen=True)

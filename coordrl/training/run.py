@@ -26,9 +26,11 @@ from coordrl.commands import use_device
 from coordrl.config import Schedule, SettingsError, TrainingSettings, dump_settings
 from coordrl.device_algorithms import make_device_model
 from coordrl.emulator.nvrtc import CudaError
+from coordrl.progress import Progress
 from coordrl.ranks import Ranks, join, leave
-from coordrl.runs import Progress, RunError, RunFolder, StopNow, StopRequest, atomic_file, open_run
+from coordrl.runs import RunError, RunFolder, atomic_file, open_run
 from coordrl.sb3_envs import VectorEnvAdapter, make_sb3_env
+from coordrl.stopping import StopNow, StopRequest
 from coordrl.training.checkpoint import Restored, read_checkpoints, write_checkpoints
 from coordrl.training.profiling import OTHER, Profile
 from coordrl.training.settings import MAY_DIFFER_ON_RESUME, describe_acceleration

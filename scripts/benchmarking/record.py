@@ -18,6 +18,7 @@ import torch
 from rich.table import Table
 
 from benchmarking.ratios import Ratio, Row
+from coordrl.records import processor
 from coordrl.runs import atomic_file
 
 # Of /proc/cpuinfo: what decides whether bfloat16 pays, which the processor's name may not tell.
@@ -26,10 +27,7 @@ _MATRIX_FLAGS = {"amx_tile", "amx_bf16", "avx512_bf16"}
 
 def surroundings() -> dict[str, Any]:
     """Return the machine and the versions that a record was made with."""
-    cpuinfo = Path("/proc/cpuinfo")
-    first = cpuinfo.read_text().split("\n\n")[0] if cpuinfo.exists() else ""
-    pairs = (line.partition(":") for line in first.splitlines())
-    facts = {name.strip(): value.strip() for name, _, value in pairs}
+    facts = processor()
     libraries = ["torch", "numpy", "stable-baselines3", "gymnasium", "ale-py"]
     if importlib.util.find_spec("envpool") is not None:
         libraries.append("envpool")

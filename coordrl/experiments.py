@@ -1,0 +1,104 @@
+"""What runs of all experiments share: a folder that is found again by its settings, and a watch.
+
+An experiment trains many runs. Each has a folder of its own: what is finished is read, what was
+stopped goes on.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch.utils.tensorboard import SummaryWriter
+
+from coordrl.config import dump_settings
+from coordrl.progress import Progress
+from coordrl.runs import SETTINGS_FILE, RunFolder, open_run
+from coordrl.stopping import StopRequest
+
+RESULT_FILE = "result.json"
+
+# More time makes the same run go on.
+_MAX_SECONDS = "training.max_seconds"
+
+_Settings = TypeVar("_Settings")
+
+
+@contextlib.contextmanager
+def run_folder(path: Path, settings: object) -> Iterator[RunFolder]:
+    """Open the folder of a run, to begin it or to go on.
+
+    Args:
+        path: The folder.
+        settings: A dataclass, the run's. ``training.max_seconds`` may differ from those in the
+            folder.
+
+    Raises:
+        RunError: If the folder holds a run with other settings, anything else, or is in use.
+    """
+    is_known = (path / SETTINGS_FILE).exists()
+    text = dump_settings(settings)
+    with open_run(path, text, resume=is_known, may_differ={_MAX_SECONDS}) as folder:
+        yield folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """What watches a run while it trains."""
+
+    stop: StopRequest
+    """Whether the user asks to stop."""
+    progress: Progress
+    """The line on the screen."""
+    tensorboard: SummaryWriter
+    """Curves and pictures, kept in the run's folder."""
+
+
+@contextlib.contextmanager
+def watched(folder: RunFolder, total: int, unit: str, *, done: int) -> Iterator[Watch]:
+    """Watch a run.
+
+    Args:
+        folder: The run's.
+        total: Steps of the whole run.
+        unit: What a step is, in the plural.
+        done: Steps that an earlier process has done. What TensorBoard has of later ones is
+            forgotten.
+    """
+    purge_step = done + 1 if done else 0
+    with (
+        StopRequest() as stop,
+        SummaryWriter(folder.path, purge_step=purge_step) as tensorboard,
+        Progress(folder.path.name, total, unit, done=done) as progress,
+    ):
+        yield Watch(stop, progress, tensorboard)
+
+
+def may_go_on(ended: str, cpu_seconds: float, max_seconds: float | None) -> bool:
+    """Tell whether a run that was cut short has been given more time.
+
+    Args:
+        ended: Why it ended; ``"time"`` if it was cut short.
+        cpu_seconds: Processor time that it took.
+        max_seconds: Processor time that it may take now; None for all it needs.
+
+    Example:
+        >>> may_go_on("time", 30.2, 60.0), may_go_on("time", 30.2, 30.0)
+        (True, False)
+    """
+    return ended == "time" and (max_seconds is None or max_seconds > cpu_seconds)
+
+
+def with_time_of(settings: _Settings, record: dict[str, Any]) -> _Settings:
+    """Return settings with the time that a run was given, which may be more than is given now.
+
+    Args:
+        settings: A dataclass with ``training.max_seconds``.
+        record: The same settings as the run's result has them.
+    """
+    own: Any = settings
+    limit = record["training"]["max_seconds"]
+    training = dataclasses.replace(own.training, max_seconds=limit)
+    changed: _Settings = dataclasses.replace(own, training=training)
+    return changed

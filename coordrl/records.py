@@ -1,0 +1,77 @@
+"""Records of what was measured: what they say of their making, and how they are kept."""
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from coordrl.runs import RunError, atomic_file
+
+_Result = TypeVar("_Result")
+
+
+def processor() -> dict[str, str]:
+    """Return what Linux says of the first processor, as ``"model name"``; empty elsewhere."""
+    cpuinfo = Path("/proc/cpuinfo")
+    first = cpuinfo.read_text().split("\n\n")[0] if cpuinfo.exists() else ""
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def machine() -> str:
+    """Return the processor and the number of its cores, for records of times measured on it."""
+    return f"{processor().get('model name', platform.machine())}, {os.cpu_count()} cores"
+
+
+def provenance(command: str) -> dict[str, str]:
+    """Return what a record says of its making.
+
+    Example:
+        >>> list(provenance("python scripts/train_gan.py"))
+        ['command', 'machine', 'torch']
+    """
+    return {"command": command, "machine": machine(), "torch": str(torch.__version__)}
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text whole or not at all.
+
+    Raises:
+        RunError: If the file cannot be written; ``path`` is as it was.
+    """
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
+def write_json(record: object, path: Path) -> None:
+    """Write a record whole or not at all.
+
+    Raises:
+        RunError: If the file cannot be written; ``path`` is as it was.
+    """
+    write_text(json.dumps(record, indent=1, allow_nan=True), path)
+
+
+def read_json(path: Path, build: Callable[[Any], _Result]) -> _Result:
+    """Return what ``build`` makes of a record that :func:`write_json` wrote.
+
+    Raises:
+        RunError: If the file cannot be read, or holds something else.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "result.json"
+        >>> write_json({"steps": 3}, path)
+        >>> read_json(path, lambda record: record["steps"] + 1)
+        4
+    """
+    try:
+        return build(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise RunError(
+            f"{path} cannot be read ({error}); delete it, and the same command makes it again"
+        ) from error
