@@ -60,7 +60,9 @@ class Envs(Benchmark):
                 calls = len(costs["ours"])
                 row |= {"agent steps per CPU second": round(calls * steps / sum(costs["ours"]))}
                 row |= {
-                    f"times as fast as {name}": Ratio.of(costs[name], costs["ours"], sum)
+                    f"times as fast as {name}": Ratio.of(
+                        costs[name], costs["ours"], calls_differ=True
+                    )
                     for name in makers
                     if name != "ours"
                 }
@@ -69,7 +71,7 @@ class Envs(Benchmark):
     def summary(self, rows: list[Row]) -> Row:
         """Return geometric means over the rows."""
         return {
-            column: round(geometric_mean([row[column].best for row in rows]), 2)  # type: ignore[union-attr]
+            column: round(geometric_mean([row[column].value for row in rows]), 2)  # type: ignore[union-attr]
             for column, value in rows[0].items()
             if isinstance(value, Ratio)
         }
@@ -152,7 +154,7 @@ class Emulators(Benchmark):
             row: Row = {"game": gymnasium_name(game)}
             row |= {"frames per CPU second": round(frames / sum(costs["ours"]))}
             row |= {
-                f"times as fast as {name}": Ratio.of(costs[name], costs["ours"], sum)
+                f"times as fast as {name}": Ratio.of(costs[name], costs["ours"], calls_differ=True)
                 for name in makers
                 if name != "ours"
             }
@@ -163,7 +165,7 @@ class Emulators(Benchmark):
         result: Row = {"games": len(rows)}
         for column, value in rows[0].items():
             if isinstance(value, Ratio):
-                ratios = {str(row["game"]): row[column].best for row in rows}  # type: ignore[union-attr]
+                ratios = {str(row["game"]): row[column].value for row in rows}  # type: ignore[union-attr]
                 least = min(ratios, key=ratios.__getitem__)
                 result[f"{column}, geometric mean"] = round(geometric_mean([*ratios.values()]), 2)
                 result[f"{column}, least"] = f"{ratios[least]:.2f} ({least})"

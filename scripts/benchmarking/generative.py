@@ -95,7 +95,7 @@ class Generators(Benchmark):
         """Return geometric means over the sizes."""
         summary: Row = {}
         for column in ("first layer", "generator"):
-            ratios = [ratio.best for row in rows if isinstance(ratio := row[column], Ratio)]
+            ratios = [ratio.value for row in rows if isinstance(ratio := row[column], Ratio)]
             summary[column] = round(geometric_mean(ratios), 2)
         return summary
 

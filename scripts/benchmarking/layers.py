@@ -170,7 +170,7 @@ class Layers(Benchmark):
             for column, ratio in row.items():
                 if isinstance(ratio, Ratio) and row["layer"] in counted:
                     kind = f"{column}, {row['memory format']}, memory {row['freed memory']}"
-                    values.setdefault(kind, []).append(ratio.best)
+                    values.setdefault(kind, []).append(ratio.value)
         return {column: round(geometric_mean(ratios), 3) for column, ratios in values.items()}
 
     def _measure(self, case: Case, channels_last: bool) -> Row:

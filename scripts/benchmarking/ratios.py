@@ -4,7 +4,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 class Ratio:
     """How many times as much one costs as the other."""
 
-    best: float
-    """Of the cheapest calls: least disturbed by other work. Where calls differ in what they have to
-    do, of all calls together."""
+    value: float
+    """The median over the turns. Where calls differ in what they have to do, of all calls together.
+    """
     low: float
     """First quartile over the turns."""
     high: float
@@ -22,20 +22,23 @@ class Ratio:
 
     @classmethod
     def of(
-        cls,
-        costs: list[float],
-        peers: list[float],
-        of_calls: Callable[[list[float]], float] = min,
+        cls, costs: Sequence[float], peers: Sequence[float], *, calls_differ: bool = False
     ) -> "Ratio":
-        """Compare costs, the n-th of which were measured in the same turn."""
-        quartiles = statistics.quantiles(
-            [cost / peer for cost, peer in zip(costs, peers, strict=True)], n=4
-        )
-        return cls(of_calls(costs) / of_calls(peers), quartiles[0], quartiles[2])
+        """Compare costs, the n-th of which were measured in the same turn.
+
+        Example:
+            >>> print(Ratio.of([3, 4, 8, 4], [1, 2, 2, 1]))
+            3.500 (2.25 .. 4.00)
+            >>> Ratio.of([3, 4, 8, 4], [1, 2, 2, 1], calls_differ=True).value == 19 / 6
+            True
+        """
+        ratios = [cost / peer for cost, peer in zip(costs, peers, strict=True)]
+        low, median, high = statistics.quantiles(ratios, n=4)
+        return cls(sum(costs) / sum(peers) if calls_differ else median, low, high)
 
     def __str__(self) -> str:
         """Return the ratio and its spread."""
-        return f"{self.best:.3f} ({self.low:.2f} .. {self.high:.2f})"
+        return f"{self.value:.3f} ({self.low:.2f} .. {self.high:.2f})"
 
 
 Row = dict[str, str | int | float | Ratio]

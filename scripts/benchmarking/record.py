@@ -73,7 +73,7 @@ def tables(rows: list[Row], width: int) -> Iterator[Table]:
     """
     cells = {
         name: [
-            f"{cell.best:.2f}" if isinstance(cell, Ratio) else str(cell)
+            f"{cell.value:.2f}" if isinstance(cell, Ratio) else str(cell)
             for cell in (row[name] for row in rows)
         ]
         for name in rows[0]
