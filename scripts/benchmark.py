@@ -12,7 +12,8 @@
 Costs are CPU seconds of the process that works, so that other work on the machine distorts them
 little. What it does distort, it distorts for all contestants, because they take turns: ratios are
 trustworthy where times are not. A ratio is the median over the turns (where calls differ, as in
-games, that of all calls together), beside the quartiles. Only cuda and device tell the time, that of an otherwise idle GPU.
+games, that of all calls together), beside the quartiles. Only cuda and device tell the
+time, that of an otherwise idle GPU.
 
 Ctrl-C ends a measurement. What it had measured is printed, and kept beside the record, as
 cuda.stopped.json for cuda.json; the record itself is only replaced by a whole one.
