@@ -26,6 +26,7 @@ from coordrl.device_algorithms import make_device_model
 from coordrl.emulator import Autoreset, Emulator, Step, load_rom, nvrtc, states
 from coordrl.emulator.device import DeviceEmulator, Occupancy
 from coordrl.emulator.lockstep import Tally, compare_devices
+from coordrl.envs import vector_env
 from coordrl.sb3_envs import make_sb3_env
 from coordrl.training.checkpoint import read_checkpoint, write_checkpoint
 
@@ -396,7 +397,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, make_shim: MakeShim) -> None:
         assert device.type == "cuda"
         return DeviceEmulator(*arguments, **options, device="cpu", make_kernels=make_shim)
 
-    monkeypatch.setattr(envs, "DeviceEmulator", on_cpu)
+    monkeypatch.setattr(vector_env, "DeviceEmulator", on_cpu)
 
 
 def both(game: str, num_envs: int, **options: Any) -> tuple[envs.AtariVectorEnv, ...]:

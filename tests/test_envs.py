@@ -21,7 +21,6 @@ from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 
-from coordrl import envs as envs_module
 from coordrl.config import AtariSettings, settings_for
 from coordrl.emulator import Step, load_rom
 from coordrl.envs import (
@@ -32,6 +31,7 @@ from coordrl.envs import (
     pack_state,
     unpack_state,
 )
+from coordrl.envs.backends import BACKENDS
 from coordrl.sb3_envs import VectorEnvAdapter
 
 SAME_STEP, NEXT_STEP = AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP
@@ -359,7 +359,7 @@ class Script:
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[AutoresetMode], Any]:
-    monkeypatch.setitem(envs_module._BACKENDS, "coordrl", Script)
+    monkeypatch.setitem(BACKENDS, "coordrl", Script)
 
     def make(mode: AutoresetMode) -> tuple[AtariVectorEnv, Any]:
         envs = AtariVectorEnv("pong", 2, emulator="coordrl", autoreset_mode=mode)

@@ -1,25 +1,14 @@
-"""Atari games, many at a time, as one :class:`gymnasium.vector.VectorEnv`.
-
-What plays them is our own emulator, or ale-py's vector environment, which gives the same bytes more
-slowly and knows fewer settings.
-"""
+"""Atari games, many at a time, as one :class:`gymnasium.vector.VectorEnv`."""
 
 import dataclasses
-import difflib
-import io
-import json
 import os
-import re
 import warnings
-import zipfile
-import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NoReturn, Protocol
+from collections.abc import Sequence
+from typing import Any, Literal, NoReturn
 
 import gymnasium
 import numpy as np
 import torch
-from ale_py import ALEVectorInterface
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -27,73 +16,25 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from coordrl.config import AtariSettings
-from coordrl.emulator import (
-    GAMES,
-    Autoreset,
-    Emulator,
-    Step,
-    available,
-    rom_file,
-    unavailable_reason,
-)
+from coordrl.emulator import Autoreset, Emulator, Step, available, unavailable_reason
 from coordrl.emulator.arguments import NUM_SEEDS, checked_actions, in_range
-from coordrl.emulator.device import DeviceEmulator, DeviceStep
+from coordrl.emulator.device import DeviceEmulator
 from coordrl.emulator.nvrtc import indexed
+from coordrl.envs.backends import BACKENDS, Backend, Flags
+from coordrl.envs.device_games import DeviceGames
+from coordrl.envs.names import canonical_game
+from coordrl.envs.states import pack_state, unpack_state
 
-Counts = NDArray[np.int32]
-Flags = NDArray[np.bool_]
 Seeds = int | Sequence[int] | NDArray[np.integer[Any]]
 
+_AUTORESETS: dict[AutoresetMode, Autoreset] = {
+    AutoresetMode.SAME_STEP: "same_step",
+    AutoresetMode.NEXT_STEP: "next_step",
+    AutoresetMode.DISABLED: "disabled",
+}
 
-def games() -> tuple[str, ...]:
-    """Return the canonical names of all games, in alphabetical order.
-
-    Example:
-        >>> len(games()), games()[0]
-        (104, 'adventure')
-    """
-    return tuple(GAMES)
-
-
-def canonical_game(name: str) -> str:
-    """Return a game's canonical name, that of its ROM file, for a name as people write it.
-
-    Case, spaces and underscores do not matter, nor what Gymnasium adds to the name.
-
-    Raises:
-        TypeError: If the name is not a text.
-        ValueError: If there is no such game; the message suggests the nearest names.
-
-    Example:
-        >>> canonical_game("MsPacman"), canonical_game("ALE/Pong-v5")
-        ('ms_pacman', 'pong')
-        >>> canonical_game("PongNoFrameskip-v4")
-        'pong'
-    """
-    if not isinstance(name, str):
-        raise TypeError(f"the name of a game must be a text, got {name!r}")
-    bare = re.sub(r"^.*/|-v\d+$", "", name.strip().lower())
-    bare = re.sub(r"(-?ram)?-?(noframeskip|deterministic)?$", "", bare)
-    folded = re.sub(r"[^a-z0-9]", "", bare)
-    known = {game.replace("_", ""): game for game in GAMES}
-    if folded in known:
-        return known[folded]
-    near = difflib.get_close_matches(folded, known, n=3, cutoff=0.5)
-    hint = " or ".join(gymnasium_name(known[match]) for match in near)
-    raise ValueError(
-        f"there is no Atari game {name!r}; "
-        + (f"did you mean {hint}?" if hint else "coordrl.envs.games() lists all games")
-    )
-
-
-def gymnasium_name(game: str) -> str:
-    """Return a game's name as Gymnasium spells it, from its canonical name.
-
-    Example:
-        >>> gymnasium_name("ms_pacman")
-        'MsPacman'
-    """
-    return game.title().replace("_", "")
+# What an environment knows beside the consoles' states.
+SAVED = ("_game_ended", "_life_ended", "_started_at", "_reset_frames", "_lives")
 
 
 class AtariVectorEnv(VectorEnv[Any, Any, Any]):
@@ -205,17 +146,17 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         if emulator is None and not available():
             warnings.warn(unavailable_reason(), RuntimeWarning, stacklevel=2)
         self.emulator = emulator or ("coordrl" if available() else "ale")
-        if self.emulator not in _BACKENDS:
+        if self.emulator not in BACKENDS:
             raise ValueError(f"emulator must be 'coordrl' or 'ale', got {emulator!r}")
         self.device = _cpu_or_gpu(device)
-        self._backend: _Backend | _DeviceGames
+        self._backend: Backend | DeviceGames
         if self.device.type == "cpu":
             if len(self.games) != 1:
                 raise ValueError(
                     "device='cpu' plays one game, several in one batch need device='cuda', got"
                     f" {game!r}"
                 )
-            self._backend = _BACKENDS[self.emulator](
+            self._backend = BACKENDS[self.emulator](
                 self.game,
                 num_envs,
                 self.settings,
@@ -228,7 +169,7 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
                 raise ValueError(
                     "emulator='ale' plays on the CPU; emulator='coordrl' on a GPU, too"
                 )
-            self._backend = _DeviceGames(
+            self._backend = DeviceGames(
                 DeviceEmulator(
                     self.games,
                     num_envs,
@@ -272,7 +213,7 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
     def lives(self) -> Any:
         """Lives left in every game; 0 in games without lives."""
         self._require_open()
-        if isinstance(self._backend, _DeviceGames):
+        if isinstance(self._backend, DeviceGames):
             return self._backend.lives
         return self._lives.copy()
 
@@ -308,7 +249,7 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         if isinstance(seed, int | np.integer):
             super().reset(seed=int(seed))
         self._was_reset = True
-        if isinstance(self._backend, _DeviceGames):
+        if isinstance(self._backend, DeviceGames):
             return self._backend.reset(seeds, mask)
         step = self._backend.reset(seed=seeds, mask=mask)
         self._game_ended &= ~mask
@@ -332,7 +273,7 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
                 end of a game.
         """
         self._require_open()
-        if isinstance(self._backend, _DeviceGames):
+        if isinstance(self._backend, DeviceGames):
             self._require_reset()
             return self._backend.step(torch.as_tensor(actions, device=self._backend.device))
         self._require_games()
@@ -396,11 +337,11 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         self._require_open()
         if not self._was_reset:
             raise gymnasium.error.ResetNeeded("call reset before save")
-        if isinstance(self._backend, _DeviceGames):
+        if isinstance(self._backend, DeviceGames):
             saved, arrays = self._backend.save()
         else:
             saved = self._own_emulator("save its games").save()
-            arrays = {name: getattr(self, name) for name in _SAVED}
+            arrays = {name: getattr(self, name) for name in SAVED}
         consoles = {f"console_{i}": state for i, state in enumerate(saved)}
         return pack_state(self._state_key(), arrays, consoles)
 
@@ -420,12 +361,12 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
                 settings or autoreset mode. Nothing has changed then.
         """
         self._require_open()
-        device = self._backend if isinstance(self._backend, _DeviceGames) else None
+        device = self._backend if isinstance(self._backend, DeviceGames) else None
         emulator = None if device else self._own_emulator("restore its games")
         arrays, parts = unpack_state(self._state_key(), state)
         try:
             saved = [parts[f"console_{i}"] for i in range(self.num_envs)]
-            known = {name: arrays[name] for name in _SAVED}
+            known = {name: arrays[name] for name in SAVED}
         except KeyError as error:
             raise ValueError(f"the saved games are damaged: {error} is missing") from error
         for name, array in known.items():
@@ -460,7 +401,7 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
     def _own_emulator(self, deed: str) -> Emulator:
         if isinstance(self._backend, Emulator):
             return self._backend
-        if isinstance(self._backend, _DeviceGames):
+        if isinstance(self._backend, DeviceGames):
             raise ValueError(
                 f"games on a GPU cannot {deed}; restore what they save in an environment of the CPU"
             )
@@ -545,336 +486,6 @@ def _info(step: Step) -> dict[str, Any]:
     }
 
 
-class _DeviceGames:
-    """The games of an :class:`AtariVectorEnv` on a GPU: its bookkeeping in tensors.
-
-    Nothing here depends on a value, so that a step can be captured in a CUDA graph.
-    """
-
-    def __init__(self, emulator: DeviceEmulator, autoreset_mode: AutoresetMode) -> None:
-        self._emulator = emulator
-        self._mode = autoreset_mode
-        self._frame_skip = emulator.settings.frame_skip
-        self.device = emulator.device
-        self.action_meanings = emulator.action_meanings
-        self.obs_shape = emulator.obs_shape
-        meanings = emulator.action_meanings
-        self._noop = meanings.index("NOOP") if "NOOP" in meanings else 0
-
-        def zeros(dtype: torch.dtype) -> Tensor:
-            return torch.zeros(emulator.num_envs, dtype=dtype, device=self.device)
-
-        self._state = {
-            "_game_ended": zeros(torch.bool),
-            "_life_ended": zeros(torch.bool),
-            "_started_at": zeros(torch.int32),
-            "_reset_frames": zeros(torch.int32),
-            "_lives": zeros(torch.int32),
-        }
-
-    @property
-    def lives(self) -> Tensor:
-        return self._state["_lives"].clone()
-
-    def reset(
-        self, seeds: NDArray[np.int64] | None, mask: Flags
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        step = self._emulator.reset(seed=seeds, mask=mask)
-        masked = torch.from_numpy(mask).to(self.device)
-        self._state["_game_ended"] &= ~masked
-        self._state["_life_ended"] &= ~masked
-        self._begin_games(step, masked)
-        self._state["_lives"].copy_(step.lives)
-        return step.obs, self._info(step)
-
-    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
-        state = self._state
-        next_step = self._mode is AutoresetMode.NEXT_STEP
-        if next_step and actions.shape == state["_life_ended"].shape:  # others are refused
-            actions = torch.where(state["_life_ended"], self._noop, actions)
-        step = self._emulator.step(actions)
-        rewards = step.rewards.float()
-        if next_step:
-            rewards = rewards.masked_fill(state["_life_ended"], 0)
-        info = self._info(step)
-        frames = step.episode_frame_number
-        if self._mode is AutoresetMode.SAME_STEP:
-            # As in AtariVectorEnv._report_ends: the counters are those of the new game.
-            started_at = step.frame_number - step.episode_frame_number
-            played = step.episode_length * self._frame_skip
-            last = torch.minimum(started_at - state["_started_at"], state["_reset_frames"] + played)
-            frames = torch.where(step.ended, last, frames)
-            info["final_obs"] = step.final_obs
-        ended = step.ended
-        if self._mode is AutoresetMode.DISABLED:
-            ended = ended & ~state["_game_ended"]
-        info["_game"] = ended
-        info["game"] = {
-            "episode_return": step.episode_return * ended,
-            "agent_steps": step.episode_length * ended,
-            "frames": (frames - state["_reset_frames"]) * ended,
-        }
-        if self._mode is AutoresetMode.SAME_STEP:
-            self._begin_games(step, ended)
-        elif next_step:
-            self._begin_games(step, state["_game_ended"])
-        state["_game_ended"].copy_(step.ended)
-        state["_life_ended"].copy_(step.terminated & ~step.ended)
-        state["_lives"].copy_(step.lives)
-        return step.obs, rewards, step.terminated, step.truncated, info
-
-    def save(self) -> tuple[list[bytes], dict[str, NDArray[Any]]]:
-        arrays = {name: tensor.cpu().numpy() for name, tensor in self._state.items()}
-        return self._emulator.save(), arrays
-
-    def restore(self, saved: Sequence[bytes], arrays: Mapping[str, NDArray[Any]]) -> Tensor:
-        step = self._emulator.restore(saved)
-        for name, tensor in self._state.items():
-            tensor.copy_(torch.from_numpy(arrays[name]))
-        return step.obs
-
-    def _begin_games(self, step: DeviceStep, mask: Tensor) -> None:
-        started_at = step.frame_number - step.episode_frame_number
-        for name, value in (
-            ("_started_at", started_at),
-            ("_reset_frames", step.episode_frame_number),
-        ):
-            self._state[name].copy_(torch.where(mask, value, self._state[name]))
-
-    def _info(self, step: DeviceStep) -> dict[str, Any]:
-        return {
-            "lives": step.lives,
-            "frame_number": step.frame_number,
-            "episode_frame_number": step.episode_frame_number,
-        }
-
-
-# What an environment knows beside the consoles' states.
-_SAVED = ("_game_ended", "_life_ended", "_started_at", "_reset_frames", "_lives")
-
-
-def pack_state(
-    key: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], parts: Mapping[str, bytes]
-) -> bytes:
-    """Return arrays and byte strings as one, with a key that says what they belong to.
-
-    Example:
-        >>> state = pack_state({"game": "pong"}, {"lives": np.array([3])}, {"console": b"..."})
-        >>> unpack_state({"game": "pong"}, state)
-        ({'lives': array([3])}, {'console': b'...'})
-    """
-    file = io.BytesIO()
-    texts = {"key": json.dumps(key).encode(), **{f"part_{name}": b for name, b in parts.items()}}
-    np.savez(
-        file,
-        allow_pickle=False,
-        **{f"array_{name}": array for name, array in arrays.items()},
-        **{name: np.frombuffer(text, np.uint8) for name, text in texts.items()},
-    )
-    return file.getvalue()
-
-
-def unpack_state(
-    key: Mapping[str, Any], state: bytes
-) -> tuple[dict[str, NDArray[Any]], dict[str, bytes]]:
-    """Return the arrays and byte strings of :func:`pack_state`.
-
-    Raises:
-        ValueError: If the state is damaged or belongs to something else than ``key`` says.
-    """
-    try:
-        loaded = np.load(io.BytesIO(state), allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise ValueError("a single array")
-        with loaded as file:
-            contents = {name: file[name] for name in file.files}
-        found = json.loads(contents.pop("key").tobytes())
-    except (
-        *(ValueError, KeyError, OSError, EOFError, RuntimeError),  # zipfile's for flags of others
-        *(zipfile.BadZipFile, zlib.error),
-    ) as error:
-        raise ValueError(f"the saved games are damaged or something else: {error}") from error
-    for name, value in json.loads(json.dumps(key)).items():
-        if found.get(name) != value:
-            raise ValueError(
-                f"the games were saved with {name}={found.get(name)!r}, here it is {value!r}"
-            )
-    arrays = {
-        name.removeprefix("array_"): array
-        for name, array in contents.items()
-        if name.startswith("array_")
-    }
-    parts = {
-        name.removeprefix("part_"): array.tobytes()
-        for name, array in contents.items()
-        if name.startswith("part_")
-    }
-    return arrays, parts
-
-
-class _Backend(Protocol):
-    """What plays the games; :class:`~coordrl.emulator.Emulator` is the model."""
-
-    @property
-    def action_meanings(self) -> tuple[str, ...]: ...
-
-    obs_shape: tuple[int, ...]
-
-    def reset(self, *, seed: NDArray[np.integer[Any]] | None, mask: Flags) -> Step: ...
-
-    def step(self, actions: ArrayLike) -> Step: ...
-
-
-class _AlePy:
-    """ale-py's vector environment, with what :class:`~coordrl.emulator.Emulator` adds to it.
-
-    That is: rewards clipped here, so that the points are known; FIRE after a lost life; which games
-    ended; and the return and length of each.
-    """
-
-    def __init__(
-        self,
-        game: str,
-        num_envs: int,
-        settings: AtariSettings,
-        *,
-        autoreset: Autoreset,
-        num_threads: int,
-        rom_path: str | os.PathLike[str] | None,
-    ) -> None:
-        lacks = {
-            f"mode={settings.mode}": settings.mode is not None,
-            f"difficulty={settings.difficulty}": settings.difficulty is not None,
-            "observation='ram'": settings.observation == "ram",
-            "autoreset_mode=DISABLED": autoreset == "disabled",
-        }
-        if any(lacks.values()):
-            asked = " and ".join(setting for setting, is_asked in lacks.items() if is_asked)
-            raise ValueError(f"emulator='ale' has no {asked}; emulator='coordrl' has")
-        self._game = game
-        self._same_step = autoreset == "same_step"
-        self._settings = settings
-        self._ale = ALEVectorInterface(
-            rom_path=rom_file(game, rom_path),
-            num_envs=num_envs,
-            frame_skip=settings.frame_skip,
-            stack_num=settings.stack_size,
-            img_height=settings.screen_size[0],
-            img_width=settings.screen_size[1],
-            grayscale=settings.observation == "gray",
-            maxpool=settings.max_pool,
-            noop_max=settings.noop_max,
-            use_fire_reset=settings.fire_reset,
-            episodic_life=settings.life_loss == "reset",
-            # With SAME_STEP the lives of an ended game are not known, so ale-py has to compare.
-            life_loss_info=settings.life_loss == "terminate" and self._same_step,
-            reward_clipping=False,
-            max_episode_steps=settings.max_frames_per_episode,
-            repeat_action_probability=settings.repeat_action_probability,
-            full_action_space=settings.full_action_space,
-            batch_size=0,
-            num_threads=min(num_threads, num_envs),
-            thread_affinity_offset=-1,
-            autoreset_mode="SameStep" if self._same_step else "NextStep",
-        )
-        self.action_meanings = tuple(action.name for action in self._ale.get_action_set())
-        color = (3,) if settings.observation == "rgb" else ()
-        self.obs_shape = (settings.stack_size, *settings.screen_size, *color)
-        self._fire = (
-            self.action_meanings.index("FIRE")
-            if settings.fire_after_life_loss and "FIRE" in self.action_meanings
-            else None
-        )
-        self._full_strength = np.ones(num_envs, np.float32)
-        self._lives = np.zeros(num_envs, np.int32)
-        self._started_at = np.zeros(num_envs, np.int32)
-        self._life_lost = np.zeros(num_envs, np.bool_)
-        self._ended = np.zeros(num_envs, np.bool_)
-        self._episode_return = np.zeros(num_envs, np.int32)
-        self._episode_length = np.zeros(num_envs, np.int32)
-
-    def reset(self, *, seed: NDArray[np.integer[Any]] | None, mask: Flags) -> Step:
-        indices = np.flatnonzero(mask)
-        seeds = np.full(len(indices), -1) if seed is None else seed
-        obs, info = self._ale.reset(indices, seeds.astype(np.int32))
-        self._started_at = info["frame_number"] - info["episode_frame_number"]
-        self._begin(mask)
-        no_flags, no_rewards = np.zeros(len(mask), np.bool_), np.zeros(len(mask), np.int32)
-        return self._report(obs, obs, no_rewards, no_flags, no_flags, no_flags, no_flags, info)
-
-    def step(self, actions: ArrayLike) -> Step:
-        num_envs, num_actions = len(self._lives), len(self.action_meanings)
-        chosen = checked_actions(actions, num_envs, num_actions, self._game).astype(np.int64)
-        if self._fire is not None and self._life_lost.any():
-            chosen = np.where(self._life_lost, self._fire, chosen)
-        self._ale.send(chosen, self._full_strength)
-        obs, rewards, terminated, truncated, info = self._ale.recv()
-
-        lives = info["lives"]
-        was_reset = self._ended & (not self._same_step)
-        life_lost = (lives < self._lives) & (lives > 0) & ~was_reset
-        ended = terminated | truncated
-        if self._same_step:
-            started_at = info["frame_number"] - info["episode_frame_number"]
-            ended, self._started_at = started_at != self._started_at, started_at
-        elif self._settings.life_loss == "terminate":
-            terminated = terminated | life_lost
-            truncated = truncated & ~terminated
-        self._begin(was_reset)
-        self._episode_return += rewards
-        self._episode_length += ~was_reset
-        step = self._report(
-            obs, info.get("final_obs", obs), rewards, terminated, truncated, ended, life_lost, info
-        )
-        if self._same_step:
-            self._begin(ended)
-        self._ended = ended
-        self._life_lost = life_lost & ~ended
-        return step
-
-    def _begin(self, mask: Flags) -> None:
-        self._ended = self._ended & ~mask
-        self._life_lost = self._life_lost & ~mask
-        self._episode_return[mask] = 0
-        self._episode_length[mask] = 0
-
-    def _report(
-        self,
-        obs: NDArray[np.uint8],
-        final_obs: NDArray[np.uint8],
-        rewards: Counts,
-        terminated: Flags,
-        truncated: Flags,
-        ended: Flags,
-        life_lost: Flags,
-        info: dict[str, Counts],
-    ) -> Step:
-        self._lives = info["lives"]
-        return Step(
-            obs=obs,
-            rewards=np.sign(rewards) if self._settings.clip_reward else rewards,
-            unclipped_rewards=rewards,
-            terminated=terminated,
-            truncated=truncated,
-            ended=ended,
-            life_lost=life_lost,
-            final_obs=final_obs,
-            lives=info["lives"],
-            frame_number=info["frame_number"],
-            episode_frame_number=info["episode_frame_number"],
-            episode_return=self._episode_return.copy(),
-            episode_length=self._episode_length.copy(),
-        )
-
-
-_BACKENDS: dict[str, type[Emulator] | type[_AlePy]] = {"coordrl": Emulator, "ale": _AlePy}
-_AUTORESETS: dict[AutoresetMode, Autoreset] = {
-    AutoresetMode.SAME_STEP: "same_step",
-    AutoresetMode.NEXT_STEP: "next_step",
-    AutoresetMode.DISABLED: "disabled",
-}
-
-
 def _cpu_or_gpu(device: torch.device | str) -> torch.device:
     try:
         found = torch.device(device)
@@ -899,21 +510,3 @@ def _fold_seeds(seed: Seeds, count: int) -> NDArray[np.int64]:
     if min(seeds) < 0:
         raise ValueError(f"seeds must not be negative, got {min(seeds)}")
     return np.array([s % NUM_SEEDS for s in seeds], np.int64)
-
-
-def refuse_single(**keywords: Any) -> NoReturn:
-    """Say what to make instead of the one environment that ``gymnasium.make`` asks for."""
-    name = gymnasium_name(keywords["game"])
-    raise gymnasium.error.Error(
-        f"games of coordrl are played side by side: gymnasium.make_vec('coordrl/{name}-v0', "
-        f"num_envs=1), or coordrl.sb3_envs.make_sb3_env('{name}', num_envs=8) for Stable-Baselines3"
-    )
-
-
-for _game in games():
-    gymnasium.register(
-        id=f"coordrl/{gymnasium_name(_game)}-v0",
-        entry_point="coordrl.envs:refuse_single",
-        vector_entry_point="coordrl.envs:AtariVectorEnv",
-        kwargs={"game": _game},
-    )

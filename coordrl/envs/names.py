@@ -1,0 +1,57 @@
+"""Games by their names: that of the ROM file, and as people write it."""
+
+import difflib
+import re
+
+from coordrl.emulator import GAMES
+
+
+def games() -> tuple[str, ...]:
+    """Return the canonical names of all games, in alphabetical order.
+
+    Example:
+        >>> len(games()), games()[0]
+        (104, 'adventure')
+    """
+    return tuple(GAMES)
+
+
+def canonical_game(name: str) -> str:
+    """Return a game's canonical name, that of its ROM file, for a name as people write it.
+
+    Case, spaces and underscores do not matter, nor what Gymnasium adds to the name.
+
+    Raises:
+        TypeError: If the name is not a text.
+        ValueError: If there is no such game; the message suggests the nearest names.
+
+    Example:
+        >>> canonical_game("MsPacman"), canonical_game("ALE/Pong-v5")
+        ('ms_pacman', 'pong')
+        >>> canonical_game("PongNoFrameskip-v4")
+        'pong'
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a game must be a text, got {name!r}")
+    bare = re.sub(r"^.*/|-v\d+$", "", name.strip().lower())
+    bare = re.sub(r"(-?ram)?-?(noframeskip|deterministic)?$", "", bare)
+    folded = re.sub(r"[^a-z0-9]", "", bare)
+    known = {game.replace("_", ""): game for game in GAMES}
+    if folded in known:
+        return known[folded]
+    near = difflib.get_close_matches(folded, known, n=3, cutoff=0.5)
+    hint = " or ".join(gymnasium_name(known[match]) for match in near)
+    raise ValueError(
+        f"there is no Atari game {name!r}; "
+        + (f"did you mean {hint}?" if hint else "coordrl.envs.games() lists all games")
+    )
+
+
+def gymnasium_name(game: str) -> str:
+    """Return a game's name as Gymnasium spells it, from its canonical name.
+
+    Example:
+        >>> gymnasium_name("ms_pacman")
+        'MsPacman'
+    """
+    return game.title().replace("_", "")
