@@ -1,0 +1,47 @@
+"""Run settings: what can be chosen, its default, and one sentence on what it does.
+
+Settings travel whole, as frozen dataclasses. A key in a TOML file is the name of a field, spelled
+the same; nothing is renamed on the way. :func:`load_settings` reads any such dataclass from a file
+and from the command line, and :func:`dump_settings` writes it back.
+"""
+
+from coordrl.config.atari import AtariSettings, Protocol, settings_for
+from coordrl.config.files import (
+    Override,
+    SettingsError,
+    accepted_keywords,
+    dump_settings,
+    load_settings,
+    parse_override,
+    read_toml,
+    refuse_overruled,
+)
+from coordrl.config.training import (
+    AccelerationSettings,
+    OptimizerSettings,
+    RunSettings,
+    TrainingSettings,
+)
+from coordrl.config.values import Schedule, parse_value, require_at_least, take_types
+
+__all__ = [
+    "AccelerationSettings",
+    "AtariSettings",
+    "OptimizerSettings",
+    "Override",
+    "Protocol",
+    "RunSettings",
+    "Schedule",
+    "SettingsError",
+    "TrainingSettings",
+    "accepted_keywords",
+    "dump_settings",
+    "load_settings",
+    "parse_override",
+    "parse_value",
+    "read_toml",
+    "refuse_overruled",
+    "require_at_least",
+    "settings_for",
+    "take_types",
+]

@@ -1,0 +1,328 @@
+"""Settings from TOML files and from the command line, and back."""
+
+import dataclasses
+import difflib
+import inspect
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from coordrl.config.values import parse_value
+
+Settings = TypeVar("Settings")
+
+
+class SettingsError(ValueError):
+    """A setting that its writer can mend; the message is one sentence that says how."""
+
+
+@dataclass(frozen=True)
+class Override:
+    """A setting given outside of a file, with the words that name its origin in an error.
+
+    Attributes:
+        key: Full name of the setting, such as ``"env.frame_skip"``.
+        value: Its value, as TOML would give it.
+        source: Where it comes from, such as ``"--steps"``.
+    """
+
+    key: str
+    value: object
+    source: str
+
+
+def parse_override(text: str, source: str = "--set") -> Override:
+    """Read ``key=value``, where the value is written as in TOML; quotes around a text may go.
+
+    Raises:
+        SettingsError: If there is no ``=`` or no key.
+
+    Example:
+        >>> parse_override("algorithm.n_steps=64").value
+        64
+        >>> parse_override("run.game=Pong").value
+        'Pong'
+        >>> parse_override("algorithm.clip_range={start=0.1, end=0.0}").value
+        {'start': 0.1, 'end': 0.0}
+    """
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not key:
+        raise SettingsError(f"{source} expects key=value, as in run.num_envs=8, got {text!r}")
+    try:
+        document = tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError:
+        document = {}
+    if set(document) != {"value"}:
+        document = {"value": value}
+    return Override(key, document["value"], source)
+
+
+def refuse_overruled(overrides: Iterable[Override], owners: Mapping[str, str]) -> None:
+    """Refuse settings that a command sets itself, so that none is ignored without a word.
+
+    Args:
+        overrides: What the user has set.
+        owners: What to do instead, for the full name of each setting that the command decides.
+
+    Raises:
+        SettingsError: If one of them is among the overrides.
+
+    Example:
+        >>> refuse_overruled([parse_override("seed=3")], {"seed": "use --seeds"})
+        Traceback (most recent call last):
+            ...
+        coordrl.config.files.SettingsError: --set seed would be overruled; use --seeds
+    """
+    for item in overrides:
+        for name in _full_names(item.key, item.value):
+            if name in owners:
+                raise SettingsError(f"{item.source} {name} would be overruled; {owners[name]}")
+
+
+def _full_names(key: str, value: object) -> Iterator[str]:
+    """Yield what an override sets: one setting, or those of a table."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _full_names(f"{key}.{name}", item)
+    else:
+        yield key
+
+
+def accepted_keywords(
+    function: Callable[..., Any], *, without: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the keywords of a function or class and their annotations, for :func:`load_settings`.
+
+    Args:
+        function: What the keywords will be passed to.
+        without: Parameters that the caller passes itself.
+
+    Example:
+        >>> def paint(canvas: object, width: int, color: str = "red") -> None: ...
+        >>> accepted_keywords(paint, without={"canvas"})
+        {'width': <class 'int'>, 'color': <class 'str'>}
+    """
+    parameters = [
+        parameter
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and parameter.name not in without
+    ]
+    target: Any = function.__init__ if inspect.isclass(function) else function
+    # Only of the parameters asked for: those left out may refer to names that are not imported.
+    named = {p.name: object if p.annotation is p.empty else p.annotation for p in parameters}
+    return typing.get_type_hints(types.SimpleNamespace(__annotations__=named), target.__globals__)
+
+
+def load_settings(
+    cls: type[Settings],
+    path: Path | None = None,
+    overrides: Sequence[Override] = (),
+    *,
+    base: Settings | None = None,
+    keywords: Mapping[str, Mapping[str, Any]] | None = None,
+    game: str | None = None,
+    canonical_game: Callable[[str], str] = str.casefold,
+) -> Settings:
+    """Read settings: defaults, then the file, then its table for the game, then ``overrides``.
+
+    A field that is a dataclass is a table of the file. A field that is a ``Mapping`` is a table of
+    free keywords, whose names and types ``keywords`` gives. A field that may be ``None`` takes the
+    text ``"none"``, since TOML has no such value; one that may be a function of the progress takes
+    the table of a :class:`Schedule`.
+
+    Args:
+        cls: Frozen dataclass of settings.
+        path: TOML file; only defaults and ``overrides`` if None.
+        overrides: Settings that win over the file, the last over the first.
+        base: Settings that stand where nothing is given; ``cls()`` if None.
+        keywords: For each table of free keywords, what :func:`accepted_keywords` returns.
+        game: Also read the file's table ``[games.<game>]``. The tables of other games are checked
+            and left.
+        canonical_game: Gives the name by which games are compared, or raises a ValueError for one
+            that is unknown.
+
+    Raises:
+        SettingsError: If the file cannot be read, or a key or value does not fit; the message
+            names the file, the key and the nearest valid key.
+
+    Example:
+        >>> from coordrl.config import RunSettings
+        >>> load_settings(RunSettings, overrides=[parse_override("num_envs=16")]).num_envs
+        16
+        >>> load_settings(RunSettings, overrides=[parse_override("num_env=16")])
+        Traceback (most recent call last):
+        coordrl.config.files.SettingsError: --set: unknown key 'num_env'; the nearest is 'num_envs'
+    """
+    schema = _schema(cls, keywords or {})
+    settings = cls() if base is None else base
+    # What fits no more with what stood before may fit with what is still to come.
+    pending: dict[str, Any] = {}
+    problem: SettingsError | None = None
+    for table, source in _layers(path, overrides, schema, game, canonical_game):
+        pending |= _read_table(table, schema, source)
+        try:
+            settings = _with(settings, pending)
+        except ValueError as error:
+            problem = problem or SettingsError(f"{source}: {error}")
+        else:
+            pending, problem = {}, None
+    if problem is not None:
+        raise problem
+    return settings
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return what a file of settings holds.
+
+    Raises:
+        SettingsError: If it cannot be read, or is not valid TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: cannot be read as a settings file: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path}: is not valid TOML: {error}") from error
+
+
+def dump_settings(settings: Any) -> str:
+    """Write settings as TOML that :func:`load_settings` reads back.
+
+    Example:
+        >>> from coordrl.config import Schedule
+        >>> print(dump_settings(Schedule(start=0.1, end=0.0)), end="")
+        start = 0.1
+        end = 0.0
+        end_fraction = 1.0
+    """
+    lines = _toml_lines(settings, prefix="")
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _layers(
+    path: Path | None,
+    overrides: Sequence[Override],
+    schema: Mapping[str, Any],
+    game: str | None,
+    canonical_game: Callable[[str], str],
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield tables of settings with the name of their source, the weakest first."""
+    if path is not None:
+        tables = read_toml(path)
+        games = tables.pop("games", {}) if game is not None else {}
+        if not isinstance(games, dict):
+            raise SettingsError(f"{path}: games must be a table, got {games!r}")
+        yield tables, str(path)
+        for name, table in games.items():
+            source = f"{path}, [games.{name}]"
+            if not isinstance(table, dict):
+                raise SettingsError(f"{source}: must be a table, got {table!r}")
+            try:
+                is_this_game = game is not None and canonical_game(name) == canonical_game(game)
+            except ValueError as error:
+                raise SettingsError(f"{source}: {error}") from error
+            if is_this_game:
+                yield table, source
+            else:
+                _read_table(table, schema, source)
+    for override in overrides:
+        table = {}
+        *parents, leaf = override.key.split(".")
+        inner = table
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[leaf] = override.value
+        yield table, override.source
+
+
+def _schema(cls: Any, keywords: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the full name of every setting below ``cls`` and its annotation."""
+    schema = {}
+    for name, annotation in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(annotation):
+            for key, inner in _schema(annotation, {}).items():
+                schema[f"{name}.{key}"] = inner
+        elif typing.get_origin(annotation) is Mapping:
+            for key, inner in keywords.get(name, {}).items():
+                schema[f"{name}.{key}"] = inner
+        else:
+            schema[name] = annotation
+    return schema
+
+
+def _read_table(
+    table: Mapping[str, Any], schema: Mapping[str, Any], source: str, prefix: str = ""
+) -> dict[str, Any]:
+    """Flatten a table into full names and values of the schema's types."""
+    values: dict[str, Any] = {}
+    for name, value in table.items():
+        key = prefix + name
+        if key in schema:
+            try:
+                values[key] = parse_value(value, schema[key])
+            except ValueError as error:
+                raise SettingsError(f"{source}: {key} {error}") from error
+        elif any(known.startswith(f"{key}.") for known in schema):
+            if not isinstance(value, dict):
+                raise SettingsError(f"{source}: {key} must be a table, got {value!r}")
+            values |= _read_table(value, schema, source, f"{key}.")
+        else:
+            nearest = difflib.get_close_matches(key, schema, n=1, cutoff=0.0)
+            hint = f"; the nearest is {nearest[0]!r}" if nearest else ""
+            raise SettingsError(f"{source}: unknown key {key!r}{hint}")
+    return values
+
+
+def _with(settings: Settings, values: Mapping[str, Any], prefix: str = "") -> Settings:
+    """Return ``settings`` with the values whose full names are given."""
+    changes: dict[str, Any] = {}
+    for name, old in _fields(settings):
+        key = prefix + name
+        inner = {k: v for k, v in values.items() if k.startswith(f"{key}.")}
+        if key in values:
+            changes[name] = values[key]
+        elif inner and isinstance(old, Mapping):
+            changes[name] = {**old, **{k.removeprefix(f"{key}."): v for k, v in inner.items()}}
+        elif inner:
+            changes[name] = _with(old, inner, f"{key}.")
+    return dataclasses.replace(settings, **changes) if changes else settings  # type: ignore[type-var]
+
+
+def _fields(settings: Any) -> list[tuple[str, Any]]:
+    return [(f.name, getattr(settings, f.name)) for f in dataclasses.fields(settings)]
+
+
+def _toml_lines(table: Any, prefix: str) -> list[str]:
+    items = list(table.items()) if isinstance(table, Mapping) else _fields(table)
+    lines, subtables = [], []
+    for name, value in items:
+        # A dataclass inside free keywords is a value (a schedule), elsewhere it is a table.
+        if isinstance(value, Mapping) or (
+            dataclasses.is_dataclass(value) and not isinstance(table, Mapping)
+        ):
+            key = f"{prefix}{name}"
+            subtables += ["", f"[{key}]", *_toml_lines(value, f"{key}.")]
+        else:
+            lines.append(f"{name} = {_toml(value)}")
+    return lines + subtables
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return '"none"'
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    if dataclasses.is_dataclass(value):
+        rows = ", ".join(f"{name} = {_toml(item)}" for name, item in _fields(value))
+        return f"{{{rows}}}"
+    return json.dumps(str(value), ensure_ascii=False)
