@@ -60,7 +60,7 @@ PARTS = pytest.mark.parametrize("at_once", [1, 2, 100])
 @contextmanager
 def samples_at_once(number: int) -> Iterator[None]:
     """Let layers convolve that many samples at a time."""
-    with mock.patch("coordrl.layers.convolution._samples_at_once", return_value=number):
+    with mock.patch("coordrl.layers.base.samples_at_once", return_value=number):
         yield
 
 
@@ -993,7 +993,7 @@ def test_channels_last_is_kept(needs_grad: bool, at_once: int) -> None:
 def test_gradients_are_the_textbooks_in_either_layout(
     memory_format: torch.memory_format, at_once: int, large: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coordrl.layers.convolution._LARGE", large)
+    monkeypatch.setattr("coordrl.layers.base.LARGE", large)
     layer = CoordConv2d(3, 8, 3, padding=1)
     textbook = Textbook(nn.Conv2d, 3, 8, axes=2, with_r=False, kernel_size=3, padding=1)
     textbook.convolution.load_state_dict(layer.state_dict())

@@ -1,0 +1,365 @@
+"""Convolutions over the input and its coordinates.
+
+A CoordConv layer appends the coordinates of the pixels to its input as channels, and convolves.
+The coordinates are the same for every sample, so the layer need not build that wide input:
+
+    conv(cat([x, grid]), weight)  ==  conv(x, weight of x) + conv(grid, weight of grid)
+
+The second term, the *coordinate map*, is computed once for the whole batch, and is remembered
+while no gradient is needed and its weights stay. Function and gradients are those of the
+concatenation up to the order of summation; the parameters *are* those of the concatenation, so
+optimizers, initializers and checkpoints see a plain wide convolution.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
+
+from coordrl.layers.autograd import LARGE, AddMap, Arguments, ConvolveInParts, samples_at_once
+from coordrl.layers.contexts import (
+    autocasts,
+    cast,
+    compiles_any_size,
+    is_channels_last,
+    is_plain,
+    no_autocast,
+    split,
+)
+from coordrl.layers.coord_map import (
+    MAX_BASIS,
+    MAX_REMEMBERED,
+    Basis,
+    Place,
+    Remembered,
+    factorize,
+    keep,
+    map_dtype,
+    multiply,
+)
+from coordrl.layers.grid import PAPER_SYSTEM, CoordinateSystem, PerAxis, coordinate_grid
+
+# What maps depend on beside weights and place; it may be changed on a layer that has run.
+_SHAPING = frozenset({"stride", "padding", "dilation", "padding_mode", "system", "with_r"})
+_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+_TRANSPOSED_CONVOLUTIONS = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+
+
+class CoordConv(_ConvNd):
+    """What the layers share: the two terms of the forward pass, and what is kept of the second.
+
+    A layer inherits from the one of ``torch.nn`` that it widens as well, so that whoever looks
+    for convolutions finds it: initializers, fusions, counters of operations.
+    """
+
+    axes: ClassVar[int]
+    with_r: bool
+    system: CoordinateSystem
+    num_coords: int
+    _remembered: Remembered | None
+    _bases: dict[Place, Basis | None]
+
+    def _set_coordinates(self, in_channels: int, with_r: bool, system: CoordinateSystem) -> None:
+        self.in_channels = in_channels
+        self.with_r = with_r
+        self.system = system
+        self.num_coords = system.num_channels(self.axes, with_r=with_r)
+        self._remembered = None
+        self._bases = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, and forget the maps if they depend on it."""
+        super().__setattr__(name, value)
+        if name in _SHAPING and "_bases" in self.__dict__:
+            self._remembered, self._bases = None, {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave what can be computed again out of copies and pickles."""
+        # That of torch.nn leaves out a compiled call, which would go on calling the original.
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "_remembered": None, "_bases": {}}
+
+    def extra_repr(self) -> str:
+        """Describe the layer as ``torch.nn`` does, with its coordinates."""
+        described: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        described = f"{described}, with_r={self.with_r}"
+        return described if self.system == PAPER_SYSTEM else f"{described}, system={self.system}"
+
+    def _forward(self, x: Tensor, output_padding: tuple[int, ...], given: Tensor | None) -> Tensor:
+        wide_weight = self.weight  # once: a module takes long to find its parameters
+        place = self._place(x, wide_weight, output_padding)
+        # In a graph, and under the transforms of torch.func, plain operations serve best.
+        if given is not None or not is_plain(wide_weight):
+            if given is None and x.ndim == self.axes + 2 and compiles_any_size(x.shape[2:]):
+                return self._concatenate(x, output_padding)
+            weight, coord_weight = self.split_weight()
+            y = self._convolve(x, weight, self.bias, self.groups, output_padding)
+            maps = self._convolve_grid(coord_weight, place, given)
+            return (y + (maps if x.ndim == self.axes + 2 else maps.squeeze(0))).to(y.dtype)
+        learns = wide_weight.requires_grad and torch.is_grad_enabled()
+        if learns and self._remembered is not None:
+            self._remembered = None  # its weights are about to change
+        weight, coord_weight = self._split(wide_weight)
+        compute_map = self._compute_map if learns else self._remember_map
+        coord_map = compute_map(coord_weight, place)
+        batched = x.ndim == self.axes + 2
+        if batched and (parts := len(x) // samples_at_once(x, coord_map, place)) > 1:
+            return self._convolve_in_parts(x, weight, coord_map, output_padding, parts)
+        y = self._convolve(x, weight, self.bias, self.groups, output_padding)
+        # Backward of a convolution does not read its output, so the sum may overwrite it.
+        if learns and batched and (place.channels_last or y.numel() >= LARGE):
+            summed: Tensor = AddMap.apply(y, coord_map)  # type: ignore[no-untyped-call]
+            return summed
+        return y.add_(coord_map)
+
+    def _place(self, x: Tensor, weight: Tensor, output_padding: tuple[int, ...]) -> Place:
+        """Return where the map of an input lies, in the layout that the output will have."""
+        axes = self.axes
+        channels_last = is_channels_last(x, axes) or is_channels_last(weight, axes)
+        sizes = x.shape[-axes:], weight.shape[2:]
+        return Place(*sizes, output_padding, channels_last, map_dtype(weight), x.device)
+
+    def _given_grid(
+        self,
+        x: Tensor,
+        origin: PerAxis | None,
+        extent: PerAxis | None,
+        coords: Tensor | None,
+    ) -> Tensor | None:
+        """Return the coordinates that a caller gives, ``(1 or N, coordinates, *size)``, if any."""
+        if origin is None and extent is None and coords is None:
+            return None
+        size, batch = x.shape[-self.axes :], len(x) if x.ndim == self.axes + 2 else 1
+        dtype = map_dtype(self.weight)
+        if coords is None:
+            grid = coordinate_grid(
+                *size,
+                with_r=self.with_r,
+                system=self.system,
+                origin=origin,
+                extent=extent,
+                device=x.device,
+                dtype=dtype,
+            )
+        elif origin is None and extent is None:
+            grid = coords.to(dtype)
+        else:
+            raise ValueError(f"{type(self).__name__} takes coords, or origin and extent, not both")
+        if grid.shape[0] not in (1, batch) or grid.shape[1:] != (self.num_coords, *size):
+            raise ValueError(
+                f"{type(self).__name__} expects coordinates of shape"
+                f" ({batch} or 1, {self.num_coords}, {', '.join(map(str, size))}),"
+                f" got {tuple(grid.shape)}"
+            )
+        return grid
+
+    def _per_axis(self, name: str, value: int | Sequence[int]) -> tuple[int, ...]:
+        values = tuple(value) if isinstance(value, Sequence) else (value,) * self.axes
+        if len(values) != self.axes:
+            raise ValueError(
+                f"{type(self).__name__} expects {name} as one number or {self.axes}, got {value}"
+            )
+        return values
+
+    def _check_input(self, x: Tensor) -> None:
+        axes = self.axes
+        channels, *size = x.shape[-axes - 1 :] if x.ndim - axes in (1, 2) else (-1,)
+        if channels == self.in_channels and 0 not in size and x.is_floating_point():
+            return
+        name, letters = type(self).__name__, ", ".join("DHW"[-axes:])
+        if x.ndim - axes not in (1, 2) or x.shape[-axes - 1] != self.in_channels:
+            raise ValueError(
+                f"{name} expects an input of shape (N, {self.in_channels}, {letters}) or"
+                f" ({self.in_channels}, {letters}), got {tuple(x.shape)}"
+            )
+        if 0 in x.shape[-axes:]:
+            raise ValueError(f"{name} expects a pixel or more on each axis, got {tuple(x.shape)}")
+        advice = "" if x.is_complex() else "; use x.float()"
+        raise TypeError(f"{name} expects floating-point input, got {x.dtype}{advice}")
+
+    def split_weight(self) -> tuple[Tensor, Tensor]:
+        """Return the weight of the input, and that of the coordinates as of a layer of one group.
+
+        The first has the shape that the weight of the plain layer has, the second that of a plain
+        layer from the coordinates to ``out_channels``: with groups, each group of the wide
+        convolution has its own inputs and all coordinates. Neither is for writing into.
+        """
+        return self._split(self.weight)
+
+    def _split(self, wide_weight: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [self.in_channels // self.groups, self.num_coords]
+        if not self.transposed:
+            return split(wide_weight, parts)
+        # Rows of a transposed weight are input channels: those of group 0, then of group 1, ...
+        rows = wide_weight.view(self.groups, sum(parts), *wide_weight.shape[1:])
+        weight, coord_weight = split(rows, parts)
+        return weight.flatten(0, 1), coord_weight.transpose(0, 1).flatten(1, 2)
+
+    def _convolve(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        groups: int,
+        output_padding: tuple[int, ...],
+    ) -> Tensor:
+        axes = self.axes
+        stride, padding, dilation = self.stride, self.padding, self.dilation
+        if self.transposed:
+            assert not isinstance(padding, str)  # torch.nn has no such transposed convolution
+            transposed = _TRANSPOSED_CONVOLUTIONS[axes - 1]
+            return transposed(x, weight, bias, stride, padding, output_padding, groups, dilation)
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = (0,) * axes
+        return _CONVOLUTIONS[axes - 1](x, weight, bias, stride, padding, dilation, groups)
+
+    def _convolve_in_parts(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        coord_map: Tensor,
+        output_padding: tuple[int, ...],
+        parts: int,
+    ) -> Tensor:
+        """Return the sum of the two terms, a part of the batch after the other."""
+        around = self._padding_around(weight.shape[2:])
+        padding = tuple(around[-2::-2])
+        if self.padding_mode != "zeros" or around[::2] != around[1::2]:
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x, padding = F.pad(x, around, mode=mode), (0,) * self.axes
+        arguments = Arguments(
+            self._per_axis("stride", self.stride),
+            padding,
+            self._per_axis("dilation", self.dilation),
+            self.transposed,
+            output_padding or self.output_padding,
+            self.groups,
+        )
+        bias = self.bias
+        if autocasts(x.device):
+            x, weight = cast(x), cast(weight)
+            bias = None if bias is None else cast(bias)
+        y: Tensor = ConvolveInParts.apply(  # type: ignore[no-untyped-call]
+            x, weight, bias, coord_map, arguments, parts
+        )
+        return y
+
+    def _padding_around(self, kernel_size: Sequence[int]) -> list[int]:
+        """Return the padding before and after each axis, the last axis first."""
+        if self.padding_mode != "zeros":
+            return self._reversed_padding_repeated_twice
+        # For zeros torch.nn asks the attributes, which may have changed since the layer was made.
+        if self.padding == "valid":
+            return [0] * (2 * self.axes)
+        if isinstance(self.padding, str):  # "same"
+            dilation = self._per_axis("dilation", self.dilation)
+            totals = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
+            return [half for total in reversed(totals) for half in (total // 2, -(-total // 2))]
+        return [p for p in reversed(self._per_axis("padding", self.padding)) for _ in range(2)]
+
+    def _remember_map(self, coord_weight: Tensor, place: Place) -> Tensor:
+        """Return what ``_compute_map`` does, at a moment in which the layer does not learn."""
+        if not place.device.type == coord_weight.device.type == "cpu":
+            # Comparing the weights would wait for the device, longer than computing the map takes.
+            return self._compute_map(coord_weight, place)
+        # Values, not version counters: an edit through `.data`, such as SB3's polyak_update of a
+        # target network, leaves no trace in the version.
+        known = self._remembered
+        if (
+            known is None
+            or known.coord_weight.dtype != coord_weight.dtype
+            or not torch.equal(known.coord_weight, coord_weight)
+        ):
+            known = Remembered(coord_weight.detach().clone(), {})
+            self._remembered = known
+        coord_map = known.maps.get(place)
+        if coord_map is None:
+            # Tensors made in inference mode could not take part in autograd later.
+            with torch.inference_mode(False), torch.no_grad():
+                coord_map = self._compute_map(known.coord_weight, place)
+            maps = [coord_map, *known.maps.values()]  # at once: threads may share a layer
+            if sum(kept.nbytes for kept in maps) > MAX_REMEMBERED:
+                known.maps.clear()
+            keep(known.maps, place, coord_map)
+        return coord_map
+
+    def _compute_map(self, coord_weight: Tensor, place: Place) -> Tensor:
+        """Return the convolved coordinates, ``(out_channels, *out_size)``.
+
+        The map is linear in the weights, so it is their product with the *basis*, the maps of
+        each single weight, which never change. A product of matrices takes half the time of so
+        small a convolution, in both directions.
+        """
+        basis = self._basis(place)
+        if basis is None:
+            return self._convolve_grid(coord_weight, place).squeeze(0)
+        by_channel = coord_weight.transpose(0, 1) if self.transposed else coord_weight
+        coord_map = by_channel.flatten(1).to(place.dtype)
+        if autocasts(place.device):
+            with torch.autocast(place.device.type, enabled=False):
+                return multiply(coord_map, basis, place.channels_last)
+        return multiply(coord_map, basis, place.channels_last)
+
+    def _convolve_grid(
+        self, coord_weight: Tensor, place: Place, grid: Tensor | None = None
+    ) -> Tensor:
+        """Return the maps ``(1 or N, out_channels, *out_size)`` by the definition."""
+        grid = self._own_grid(place) if grid is None else grid
+        with no_autocast(place.device):
+            weight = coord_weight.to(place.dtype)
+            return self._convolve(grid, weight, None, 1, place.output_padding)
+
+    def _concatenate(self, x: Tensor, output_padding: tuple[int, ...]) -> Tensor:
+        """Return the output by the definition, in which nothing is of batch 1."""
+        grid = coordinate_grid(
+            *x.shape[2:], with_r=self.with_r, system=self.system, device=x.device, dtype=x.dtype
+        ).expand(x.shape[0], -1, *x.shape[2:])
+        parts = [torch.cat([part, grid], dim=1) for part in x.chunk(self.groups, dim=1)]
+        wide = torch.cat(parts, dim=1)
+        return self._convolve(wide, self.weight, self.bias, self.groups, output_padding)
+
+    def _own_grid(self, place: Place) -> Tensor:
+        return coordinate_grid(
+            *place.size,
+            with_r=self.with_r,
+            system=self.system,
+            device=place.device,
+            dtype=place.dtype,
+        )
+
+    def _basis(self, place: Place) -> Basis | None:
+        """Return the map of each coordinate weight alone, or None where that would be large."""
+        if place in self._bases:
+            return self._bases[place]
+        taps = math.prod(place.kernel_size)
+        rows = self.num_coords * taps
+        exact = place._replace(dtype=torch.float64) if place.device.type == "cpu" else place
+        # A tensor made in inference mode could not take part in autograd later.
+        with torch.inference_mode(False), torch.no_grad(), no_autocast(place.device):
+            grid = self._own_grid(exact)
+            one_each = torch.eye(taps, device=exact.device, dtype=exact.dtype)
+            one_each = one_each.view(taps, 1, *place.kernel_size)
+            if self.transposed:
+                one_each = one_each.transpose(0, 1)
+            of_one = one_each[:1, :1]
+            size = self._convolve(grid[:, :1], of_one, None, 1, place.output_padding).shape[2:]
+            if rows * size.numel() > MAX_BASIS:
+                keep(self._bases, place, None)
+                return None
+            one_each = one_each.repeat(self.num_coords, *[1] * (self.axes + 1))
+            maps = self._convolve(grid, one_each, None, self.num_coords, place.output_padding)
+            factors = factorize(maps.view(rows, -1), taps)
+            if place.channels_last:
+                factors = [factor.t() for factor in factors]
+            basis = Basis(size, tuple(factor.to(place.dtype).contiguous() for factor in factors))
+        if place.device.type == "cuda":
+            if torch.cuda.is_current_stream_capturing():
+                return basis  # it holds no values before the graph is replayed
+            torch.cuda.current_stream(place.device).synchronize()  # any stream may read it
+        keep(self._bases, place, basis)
+        return basis
