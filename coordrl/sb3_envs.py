@@ -16,6 +16,7 @@ from torch import Tensor
 
 from coordrl.config import AtariSettings
 from coordrl.envs import AtariVectorEnv, pack_state, unpack_state
+from coordrl.envs.single_env import info_of
 
 
 class TorchStep(NamedTuple):
@@ -113,7 +114,7 @@ class VectorEnvAdapter(VecEnv):
         obs, info = _on_host(self.envs.reset(seed=seed, options=options or None))
         self._reset_seeds()
         self._reset_options()
-        self.reset_infos = [_row(info, i) for i in range(self.num_envs)]
+        self.reset_infos = [info_of(info, i) for i in range(self.num_envs)]
         self._begin_games(np.ones(self.num_envs, np.bool_))
         return self._play_apart(seed) if self.stagger > 0 else obs
 
@@ -356,16 +357,6 @@ def _attribute(envs: VectorEnv[Any, Any, Any], name: str) -> Any:
     while isinstance(envs, VectorWrapper) and not hasattr(envs, name):
         envs = envs.env
     return getattr(envs, name)
-
-
-def _row(info: dict[str, Any], i: int) -> dict[str, Any]:
-    """Return the i-th environment's part of a vector environment's info."""
-    row = {}
-    for key, value in info.items():
-        has_value = info.get(f"_{key}")
-        if not key.startswith("_") and (has_value is None or has_value[i]):
-            row[key] = _row(value, i) if isinstance(value, dict) else value[i]
-    return row
 
 
 def _are_equal(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -4,6 +4,7 @@ import copy
 import inspect
 import io
 import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -15,15 +16,18 @@ import gymnasium
 import numpy as np
 import pytest
 from ale_py.vector_env import AtariVectorEnv as AleVectorEnv
+from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 from stable_baselines3.common.atari_wrappers import AtariWrapper
+from stable_baselines3.common.env_checker import check_env as check_env_of_sb3
 
 from coordrl.config import AtariSettings, settings_for
 from coordrl.emulator import Step, load_rom
 from coordrl.envs import (
+    AtariEnv,
     AtariVectorEnv,
     canonical_game,
     games,
@@ -566,11 +570,93 @@ def test_make_vec_knows_every_game() -> None:
     envs.close()
 
 
-def test_make_names_what_makes_games_side_by_side() -> None:
-    with pytest.raises(
-        gymnasium.error.Error, match=r"make_vec\('coordrl/MsPacman-v0', num_envs=1\)"
-    ):
-        gymnasium.make("coordrl/MsPacman-v0")
+@pytest.mark.parametrize("emulator", ["coordrl", "ale"])
+@pytest.mark.parametrize(
+    ("game", "settings"),
+    [
+        ("Breakout", AtariSettings()),
+        ("Breakout", AtariSettings(life_loss="reset", noop_max=3)),
+        ("Pong", AtariSettings(max_frames_per_episode=120)),
+    ],
+)
+def test_one_game_is_a_vector_of_one_whose_resets_are_asked_for(
+    game: str, settings: AtariSettings, emulator: Any
+) -> None:
+    one = gymnasium.make(f"coordrl/{game}-v0", settings=settings, emulator=emulator)
+    many = AtariVectorEnv(
+        game, 1, settings, emulator=emulator, autoreset_mode=AutoresetMode.NEXT_STEP
+    )
+    obs, info = one.reset(seed=3)
+    expected, many_info = many.reset(seed=3)
+    random, ends = np.random.default_rng(0), 0
+
+    for _ in range(400):
+        np.testing.assert_array_equal(obs, expected[0])
+        assert info["lives"] == many_info["lives"][0]
+        assert info["frame_number"] == many_info["frame_number"][0]
+        action = int(random.integers(many.single_action_space.n))
+        obs, reward, terminated, truncated, info = one.step(action)
+        expected, *numbers, many_info = many.step([action])
+        assert [reward, terminated, truncated] == [number[0] for number in numbers]
+        assert ("game" in info) == ("game" in many_info)
+        while terminated or truncated:
+            ends += 1
+            obs, info = one.reset()
+            expected, _, ended, cut, many_info = many.step([0])
+            terminated = truncated = False
+            assert not ended[0]
+            assert not cut[0]
+
+    assert ends > 2
+    one.close()
+    many.close()
+
+
+def test_one_game_is_checked_by_gymnasium_and_by_sb3() -> None:
+    for changes in ({}, {"observation": "ram"}, {"observation": "rgb", "stack_size": 1}):
+        env = gymnasium.make("coordrl/MsPacman-v0", settings=AtariSettings(**changes))
+        with warnings.catch_warnings():
+            # Both say so of observations that are no pictures of theirs.
+            warnings.filterwarnings("ignore", category=UserWarning)
+            check_env(env.unwrapped, skip_render_check=True)
+            check_env_of_sb3(env)
+        env.close()
+
+
+def test_one_game_has_the_names_and_pictures_of_many() -> None:
+    env = gymnasium.make("coordrl/SpaceInvaders-v0", render_mode="rgb_array")
+    game = env.unwrapped
+    assert isinstance(game, AtariEnv)
+    env.reset(seed=0)
+    assert game.render().shape == (210, 160, 3)
+    assert game.get_action_meanings() == game.envs.get_action_meanings()
+    assert game.lives == 3
+    assert env.metadata["render_fps"] == 15
+    with pytest.raises(ValueError, match=r"reset of one game has no options, got \['mode'\]"):
+        env.reset(options={"mode": 1})
+    env.close()
+
+
+def test_one_game_that_has_ended_waits_for_a_reset_also_when_it_is_restored() -> None:
+    env = AtariEnv("Pong", AtariSettings(max_frames_per_episode=8))
+    env.reset(seed=0)
+    before = env.save()
+    assert not env.step(0)[3]
+    obs, _, _, truncated, info = env.step(0)
+    assert truncated
+    assert info["game"]["agent_steps"] == 2
+    behind = env.save()
+    with pytest.raises(gymnasium.error.ResetNeeded, match="the episode has ended; reset before"):
+        env.step(0)
+
+    env.restore(before)
+    env.step(0)
+    np.testing.assert_array_equal(env.restore(behind), obs)
+    with pytest.raises(gymnasium.error.ResetNeeded, match="the episode has ended; reset before"):
+        env.step(0)
+    env.reset()
+    env.step(0)
+    env.close()
 
 
 def test_numbers_of_numpy_and_names_of_modes_are_taken() -> None:

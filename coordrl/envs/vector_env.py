@@ -217,6 +217,12 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
             return self._backend.lives
         return self._lives.copy()
 
+    @property
+    def is_over(self) -> Flags:
+        """Whether the last step ended the episode of each game; of games on the CPU."""
+        over: Flags = self._game_ended | self._life_ended
+        return over
+
     def get_action_meanings(self) -> list[str]:
         """Return the name of each action, as ale-py's single environment does."""
         return list(self.action_meanings)
