@@ -560,6 +560,15 @@ class TestLoading:
         with pytest.raises(AgentError, match="observation"):
             load_agent(folder)
 
+    def test_a_device_that_is_none_is_named(self, saved: Path) -> None:
+        with pytest.raises(ValueError, match="device must be 'auto', 'cpu' or 'cuda', got 'tpu'"):
+            load_agent(saved, device="tpu")
+
+    def test_an_agent_is_named_in_one_line(self, saved: Path) -> None:
+        agent = load_agent(saved)
+        assert str(agent) == "Agent(Breakout, PPO, coords='all', seed=3, 0 agent steps)"
+        assert str(Agent(agent.policy, agent.algorithm)) == "Agent(PPO, without a card)"
+
     def test_nothing_there(self, tmp_path: Path) -> None:
         with pytest.raises(AgentError, match=r"there is no agent at .*nowhere; give a saved"):
             load_agent(tmp_path / "nowhere")

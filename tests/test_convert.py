@@ -480,6 +480,28 @@ def test_report_tells_layers_that_are_not_called() -> None:
     assert str(report).count("; not called") == 1
 
 
+class Named(nn.Module):
+    """What many libraries' models return: a tensor among others, by name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"input": x, "logits": self.model(x)}
+
+
+def test_report_looks_at_the_output_that_it_is_told_of() -> None:
+    model = nn.Sequential(CoordConv2d(3, 4, 3, padding=1))
+    x = torch.rand(2, 3, 7, 9)
+    expected = coordinate_report(model, x)
+    found = coordinate_report(Named(model), x, output_of=lambda y: y["logits"])
+    assert found.change_without == expected.change_without > 0
+    assert found.shift_error == expected.shift_error
+    with pytest.raises(TypeError, match="must be one tensor, got dict; say which by output_of"):
+        coordinate_report(Named(model), x)
+
+
 def test_report_names_what_is_missing_or_wrong() -> None:
     with pytest.raises(ValueError, match="the model has no CoordConv layer; to_coordconv puts"):
         coordinate_report(network(), torch.randn(2, 3, 8, 8))

@@ -491,7 +491,7 @@ def test_wrong_origins_extents_and_coordinates_are_named(
 
 
 def test_an_angle_needs_two_axes() -> None:
-    with pytest.raises(ValueError, match="has no angle on a single axis"):
+    with pytest.raises(ValueError, match="there is no angle on a single axis"):
         coordinate_grid(4, system=CoordinateSystem(with_angle=True))
 
 
@@ -1300,3 +1300,16 @@ def test_wrong_inputs_are_named() -> None:
         CoordConv2d(3, 5, 1, stride=(1, 2, 3))
     with pytest.raises(ValueError, match="in_channels must be divisible by groups"):
         CoordConv2d(3, 4, 1, groups=2)
+
+
+def test_a_system_of_other_axes_is_refused_when_the_layer_is_made() -> None:
+    angles, three = CoordinateSystem(with_angle=True), CoordinateSystem(extent=(1.0, 2.0, 3.0))
+    with pytest.raises(ValueError, match="there is no angle on a single axis; leave with_angle"):
+        CoordConv1d(2, 3, 3, system=angles)
+    for make in (CoordConv2d, CoordConvTranspose2d):
+        with pytest.raises(ValueError, match=r"extent must be one number or 2, in the order x, y"):
+            make(2, 3, 3, system=three)
+    with pytest.raises(TypeError, match=r"expects system to be a CoordinateSystem, got \{'anchor"):
+        CoordConv2d(2, 3, 3, system={"anchor": "centers"})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"extent must be one number or 2"):
+        CoordBias(3, system=three)

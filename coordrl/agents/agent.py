@@ -34,6 +34,16 @@ class Agent:
     exploration: float = 0.0
     card: AgentCard | None = None
 
+    def __repr__(self) -> str:
+        """Name the agent in one line; its network and its card are attributes."""
+        if self.card is None:
+            return f"Agent({self.algorithm}, without a card)"
+        card = self.card
+        return (
+            f"Agent({card.game}, {card.algorithm}, coords={card.coords!r}, seed={card.seed},"
+            f" {card.agent_steps:,} agent steps)"
+        )
+
     @classmethod
     def of(cls, model: BaseAlgorithm) -> "Agent":
         """Take the policy of a model of Stable-Baselines3 or of a subclass; it is not copied.

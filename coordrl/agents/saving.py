@@ -197,10 +197,19 @@ def load_agent(
     Raises:
         AgentError: If there is no agent, it is damaged or not to be trusted, with one sentence
             that says what to do.
+        ValueError: If there is no such device.
+
+    Example:
+        >>> load_agent("agents/Pong-ppo-all-s0")
+        Agent(Pong, PPO, coords='all', seed=0, 2,000,896 agent steps)
     """
     path = Path(path)
+    try:
+        device = get_device(device)
+    except RuntimeError:  # of torch, for a text that is no device
+        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}") from None
     if path.is_dir():
-        return _load_folder(path, get_device(device))
+        return _load_folder(path, device)
     if not path.is_file():
         raise AgentError(f"there is no agent at {path}; give a saved agent's folder or a zip")
     algorithm = zip_algorithm(path)

@@ -77,6 +77,7 @@ def coordinate_report(
     *,
     metric: Callable[[Tensor], float] | None = None,
     shifts: Sequence[int] = (1, 2, 4),
+    output_of: Callable[[Any], Tensor] | None = None,
     seed: int = 0,
 ) -> CoordinateReport:
     """Examine what a model does with the coordinates of its CoordConv layers.
@@ -85,15 +86,19 @@ def coordinate_report(
     are left as they were. Inputs are shifted around: what leaves on one side enters on the other.
 
     Args:
-        model: Model with CoordConv layers that takes a batch and returns a tensor.
+        model: Model with CoordConv layers that takes a batch and returns a tensor, or what
+            ``output_of`` finds one in.
         inputs: Batch ``(N, C, H, W)``, or of another number of axes.
         metric: Figure of merit of an output, such as an accuracy, to compare with and without.
         shifts: Shifts to try, in pixels of the input, 1 or more. If the output is a smaller or
             larger picture, those are left out that are no whole number of its pixels; if the
             inputs are no pictures, all are.
+        output_of: What to look at of what the model returns, as in ``lambda y: y["logits"]``; all
+            of it if None.
         seed: Deals the shuffled coordinates.
 
     Raises:
+        TypeError: If what is to be looked at is not one tensor.
         ValueError: If the model has no CoordConv layer, or calls none (as when
             :func:`~coordrl.backbone.pointwise` reads its weights, or when it was compiled before),
             a shift is below 1, or the inputs or the model's output for them are not finite.
@@ -118,16 +123,26 @@ def coordinate_report(
         order = torch.randperm(grid[0, 0].numel(), generator=generator).to(grid.device)
         return grid.flatten(2)[:, :, order].view_as(grid)
 
+    def run(inputs: Tensor) -> Tensor:
+        returned = model(inputs)
+        output = returned if output_of is None else output_of(returned)
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"the model's output must be one tensor, got {type(output).__name__}; say which by"
+                " output_of"
+            )
+        return output
+
     with evaluating(model), torch.no_grad():
-        output = model(inputs)
+        output = run(inputs)
         if not output.isfinite().all():
             raise ValueError("the model's output must be finite, got infinity or NaN in it")
-        shift_error = _shift_errors(model, inputs, output, shifts)
+        shift_error = _shift_errors(run, inputs, output, shifts)
         with _coordinates(layers, torch.zeros_like) as called:
-            without = model(inputs)
-            shift_error_without = _shift_errors(model, inputs, without, shifts)
+            without = run(inputs)
+            shift_error_without = _shift_errors(run, inputs, without, shifts)
         with _coordinates(layers, shuffle):
-            shuffled = model(inputs)
+            shuffled = run(inputs)
     measured = [None if metric is None else float(metric(y)) for y in (output, without, shuffled)]
     return CoordinateReport(
         tuple(_layer_report(name, layer, layer in called) for name, layer in layers.items()),
@@ -186,7 +201,7 @@ def _layer_report(name: str, layer: CoordConv, is_called: bool) -> LayerReport:
 
 
 def _shift_errors(
-    model: nn.Module, inputs: Tensor, output: Tensor, shifts: Sequence[int]
+    run: Callable[[Tensor], Tensor], inputs: Tensor, output: Tensor, shifts: Sequence[int]
 ) -> dict[int, float]:
     axes = tuple(range(2, inputs.ndim))
     if not axes:
@@ -200,7 +215,7 @@ def _shift_errors(
             if not all(pixels.is_integer() for pixels in moved):
                 continue
             expected = output.roll([int(pixels) for pixels in moved], axes)
-        shifted = model(inputs.roll([shift] * len(axes), axes))
+        shifted = run(inputs.roll([shift] * len(axes), axes))
         errors[shift] = _distance(shifted, expected)
     return errors
 

@@ -67,7 +67,7 @@ class CoordConv(_ConvNd):
         self.in_channels = in_channels
         self.with_r = with_r
         self.system = system
-        self.num_coords = system.num_channels(self.axes, with_r=with_r)
+        self.num_coords = self._num_coords(with_r, system)
         self._remembered = None
         self._bases = {}
 
@@ -82,6 +82,13 @@ class CoordConv(_ConvNd):
         # That of torch.nn leaves out a compiled call, which would go on calling the original.
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         return {**state, "_remembered": None, "_bases": {}}
+
+    def _num_coords(self, with_r: bool, system: CoordinateSystem) -> int:
+        if not isinstance(system, CoordinateSystem):
+            raise TypeError(
+                f"{type(self).__name__} expects system to be a CoordinateSystem, got {system!r}"
+            )
+        return system.num_channels(self.axes, with_r=with_r)
 
     def extra_repr(self) -> str:
         """Describe the layer as ``torch.nn`` does, with its coordinates."""

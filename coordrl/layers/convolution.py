@@ -34,7 +34,7 @@ class _Convolution(CoordConv):
     ) -> None:
         _ConvNd.__init__(
             self,
-            in_channels + groups * system.num_channels(self.axes, with_r=with_r),
+            in_channels + groups * self._num_coords(with_r, system),
             out_channels,
             self._per_axis("kernel_size", kernel_size),
             self._per_axis("stride", stride),
@@ -86,7 +86,7 @@ class _TransposedConvolution(CoordConv, _ConvTransposeNd):
     ) -> None:
         _ConvTransposeNd.__init__(
             self,
-            in_channels + groups * system.num_channels(self.axes, with_r=with_r),
+            in_channels + groups * self._num_coords(with_r, system),
             out_channels,
             self._per_axis("kernel_size", kernel_size),
             self._per_axis("stride", stride),

@@ -74,8 +74,21 @@ class CoordinateSystem:
         _check_finite("extent", self.extent)
 
     def num_channels(self, axes: int, *, with_r: bool) -> int:
-        """Return how many channels a grid of so many axes has."""
+        """Return how many channels a grid of so many axes has.
+
+        Raises:
+            ValueError: If the system is not one of so many axes: it has angles and there is one
+                axis, or numbers for another number of axes.
+        """
+        self.require_fit(axes)
         return axes + with_r + self.with_angle + 2 * axes * self.frequencies
+
+    def require_fit(self, axes: int) -> None:
+        """Raise the ValueError of :meth:`num_channels` for a grid of so many axes, if any."""
+        if self.with_angle and axes == 1:
+            raise ValueError("there is no angle on a single axis; leave with_angle off")
+        _per_axis("origin", self.origin, axes)
+        _per_axis("extent", self.extent, axes)
 
 
 PAPER_SYSTEM = CoordinateSystem()
@@ -121,8 +134,7 @@ def coordinate_grid(
 
     Raises:
         ValueError: If there are not 1, 2 or 3 sizes, one is below 1, origin or extent are not as
-            described, or not finite, an extent is 0, or the system has angles and there is one
-            axis.
+            described, or not finite, an extent is 0, or the system is not one of so many axes.
 
     Example:
         >>> coordinate_grid(2, 3)[0, 0]
@@ -131,8 +143,7 @@ def coordinate_grid(
     """
     if not 1 <= len(size) <= 3 or min(size) < 1 or any(isinstance(s, float) for s in size):
         raise ValueError(f"coordinate_grid needs 1 to 3 whole sizes of at least 1, got {size}")
-    if system.with_angle and len(size) == 1:
-        raise ValueError("coordinate_grid has no angle on a single axis; leave with_angle off")
+    system.require_fit(len(size))
     dtype = dtype or torch.get_default_dtype()
     wide = torch.promote_types(dtype, torch.float32)
     origins = _per_axis("origin", system.origin if origin is None else origin, len(size))
