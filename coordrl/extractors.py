@@ -2,7 +2,7 @@
 
     PPO("CnnPolicy", env, policy_kwargs=policy_kwargs(coords="all"))
 
-Saved agents refer to this module by name, so its path and that of its class never change.
+Saved agents refer to this module by name, so its path and those of its classes never change.
 """
 
 import dataclasses
@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
@@ -69,11 +71,73 @@ class CoordConvExtractor(BaseFeaturesExtractor):
         return features
 
 
+class CoordConvCombinedExtractor(BaseFeaturesExtractor):
+    """Features of a ``Dict`` of observations: each image by a :class:`CoordConvExtractor`.
+
+    All else is flattened, and everything is put side by side in the order of the space, as in
+    Stable-Baselines3's ``CombinedExtractor``. With ``coords="none"``, the default specs and
+    ``features_dim=256`` it is that extractor: same parameters and outputs for the same seed.
+
+    Args:
+        observation_space: Images as :class:`CoordConvExtractor` takes them, and spaces of any
+            other kind.
+        features_dim: Features of each image.
+        specs: Convolutions, in any form that :func:`~coordrl.backbone.conv_specs` takes.
+        coords: Which of them see the coordinates of their pixels.
+        with_r: Give those the distance from the center as well.
+
+    Raises:
+        ValueError: If the space is no ``Dict``, or an image is too small for ``specs``.
+
+    Example:
+        >>> image, speed = spaces.Box(0, 255, (4, 84, 84), np.uint8), spaces.Box(-1, 1, (3,))
+        >>> CoordConvCombinedExtractor(spaces.Dict(image=image, speed=speed)).features_dim
+        515
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        features_dim: int = 512,
+        specs: Sequence[ConvSpec | Mapping[str, Any] | Sequence[Any]] = NATURE_DQN,
+        coords: Coords = "all",
+        with_r: bool = False,
+    ) -> None:
+        if not isinstance(observation_space, spaces.Dict):
+            raise ValueError(
+                f"CoordConvCombinedExtractor needs a Dict of observations, got {observation_space};"
+                " CoordConvExtractor takes a Box of images"
+            )
+        super().__init__(observation_space, features_dim=1)  # not known before its parts are
+        extractors: dict[str, nn.Module] = {}
+        self._features_dim = 0
+        for key, space in observation_space.spaces.items():
+            if _is_image(space):
+                extractors[key] = CoordConvExtractor(space, features_dim, specs, coords, with_r)
+                self._features_dim += features_dim
+            else:
+                extractors[key] = nn.Flatten()
+                self._features_dim += get_flattened_obs_dim(space)
+        self.extractors = nn.ModuleDict(extractors)
+
+    def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """Return the features ``(N, features_dim)`` of observations, by their names."""
+        features = [extract(observations[key]) for key, extract in self.extractors.items()]
+        return torch.cat(features, dim=1)
+
+
+def _is_image(space: spaces.Space[Any]) -> bool:
+    """Tell whether a space has images (C, H, W): bytes, or numbers that come as they are."""
+    if not isinstance(space, spaces.Box) or len(space.shape) != 3:
+        return False
+    return is_image_space(space) or bool(np.issubdtype(space.dtype, np.floating))
+
+
 def _image_shape(space: spaces.Space[Any]) -> tuple[int, int, int]:
     if not isinstance(space, spaces.Box) or len(space.shape) != 3:
         raise ValueError(
             f"CoordConvExtractor needs a Box of images (C, H, W), got {space}; colors and stacked"
-            " frames go into one axis of channels, images of a Dict need an extractor of your own"
+            " frames go into one axis of channels; CoordConvCombinedExtractor takes a Dict"
         )
     is_bytes = space.dtype == np.uint8 and bool(
         (space.low == 0).all() and (space.high == 255).all()
@@ -93,18 +157,21 @@ def policy_kwargs(
     with_r: bool = False,
     features_dim: int = 512,
     specs: Sequence[ConvSpec | Mapping[str, Any] | Sequence[Any]] = NATURE_DQN,
+    combined: bool = False,
     **policy: Any,
 ) -> dict[str, Any]:
-    """Return ``policy_kwargs`` for the ``CnnPolicy`` of plain PPO, A2C and DQN.
+    """Return ``policy_kwargs`` for the policies of plain PPO, A2C and DQN.
 
-    The heads are linear, as behind ``NatureCNN``. All values but the class are plain numbers,
-    strings, lists and dictionaries, so they can be written as JSON and pickled.
+    For ``"CnnPolicy"``, whose heads are linear then, as behind ``NatureCNN``, or, ``combined``, for
+    ``"MultiInputPolicy"``, whose heads stay Stable-Baselines3's. All values but the class are plain
+    numbers, strings, lists and dictionaries, so they can be written as JSON and pickled.
 
     Args:
         coords: Which convolutions see the coordinates of their pixels.
         with_r: Give those the distance from the center as well.
         features_dim: Features for the heads.
         specs: Convolutions, in any form that :func:`~coordrl.backbone.conv_specs` takes.
+        combined: Observations are a ``Dict``, see :class:`CoordConvCombinedExtractor`.
         **policy: Further arguments of the policy, such as ``share_features_extractor``; they win.
 
     Raises:
@@ -114,14 +181,15 @@ def policy_kwargs(
         >>> policy_kwargs(coords="first", share_features_extractor=False)["net_arch"]
         []
     """
+    heads: dict[str, Any] = {} if combined else {"net_arch": []}
     return {
-        "features_extractor_class": CoordConvExtractor,
+        "features_extractor_class": CoordConvCombinedExtractor if combined else CoordConvExtractor,
         "features_extractor_kwargs": {
             "features_dim": features_dim,
             "specs": [dataclasses.asdict(spec) for spec in conv_specs(specs)],
             "coords": coords,
             "with_r": with_r,
         },
-        "net_arch": [],
+        **heads,
         **policy,
     }

@@ -13,11 +13,16 @@ import torch
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticCnnPolicy
-from stable_baselines3.common.torch_layers import NatureCNN
+from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 from stable_baselines3.common.utils import polyak_update
+from torch import Tensor
 
 from coordrl.backbone import ConvSpec, Coords
-from coordrl.extractors import CoordConvExtractor, policy_kwargs
+from coordrl.extractors import (
+    CoordConvCombinedExtractor,
+    CoordConvExtractor,
+    policy_kwargs,
+)
 from coordrl.layers import CoordConv2d
 
 STACK = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
@@ -186,3 +191,83 @@ def test_images_that_are_normalized_already_are_taken_as_they_are() -> None:
 def test_a_space_without_fitting_images_is_named(space: gym.Space[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CoordConvExtractor(space)
+
+
+# Observations of several kinds. -------------------------------------------------------------------
+
+SEVERAL = gym.spaces.Dict(
+    front=gym.spaces.Box(0, 255, (4, 84, 84), np.uint8),
+    speed=gym.spaces.Box(-1, 1, (3,), np.float32),
+    gear=gym.spaces.Discrete(5),
+    back=gym.spaces.Box(0, 255, (1, 36, 40), np.uint8),
+)
+
+
+def several_obs() -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    return {
+        "front": torch.rand(2, 4, 84, 84, generator=random),
+        "speed": torch.rand(2, 3, generator=random),
+        "gear": torch.eye(5)[[1, 4]],
+        "back": torch.rand(2, 1, 36, 40, generator=random),
+    }
+
+
+def test_without_coordinates_it_is_sb3s_combined_extractor() -> None:
+    torch.manual_seed(0)
+    stock = CombinedExtractor(SEVERAL)
+    torch.manual_seed(0)
+    ours = CoordConvCombinedExtractor(SEVERAL, features_dim=256, coords="none")
+
+    assert ours.features_dim == stock.features_dim == 256 + 5 + 3 + 256
+    obs = several_obs()
+    assert torch.equal(ours(obs), stock(obs))
+    assert list(ours.state_dict()) == list(stock.state_dict())
+
+
+def test_each_image_sees_the_coordinates_of_its_pixels() -> None:
+    ours = CoordConvCombinedExtractor(SEVERAL, features_dim=8, specs=SMALL_SPECS, coords="first")
+    convolutions = [module for module in ours.modules() if isinstance(module, CoordConv2d)]
+    assert [module.in_channels for module in convolutions] == [4, 1]
+    assert ours(several_obs()).shape == (2, 8 + 8 + 5 + 3)
+
+
+def test_an_image_of_numbers_is_an_image() -> None:
+    space = gym.spaces.Dict(depth=gym.spaces.Box(0, 10, (1, 36, 36), np.float32))
+    assert CoordConvCombinedExtractor(space, 7, SMALL_SPECS).features_dim == 7
+
+
+def test_what_is_no_dict_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"needs a Dict of observations, got Box.*takes a Box of"):
+        CoordConvCombinedExtractor(STACK)
+
+
+class Several(gym.Env[dict[str, Any], np.int64]):
+    """Noise of several kinds."""
+
+    observation_space = SEVERAL
+    action_space = gym.spaces.Discrete(3)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: np.int64) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        end = bool(self.np_random.random() < 0.3)
+        return self.observation_space.sample(), float(action == 1), end, False, {}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_observations_of_several_kinds_train_save_and_load(algorithm: str) -> None:
+    settings = policy_kwargs("first", features_dim=8, specs=SMALL_SPECS, combined=True)
+    model = ALGORITHMS[algorithm]("MultiInputPolicy", Several(), policy_kwargs=settings, seed=0)
+    model.learn(16)
+    file = io.BytesIO()
+    model.save(file)
+    file.seek(0)
+    loaded = type(model).load(file)
+    assert isinstance(loaded.policy.features_extractor_class, type)
+    for name, weight in model.policy.state_dict().items():
+        assert torch.equal(loaded.policy.state_dict()[name], weight), name
