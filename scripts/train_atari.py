@@ -67,6 +67,8 @@ class Arguments:
         None
     )
     """Where the network lives; auto takes the GPU if there is one."""
+    threads: Annotated[int | None, shown("THREADS", "all cores")] = None
+    """Threads of the network on the CPU, and of the games it learns from there."""
     protocol: Annotated[Protocol | None, shown("{classic,machado}", "classic")] = None
     """Rules: SB3's and the zoo's, or those of Machado et al. (2018)."""
     config: Annotated[Path | None, shown("FILE", "by algorithm and device")] = None
@@ -122,7 +124,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(
                     f"{run_name(settings)} with the settings of {origin}, in {folder}", flush=True
                 )
-        result = train(settings, folder, resume=arguments.resume, profile=arguments.profile)
+        result = train(
+            settings,
+            folder,
+            resume=arguments.resume,
+            profile=arguments.profile,
+            threads=arguments.threads,
+        )
     except KeyboardInterrupt:
         print("aborted; --resume goes on from the last checkpoint", file=sys.stderr)
         return 130

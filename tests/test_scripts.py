@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import train_atari
 import tyro
 
 from coordrl.agents import load_agent
+from coordrl.sb3_envs import make_sb3_env
 from coordrl.training import load_training_settings
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +86,25 @@ def test_configuration_fits_algorithm_and_device(arguments: tuple[str, ...], con
     assert folder == Path(f"runs/Pong-{config[:3]}-all-s0")
 
 
+def test_threads_are_those_of_network_and_games(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Any] = []
+
+    def make_env(*arguments: Any, num_threads: int, **options: Any) -> Any:
+        taken.append(num_threads)
+        return make_sb3_env(*arguments, num_threads=num_threads, **options)
+
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    monkeypatch.setattr("coordrl.training.run.make_sb3_env", make_env)
+    command = [*SMALL, *SHORT_ROLLOUTS, "--device", "cpu", "--steps", "16"]
+
+    assert train_atari.main([*command, "--threads", "2", "--run-dir", str(tmp_path / "two")]) == 0
+    assert train_atari.main([*command, "--run-dir", str(tmp_path / "all")]) == 0
+
+    assert taken == [2, 2, 0]
+
+
 def test_a_rom_of_ones_own_has_to_be_the_right_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,6 +126,7 @@ def test_a_rom_of_ones_own_has_to_be_the_right_one(
         (("--set", "algorithm.n_steps=many"), "algorithm.n_steps must be a whole number, got 'ma"),
         (("--set", "algorithm.n_steps"), "--set expects key=value"),
         (("--steps", "-5"), "--steps: total_steps must be at least 1, got -5"),
+        (("--threads", "0"), "--threads must be at least 1, got 0"),
         (("--seed", "-1"), "--seed: seed must be at least 0, got -1"),
         (("--config", "none.toml"), "none.toml: cannot be read as a settings file"),
         (

@@ -68,6 +68,7 @@ def train(
     *,
     resume: bool = False,
     profile: bool = False,
+    threads: int | None = None,
 ) -> TrainingResult:
     """Train an agent, showing how far it is, and save it.
 
@@ -93,15 +94,21 @@ def train(
         resume: Go on from the newest whole checkpoint in ``folder``, whose settings have to be
             equal but for :data:`MAY_DIFFER_ON_RESUME`.
         profile: Measure where the time goes.
+        threads: Threads of the network on the CPU, and of the games it learns from there; all cores
+            if None. Sums in another order differ by rounding.
 
     Raises:
-        SettingsError: If the settings ask for what is not there.
+        SettingsError: If the settings ask for what is not there, or fewer than one thread is asked
+            for.
         RunError: If the folder does not fit, or cannot be written to.
         AgentError: If an agent cannot be written.
     """
-    device = use_device(settings.run.device)
+    device = use_device(settings.run.device, threads)
     require_tracker(settings.run.track)
-    with _ranks(settings, device) as ranks, closing(_environments(settings, device, ranks)) as env:
+    with (
+        _ranks(settings, device) as ranks,
+        closing(_environments(settings, device, ranks, threads)) as env,
+    ):
         # Before the folder is made, so that settings that do not fit leave nothing behind.
         model = _seeded_model(settings, env, device, ranks)
         with ExitStack() as stack:
@@ -158,14 +165,17 @@ def _naming_memory() -> Iterator[None]:
         ) from error
 
 
-def _environments(settings: TrainingSettings, device: str, ranks: Ranks) -> VectorEnvAdapter:
+def _environments(
+    settings: TrainingSettings, device: str, ranks: Ranks, threads: int | None
+) -> VectorEnvAdapter:
     if settings.env.observation != "gray":
         raise SettingsError(
             f"env.observation = {settings.env.observation!r}: agents are trained on stacked gray "
             "screens, choose 'gray'"
         )
     run = settings.run
-    where: dict[str, Any] = {"device": device} if run.on_device and device != "cpu" else {}
+    on_gpu = run.on_device and device != "cpu"
+    where: dict[str, Any] = {"device": device} if on_gpu else {"num_threads": threads or 0}
     try:
         num_envs = ranks.share(run.num_envs, "run.num_envs")
         with _naming_memory():
