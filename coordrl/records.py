@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from coordrl.runs import RunError, atomic_file
+from coordrl.runs import RunError, atomic_file, reason
 
 _Result = TypeVar("_Result")
 
@@ -73,5 +73,6 @@ def read_json(path: Path, build: Callable[[Any], _Result]) -> _Result:
         return build(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RunError(
-            f"{path} cannot be read ({error}); delete it, and the same command makes it again"
+            f"{path} cannot be read ({reason(error)}); delete it, and the same command makes it"
+            " again"
         ) from error

@@ -51,7 +51,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         partial.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
-        raise RunError(f"cannot write {path}: {_reason(error)}; nothing was overwritten") from error
+        raise RunError(f"cannot write {path}: {reason(error)}; nothing was overwritten") from error
     finally:
         with contextlib.suppress(OSError):  # there is none, or no such folder
             partial.unlink()
@@ -74,7 +74,7 @@ def require_writable(path: Path) -> None:
     try:
         partial.touch()
     except OSError as error:
-        raise RunError(f"cannot write {path}: {_reason(error)}") from error
+        raise RunError(f"cannot write {path}: {reason(error)}") from error
     finally:
         with contextlib.suppress(OSError):  # there is none, or no such folder
             partial.unlink()
@@ -89,7 +89,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{path} cannot be a folder for results: {_reason(error)}") from error
+        raise RunError(f"{path} cannot be a folder for results: {reason(error)}") from error
     require_writable(path / "results")
 
 
@@ -144,7 +144,7 @@ class RunFolder:
             _flush_folder(checkpoints)
         except OSError as error:
             raise RunError(
-                f"cannot write the checkpoint of step {step} in {self.path}: {_reason(error)}; "
+                f"cannot write the checkpoint of step {step} in {self.path}: {reason(error)}; "
                 "earlier checkpoints are untouched, make room and resume"
             ) from error
         finally:
@@ -217,7 +217,7 @@ def open_run(
             raise RunError(f"{path} is not empty and holds no run; choose another folder")
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"cannot use the run folder {path}: {_reason(error)}") from error
+        raise RunError(f"cannot use the run folder {path}: {reason(error)}") from error
     with _lock(path):
         with atomic_file(settings_file) as file:
             file.write(settings.encode())
@@ -249,7 +249,9 @@ def _require_same(
     try:
         known = _flat(tomllib.loads(settings_file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise RunError(f"{settings_file} cannot be read: {error}; start anew elsewhere") from error
+        raise RunError(
+            f"{settings_file} cannot be read: {reason(error)}; start anew elsewhere"
+        ) from error
     old, new = _flat(tomllib.loads(defaults)) | known, _flat(tomllib.loads(settings))
     for key in sorted((old.keys() | new.keys()) - set(may_differ)):
         if old.get(key) != new.get(key):
@@ -275,7 +277,7 @@ def _lock(path: Path) -> Iterator[None]:
     try:
         opened = (path / ".lock").open("w")
     except OSError as error:
-        raise RunError(f"cannot use the run folder {path}: {_reason(error)}") from error
+        raise RunError(f"cannot use the run folder {path}: {reason(error)}") from error
     with opened as file:
         if sys.platform != "win32":
             import fcntl
@@ -316,7 +318,7 @@ def _damage(folder: Path) -> str | None:
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"its manifest cannot be read ({error})"
+        return f"its manifest cannot be read ({reason(error)})"
     return None
 
 
@@ -335,5 +337,11 @@ def _flush_folder(path: Path) -> None:
             os.close(descriptor)
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+def reason(error: Exception) -> str:
+    """Return what an error says, without the path and number that the system's come with.
+
+    Example:
+        >>> reason(FileNotFoundError(2, "No such file or directory", "run/settings.toml"))
+        'No such file or directory'
+    """
+    return getattr(error, "strerror", None) or str(error)

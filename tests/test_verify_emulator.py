@@ -450,3 +450,19 @@ def test_a_comparison_of_nothing_is_refused(
 ) -> None:
     assert verify_emulator.main(Options(**{"games": "pong", "workers": 1, **changes})) == 2
     assert message in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 7}, "--steps would be ignored: this comparison counts frames"),
+        ({"modes": True, "steps": 7}, "--steps would be ignored: this comparison counts frames"),
+        ({"vector": True, "frames": 7}, "--frames would be ignored: this comparison counts steps"),
+        ({"device": "cuda", "frames": 7}, "--frames would be ignored: this comparison counts st"),
+    ],
+)
+def test_what_a_comparison_does_not_count_is_refused(
+    changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify_emulator.main(Options(**{"games": "pong", "workers": 1, **changes})) == 2
+    assert message in capsys.readouterr().out

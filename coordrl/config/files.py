@@ -186,7 +186,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: cannot be read as a settings file: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise SettingsError(f"{path}: cannot be read as a settings file: {reason}") from error
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: is not valid TOML: {error}") from error
 

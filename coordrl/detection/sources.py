@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from coordrl.config import SettingsError
 from coordrl.digits import load_digits
+from coordrl.runs import reason
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -145,7 +146,7 @@ def _naming(path: Path) -> Iterator[None]:
     except SettingsError as error:
         raise SettingsError(f"--mnist {path}: {error}") from error
     except _UNREADABLE as error:
-        raise SettingsError(f"--mnist {path}: cannot be read: {error}") from error
+        raise SettingsError(f"--mnist {path}: cannot be read: {reason(error)}") from error
 
 
 def _read_npz(path: Path) -> tuple[DigitSet, ...]:
@@ -187,7 +188,7 @@ def _read_idx_folder(folder: Path) -> tuple[DigitSet, ...]:
         try:
             arrays.append(_read_idx(path))
         except _UNREADABLE as error:
-            raise SettingsError(f"{path.name} cannot be read: {error}") from error
+            raise SettingsError(f"{path.name} cannot be read: {reason(error)}") from error
     return DigitSet(arrays[0], arrays[1]), DigitSet(arrays[2], arrays[3])
 
 
@@ -235,7 +236,7 @@ def _read_image(path: Path) -> Bytes:
         with Image.open(path) as picture:
             image = np.asarray(picture.convert("L"))
     except (OSError, UnidentifiedImageError) as error:
-        raise SettingsError(f"{path.name} cannot be read: {error}") from error
+        raise SettingsError(f"{path.name} cannot be read: {reason(error)}") from error
     if image.shape != (28, 28):
         raise SettingsError(
             f"{path.parent.name}/{path.name} is {image.shape[1]}x{image.shape[0]} pixels; digits"

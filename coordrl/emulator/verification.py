@@ -40,7 +40,7 @@ from coordrl.emulator.lockstep import (
 )
 from coordrl.emulator.source_checksum import source_checksum
 from coordrl.records import machine
-from coordrl.runs import RunError, atomic_file, require_writable
+from coordrl.runs import RunError, atomic_file, reason, require_writable
 
 # All that ale-py's vector environment can be set to, one change at a time and some together.
 GRID: tuple[dict[str, Any], ...] = (
@@ -231,7 +231,7 @@ def contents(path: Path) -> dict[str, Any]:
             raise ValueError("it is of another kind")
     except (OSError, ValueError, AttributeError) as error:
         raise RunError(
-            f"{path} is no record of comparisons ({error}); name another file"
+            f"{path} is no record of comparisons ({reason(error)}); name another file"
         ) from error
     return dict(found)
 
@@ -253,6 +253,11 @@ def refuse_ignored(options: Options) -> None:
     chosen = [way for way, is_chosen in ways.items() if is_chosen]
     if len(chosen) > 1:
         raise ValueError(f"{' and '.join(chosen)} are different comparisons; choose one")
+    counts_steps = options.vector or options.device == "cuda"
+    unused = "frames" if counts_steps else "steps"
+    if getattr(options, unused) != getattr(Options, unused):
+        used = "steps" if counts_steps else "frames"
+        raise ValueError(f"--{unused} would be ignored: this comparison counts {used}")
     if options.resume and options.json is None:
         raise ValueError("--resume goes on with a record; name it with --json")
 

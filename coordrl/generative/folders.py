@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from coordrl.generative.data import Pictures
+from coordrl.runs import reason
 
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 _LSUN_FOLDER = Path("bedroom_train_lmdb")
@@ -85,7 +86,7 @@ class LmdbPictures:
             with self._database.begin() as transaction:
                 self.keys = list(transaction.cursor().iternext(keys=True, values=False))
         except lmdb.Error as error:
-            raise DataError(f"{path} cannot be read as an LMDB: {error}") from error
+            raise DataError(f"{path} cannot be read as an LMDB: {reason(error)}") from error
         if not self.keys:
             raise DataError(f"{path} holds no pictures")
 
@@ -142,5 +143,5 @@ def _decode(open_file: Callable[[], BinaryIO], size: int, name: str) -> Tensor:
         with open_file() as file, Image.open(file) as image:
             square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name} cannot be read as a picture: {error}") from error
+        raise DataError(f"{name} cannot be read as a picture: {reason(error)}") from error
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
