@@ -424,6 +424,8 @@ def test_the_environment_of_a_gpu_says_what_that_of_the_cpu_says(mode: Autoreset
         for name in ("lives", "frame_number", "episode_frame_number"):
             assert np.array_equal(their_info[name].numpy(), info[name]), name
         assert np.array_equal(cuda.lives.numpy(), cpu.lives)
+        assert np.array_equal(cpu.is_over, terminated | truncated)
+        assert np.array_equal(cuda.is_over.numpy(), cpu.is_over)
         ended = info.get("_game", np.zeros(8, np.bool_))
         assert np.array_equal(their_info["_game"].numpy(), ended)
         for name, values in their_info["game"].items():

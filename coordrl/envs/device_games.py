@@ -45,6 +45,11 @@ class DeviceGames:
         """Lives left in every game."""
         return self._state["_lives"].clone()
 
+    @property
+    def is_over(self) -> Tensor:
+        """Whether the last step ended the episode of each game."""
+        return self._state["_game_ended"] | self._state["_life_ended"]
+
     def reset(
         self, seeds: NDArray[np.int64] | None, mask: Flags
     ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -218,10 +218,12 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         return self._lives.copy()
 
     @property
-    def is_over(self) -> Flags:
-        """Whether the last step ended the episode of each game; of games on the CPU."""
-        over: Flags = self._game_ended | self._life_ended
-        return over
+    def is_over(self) -> Any:
+        """Whether the last step ended the episode of each game, ``(num_envs,)``."""
+        self._require_open()
+        if isinstance(self._backend, DeviceGames):
+            return self._backend.is_over
+        return self._game_ended | self._life_ended
 
     def get_action_meanings(self) -> list[str]:
         """Return the name of each action, as ale-py's single environment does."""
