@@ -3,8 +3,8 @@
 The layers can be had from here; everything else is imported from its module. Modules import from
 floors below their own only (``tests/test_floors.py``):
 
-- 0: ``memory``, ``modes``, ``config``, ``runs``, ``stopping``, ``progress``, ``ranks``, ``digits``
-- 1: ``layers``, ``records``
+- 0: ``memory``, ``modes``, ``config``, ``files``, ``stopping``, ``progress``, ``ranks``, ``digits``
+- 1: ``layers``, ``records``, ``runs``, ``devices``
 - 2: ``convert``, ``backbone``, ``export``, ``emulator``, ``commands``, ``experiments``
 - 3: ``extractors``, ``envs``, ``coordinates``, ``generative``, ``detection``, ``recognition``
 - 4: ``sb3_envs``, ``algorithms``

@@ -392,7 +392,9 @@ def setting_keywords(algo: str) -> dict[str, dict[str, Any]]:
     if "ent_coef" in algorithm:
         algorithm["ent_coef"] = float | Schedule
     shared = {} if algo == "dqn" else {"share_features_extractor": bool}  # by actor and critic
-    return {"algorithm": algorithm, "extractor": accepted_keywords(policy_kwargs) | shared}
+    # Games show one picture, not several observations by name.
+    extractor = accepted_keywords(policy_kwargs, without={"combined"}) | shared
+    return {"algorithm": algorithm, "extractor": extractor}
 
 
 def make_model(

@@ -1,4 +1,4 @@
-"""What the commands that train share: where to compute, what to refuse, how to end."""
+"""What the commands that train share: arguments, what to refuse, how to end."""
 
 import os
 import shlex
@@ -9,45 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-import torch
 import tyro
 
-from coordrl.config import Override, SettingsError, parse_override
-from coordrl.memory import keep_freed_memory
-from coordrl.runs import RunError
+from coordrl.config import Override, SettingsError, parse_overrides
+from coordrl.files import RunError
 from coordrl.stopping import Interrupted
 
 _Arguments = TypeVar("_Arguments")
-
-
-def use_device(name: str, threads: int | None = None) -> str:
-    """Return the device to compute on, and prepare the CPU for long work.
-
-    From here on the process takes so many threads, and keeps freed memory; see
-    :func:`~coordrl.memory.keep_freed_memory`.
-
-    Args:
-        name: ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU if there is one.
-        threads: Threads of PyTorch, 1 or more; as many as it takes itself if None.
-
-    Raises:
-        SettingsError: If there is no GPU, or fewer than one thread is asked for.
-
-    Example:
-        >>> use_device("cpu")
-        'cpu'
-    """
-    has_gpu = torch.cuda.is_available()
-    if name == "cuda" and not has_gpu:
-        raise SettingsError("device = 'cuda', but torch finds no GPU; choose --device cpu")
-    if threads is not None:
-        if threads < 1:
-            raise SettingsError(f"--threads must be at least 1, got {threads}")
-        torch.set_num_threads(threads)
-    keep_freed_memory()
-    if name == "auto":
-        return "cuda" if has_gpu else "cpu"
-    return name
 
 
 def refuse_ignored(arguments: object, names: Iterable[str], reason: str) -> None:
@@ -68,7 +36,7 @@ def refuse_ignored(arguments: object, names: Iterable[str], reason: str) -> None
 
 
 @dataclass(frozen=True)
-class ManyRuns:
+class ExperimentArguments:
     """What every command takes that trains over several seeds. Each has more of its own."""
 
     seeds: int = 1
@@ -88,7 +56,7 @@ class ManyRuns:
         Raises:
             SettingsError: If one is not of the form name=value.
         """
-        return [parse_override(text) for texts in self.set for text in texts]
+        return parse_overrides(self.set)
 
 
 def run_command(
@@ -108,9 +76,22 @@ def run_command(
         *others: As for :func:`exit_status`.
     """
     parsed = tyro.cli(arguments, args=argv)
-    typed = sys.argv[1:] if argv is None else argv
-    command = shlex.join(["python", f"scripts/{script}", *typed])
+    command = typed_command(script, argv)
     return exit_status(script, lambda: work(parsed, command), *others)
+
+
+def typed_command(script: str, argv: Sequence[str] | None = None) -> str:
+    """Return what the user typed, for records.
+
+    Args:
+        script: Name of the script.
+        argv: Its arguments; what the process was called with if None.
+
+    Example:
+        >>> typed_command("train_gan.py", ["--data", "my pictures"])
+        "python scripts/train_gan.py --data 'my pictures'"
+    """
+    return shlex.join(["python", f"scripts/{script}", *(sys.argv[1:] if argv is None else argv)])
 
 
 def exit_status(script: str, work: Callable[[], str], *others: type[Exception]) -> int:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from torch.utils.tensorboard import SummaryWriter
 
 from coordrl.config import dump_settings
+from coordrl.files import RunError
 from coordrl.progress import Progress
 from coordrl.runs import SETTINGS_FILE, RunFolder, open_run
 from coordrl.stopping import StopRequest
@@ -41,6 +42,19 @@ def run_folder(path: Path, settings: object) -> Iterator[RunFolder]:
     text = dump_settings(settings)
     with open_run(path, text, resume=is_known, may_differ={_MAX_SECONDS}) as folder:
         yield folder
+
+
+def require_trained(step: int, folder: RunFolder) -> None:
+    """Check that a run which is over was found where it ended, not where it began.
+
+    Raises:
+        RunError: If ``step`` is 0.
+    """
+    if step == 0:
+        raise RunError(
+            f"{folder.path} has a result but no checkpoint that can be read, so its weights are"
+            " lost; delete the folder, and the same command trains it again"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from coordrl.files import atomic_file
 from coordrl.modes import evaluating
-from coordrl.runs import atomic_file
 
 Dynamic = Literal["none", "batch", "all"]
 

@@ -169,7 +169,8 @@ def policy_kwargs(
     Args:
         coords: Which convolutions see the coordinates of their pixels.
         with_r: Give those the distance from the center as well.
-        features_dim: Features for the heads.
+        features_dim: Features for the heads; with ``combined``, of each image, where
+            Stable-Baselines3's own has 256.
         specs: Convolutions, in any form that :func:`~coordrl.backbone.conv_specs` takes.
         combined: Observations are a ``Dict``, see :class:`CoordConvCombinedExtractor`.
         **policy: Further arguments of the policy, such as ``share_features_extractor``; they win.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from coordrl.runs import RunError, atomic_file, reason
+from coordrl.files import RunError, atomic_file, reason
 
 _Result = TypeVar("_Result")
 

@@ -1,4 +1,4 @@
-"""Folders of runs that stay whole, and files that are written whole or not at all.
+"""Folders of runs that stay whole.
 
 A run folder holds the settings it was started with, and numbered checkpoints. A checkpoint is
 written under another name, flushed to the disk and renamed, with a manifest of the sizes and
@@ -10,87 +10,18 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import sys
 import tomllib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+from coordrl.files import RunError, atomic_file, flush_folder, reason
 
 SETTINGS_FILE = "settings.toml"
 MANIFEST_FILE = "manifest.json"
-
-
-class RunError(RuntimeError):
-    """A run that cannot start or go on for a reason that its user can mend, in one sentence."""
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that replaces ``path`` when the block ends well, and leaves it alone if not.
-
-    Raises:
-        RunError: If the file cannot be written; ``path`` is as it was.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "curve.csv"
-        >>> with atomic_file(path) as file:
-        ...     _ = file.write(b"step,return")
-        >>> path.read_text()
-        'step,return'
-    """
-    partial = _partial(path)
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _flush_folder(path.parent)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {reason(error)}; nothing was overwritten") from error
-    finally:
-        with contextlib.suppress(OSError):  # there is none, or no such folder
-            partial.unlink()
-
-
-def require_writable(path: Path) -> None:
-    """Check that :func:`atomic_file` will be able to write ``path``, before long work for it.
-
-    Raises:
-        RunError: If it will not: there is no such folder, or it may not be written to.
-
-    Example:
-        >>> require_writable(Path("missing") / "record.json")
-        Traceback (most recent call last):
-        coordrl.runs.RunError: cannot write missing/record.json: No such file or directory
-    """
-    if path.is_dir():
-        raise RunError(f"cannot write {path}: it is a folder; name a file in it")
-    partial = _partial(path)
-    try:
-        partial.touch()
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {reason(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):  # there is none, or no such folder
-            partial.unlink()
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder where there is none, before long work whose results go there.
-
-    Raises:
-        RunError: If that is not possible, or nothing may be written into it.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{path} cannot be a folder for results: {reason(error)}") from error
-    require_writable(path / "results")
 
 
 @dataclass(frozen=True)
@@ -141,7 +72,7 @@ class RunFolder:
             if final.exists():
                 shutil.rmtree(final)
             partial.rename(final)
-            _flush_folder(checkpoints)
+            flush_folder(checkpoints)
         except OSError as error:
             raise RunError(
                 f"cannot write the checkpoint of step {step} in {self.path}: {reason(error)}; "
@@ -230,19 +161,6 @@ def open_run(
             raise
 
 
-def require_trained(step: int, folder: RunFolder) -> None:
-    """Check that a run which is over was found where it ended, not where it began.
-
-    Raises:
-        RunError: If ``step`` is 0.
-    """
-    if step == 0:
-        raise RunError(
-            f"{folder.path} has a result but no checkpoint that can be read, so its weights are"
-            " lost; delete the folder, and the same command trains it again"
-        )
-
-
 def _require_same(
     settings_file: Path, settings: str, may_differ: Collection[str], defaults: str
 ) -> None:
@@ -301,7 +219,7 @@ def _seal(folder: Path, step: int) -> None:
         json.dump({"step": step, "files": files}, manifest, indent=1)
         manifest.flush()
         os.fsync(manifest.fileno())
-    _flush_folder(folder)
+    flush_folder(folder)
 
 
 def _damage(folder: Path) -> str | None:
@@ -320,28 +238,3 @@ def _damage(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read ({reason(error)})"
     return None
-
-
-def _partial(path: Path) -> Path:
-    """Return a name of its own for a file until it is whole; containers have the same processes."""
-    return path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
-
-
-def _flush_folder(path: Path) -> None:
-    """See that a rename in a folder is on the disk, where the system can do that to a folder."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def reason(error: Exception) -> str:
-    """Return what an error says, without the path and number that the system's come with.
-
-    Example:
-        >>> reason(FileNotFoundError(2, "No such file or directory", "run/settings.toml"))
-        'No such file or directory'
-    """
-    return getattr(error, "strerror", None) or str(error)

@@ -15,8 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from torch import Tensor
 
 from coordrl.config import AtariSettings
-from coordrl.envs import AtariVectorEnv, pack_state, unpack_state
-from coordrl.envs.single_env import info_of
+from coordrl.envs import AtariVectorEnv, info_of, pack_state, unpack_state
 
 
 class TorchStep(NamedTuple):

@@ -21,7 +21,7 @@ cuda.stopped.json for cuda.json; the record itself is only replaced by a whole o
 
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import gymnasium
 import torch
@@ -37,8 +37,9 @@ from benchmarking.record import tables, write_record
 from benchmarking.training import Training
 from rich.console import Console
 
+from coordrl.commands import typed_command
 from coordrl.emulator.nvrtc import CudaError
-from coordrl.runs import RunError
+from coordrl.files import RunError
 from coordrl.stopping import StopNow, StopRequest
 
 BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
@@ -53,8 +54,9 @@ BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
 }
 
 
-def main() -> int:
-    benchmark = tyro.extras.subcommand_cli_from_dict(BENCHMARKS, description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    benchmark = tyro.extras.subcommand_cli_from_dict(BENCHMARKS, description=__doc__, args=argv)
+    command = typed_command("benchmark.py", argv)
     torch.set_num_threads(1)
     console = Console(soft_wrap=True)
     try:
@@ -70,15 +72,15 @@ def main() -> int:
         if path is not None and ended_by is not None:
             path = path.with_suffix(f".stopped{path.suffix}")
         if path is not None and rows:
-            write_record(path, rows, summary)
+            write_record(path, rows, summary, command)
         if ended_by is not None:
             where = f", in {path}" if path is not None and rows else ""
-            console.print(f"stopped; rows that were measured: {len(rows)}{where}", markup=False)
+            print(f"stopped; rows that were measured: {len(rows)}{where}", file=sys.stderr)
             raise ended_by
     except StopNow:
         return 130
     except (CudaError, RunError, ValueError, gymnasium.error.Error) as error:
-        console.print(str(error), markup=False)
+        print(f"benchmark.py: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -30,8 +30,8 @@ from coordrl.agents import (
 )
 from coordrl.agents.video import FRAMES_PER_SECOND
 from coordrl.config import Protocol
+from coordrl.files import RunError, atomic_file, require_writable
 from coordrl.progress import Progress
-from coordrl.runs import RunError, atomic_file, require_writable
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import tyro
 
 from coordrl.agents import ActionScores, AgentError, load_agent, random_observations
 from coordrl.export import ExportError, export_onnx, export_program
-from coordrl.runs import RunError, require_writable
+from coordrl.files import RunError, require_writable
 
 
 @dataclass(frozen=True)

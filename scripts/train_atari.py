@@ -19,9 +19,10 @@ from coordrl.agents import AgentError
 from coordrl.algorithms import ALGORITHMS
 from coordrl.backbone import Coords
 from coordrl.commands import reader_may_leave
-from coordrl.config import Override, Protocol, SettingsError, TrainingSettings, parse_override
+from coordrl.config import Override, Protocol, SettingsError, TrainingSettings, parse_overrides
+from coordrl.files import RunError
 from coordrl.ranks import is_first
-from coordrl.runs import SETTINGS_FILE, RunError
+from coordrl.runs import SETTINGS_FILE
 from coordrl.training import (
     TrainingResult,
     default_config,
@@ -110,7 +111,7 @@ class Arguments:
         given = [
             Override(key, value, flag) for key, (flag, value) in flags.items() if value is not None
         ]
-        return given + [parse_override(text) for texts in self.set for text in texts]
+        return given + parse_overrides(self.set)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

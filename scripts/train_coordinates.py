@@ -12,17 +12,18 @@ from pathlib import Path
 
 import tyro
 
-from coordrl.commands import ManyRuns, refuse_ignored, run_command, use_device
+from coordrl.commands import ExperimentArguments, refuse_ignored, run_command
 from coordrl.config import Override, refuse_overruled
 from coordrl.coordinates.data import InputScale, Split
 from coordrl.coordinates.experiments import Experiments
 from coordrl.coordinates.table import TableSize
 from coordrl.coordinates.tasks import TaskName
 from coordrl.coordinates.training import Model
+from coordrl.devices import use_device
 
 
 @dataclass(frozen=True)
-class Arguments(ManyRuns):
+class Arguments(ExperimentArguments):
     """Train on a coordinate task over several seeds, or make the table of all of them.
 
     A run that was stopped goes on where it was, one that is finished is not repeated.

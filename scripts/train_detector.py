@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordrl.backbone import Coords
-from coordrl.commands import ManyRuns, refuse_ignored, run_command, use_device
+from coordrl.commands import ExperimentArguments, refuse_ignored, run_command
 from coordrl.config import refuse_overruled
 from coordrl.detection.experiments import Experiments, TableSize
 from coordrl.detection.rpn import AnchorLayout
 from coordrl.detection.sources import load_split
 from coordrl.detection.training import Stage
+from coordrl.devices import use_device
 
 
 @dataclass(frozen=True)
-class Arguments(ManyRuns):
+class Arguments(ExperimentArguments):
     """Train a detector over several seeds, or make the table of all arms.
 
     A run that was stopped goes on where it was, one that is finished is not repeated.

@@ -13,9 +13,11 @@ from typing import Annotated
 import torch
 import tyro
 
-from coordrl.commands import run_command, use_device
-from coordrl.config import SettingsError, load_settings, parse_override, refuse_overruled
+from coordrl.commands import run_command
+from coordrl.config import SettingsError, load_settings, parse_overrides, refuse_overruled
+from coordrl.devices import use_device
 from coordrl.digits import load_digits
+from coordrl.files import make_folder
 from coordrl.recognition import (
     RecognitionSettings,
     compare_arms,
@@ -23,7 +25,6 @@ from coordrl.recognition import (
     to_markdown,
 )
 from coordrl.records import machine, provenance, write_json, write_text
-from coordrl.runs import make_folder
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def train(arguments: Arguments, command: str) -> str:
     if arguments.seeds < 2:
         raise SettingsError(f"--seeds must be at least 2 to compare, got {arguments.seeds}")
     use_device("cpu", arguments.threads)
-    overrides = tuple(parse_override(text) for texts in arguments.set for text in texts)
+    overrides = tuple(parse_overrides(arguments.set))
     refuse_overruled(overrides, {"arm": "all arms are trained", "seed": "use --seeds"})
     settings = load_settings(RecognitionSettings, overrides=overrides)
     digits = load_digits()

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from coordrl.commands import ManyRuns, refuse_ignored, run_command, use_device
+from coordrl.commands import ExperimentArguments, refuse_ignored, run_command
 from coordrl.config import Override, refuse_overruled
+from coordrl.devices import use_device
 from coordrl.generative.experiments import Experiments
 from coordrl.generative.folders import DataError
 from coordrl.generative.objectives import ObjectiveName
@@ -23,7 +24,7 @@ from coordrl.generative.table import ARMS, TableSize
 
 
 @dataclass(frozen=True)
-class Arguments(ManyRuns):
+class Arguments(ExperimentArguments):
     """Train a GAN or a VAE over several seeds, or make the table of all of them.
 
     A run that was stopped goes on where it was, one that is finished is not repeated.

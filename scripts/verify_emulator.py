@@ -18,45 +18,49 @@ that were compared in the same way stay in it, and with --resume they are not co
 """
 
 import os
-import shlex
 import sys
+from collections.abc import Sequence
 
 import tyro
 from rich.console import Console
 
+from coordrl.commands import typed_command
 from coordrl.emulator import GAMES, available, unavailable_reason
 from coordrl.emulator.nvrtc import CudaError, require_gpu
 from coordrl.emulator.verification import (
     Options,
     Record,
     played,
-    refuse_ignored,
+    refuse_contradictions,
     refuse_nothing,
     refuse_stale,
     totals,
 )
 from coordrl.envs import canonical_game
+from coordrl.files import RunError
 from coordrl.progress import Progress
-from coordrl.runs import RunError
 from coordrl.stopping import StopNow, StopRequest
 
 
-def main(options: Options) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    options = tyro.cli(Options, description=__doc__, args=argv)
+    return compare(options, typed_command("verify_emulator.py", argv))
+
+
+def compare(options: Options, command: str) -> int:
     """Compare, report, and return the exit status."""
     console = Console(soft_wrap=True)
-    if not available():
-        console.print(unavailable_reason())
-        return 2
     if options.rom_path is not None:
         os.environ["ALE_ROMS_DIR"] = str(options.rom_path)
     try:
+        if not available():
+            raise RunError(unavailable_reason())
         refuse_nothing(options)
-        refuse_ignored(options)
+        refuse_contradictions(options)
         refuse_stale()
         if options.device == "cuda":
             require_gpu()
         names = chosen_games(options.games)
-        command = shlex.join(["python", "scripts/verify_emulator.py", *sys.argv[1:]])
         record = Record.open(options, names, command)
         done = record.results.keys() & set(names) if options.resume else set()
         jobs = [(name, options) for name in names if name not in done]
@@ -69,10 +73,10 @@ def main(options: Options) -> int:
                     if result.difference:
                         console.print(result.difference, style="red", markup=False, highlight=False)
     except StopNow:
-        console.print("stopped; with --json, --resume goes on")
+        print("stopped; with --json, --resume goes on", file=sys.stderr)
         return 130
     except (ValueError, RunError, CudaError) as error:
-        console.print(str(error), markup=False)
+        print(f"verify_emulator.py: {error}", file=sys.stderr)
         return 2
     results = [record.results[name] for name in names]
     differ = sum(bool(result.difference) for result in results)
@@ -88,4 +92,4 @@ def chosen_games(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options, description=__doc__)))
+    sys.exit(main())

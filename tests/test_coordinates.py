@@ -48,8 +48,9 @@ from coordrl.coordinates.training import (
     evaluate,
     load_coordinate_settings,
 )
+from coordrl.files import RunError
 from coordrl.layers import coordinate_grid
-from coordrl.runs import RunError, open_run
+from coordrl.runs import open_run
 from coordrl.stopping import StopRequest
 
 CANVAS = Canvas()
@@ -983,7 +984,7 @@ def test_a_network_whose_checkpoints_are_gone_is_not_drawn_untrained(tiny: Exper
         (["--sweep", "--set", "training={l2=1.0}"], "--set training.l2 would be overruled; the s"),
         (["--model", "conv", "--sweep"], "no table [classification.conv.sweep]"),
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
-        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--threads", "0"], "threads must be at least 1, got 0"),
         (["--max-seconds", "-1"], "max_seconds must be positive, got -1"),
         (
             ["--model", "conv", "--set", "canvas.size=60"],

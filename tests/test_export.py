@@ -20,8 +20,8 @@ from coordrl.agents import load_agent
 from coordrl.config import AtariSettings
 from coordrl.export import ExportError, export_onnx, export_program
 from coordrl.extractors import policy_kwargs
+from coordrl.files import RunError
 from coordrl.layers import CoordConv1d, CoordConv2d, CoordConv3d, CoordConvTranspose2d
-from coordrl.runs import RunError
 from coordrl.sb3_envs import make_sb3_env
 
 # Each export to ONNX takes seconds.

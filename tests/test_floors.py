@@ -12,8 +12,8 @@ import coordrl
 PACKAGE = Path(coordrl.__file__).parent
 
 FLOORS = [
-    {"memory", "modes", "config", "runs", "stopping", "progress", "ranks", "digits"},
-    {"layers", "records"},
+    {"memory", "modes", "config", "files", "stopping", "progress", "ranks", "digits"},
+    {"layers", "records", "runs", "devices"},
     {"convert", "backbone", "export", "emulator", "commands", "experiments"},
     {"extractors", "envs", "coordinates", "generative", "detection", "recognition"},
     {"sb3_envs", "algorithms"},

@@ -623,7 +623,7 @@ def test_the_script_trains_autoencoders_and_from_folders(
     ("options", "message"),
     [
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
-        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--threads", "0"], "threads must be at least 1, got 0"),
         (["--data", "nowhere"], "there is no folder nowhere"),
         (["--set", "training.iteration=3"], "unknown key 'training.iteration'"),
         (["--set", "training.batch_size=1"], "batch_size must be at least 2, got 1"),

@@ -1311,5 +1311,7 @@ def test_a_system_of_other_axes_is_refused_when_the_layer_is_made() -> None:
             make(2, 3, 3, system=three)
     with pytest.raises(TypeError, match=r"expects system to be a CoordinateSystem, got \{'anchor"):
         CoordConv2d(2, 3, 3, system={"anchor": "centers"})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"CoordBias expects system to be .*, got 'paper'"):
+        CoordBias(3, system="paper")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"extent must be one number or 2"):
         CoordBias(3, system=three)

@@ -10,6 +10,7 @@ import torch
 import train_digits
 from torch import Tensor, nn
 
+from coordrl.files import RunError
 from coordrl.layers import CoordConv2d
 from coordrl.recognition import (
     Arm,
@@ -21,7 +22,6 @@ from coordrl.recognition import (
     recognize,
     to_markdown,
 )
-from coordrl.runs import RunError
 
 TINY = RecognitionSettings(held_back=40, epochs=3, batch_size=16)
 

@@ -9,8 +9,8 @@ import pytest
 
 import coordrl.detection.experiments
 import coordrl.generative.experiments
+from coordrl.files import RunError
 from coordrl.records import read_json, write_json
-from coordrl.runs import RunError
 
 
 def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:

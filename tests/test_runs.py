@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import shutil
 import stat
 import subprocess
@@ -12,15 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from coordrl.runs import (
-    RunError,
-    RunFolder,
-    atomic_file,
-    make_folder,
-    open_run,
-    require_trained,
-    require_writable,
-)
+from coordrl.experiments import require_trained
+from coordrl.files import RunError, atomic_file
+from coordrl.runs import RunFolder, open_run
 
 SETTINGS = 'kind = "test"\n\n[run]\nseed = 1\nsteps = 10\n'
 
@@ -36,70 +29,6 @@ def write_checkpoint(folder: RunFolder, step: int, text: str = "weights") -> Non
         (path / "state").write_text(text)
 
 
-@pytest.fixture
-def little_room() -> Iterator[None]:
-    """Let no file grow beyond 1000 bytes, as a full disk would."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_atomic_file_replaces_only_when_the_block_ends_well(tmp_path: Path) -> None:
-    path = tmp_path / "curve.csv"
-    path.write_text("old")
-
-    def fail_halfway() -> None:
-        with atomic_file(path) as file:
-            file.write(b"half a")
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail_halfway()
-    assert path.read_text() == "old"
-
-    with atomic_file(path) as file:
-        file.write(b"new")
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is flushed to the disk and what is renamed, in this order, by names."""
-    if sys.platform != "linux":
-        pytest.skip("only Linux tells the file of a descriptor by /proc")
-    events: list[str] = []
-    flush, rename, replace = os.fsync, Path.rename, Path.replace
-
-    def named(path: Path) -> str:
-        return "partial" if "partial" in path.name else path.name.lstrip("0")
-
-    def noted_flush(descriptor: int) -> None:
-        events.append(f"flush {named(Path(f'/proc/self/fd/{descriptor}').readlink())}")
-        flush(descriptor)
-
-    def noted_rename(path: Path, target: Path) -> Path:
-        events.append(f"{named(path)} becomes {named(target)}")
-        return rename(path, target)
-
-    def noted_replace(path: Path, target: Path) -> Path:
-        events.append(f"{named(path)} becomes {named(target)}")
-        return replace(path, target)
-
-    monkeypatch.setattr(os, "fsync", noted_flush)
-    monkeypatch.setattr(Path, "rename", noted_rename)
-    monkeypatch.setattr(Path, "replace", noted_replace)
-    return events
-
-
-def test_a_file_is_on_the_disk_before_it_replaces_another(tmp_path: Path, disk: list[str]) -> None:
-    with atomic_file(tmp_path / "curve.csv") as file:
-        file.write(b"new")
-
-    assert disk == ["flush partial", "partial becomes curve.csv", f"flush {tmp_path.name}"]
-
-
 def test_a_checkpoint_is_on_the_disk_before_it_gets_its_name(
     folder: RunFolder, disk: list[str]
 ) -> None:
@@ -111,48 +40,6 @@ def test_a_checkpoint_is_on_the_disk_before_it_gets_its_name(
         *("flush optimizer", "flush state", "flush manifest.json", "flush partial"),
         *("partial becomes 7", "flush checkpoints"),
     ]
-
-
-def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
-    path = tmp_path / "kernels"
-    with atomic_file(path) as first, atomic_file(path) as second:
-        first.write(b"the first")
-        second.write(b"the second")
-    assert path.read_bytes() == b"the first"
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_file_that_cannot_be_written_is_told_before_and_one_that_can_is_left_alone(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "record.json"
-    path.write_text("old")
-
-    require_writable(path)
-    with pytest.raises(RunError, match=r"cannot write .*below: Not a directory"):
-        require_writable(path / "below")
-    with (
-        pytest.raises(RunError, match=r"cannot write .*below: Not a directory; nothing was"),
-        atomic_file(path / "below"),
-    ):
-        pass
-    with pytest.raises(RunError, match="it is a folder; name a file in it"):
-        require_writable(tmp_path)
-
-    assert [item.read_text() for item in tmp_path.iterdir()] == ["old"]
-
-
-@pytest.mark.usefixtures("little_room")
-def test_atomic_file_keeps_the_old_one_when_the_disk_is_full(tmp_path: Path) -> None:
-    path = tmp_path / "curve.csv"
-    path.write_text("old")
-    with (
-        pytest.raises(RunError, match=r"cannot write .*curve.csv: File too large; nothing was"),
-        atomic_file(path) as file,
-    ):
-        file.write(b"x" * 2000)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_newest_checkpoint_is_found_and_old_ones_are_deleted(folder: RunFolder) -> None:
@@ -524,21 +411,3 @@ def test_a_manifest_that_says_something_else_is_no_whole_checkpoint(
     (folder.path / "checkpoints" / "000000000001" / "manifest.json").write_text(text)
     with pytest.raises(RunError, match=r"no whole checkpoint .*its manifest cannot be read"):
         folder.newest_checkpoint()
-
-
-def test_an_error_without_a_number_is_told_in_its_words(tmp_path: Path) -> None:
-    with (
-        pytest.raises(RunError, match=r"cannot write .*curve.csv: the disk is gone; nothing was"),
-        atomic_file(tmp_path / "curve.csv"),
-    ):
-        raise OSError("the disk is gone")
-
-
-def test_a_folder_for_results_is_made_or_refused_before_the_work(tmp_path: Path) -> None:
-    make_folder(tmp_path / "new" / "report")
-    assert list((tmp_path / "new" / "report").iterdir()) == []
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(RunError, match=r"file cannot be a folder for results: File exists"):
-        make_folder(tmp_path / "file")
-    with pytest.raises(RunError, match=r"/proc/\w+ cannot be a folder for results: "):
-        make_folder(Path("/proc/results"))

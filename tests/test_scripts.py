@@ -126,7 +126,7 @@ def test_a_rom_of_ones_own_has_to_be_the_right_one(
         (("--set", "algorithm.n_steps=many"), "algorithm.n_steps must be a whole number, got 'ma"),
         (("--set", "algorithm.n_steps"), "--set expects key=value"),
         (("--steps", "-5"), "--steps: total_steps must be at least 1, got -5"),
-        (("--threads", "0"), "--threads must be at least 1, got 0"),
+        (("--threads", "0"), "threads must be at least 1, got 0"),
         (("--seed", "-1"), "--seed: seed must be at least 0, got -1"),
         (("--config", "none.toml"), "none.toml: cannot be read as a settings file"),
         (
@@ -160,7 +160,7 @@ def test_without_a_gpu_one_sentence_says_so(
 ) -> None:
     arguments = ["--device", "cuda", "--algo", algo, "--run-dir", str(tmp_path / "run")]
     assert train_atari.main(arguments) == 2
-    said = "train_atari.py: device = 'cuda', but torch finds no GPU; choose --device cpu\n"
+    said = "train_atari.py: device = 'cuda', but torch finds no GPU; choose 'cpu'\n"
     assert capsys.readouterr().err == said
     assert not (tmp_path / "run").exists()
 

@@ -44,9 +44,9 @@ from coordrl.device_algorithms import make_device_model
 from coordrl.device_algorithms.base import OnDevice
 from coordrl.emulator.nvrtc import CudaError
 from coordrl.envs import AtariVectorEnv
+from coordrl.files import RunError
 from coordrl.progress import Progress
 from coordrl.ranks import Ranks
-from coordrl.runs import RunError
 from coordrl.sb3_envs import VectorEnvAdapter, make_sb3_env
 from coordrl.training import default_config, load_training_settings, run_name, train
 from coordrl.training.checkpoint import (
@@ -254,7 +254,7 @@ class TestSettings:
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without GPU says")
     def test_a_gpu_that_is_not_there_is_no_reason_to_take_the_cpu(self, tmp_path: Path) -> None:
-        with pytest.raises(SettingsError, match="torch finds no GPU; choose --device cpu"):
+        with pytest.raises(SettingsError, match="torch finds no GPU; choose 'cpu'"):
             train(settings("ppo", "run.device=cuda"), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 

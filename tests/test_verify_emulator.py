@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +157,10 @@ def test_a_last_observation_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPat
 # The script. --------------------------------------------------------------------------------------
 
 
+def compare(options: Options) -> int:
+    return verify_emulator.compare(options, "python scripts/verify_emulator.py")
+
+
 def test_without_a_difference_the_status_is_0_and_the_record_grows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,8 +169,8 @@ def test_without_a_difference_the_status_is_0_and_the_record_grows(
     frames = Options(games="pong,MsPacman", frames=96, seeds=(5,), workers=1, json=path)
     steps = Options(games="pong", vector=True, steps=8, workers=1, json=path)
 
-    assert verify_emulator.main(frames) == 0
-    assert verify_emulator.main(steps) == 0
+    assert compare(frames) == 0
+    assert compare(steps) == 0
 
     content = json.loads(path.read_text())
     assert sorted(content) == ["frames", "steps"]
@@ -185,7 +188,7 @@ def test_a_record_is_gone_on_with_if_it_was_made_in_the_same_way(
 ) -> None:
     path = tmp_path / "record.json"
     shared: dict[str, Any] = {"frames": 40, "seeds": (0,), "workers": 1, "json": path}
-    assert verify_emulator.main(Options(games="pong", **shared)) == 0
+    assert compare(Options(games="pong", **shared)) == 0
     first = json.loads(path.read_text())["frames"]["results"][0]
     verify, played = verification.verify, []
 
@@ -195,24 +198,22 @@ def test_a_record_is_gone_on_with_if_it_was_made_in_the_same_way(
 
     monkeypatch.setattr(verification, "verify", counted)
 
-    assert verify_emulator.main(Options(games="boxing,pong", **shared, resume=True)) == 0
+    assert compare(Options(games="boxing,pong", **shared, resume=True)) == 0
 
     assert played == ["boxing"]
     assert json.loads(path.read_text())["frames"]["results"][1] == first
     other: dict[str, Any] = {**shared, "frames": 41}
-    assert verify_emulator.main(Options(games="boxing,pong", **other, resume=True)) == 2
-    assert "compared under other conditions; leave out --resume" in capsys.readouterr().out
+    assert compare(Options(games="boxing,pong", **other, resume=True)) == 2
+    assert "compared under other conditions; leave out --resume" in capsys.readouterr().err
     assert json.loads(path.read_text())["frames"]["conditions"]["frames"] == 40
 
 
-def test_games_compared_in_the_same_way_stay_in_the_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_games_compared_in_the_same_way_stay_in_the_record(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     shared: dict[str, Any] = {"frames": 40, "seeds": (0,), "workers": 1, "json": path}
     for games in ("pong", "boxing", "pong"):
-        monkeypatch.setattr(sys, "argv", ["verify_emulator.py", "--games", games])
-        assert verify_emulator.main(Options(games=games, **shared)) == 0
+        command = f"python scripts/verify_emulator.py --games {games}"
+        assert verify_emulator.compare(Options(games=games, **shared), command) == 0
 
     content = json.loads(path.read_text())["frames"]
 
@@ -228,15 +229,15 @@ def test_a_few_games_do_not_replace_the_record_of_many(
 ) -> None:
     path = tmp_path / "record.json"
     shared: dict[str, Any] = {"seeds": (0,), "workers": 1, "json": path}
-    assert verify_emulator.main(Options(games="boxing,pong", frames=40, **shared)) == 0
+    assert compare(Options(games="boxing,pong", frames=40, **shared)) == 0
     before = path.read_bytes()
 
-    assert verify_emulator.main(Options(games="pong", frames=41, **shared)) == 2
+    assert compare(Options(games="pong", frames=41, **shared)) == 2
 
     assert path.read_bytes() == before
     message = "frames of 2 games that were compared under other conditions; compare all of them"
-    assert message in capsys.readouterr().out
-    assert verify_emulator.main(Options(games="boxing,pong", frames=41, **shared)) == 0
+    assert message in capsys.readouterr().err
+    assert compare(Options(games="boxing,pong", frames=41, **shared)) == 0
     assert json.loads(path.read_text())["frames"]["conditions"]["frames"] == 41
 
 
@@ -273,9 +274,9 @@ def test_a_file_that_cannot_take_the_record_is_refused_before_a_game_is_played(
         path.write_text(content)
     monkeypatch.setattr(verification, "verify", None)  # not to be called
 
-    assert verify_emulator.main(Options(games="pong", workers=1, json=path)) == 2
+    assert compare(Options(games="pong", workers=1, json=path)) == 2
 
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     assert message in printed
     assert printed.count("\n") == 1
     assert content is None or path.read_text() == content
@@ -292,8 +293,8 @@ def test_a_file_that_cannot_take_the_record_is_refused_before_a_game_is_played(
 def test_options_that_would_change_nothing_are_refused(
     changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert verify_emulator.main(Options(games="pong", workers=1, **changes)) == 2
-    assert message in capsys.readouterr().out
+    assert compare(Options(games="pong", workers=1, **changes)) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_an_emulator_compiled_from_other_sources_is_not_compared(
@@ -301,9 +302,9 @@ def test_an_emulator_compiled_from_other_sources_is_not_compared(
 ) -> None:
     monkeypatch.setattr(verification, "compiled_sources", lambda: "0123456789abcdef")
 
-    assert verify_emulator.main(Options(games="pong", workers=1)) == 2
+    assert compare(Options(games="pong", workers=1)) == 2
 
-    assert "was compiled from other sources (0123456789abcdef)" in capsys.readouterr().out
+    assert "was compiled from other sources (0123456789abcdef)" in capsys.readouterr().err
 
 
 def test_a_difference_is_printed_and_recorded_and_makes_the_status_1(
@@ -313,7 +314,7 @@ def test_a_difference_is_printed_and_recorded_and_makes_the_status_1(
     monkeypatch.setattr(lockstep, "Console", Liar)
     path = tmp_path / "record.json"
 
-    status = verify_emulator.main(Options(games="pong", frames=400, workers=1, json=path))
+    status = compare(Options(games="pong", frames=400, workers=1, json=path))
 
     assert status == 1
     difference = json.loads(path.read_text())["frames"]["games that differ"]["pong"]
@@ -324,8 +325,8 @@ def test_a_difference_is_printed_and_recorded_and_makes_the_status_1(
 
 
 def test_an_unknown_game_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert verify_emulator.main(Options(games="pong,brekout")) == 2
-    assert capsys.readouterr().out.count("\n") == 1
+    assert compare(Options(games="pong,brekout")) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("game", ["pong", "adventure", "video_cube"])
@@ -448,8 +449,8 @@ def test_processes_do_not_crowd_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_comparison_of_nothing_is_refused(
     changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert verify_emulator.main(Options(**{"games": "pong", "workers": 1, **changes})) == 2
-    assert message in capsys.readouterr().out
+    assert compare(Options(**{"games": "pong", "workers": 1, **changes})) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -464,5 +465,5 @@ def test_a_comparison_of_nothing_is_refused(
 def test_what_a_comparison_does_not_count_is_refused(
     changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert verify_emulator.main(Options(**{"games": "pong", "workers": 1, **changes})) == 2
-    assert message in capsys.readouterr().out
+    assert compare(Options(**{"games": "pong", "workers": 1, **changes})) == 2
+    assert message in capsys.readouterr().err

@@ -13,6 +13,7 @@ from coordrl.config.files import (
     dump_settings,
     load_settings,
     parse_override,
+    parse_overrides,
     read_toml,
     refuse_overruled,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "dump_settings",
     "load_settings",
     "parse_override",
+    "parse_overrides",
     "parse_value",
     "read_toml",
     "refuse_overruled",

@@ -62,6 +62,19 @@ def parse_override(text: str, source: str = "--set") -> Override:
     return Override(key, document["value"], source)
 
 
+def parse_overrides(given: Iterable[Iterable[str]]) -> list[Override]:
+    """Read the ``key=value`` of every use of a flag, the strongest last.
+
+    Raises:
+        SettingsError: As :func:`parse_override`.
+
+    Example:
+        >>> [item.key for item in parse_overrides([["seed=1", "num_envs=4"], ["seed=2"]])]
+        ['seed', 'num_envs', 'seed']
+    """
+    return [parse_override(text) for texts in given for text in texts]
+
+
 def refuse_overruled(overrides: Iterable[Override], owners: Mapping[str, str]) -> None:
     """Refuse settings that a command sets itself, so that none is ignored without a word.
 
@@ -134,7 +147,7 @@ def load_settings(
     A field that is a dataclass is a table of the file. A field that is a ``Mapping`` is a table of
     free keywords, whose names and types ``keywords`` gives. A field that may be ``None`` takes the
     text ``"none"``, since TOML has no such value; one that may be a function of the progress takes
-    the table of a :class:`Schedule`.
+    the table of a :class:`~coordrl.config.Schedule`.
 
     Args:
         cls: Frozen dataclass of settings.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from coordrl.config import Override, SettingsError, dump_settings, refuse_overruled
+from coordrl.config import Override, SettingsError, refuse_overruled
 from coordrl.coordinates import analysis, figures, table
 from coordrl.coordinates.data import InputScale, Split
 from coordrl.coordinates.tasks import Classification, TaskName
@@ -28,9 +28,16 @@ from coordrl.coordinates.training import (
     load_coordinate_settings,
     read_table,
 )
-from coordrl.experiments import RESULT_FILE, may_go_on, run_folder, watched, with_time_of
+from coordrl.experiments import (
+    RESULT_FILE,
+    may_go_on,
+    require_trained,
+    run_folder,
+    watched,
+    with_time_of,
+)
+from coordrl.files import make_folder
 from coordrl.records import machine, provenance, read_json, write_json, write_text
-from coordrl.runs import make_folder, open_run, require_trained
 from coordrl.stopping import Interrupted
 
 TRACE_FILE = "trace.json"
@@ -313,7 +320,7 @@ class Experiments:
         ]
 
     def _trained(self, settings: CoordinateSettings) -> tuple[Run, nn.Module, Classification]:
-        with open_run(self._folder(settings), dump_settings(settings), resume=True) as folder:
+        with run_folder(self._folder(settings), settings) as folder:
             run = Run(settings, device=self.device, folder=folder)
         require_trained(run.step, folder)
         assert isinstance(run.task, Classification)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from coordrl.coordinates.analysis import Trace
 from coordrl.coordinates.training import RunResult
-from coordrl.runs import atomic_file
+from coordrl.files import atomic_file
 
 _COLORS = {"coordconv": "tab:blue", "robust": "tab:green", "conv": "tab:red"}
 _NAMES = {"accuracy": "accuracy", "iou": "IOU", "error": "error in pixels"}

@@ -28,8 +28,9 @@ from coordrl.detection.training import (
     read_table,
 )
 from coordrl.experiments import RESULT_FILE, run_folder, watched
+from coordrl.files import atomic_file, make_folder
 from coordrl.records import machine, provenance, read_json, write_json, write_text
-from coordrl.runs import RunFolder, atomic_file, make_folder
+from coordrl.runs import RunFolder
 from coordrl.stopping import Interrupted
 
 PICTURE_FILE = "detections.png"

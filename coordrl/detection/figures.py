@@ -14,7 +14,7 @@ from coordrl.detection.data import Scenes
 from coordrl.detection.roi_heads import Detections
 from coordrl.detection.rpn import Proposals
 from coordrl.detection.training import RunResult
-from coordrl.runs import atomic_file
+from coordrl.files import atomic_file
 
 Picture = npt.NDArray[np.uint8]
 

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from coordrl.config import SettingsError
 from coordrl.digits import load_digits
-from coordrl.runs import reason
+from coordrl.files import reason
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -29,8 +29,9 @@ from coordrl.detection.metrics import average_precision, proposal_metrics, requi
 from coordrl.detection.roi_heads import Detections, RoISettings
 from coordrl.detection.rpn import Proposals, ProposalSettings
 from coordrl.detection.sources import DigitSplit
+from coordrl.files import RunError
 from coordrl.modes import evaluating
-from coordrl.runs import RunError, RunFolder
+from coordrl.runs import RunFolder
 from coordrl.stopping import StopRequest
 
 Stage = Literal["rpn", "full"]

@@ -23,7 +23,7 @@ import torch
 
 from coordrl.emulator.games import GAMES
 from coordrl.emulator.generate_games import generate
-from coordrl.runs import RunError, atomic_file
+from coordrl.files import RunError, atomic_file
 
 KERNELS = ("play_environments", "show_observations")
 _OPTIONS = ("--std=c++17", "--fmad=false", "--device-as-default-execution-space")

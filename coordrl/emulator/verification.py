@@ -39,8 +39,8 @@ from coordrl.emulator.lockstep import (
     compare_steps,
 )
 from coordrl.emulator.source_checksum import source_checksum
+from coordrl.files import RunError, atomic_file, reason, require_writable
 from coordrl.records import machine
-from coordrl.runs import RunError, atomic_file, reason, require_writable
 
 # All that ale-py's vector environment can be set to, one change at a time and some together.
 GRID: tuple[dict[str, Any], ...] = (
@@ -246,7 +246,7 @@ def refuse_nothing(options: Options) -> None:
         raise ValueError("there must be a seed or more, got none")
 
 
-def refuse_ignored(options: Options) -> None:
+def refuse_contradictions(options: Options) -> None:
     """Raise a ValueError for options that would change nothing beside the others."""
     ways = {"--modes": options.modes, "--vector": options.vector}
     ways["--device cuda"] = options.device == "cuda"

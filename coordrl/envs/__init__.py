@@ -10,7 +10,7 @@ import gymnasium
 from coordrl.envs.names import canonical_game, games, gymnasium_name
 from coordrl.envs.single_env import AtariEnv
 from coordrl.envs.states import pack_state, unpack_state
-from coordrl.envs.vector_env import AtariVectorEnv, Seeds
+from coordrl.envs.vector_env import AtariVectorEnv, Seeds, info_of
 
 __all__ = [
     "AtariEnv",
@@ -19,6 +19,7 @@ __all__ = [
     "canonical_game",
     "games",
     "gymnasium_name",
+    "info_of",
     "pack_state",
     "unpack_state",
 ]

@@ -14,7 +14,7 @@ from coordrl.envs.backends import Flags
 
 
 class DeviceGames:
-    """The games of an :class:`AtariVectorEnv` on a GPU: its bookkeeping in tensors.
+    """The games of an :class:`~coordrl.envs.AtariVectorEnv` on a GPU: its bookkeeping in tensors.
 
     Nothing here depends on a value, so that a step can be captured in a CUDA graph.
     """

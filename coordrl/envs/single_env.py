@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from coordrl.config import AtariSettings
-from coordrl.envs.vector_env import AtariVectorEnv
+from coordrl.envs.vector_env import AtariVectorEnv, info_of
 
 
 class AtariEnv(gymnasium.Env[Any, Any]):
@@ -25,7 +25,7 @@ class AtariEnv(gymnasium.Env[Any, Any]):
     Many games are played much faster by one :class:`AtariVectorEnv` than by many of these.
 
     Args:
-        game: Name of the game, in any spelling that :func:`canonical_game` reads.
+        game: Name of the game, in any spelling that :func:`~coordrl.envs.canonical_game` reads.
         settings: How it is played and seen; by default the classic protocol of training, where
             rewards are clipped and a lost life ends the episode.
         emulator: What plays it, as for :class:`AtariVectorEnv`.
@@ -144,13 +144,3 @@ class AtariEnv(gymnasium.Env[Any, Any]):
     def close(self) -> None:
         """Let go of the game."""
         self.envs.close()
-
-
-def info_of(info: dict[str, Any], i: int) -> dict[str, Any]:
-    """Return the i-th environment's part of a vector environment's info."""
-    row = {}
-    for key, value in info.items():
-        has_value = info.get(f"_{key}")
-        if not key.startswith("_") and (has_value is None or has_value[i]):
-            row[key] = info_of(value, i) if isinstance(value, dict) else value[i]
-    return row

@@ -486,6 +486,16 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
             info["_final_obs"], info["_final_info"] = episode_ended, episode_ended.copy()
 
 
+def info_of(info: dict[str, Any], i: int) -> dict[str, Any]:
+    """Return the i-th environment's part of a vector environment's info."""
+    row = {}
+    for key, value in info.items():
+        has_value = info.get(f"_{key}")
+        if not key.startswith("_") and (has_value is None or has_value[i]):
+            row[key] = info_of(value, i) if isinstance(value, dict) else value[i]
+    return row
+
+
 def _info(step: Step) -> dict[str, Any]:
     return {
         "lives": step.lives.copy(),

@@ -14,8 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from coordrl.config import Override, SettingsError, dump_settings, refuse_overruled
-from coordrl.experiments import RESULT_FILE, may_go_on, run_folder, watched, with_time_of
+from coordrl.config import Override, SettingsError, refuse_overruled
+from coordrl.experiments import (
+    RESULT_FILE,
+    may_go_on,
+    require_trained,
+    run_folder,
+    watched,
+    with_time_of,
+)
+from coordrl.files import make_folder
 from coordrl.generative import figures, table
 from coordrl.generative.interpolation import Motion
 from coordrl.generative.objectives import ObjectiveName
@@ -34,7 +42,6 @@ from coordrl.generative.training import (
     evaluation_from_json,
 )
 from coordrl.records import machine, provenance, read_json, write_json, write_text
-from coordrl.runs import make_folder, open_run, require_trained
 from coordrl.stopping import Interrupted
 
 SAMPLES_FOLDER = "samples"
@@ -246,8 +253,7 @@ class Experiments:
         figures.save_film(films, path.with_suffix(".gif"), enlarge=2)
 
     def _trained(self, settings: GenerativeSettings) -> Run:
-        path = self._folder(settings)
-        with open_run(path, dump_settings(settings), resume=True) as folder:
+        with run_folder(self._folder(settings), settings) as folder:
             run = Run(settings, device=self.device, folder=folder)
         require_trained(run.step, folder)
         return run

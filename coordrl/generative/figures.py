@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from coordrl.files import atomic_file
 from coordrl.generative.data import Canvas
 from coordrl.generative.objects import color_centers
 from coordrl.generative.training import RunResult
-from coordrl.runs import atomic_file
 
 _COLORS = {"none": "tab:red", "all": "tab:blue"}
 _NAMES = {"none": "without coordinates", "all": "with coordinates"}

@@ -17,8 +17,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from coordrl.files import reason
 from coordrl.generative.data import Pictures
-from coordrl.runs import reason
 
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 _LSUN_FOLDER = Path("bedroom_train_lmdb")

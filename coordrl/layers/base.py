@@ -41,7 +41,13 @@ from coordrl.layers.coord_map import (
     map_dtype,
     multiply,
 )
-from coordrl.layers.grid import PAPER_SYSTEM, CoordinateSystem, PerAxis, coordinate_grid
+from coordrl.layers.grid import (
+    PAPER_SYSTEM,
+    CoordinateSystem,
+    PerAxis,
+    channels_of,
+    coordinate_grid,
+)
 
 # What maps depend on beside weights and place; it may be changed on a layer that has run.
 _SHAPING = frozenset({"stride", "padding", "dilation", "padding_mode", "system", "with_r"})
@@ -84,11 +90,7 @@ class CoordConv(_ConvNd):
         return {**state, "_remembered": None, "_bases": {}}
 
     def _num_coords(self, with_r: bool, system: CoordinateSystem) -> int:
-        if not isinstance(system, CoordinateSystem):
-            raise TypeError(
-                f"{type(self).__name__} expects system to be a CoordinateSystem, got {system!r}"
-            )
-        return system.num_channels(self.axes, with_r=with_r)
+        return channels_of(type(self).__name__, system, self.axes, with_r=with_r)
 
     def extra_repr(self) -> str:
         """Describe the layer as ``torch.nn`` does, with its coordinates."""

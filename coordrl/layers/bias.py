@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from coordrl.layers.grid import PAPER_SYSTEM, CoordinateSystem, PerAxis, coordinate_grid
+from coordrl.layers.grid import (
+    PAPER_SYSTEM,
+    CoordinateSystem,
+    PerAxis,
+    channels_of,
+    coordinate_grid,
+)
 from coordrl.layers.tracing import is_traced, traced_call
 
 
@@ -27,7 +33,7 @@ class CoordBias(nn.Module):
         device: Where the parameters lie.
         dtype: Type of the parameters.
 
-    ``forward`` takes ``origin`` and ``extent`` by name, as :class:`CoordConv2d` does.
+    ``forward`` takes ``origin`` and ``extent`` by name, as :class:`~coordrl.CoordConv2d` does.
 
     Shape:
         - Input: ``(N, channels, H, W)``, floating point; with other axes accordingly.
@@ -35,7 +41,7 @@ class CoordBias(nn.Module):
 
     Raises:
         ValueError: If ``axes`` is none of those, or, in ``forward``, the input has another shape.
-        TypeError: In ``forward``, if the input is not floating point.
+        TypeError: If ``system`` is none; in ``forward``, if the input is not floating point.
 
     Example:
         >>> layer = nn.Sequential(nn.Conv2d(4, 32, 8, stride=4), CoordBias(32))
@@ -60,7 +66,7 @@ class CoordBias(nn.Module):
         self.axes = axes
         self.with_r = with_r
         self.system = system
-        num_coords = system.num_channels(axes, with_r=with_r)
+        num_coords = channels_of("CoordBias", system, axes, with_r=with_r)
         self.weight = nn.Parameter(torch.zeros(channels, num_coords, device=device, dtype=dtype))
 
     def extra_repr(self) -> str:

@@ -151,12 +151,12 @@ class CoordConv1d(_Convolution, nn.Conv1d):
 class CoordConv2d(_Convolution, nn.Conv2d):
     """2D convolution over the input and the coordinates of its pixels.
 
-    Appends the channels of :func:`coordinate_grid` to the input and convolves the result:
+    Appends the channels of :func:`~coordrl.coordinate_grid` to the input and convolves the result:
     ``y = conv2d(cat([x, grid], dim=1), weight, bias)``. With the weights of the coordinate
     channels at zero it is :class:`torch.nn.Conv2d`.
 
-    The concatenation is the meaning of the layer, not what it computes (see the module's
-    docstring). ``weight`` is the weight of the wide convolution, ``(out_channels,
+    The concatenation is the meaning of the layer, not what it computes (see
+    :mod:`coordrl.layers.base`). ``weight`` is the weight of the wide convolution, ``(out_channels,
     in_channels / groups + coordinates, *kernel_size)`` with the coordinates last in the order x,
     y, r, and starts as :class:`torch.nn.Conv2d` starts one of that shape. With groups, every
     group sees the coordinates.
@@ -186,7 +186,7 @@ class CoordConv2d(_Convolution, nn.Conv2d):
         system: What the coordinates of a pixel are, where not those of the paper.
 
     ``forward`` takes, by name, ``origin`` and ``extent``, which place the input in a larger whole
-    (see :func:`coordinate_grid`), or ``coords``, the coordinate channels themselves:
+    (see :func:`~coordrl.coordinate_grid`), or ``coords``, the coordinate channels themselves:
     ``(1 or N, coordinates, H, W)``.
 
     Shape:
@@ -197,7 +197,7 @@ class CoordConv2d(_Convolution, nn.Conv2d):
     Raises:
         ValueError: If an argument is none that the plain convolution takes; in ``forward``, if the
             input or ``coords`` are not of that shape.
-        TypeError: In ``forward``, if the input is not floating point.
+        TypeError: If ``system`` is none; in ``forward``, if the input is not floating point.
 
     Example:
         >>> conv = CoordConv2d(4, 32, kernel_size=8, stride=4)
@@ -278,7 +278,7 @@ class CoordConvTranspose2d(_TransposedConvolution, nn.ConvTranspose2d):
     Raises:
         ValueError: If an argument is none that the plain convolution takes; in ``forward``, if the
             input or ``coords`` are not of that shape.
-        TypeError: In ``forward``, if the input is not floating point.
+        TypeError: If ``system`` is none; in ``forward``, if the input is not floating point.
 
     Example:
         >>> deconv = CoordConvTranspose2d(8, 3, kernel_size=4, stride=2, padding=1)

@@ -91,6 +91,18 @@ class CoordinateSystem:
         _per_axis("extent", self.extent, axes)
 
 
+def channels_of(layer: str, system: CoordinateSystem, axes: int, *, with_r: bool) -> int:
+    """Return how many coordinate channels a layer has.
+
+    Raises:
+        TypeError: If ``system`` is no CoordinateSystem.
+        ValueError: If it is not one of so many axes.
+    """
+    if not isinstance(system, CoordinateSystem):
+        raise TypeError(f"{layer} expects system to be a CoordinateSystem, got {system!r}")
+    return system.num_channels(axes, with_r=with_r)
+
+
 PAPER_SYSTEM = CoordinateSystem()
 
 

@@ -21,8 +21,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from coordrl.algorithms import FrameReplayBuffer
 from coordrl.device_algorithms import DeviceReplayBuffer
+from coordrl.files import RunError
 from coordrl.ranks import Ranks
-from coordrl.runs import RunError
 from coordrl.sb3_envs import VectorEnvAdapter
 
 STATE_FILE = "state.pt"

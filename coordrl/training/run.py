@@ -22,13 +22,14 @@ from stable_baselines3.common.logger import Logger
 from coordrl.agents import AgentError, Episode, EvaluationResult, describe, evaluate, save_agent
 from coordrl.agents.saving import read_card, require_place
 from coordrl.algorithms import EntropySchedule, make_model
-from coordrl.commands import use_device
 from coordrl.config import Schedule, SettingsError, TrainingSettings, dump_settings
 from coordrl.device_algorithms import make_device_model
+from coordrl.devices import use_device
 from coordrl.emulator.nvrtc import CudaError
+from coordrl.files import RunError, atomic_file
 from coordrl.progress import Progress
 from coordrl.ranks import Ranks, join, leave
-from coordrl.runs import RunError, RunFolder, atomic_file, open_run
+from coordrl.runs import RunFolder, open_run
 from coordrl.sb3_envs import VectorEnvAdapter, make_sb3_env
 from coordrl.stopping import StopNow, StopRequest
 from coordrl.training.checkpoint import Restored, read_checkpoints, write_checkpoints

@@ -12,7 +12,7 @@ from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputF
 from torch.utils.tensorboard import SummaryWriter
 
 from coordrl.config import SettingsError
-from coordrl.runs import RunError, atomic_file
+from coordrl.files import RunError, atomic_file
 
 Tracker = Literal["tensorboard", "wandb", "none"]
 WANDB_ID_FILE = "wandb_id"

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from benchmarking.ratios import Row
 from coordrl.emulator import available, unavailable_reason
-from coordrl.runs import RunError, require_writable
+from coordrl.files import RunError, require_writable
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

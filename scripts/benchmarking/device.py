@@ -18,10 +18,10 @@ from benchmarking.base import CONFIGS, Benchmark
 from benchmarking.ratios import Row
 from benchmarking.training import as_in_a_long_run, stock_model
 from coordrl.agents import evaluate
-from coordrl.config import AtariSettings, parse_override
+from coordrl.config import AtariSettings, parse_overrides
 from coordrl.device_algorithms import make_device_model
 from coordrl.envs import canonical_game, gymnasium_name
-from coordrl.runs import RunError
+from coordrl.files import RunError
 from coordrl.sb3_envs import make_sb3_env
 from coordrl.training import load_training_settings
 
@@ -144,7 +144,7 @@ class TrainingClock(BaseCallback):
         config = CONFIGS / f"{chosen.algo}_cuda.toml"
         given = itertools.chain.from_iterable(chosen.set)
         texts = (f"run.game={chosen.game}", f"run.seed={chosen.seed}", *overrides, *given)
-        settings = load_training_settings(config, [parse_override(text) for text in texts])
+        settings = load_training_settings(config, parse_overrides([texts]))
         where: Any = {} if chosen.device == "cpu" else {"device": chosen.device}
         env = make_sb3_env(
             settings.run.game, settings.run.num_envs, settings.env, stagger=settings.run.stagger,

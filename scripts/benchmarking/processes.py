@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 
-from coordrl.runs import RunError
+from coordrl.files import RunError
 
 Learner = Callable[[], int]
 """Trains for a while, and returns the number of steps it did."""

@@ -8,8 +8,6 @@ import itertools
 import json
 import os
 import platform
-import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,8 @@ import torch
 from rich.table import Table
 
 from benchmarking.ratios import Ratio, Row
+from coordrl.files import atomic_file
 from coordrl.records import processor
-from coordrl.runs import atomic_file
 
 # Of /proc/cpuinfo: what decides whether bfloat16 pays, which the processor's name may not tell.
 _MATRIX_FLAGS = {"amx_tile", "amx_bf16", "avx512_bf16"}
@@ -49,10 +47,10 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def write_record(path: Path, rows: list[Row], summary: Row) -> None:
+def write_record(path: Path, rows: list[Row], summary: Row, command: str) -> None:
     """Write what was measured, with the command, the machine and the versions."""
     record = {
-        "command": shlex.join(["python", "scripts/benchmark.py", *sys.argv[1:]]),
+        "command": command,
         "date": datetime.date.today().isoformat(),
         **surroundings(),
         "rows": rows,

@@ -17,7 +17,7 @@ from benchmarking.base import CONFIGS, Benchmark
 from benchmarking.processes import Learner, train_in_turn
 from benchmarking.ratios import Ratio, Row, ratios_of
 from coordrl.algorithms import make_model
-from coordrl.config import Schedule, TrainingSettings, parse_override
+from coordrl.config import Schedule, TrainingSettings, parse_overrides
 from coordrl.envs import canonical_game, gymnasium_name
 from coordrl.memory import keep_freed_memory
 from coordrl.sb3_envs import make_sb3_env
@@ -87,8 +87,7 @@ def as_in_a_long_run(algo: str) -> tuple[str, ...]:
 
 def zoo_settings(algo: str, *overrides: str) -> TrainingSettings:
     texts = (*overrides, *as_in_a_long_run(algo))
-    chosen = [parse_override(text) for text in texts]
-    return load_training_settings(CONFIGS / f"{algo}.toml", chosen)
+    return load_training_settings(CONFIGS / f"{algo}.toml", parse_overrides([texts]))
 
 
 def our_model(algo: str, game: str, coords: str) -> Any:

@@ -1,0 +1,103 @@
+"""Files that are written whole or not at all, and what is wrong with those that are not."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+class RunError(RuntimeError):
+    """What a user can mend, in one sentence: a file, a folder, a build, a run."""
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that replaces ``path`` when the block ends well, and leaves it alone if not.
+
+    Raises:
+        RunError: If the file cannot be written; ``path`` is as it was.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "curve.csv"
+        >>> with atomic_file(path) as file:
+        ...     _ = file.write(b"step,return")
+        >>> path.read_text()
+        'step,return'
+    """
+    partial = _partial(path)
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        flush_folder(path.parent)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {reason(error)}; nothing was overwritten") from error
+    finally:
+        with contextlib.suppress(OSError):  # there is none, or no such folder
+            partial.unlink()
+
+
+def require_writable(path: Path) -> None:
+    """Check that :func:`atomic_file` will be able to write ``path``, before long work for it.
+
+    Raises:
+        RunError: If it will not: there is no such folder, or it may not be written to.
+
+    Example:
+        >>> require_writable(Path("missing") / "record.json")
+        Traceback (most recent call last):
+        coordrl.files.RunError: cannot write missing/record.json: No such file or directory
+    """
+    if path.is_dir():
+        raise RunError(f"cannot write {path}: it is a folder; name a file in it")
+    partial = _partial(path)
+    try:
+        partial.touch()
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {reason(error)}") from error
+    finally:
+        with contextlib.suppress(OSError):  # there is none, or no such folder
+            partial.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none, before long work whose results go there.
+
+    Raises:
+        RunError: If that is not possible, or nothing may be written into it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path} cannot be a folder for results: {reason(error)}") from error
+    require_writable(path / "results")
+
+
+def reason(error: Exception) -> str:
+    """Return what an error says, without the path and number that the system's come with.
+
+    Example:
+        >>> reason(FileNotFoundError(2, "No such file or directory", "run/settings.toml"))
+        'No such file or directory'
+    """
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _partial(path: Path) -> Path:
+    """Return a name of its own for a file until it is whole; containers have the same processes."""
+    return path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def flush_folder(path: Path) -> None:
+    """See that a rename in a folder is on the disk, where the system can do that to a folder."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

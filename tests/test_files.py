@@ -1,0 +1,93 @@
+"""Files that are written whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from coordrl.files import RunError, atomic_file, make_folder, require_writable
+
+
+def test_atomic_file_replaces_only_when_the_block_ends_well(tmp_path: Path) -> None:
+    path = tmp_path / "curve.csv"
+    path.write_text("old")
+
+    def fail_halfway() -> None:
+        with atomic_file(path) as file:
+            file.write(b"half a")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway()
+    assert path.read_text() == "old"
+
+    with atomic_file(path) as file:
+        file.write(b"new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_replaces_another(tmp_path: Path, disk: list[str]) -> None:
+    with atomic_file(tmp_path / "curve.csv") as file:
+        file.write(b"new")
+
+    assert disk == ["flush partial", "partial becomes curve.csv", f"flush {tmp_path.name}"]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "kernels"
+    with atomic_file(path) as first, atomic_file(path) as second:
+        first.write(b"the first")
+        second.write(b"the second")
+    assert path.read_bytes() == b"the first"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_that_cannot_be_written_is_told_before_and_one_that_can_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "record.json"
+    path.write_text("old")
+
+    require_writable(path)
+    with pytest.raises(RunError, match=r"cannot write .*below: Not a directory"):
+        require_writable(path / "below")
+    with (
+        pytest.raises(RunError, match=r"cannot write .*below: Not a directory; nothing was"),
+        atomic_file(path / "below"),
+    ):
+        pass
+    with pytest.raises(RunError, match="it is a folder; name a file in it"):
+        require_writable(tmp_path)
+
+    assert [item.read_text() for item in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.usefixtures("little_room")
+def test_atomic_file_keeps_the_old_one_when_the_disk_is_full(tmp_path: Path) -> None:
+    path = tmp_path / "curve.csv"
+    path.write_text("old")
+    with (
+        pytest.raises(RunError, match=r"cannot write .*curve.csv: File too large; nothing was"),
+        atomic_file(path) as file,
+    ):
+        file.write(b"x" * 2000)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_without_a_number_is_told_in_its_words(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RunError, match=r"cannot write .*curve.csv: the disk is gone; nothing was"),
+        atomic_file(tmp_path / "curve.csv"),
+    ):
+        raise OSError("the disk is gone")
+
+
+def test_a_folder_for_results_is_made_or_refused_before_the_work(tmp_path: Path) -> None:
+    make_folder(tmp_path / "new" / "report")
+    assert list((tmp_path / "new" / "report").iterdir()) == []
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match=r"file cannot be a folder for results: File exists"):
+        make_folder(tmp_path / "file")
+    with pytest.raises(RunError, match=r"/proc/\w+ cannot be a folder for results: "):
+        make_folder(Path("/proc/results"))
