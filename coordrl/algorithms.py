@@ -134,6 +134,14 @@ class FrameReplayBuffer(ReplayBuffer):
         optimize_memory_usage: Has no effect; SB3 passes it.
         handle_timeout_termination: Learn from the last transition of a truncated episode as from
             one in its middle.
+
+    Example:
+        >>> stacks = spaces.Box(0, 255, (2, 1, 1), np.uint8)  # two frames of one pixel
+        >>> buffer = FrameReplayBuffer(10, stacks, spaces.Discrete(2), device="cpu")
+        >>> obs, next_obs = np.uint8([[[[0]], [[7]]]]), np.uint8([[[[7]], [[9]]]])
+        >>> buffer.add(obs, next_obs, np.array([1]), np.array([1.0]), np.array([False]), [{}])
+        >>> buffer.sample(1).next_observations.flatten()
+        tensor([7, 9], dtype=torch.uint8)
     """
 
     def __init__(
@@ -414,6 +422,16 @@ def make_model(
 
     Raises:
         ValueError: If a value does not fit the others.
+
+    Example:
+        >>> from coordrl.config import RunSettings
+        >>> from coordrl.sb3_envs import make_sb3_env
+        >>> run = RunSettings(algo="dqn", num_envs=8)
+        >>> settings = TrainingSettings(run=run, algorithm={"buffer_size": 1000})
+        >>> env = make_sb3_env("Pong", num_envs=8)
+        >>> make_model(settings, env, seed=0).gradient_steps
+        8
+        >>> env.close()
     """
     keywords = model_keywords(settings, env.num_envs)
     if settings.run.algo == "dqn":
@@ -458,6 +476,14 @@ class EntropySchedule(BaseCallback):
 
     Args:
         schedule: The weight through the run.
+
+    Example:
+        >>> from coordrl.sb3_envs import make_sb3_env
+        >>> env = make_sb3_env("Pong", num_envs=2, seed=0)
+        >>> model = stable_baselines3.A2C("CnnPolicy", env, ent_coef=0.01, device="cpu")
+        >>> model.learn(20, callback=EntropySchedule(Schedule(start=0.01, end=0.0))).ent_coef
+        0.0
+        >>> env.close()
     """
 
     def __init__(self, schedule: Schedule) -> None:

@@ -28,6 +28,11 @@ def refuse_ignored(arguments: object, names: Iterable[str], reason: str) -> None
 
     Raises:
         SettingsError: If one of them has another value.
+
+    Example:
+        >>> refuse_ignored(ManyRuns(seeds=3), ["seeds"], "the runs are there")
+        Traceback (most recent call last):
+        coordrl.config.files.SettingsError: --seeds would be ignored: the runs are there
     """
     defaults = type(arguments)()
     for name in names:
@@ -104,6 +109,11 @@ def exit_status(script: str, work: Callable[[], str], *others: type[Exception]) 
 
     Returns:
         0; 2 after an error that a user can mend, told in one line; 130 after Ctrl-C or SIGTERM.
+
+    Example:
+        >>> exit_status("table.py", lambda: "3 runs")
+        3 runs
+        0
     """
     mendable: tuple[type[Exception], ...] = (RunError, SettingsError, *others)
     try:

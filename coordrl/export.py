@@ -95,6 +95,15 @@ def export_program(
 
     Arguments, result and errors are those of :func:`export_onnx`. ``torch.export.load`` opens the
     file.
+
+    Example:
+        >>> import tempfile
+        >>> from coordrl.layers import CoordConv2d
+        >>> layer = CoordConv2d(1, 2, 3)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = export_program(layer, torch.zeros(1, 1, 8, 8), f"{folder}/layer.pt2")
+        ...     torch.export.load(f"{folder}/layer.pt2").module()(torch.zeros(5, 1, 8, 8)).shape
+        torch.Size([5, 2, 6, 6])
     """
     content = BytesIO()
     with evaluating(model), _quiet(), torch.no_grad():

@@ -88,6 +88,10 @@ def join(device: str) -> Ranks:
     Args:
         device: ``"cuda"`` talks through NCCL, each process of a host with a GPU of its own, which
             becomes the current one; anything else through gloo.
+
+    Example:
+        >>> join("cpu")
+        Ranks(index=0, count=1)
     """
     if not dist.is_torchelastic_launched():
         return Ranks()

@@ -67,6 +67,12 @@ def evaluate(
         AgentError: If neither the argument nor a card names a game, or it has other actions or
             observations than the agent.
         ValueError: If there is no such game, or a number is out of range.
+
+    Example:
+        >>> from coordrl.agents import load_agent
+        >>> result = evaluate(load_agent("agents/Breakout-ppo-all-s0"), episodes=2)
+        >>> result.episodes, result.settings.life_loss, result.human_normalized > 0
+        (2, 'ignore', True)
     """
     if episodes < 1 or num_envs < 1 or seed < 0:
         raise ValueError(

@@ -286,6 +286,11 @@ def read_card(folder: Path) -> AgentCard:
 
     Raises:
         AgentError: If there is no agent, or its card is damaged.
+
+    Example:
+        >>> card = read_card(Path("agents/Pong-ppo-all-s0"))
+        >>> card.game, card.coords, f"{card.agent_steps:,}"
+        ('Pong', 'all', '2,000,896')
     """
     try:
         return AgentCard.from_json(_read(folder / CARD_FILE, _MAX_CARD_BYTES).decode())

@@ -81,6 +81,16 @@ def record_video(
     Raises:
         AgentError: If the agent doesn't fit the game, or the file cannot be written.
         ValueError: If there is no such game, or a number is out of range.
+
+    Example:
+        >>> import tempfile
+        >>> from coordrl.agents import load_agent
+        >>> agent = load_agent("agents/Pong-ppo-all-s0")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     record_video(agent, f"{folder}/pong.mp4", max_frames=10, on_frame=print)
+        4
+        8
+        12
     """
     if max_frames < 1 or seed < 0:
         raise ValueError(f"a film needs max_frames >= 1, seed >= 0, got {max_frames}, {seed}")

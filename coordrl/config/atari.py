@@ -18,6 +18,15 @@ class AtariSettings:
 
     Raises:
         ValueError: If a value is of another type than its field, or a number outside its range.
+
+    Example:
+        >>> from coordrl.emulator import GAMES, observation_shape
+        >>> settings = AtariSettings(observation="rgb", stack_size=2, screen_size=(42, 42))
+        >>> observation_shape(GAMES["pong"], settings)
+        (2, 42, 42, 3)
+        >>> AtariSettings(frame_skip=0)
+        Traceback (most recent call last):
+        ValueError: frame_skip must be at least 1, got 0
     """
 
     frame_skip: int = 4

@@ -29,6 +29,12 @@ class Override:
         key: Full name of the setting, such as ``"env.frame_skip"``.
         value: Its value, as TOML would give it.
         source: Where it comes from, such as ``"--steps"``.
+
+    Example:
+        >>> from coordrl.config import RunSettings
+        >>> load_settings(RunSettings, overrides=[Override("num_envs", 0, source="--envs")])
+        Traceback (most recent call last):
+        coordrl.config.files.SettingsError: --envs: num_envs must be at least 1, got 0
     """
 
     key: str
@@ -195,6 +201,14 @@ def read_toml(path: Path) -> dict[str, Any]:
 
     Raises:
         SettingsError: If it cannot be read, or is not valid TOML.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "pong.toml")
+        ...     _ = path.write_text("run.game = 'Pong'")
+        ...     read_toml(path)
+        {'run': {'game': 'Pong'}}
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

@@ -90,7 +90,13 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Everything that decides a training run; two runs with equal settings are the same run."""
+    """Everything that decides a training run; two runs with equal settings are the same run.
+
+    Example:
+        >>> TrainingSettings(run=RunSettings(game="Breakout"), algorithm={"gamma": 1.5})
+        Traceback (most recent call last):
+        ValueError: algorithm.gamma must be at most 1, got 1.5
+    """
 
     run: RunSettings = field(default_factory=RunSettings)
     env: AtariSettings = field(default_factory=AtariSettings)

@@ -16,6 +16,15 @@ def take_types(settings: Any) -> None:
 
     Raises:
         ValueError: If that is not possible, naming the field. No number is infinite, or NaN.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Picture:
+        ...     size: tuple[int, int]
+        ...     def __post_init__(self) -> None:
+        ...         take_types(self)
+        >>> Picture([84, 84.0])
+        Picture(size=(84, 84))
     """
     for name, annotation in typing.get_type_hints(type(settings)).items():
         try:
@@ -26,7 +35,13 @@ def take_types(settings: Any) -> None:
 
 
 def require_at_least(minimum: float, settings: object, *names: str) -> None:
-    """Raise a ValueError that names the first of these fields which is below a minimum."""
+    """Raise a ValueError that names the first of these fields which is below a minimum.
+
+    Example:
+        >>> require_at_least(1, Schedule(start=0.5, end=2.0), "end", "start")
+        Traceback (most recent call last):
+        ValueError: start must be at least 1, got 0.5
+    """
     for name in names:
         value = getattr(settings, name)
         if value is not None and value < minimum:
@@ -39,6 +54,13 @@ class Schedule:
 
     The fields are the arguments of Stable-Baselines3's ``LinearSchedule``: from ``start`` at the
     first step to ``end`` when ``end_fraction`` of the run is over, and ``end`` from there on.
+
+    Example:
+        >>> from stable_baselines3.common.utils import LinearSchedule
+        >>> early = Schedule(start=1.0, end=0.0, end_fraction=0.5)
+        >>> number_at = LinearSchedule(early.start, early.end, early.end_fraction)
+        >>> [number_at(remaining) for remaining in (1.0, 0.75, 0.5, 0.0)]
+        [1.0, 0.5, 0.0, 0.0]
     """
 
     start: float

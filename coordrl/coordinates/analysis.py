@@ -32,6 +32,13 @@ def summed_probabilities(network: nn.Module, task: Classification, centers: Tens
 
     Returns:
         Map of shape ``(size, size)`` that sums to N.
+
+    Example:
+        >>> from coordrl.coordinates.data import places
+        >>> task = Classification(Canvas(size=8, square=3))
+        >>> total = summed_probabilities(CoordConvPainter(8), task, places(task.canvas))
+        >>> total.shape, round(float(total.sum()), 3)
+        (torch.Size([8, 8]), 36.0)
     """
     network.eval()
     size = task.canvas.size
@@ -52,6 +59,12 @@ def total_variation(probabilities: Tensor, centers: Tensor, canvas: Canvas) -> f
 
     Returns:
         Half the sum of absolute differences of both maps scaled to sum 1, in [0, 1].
+
+    Example:
+        >>> canvas, centers = Canvas(size=8, square=3), torch.tensor([[1, 1], [2, 5]])
+        >>> one_is_wrong = one_hot_images(torch.tensor([[1, 1], [3, 5]]), canvas).sum(dim=(0, 1))
+        >>> total_variation(one_is_wrong, centers, canvas)
+        0.5
     """
     truth = one_hot_images(centers, canvas).sum(dim=(0, 1))
     return float((probabilities / probabilities.sum() - truth / truth.sum()).abs().sum() / 2)
@@ -169,6 +182,11 @@ def principal_components(features: Tensor, count: int = 2) -> Tensor:
 
     Returns:
         Projections of the centered rows, ``(N, count)``, the direction of greatest variance first.
+
+    Example:
+        >>> on_a_line = torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]])
+        >>> principal_components(on_a_line, count=1).abs().round().flatten()
+        tensor([5., 0., 5.])
     """
     centered = features - features.mean(dim=0)
     with torch.random.fork_rng(devices=[]):  # it starts from random directions

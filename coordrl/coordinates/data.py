@@ -120,6 +120,10 @@ def scaled_vectors(centers: Tensor, canvas: Canvas, scale: InputScale) -> Tensor
 
     Raises:
         ValueError: If there is no such scale.
+
+    Example:
+        >>> scaled_vectors(torch.tensor([[0, 63]]), Canvas(size=64), "unit")
+        tensor([[-1.,  1.]])
     """
     if scale == "pixel":
         return centers.float()
@@ -129,19 +133,40 @@ def scaled_vectors(centers: Tensor, canvas: Canvas, scale: InputScale) -> Tensor
 
 
 def pixel_index(centers: Tensor, canvas: Canvas) -> Tensor:
-    """Return the index of each center in the flattened picture, row by row; ``(N,)``."""
+    """Return the index of each center in the flattened picture, row by row; ``(N,)``.
+
+    Example:
+        >>> pixel_index(torch.tensor([[1, 2]]), Canvas(size=4, square=3))
+        tensor([9])
+    """
     return centers[:, 1] * canvas.size + centers[:, 0]
 
 
 def one_hot_images(centers: Tensor, canvas: Canvas) -> Tensor:
-    """Return pictures of shape ``(N, 1, size, size)``, 1.0 at the center and 0 elsewhere."""
+    """Return pictures of shape ``(N, 1, size, size)``, 1.0 at the center and 0 elsewhere.
+
+    Example:
+        >>> one_hot_images(torch.tensor([[2, 1]]), Canvas(size=4, square=3))[0, 0]
+        tensor([[0., 0., 0., 0.],
+                [0., 0., 1., 0.],
+                [0., 0., 0., 0.],
+                [0., 0., 0., 0.]])
+    """
     images = torch.zeros(len(centers), canvas.size**2, device=centers.device)
     images.scatter_(1, pixel_index(centers, canvas).unsqueeze(1), 1.0)
     return images.view(-1, 1, canvas.size, canvas.size)
 
 
 def square_images(centers: Tensor, canvas: Canvas) -> Tensor:
-    """Return pictures of shape ``(N, 1, size, size)``, 1.0 in the square and 0 elsewhere."""
+    """Return pictures of shape ``(N, 1, size, size)``, 1.0 in the square and 0 elsewhere.
+
+    Example:
+        >>> square_images(torch.tensor([[2, 1]]), Canvas(size=4, square=3))[0, 0]
+        tensor([[0., 1., 1., 1.],
+                [0., 1., 1., 1.],
+                [0., 1., 1., 1.],
+                [0., 0., 0., 0.]])
+    """
     pixels = torch.arange(canvas.size, device=centers.device)
     inside = (pixels - centers.unsqueeze(2)).abs() <= canvas.square // 2
     columns, rows = inside[:, 0], inside[:, 1]

@@ -68,7 +68,14 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Classification:
-    """From a place to its pixel: softmax over all pixels."""
+    """From a place to its pixel: softmax over all pixels.
+
+    Example:
+        >>> task = Classification(Canvas(size=8, square=3))
+        >>> logits = one_hot_images(torch.tensor([[4, 6]]), task.canvas)
+        >>> task.metrics(logits, centers=torch.tensor([[1, 2]]))
+        {'accuracy': tensor([0.]), 'distance': tensor([5.]), 'manhattan': tensor([7.])}
+    """
 
     canvas: Canvas
     input_scale: InputScale = "unit"
@@ -96,7 +103,14 @@ class Classification:
 
 @dataclass(frozen=True)
 class Rendering:
-    """From a place to the picture with the square there."""
+    """From a place to the picture with the square there.
+
+    Example:
+        >>> task = Rendering(Canvas(size=8, square=3))
+        >>> logits = square_images(torch.tensor([[3, 2]]), task.canvas) - 0.5
+        >>> task.metrics(logits, centers=torch.tensor([[2, 2]]))
+        {'iou': tensor([0.5000])}
+    """
 
     canvas: Canvas
     input_scale: InputScale = "unit"
@@ -120,7 +134,13 @@ class Rendering:
 
 @dataclass(frozen=True)
 class Regression:
-    """From a one-hot picture to its place."""
+    """From a one-hot picture to its place.
+
+    Example:
+        >>> task = Regression(Canvas(size=64))
+        >>> task.metrics(torch.tensor([[0.5, 0.25]]), centers=torch.tensor([[32, 18]]))
+        {'error': tensor([2.]), 'accuracy': tensor([0.])}
+    """
 
     canvas: Canvas
     goal: Goal = Goal("error", 0.5, least=True)
@@ -143,7 +163,12 @@ class Regression:
 
 
 def make_task(name: TaskName, canvas: Canvas, input_scale: InputScale) -> Task:
-    """Return a task by its name; regression sees pictures and has no input scale."""
+    """Return a task by its name; regression sees pictures and has no input scale.
+
+    Example:
+        >>> make_task("rendering", Canvas(), "unit").goal
+        Goal(metric='iou', threshold=0.99, least=False)
+    """
     if name == "regression":
         return Regression(canvas)
     return (Classification if name == "classification" else Rendering)(canvas, input_scale)

@@ -16,7 +16,12 @@ _LARGEST_LOG_SCALE = math.log(1000 / 16)
 
 
 def area(boxes: Tensor) -> Tensor:
-    """Return the area of each box; ``(..., 4)`` to ``(...)``."""
+    """Return the area of each box; ``(..., 4)`` to ``(...)``.
+
+    Example:
+        >>> area(torch.tensor([[1.0, 1.0, 4.0, 3.0]]))
+        tensor([6.])
+    """
     sides: Tensor = boxes[..., 2:] - boxes[..., :2]
     return sides.prod(dim=-1)
 
@@ -55,6 +60,11 @@ def encode(anchors: Tensor, boxes: Tensor) -> Tensor:
 
     Returns:
         Transforms ``(x, y, width, height)`` of the same shape.
+
+    Example:
+        >>> anchors = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
+        >>> encode(anchors, anchors + torch.tensor([2.0, 0.0, 2.0, 0.0]))
+        tensor([[0.5000, 0.0000, 0.0000, 0.0000]])
     """
     size, target = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
     way = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) / 2
@@ -66,6 +76,10 @@ def decode(anchors: Tensor, transforms: Tensor) -> Tensor:
 
     A side grows to at most 62.5 times its length, so that no transform leads to infinity; the
     released code has no such limit, nor ever needs it once it trains.
+
+    Example:
+        >>> decode(torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([[0.5, 0.0, 0.0, 0.0]]))
+        tensor([[2., 0., 6., 4.]])
     """
     size = anchors[..., 2:] - anchors[..., :2]
     center = (anchors[..., :2] + anchors[..., 2:]) / 2 + transforms[..., :2] * size
@@ -189,6 +203,13 @@ def roi_align(
 
     Returns:
         Tensor of shape ``(N, R, C, size, size)``.
+
+    Example:
+        >>> features = torch.arange(4.0).expand(1, 1, 4, 4)  # each has the number of its column
+        >>> boxes = torch.tensor([[[0.0, 0.0, 16.0, 16.0]]])
+        >>> roi_align(features, boxes, size=2, scale=1 / 4)[0, 0, 0]
+        tensor([[0.5000, 2.5000],
+                [0.5000, 2.5000]])
     """
     n, channels, height, width = features.shape
     low, high = boxes[..., :2] * scale - 0.5, boxes[..., 2:] * scale - 0.5

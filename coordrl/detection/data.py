@@ -87,6 +87,15 @@ class Scenes:
 
     Raises:
         ValueError: If shapes or types are others, or a box has no area.
+
+    Example:
+        >>> images, labels = torch.zeros(1, 1, 64, 64, dtype=torch.uint8), torch.tensor([[7]])
+        >>> len(Scenes(images, torch.tensor([[[10.0, 10.0, 30.0, 30.0]]]), labels))
+        1
+        >>> Scenes(images, torch.tensor([[[30.0, 10.0, 10.0, 30.0]]]), labels)
+        ... # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: box 0 of image 0 has no area: [30.0, 10.0, 10.0, 30.0]; boxes are ...
     """
 
     images: Tensor

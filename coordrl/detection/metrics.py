@@ -37,6 +37,14 @@ def proposal_metrics(
         proposals: What a detector proposes for the scenes.
         scenes: The truth.
         clip_truth: Measure overlaps with true boxes that are pulled into the picture.
+
+    Example:
+        >>> boxes = torch.tensor([[[10.0, 10.0, 30.0, 30.0], [40.0, 40.0, 60.0, 60.0]]])
+        >>> images = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
+        >>> scenes = Scenes(images, boxes, labels=torch.tensor([[3, 7]]))
+        >>> found = Proposals(boxes[:, :1], torch.tensor([[0.9]]), torch.tensor([[True]]))
+        >>> proposal_metrics(found, scenes)
+        {'best_iou': 1.0, 'mean_iou': 0.5, 'recall': 0.5, 'proposals': 1.0}
     """
     is_digit, is_there = scenes.labels >= 0, proposals.is_there
     height, width = scenes.images.shape[2:]

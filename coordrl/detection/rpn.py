@@ -165,6 +165,14 @@ def sample_boxes(
         settings: Thresholds and numbers.
         size: Height and width of the picture.
         generator: Source of the random draws.
+
+    Example:
+        >>> moved = torch.tensor([[[10.0, 10.0, 30.0, 30.0], [40.0, 40.0, 60.0, 60.0]]])
+        >>> truth, is_digit = moved[:, :1] + 1, torch.tensor([[True]])
+        >>> random = torch.Generator().manual_seed(0)
+        >>> sample = sample_boxes(moved, truth, is_digit, ProposalSettings(), (64, 64), random)
+        >>> sample.positive[sample.has_positive], sample.negative[sample.has_negative]
+        (tensor([0]), tensor([1]))
     """
     n, num_boxes, num_digits = len(moved), moved.shape[1], truth.shape[1]
     iou = pairwise_iou(moved, truth).masked_fill(~is_digit.unsqueeze(1), -1)
@@ -218,6 +226,10 @@ def transform_loss(transforms: Tensor, targets: Tensor) -> Tensor:
 
     Returns:
         Losses of shape ``(...)``.
+
+    Example:
+        >>> transform_loss(torch.tensor([[0.5, -2.0, 0.0, 0.0]]), torch.zeros(1, 4))
+        tensor([2.2500])
     """
     off = (transforms - targets).abs()
     return torch.where(off > 1, off, off.square()).sum(dim=-1)

@@ -35,6 +35,13 @@ def generalized_advantages(
         last_dones: ``(N,)``, 1 where the last step ended an episode.
         gamma: Discount.
         gae_lambda: Weight of longer estimates; 1 gives the whole return, 0 one step.
+
+    Example:
+        >>> rewards, values = torch.ones(3, 1), torch.zeros(3, 1)
+        >>> starts = torch.tensor([[1.0], [0.0], [1.0]])  # the second step ended an episode
+        >>> after, done = torch.tensor([4.0]), torch.tensor([0.0])
+        >>> generalized_advantages(rewards, values, starts, after, done, gamma=0.5, gae_lambda=1).T
+        tensor([[1.5000, 1.0000, 3.0000]])
     """
     goes_on = 1 - torch.cat([episode_starts[1:], last_dones[None]]).float()
     next_values = torch.cat([values[1:], last_values[None]])

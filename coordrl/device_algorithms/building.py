@@ -39,6 +39,16 @@ def make_device_model(
 
     Raises:
         ValueError: If a value does not fit the others.
+
+    Example:
+        >>> from coordrl.config import RunSettings
+        >>> from coordrl.sb3_envs import make_sb3_env
+        >>> run = RunSettings(num_envs=4, on_device=True)
+        >>> settings = TrainingSettings(run=run, algorithm={"n_steps": 16, "batch_size": 64})
+        >>> env = make_sb3_env("Pong", num_envs=2)
+        >>> make_device_model(settings, env, seed=0, ranks=Ranks(index=1, count=2)).batch_size
+        32
+        >>> env.close()
     """
     ranks = ranks or Ranks()
     cls, algo = ALGORITHMS[settings.run.algo], settings.run.algo

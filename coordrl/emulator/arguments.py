@@ -11,7 +11,13 @@ NUM_SEEDS = 2**31
 
 
 def in_range(name: str, value: int, least: int, most: int | None) -> int:
-    """Return a whole number if it lies between two, both included; ``most=None`` is no limit."""
+    """Return a whole number if it lies between two, both included; ``most=None`` is no limit.
+
+    Example:
+        >>> in_range("num_envs", 0, least=1, most=None)
+        Traceback (most recent call last):
+        ValueError: num_envs must be at least 1, got 0
+    """
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     if value < least or (most is not None and value > most):
@@ -28,6 +34,11 @@ def checked_actions(
     Raises:
         ValueError: If there are not ``num_envs`` of them, or one is not in ``[0, num_actions)``.
         TypeError: If they are not whole numbers.
+
+    Example:
+        >>> checked_actions([0, 6], num_envs=2, num_actions=6, game="pong")
+        Traceback (most recent call last):
+        ValueError: actions of pong are 0 to 5, got 6
     """
     chosen = np.asarray(actions)
     if chosen.shape != (num_envs,):
@@ -49,6 +60,13 @@ def checked_mask(
     Raises:
         ValueError: If the mask has another shape or type, or leaves out environments that never
             were reset.
+
+    Example:
+        >>> checked_mask(None, num_envs=3, was_reset=False)
+        array([ True,  True,  True])
+        >>> checked_mask(np.array([True, False, True]), num_envs=3, was_reset=False)
+        Traceback (most recent call last):
+        ValueError: the first reset must be of all environments, got a mask
     """
     if mask is None:
         return np.ones(num_envs, np.bool_)
@@ -79,6 +97,10 @@ def reset_seeds(
     Raises:
         ValueError: If there are too few or too many seeds, or one is not in ``[0, 2^31)``.
         TypeError: If they are not whole numbers.
+
+    Example:
+        >>> reset_seeds(7, np.array([True, False, True]), was_reset=True)
+        array([ 7, -1,  8])
     """
     seeds = np.full(len(chosen), -1, np.int64)
     if seed is None:

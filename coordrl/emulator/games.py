@@ -20,7 +20,12 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Game:
-    """What is known about a game before it is played. Actions are numbers in ``ACTIONS``."""
+    """What is known about a game before it is played. Actions are numbers in ``ACTIONS``.
+
+    Example:
+        >>> [ACTIONS[action] for action in GAMES["pong"].actions(full=False)]
+        ['NOOP', 'FIRE', 'RIGHT', 'LEFT', 'RIGHTFIRE', 'LEFTFIRE']
+    """
 
     name: str
     """The name that ale-py gives the ROM, in lower case with underscores: ``"ms_pacman"``."""
@@ -146,6 +151,10 @@ def palette(television: str) -> list[tuple[int, int, int]]:
 
     Args:
         television: ``"NTSC"`` or ``"PAL"``.
+
+    Example:
+        >>> palette("NTSC")[0x40:0x42]
+        [(148, 0, 0), (44, 44, 44)]
     """
     colors: list[tuple[int, int, int]] = []
     for code in _facts()["palettes"][television]:

@@ -89,6 +89,12 @@ def draw_objects(canvas: Canvas, count: int, generator: torch.Generator) -> Obje
         canvas: Sizes of the pictures.
         count: Number of pictures.
         generator: Source of the random numbers; the result lies on its device.
+
+    Example:
+        >>> objects = draw_objects(Canvas(), 1000, torch.Generator().manual_seed(0))
+        >>> blue, red = objects.centers.unbind(dim=1)
+        >>> bool(((blue - red).square().sum(dim=1) >= (2 * Canvas().radius) ** 2).all())
+        True
     """
     device = generator.device
 
@@ -108,7 +114,15 @@ def _is_near(blue: Tensor, red: Tensor, canvas: Canvas) -> Tensor:
 
 
 def object_masks(objects: Objects, canvas: Canvas) -> Tensor:
-    """Return the pixels that each object covers, ``(N, 2, size, size)``, a boolean mask."""
+    """Return the pixels that each object covers, ``(N, 2, size, size)``, a boolean mask.
+
+    Example:
+        >>> objects = Objects(torch.tensor([[[1, 1], [4, 4]]]), torch.tensor([[True, False]]))
+        >>> object_masks(objects, Canvas(size=6, radius=1))[0, 0, :3, :3].int()
+        tensor([[0, 1, 0],
+                [1, 1, 1],
+                [0, 1, 0]], dtype=torch.int32)
+    """
     pixels = torch.arange(canvas.size, device=objects.centers.device)
     away = (pixels - objects.centers.unsqueeze(3)).abs()  # (N, 2, xy, size)
     dx, dy = away[:, :, 0, None, :], away[:, :, 1, :, None]
@@ -118,7 +132,13 @@ def object_masks(objects: Objects, canvas: Canvas) -> Tensor:
 
 
 def draw_pictures(objects: Objects, canvas: Canvas) -> Tensor:
-    """Draw the blue objects on white, and then the red ones; ``(N, 3, size, size)``, -1 or 1."""
+    """Draw the blue objects on white, and then the red ones; ``(N, 3, size, size)``, -1 or 1.
+
+    Example:
+        >>> objects = Objects(torch.tensor([[[12, 20], [50, 40]]]), torch.tensor([[True, False]]))
+        >>> draw_pictures(objects, Canvas())[0, :, 20, 12]
+        tensor([-1., -1.,  1.])
+    """
     blue, red = object_masks(objects, canvas).unsqueeze(2).unbind(dim=1)
     colors = objects.centers.new_tensor([[-1, -1, 1], [1, -1, -1]]).float().view(2, 3, 1, 1)
     return colors[1].where(red, colors[0].where(blue, 1.0))

@@ -76,6 +76,14 @@ def follow(pictures: Tensor, canvas: Canvas) -> Motion:
 
     Raises:
         ValueError: If there are fewer than three steps.
+
+    Example:
+        >>> from coordrl.generative.data import Objects, draw_pictures
+        >>> centers = torch.tensor([[[x, 12], [50, 50]] for x in (12, 20, 28, 36, 44)])
+        >>> objects = Objects(centers, is_disc=torch.ones(5, 2, dtype=torch.bool))
+        >>> motion = follow(draw_pictures(objects, Canvas()).unsqueeze(0), Canvas())
+        >>> motion.ways, motion.largest_step, motion.detour, motion.moved
+        (1, 0.25, 1.0, 1.0)
     """
     count, steps = pictures.shape[:2]
     if steps < 3:

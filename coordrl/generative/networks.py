@@ -81,6 +81,13 @@ def convolve_tiled(layer: CoordConv2d, vectors: Tensor, height: int, width: int)
 
     Returns:
         Tensor of shape ``(N, out_channels, height, width)``.
+
+    Example:
+        >>> import torch
+        >>> layer, vectors = CoordConv2d(2, 4, 1), torch.tensor([[0.5, -1.0], [2.0, 0.0]])
+        >>> tiled = vectors[:, :, None, None].expand(-1, -1, 5, 6)
+        >>> torch.allclose(convolve_tiled(layer, vectors, 5, 6), layer(tiled), atol=1e-5)
+        True
     """
     weight, coord_weight = layer.split_weight()
     grid = coordinate_grid(

@@ -79,7 +79,14 @@ def squared_gradient(logits: Tensor, pictures: Tensor) -> Tensor:
 
 
 def make_objective(name: ObjectiveName, gamma: float) -> Objective:
-    """Return an objective by its name; the weight of penalties belongs to R3GAN alone."""
+    """Return an objective by its name; the weight of penalties belongs to R3GAN alone.
+
+    Example:
+        >>> make_objective("r3gan", gamma=0.5)
+        R3GAN(gamma=0.5)
+        >>> make_objective("paper", gamma=0.5)
+        PaperObjective()
+    """
     return PaperObjective() if name == "paper" else R3GAN(gamma)
 
 
@@ -94,6 +101,12 @@ def autoencoder_loss(
         mean: Means of the latent vectors, ``(N, latent)``.
         log_variance: Logarithms of their variances.
         beta: Weight of the divergence from the standard normal, 1 in a true bound.
+
+    Example:
+        >>> logits, pictures = torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
+        >>> mean, log_variance = torch.tensor([[2.0, 0.0]]), torch.zeros(1, 2)
+        >>> autoencoder_loss(logits, pictures, mean, log_variance, beta=1.0)
+        tensor(10.3178)
     """
     likelihood = F.binary_cross_entropy_with_logits(logits, (pictures + 1) / 2, reduction="none")
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)

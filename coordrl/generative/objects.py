@@ -47,6 +47,13 @@ def color_centers(pictures: Tensor, canvas: Canvas) -> tuple[Tensor, Tensor]:
     Returns:
         Columns x and rows y in pixels, ``(N, 2, 2)``, nan where a color has no pixel; and whether
         each color is there, ``(N, 2)``.
+
+    Example:
+        >>> from coordrl.generative.data import draw_pictures
+        >>> objects = Objects(torch.tensor([[[12, 20], [50, 40]]]), torch.tensor([[True, False]]))
+        >>> color_centers(draw_pictures(objects, Canvas()), Canvas())
+        (tensor([[[12., 20.],
+                 [50., 40.]]]), tensor([[True, True]]))
     """
     masks = color_masks(pictures).float()
     counts = masks.sum(dim=(2, 3))
@@ -91,6 +98,13 @@ def find_objects(pictures: Tensor, canvas: Canvas) -> FoundObjects:
 
     Raises:
         ValueError: If the pictures are not of the canvas's size.
+
+    Example:
+        >>> from coordrl.generative.data import draw_pictures
+        >>> objects = Objects(torch.tensor([[[12, 20], [50, 40]]]), torch.tensor([[True, False]]))
+        >>> found = find_objects(draw_pictures(objects, Canvas()), Canvas())
+        >>> found.objects.centers.tolist(), found.objects.is_disc.tolist()
+        ([[[12, 20], [50, 40]]], [[True, False]])
     """
     if pictures.shape[-2:] != (canvas.size, canvas.size):
         raise ValueError(

@@ -103,6 +103,16 @@ def train(
             for.
         RunError: If the folder does not fit, or cannot be written to.
         AgentError: If an agent cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from coordrl.config import RunSettings
+        >>> run = RunSettings("Breakout", device="cpu", total_steps=64, evaluation_episodes=1)
+        >>> settings = TrainingSettings(run=run, algorithm={"n_steps": 8})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = train(settings, Path(folder, "run"))
+        >>> result.ending, result.steps, result.agent.name
+        ('finished', 64, 'last')
     """
     device = use_device(settings.run.device, threads)
     require_tracker(settings.run.track)
