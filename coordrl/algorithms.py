@@ -421,7 +421,8 @@ def make_model(
         device: Where the network lives.
 
     Raises:
-        ValueError: If a value does not fit the others.
+        ValueError, AssertionError: If a value does not fit the others; the latter are those of
+            Stable-Baselines3.
 
     Example:
         >>> from coordrl.config import RunSettings

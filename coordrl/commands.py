@@ -30,7 +30,7 @@ def refuse_ignored(arguments: object, names: Iterable[str], reason: str) -> None
         SettingsError: If one of them has another value.
 
     Example:
-        >>> refuse_ignored(ManyRuns(seeds=3), ["seeds"], "the runs are there")
+        >>> refuse_ignored(ExperimentArguments(seeds=3), ["seeds"], "the runs are there")
         Traceback (most recent call last):
         coordrl.config.files.SettingsError: --seeds would be ignored: the runs are there
     """

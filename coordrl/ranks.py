@@ -17,7 +17,8 @@ Result = TypeVar("Result")
 class Ranks:
     """This process among those that train together; by default it is alone.
 
-    Every method is a collective: all ranks call it at the same point. Alone, it does nothing.
+    Every method but ``share`` is a collective: all ranks call it at the same point. Alone, it does
+    nothing.
     """
 
     index: int = 0

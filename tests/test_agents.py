@@ -46,6 +46,7 @@ from coordrl.agents import (
 from coordrl.agents.evaluation import Play, game_for
 from coordrl.agents.results import bootstrap_interval, dump_json
 from coordrl.config import AtariSettings, RunSettings, TrainingSettings
+from coordrl.emulator.games import palette
 from coordrl.envs import AtariVectorEnv
 from coordrl.extractors import CoordConvExtractor, policy_kwargs
 from coordrl.sb3_envs import VectorEnvAdapter
@@ -1136,6 +1137,19 @@ class TestVideo:
         assert frame[3 * 100, 5 * 3].tolist() == [142, 142, 142]  # the wall, color $06
         for line, column in ((0, 4), (2, 0), (2, 4)):
             assert (frame[::3, ::5] == frame[line::3, column::5]).all()
+
+    def test_a_game_with_more_lines_is_filmed_in_its_own_colors(self, tmp_path: Path) -> None:
+        envs = VectorEnvAdapter(AtariVectorEnv("Pacman", 1, ENV, num_threads=1))
+        policy = PPO("CnnPolicy", envs, policy_kwargs=policy_kwargs(**SMALL), device="cpu")
+        envs.close()
+
+        record_video(policy, tmp_path / "game.gif", game="Pacman", settings=ENV, max_frames=8)
+
+        with Image.open(tmp_path / "game.gif") as film:
+            frame = np.asarray(film.convert("RGB"))
+        assert frame.shape == (750, 800, 3)
+        colors = {tuple(color) for color in frame.reshape(-1, 3).tolist()}
+        assert colors <= {*palette("PAL")}
 
     def test_what_cannot_be_written_is_said_before_the_game(
         self, agent: Agent, tmp_path: Path

@@ -32,7 +32,7 @@ from coordrl.generative.objectives import (
     make_objective,
     squared_gradient,
 )
-from coordrl.layers import CoordConv2d, coordinate_grid
+from coordrl.layers import CoordConv2d, CoordinateSystem, coordinate_grid
 
 CPU = torch.device("cpu")
 PAPER = Canvas()
@@ -182,6 +182,14 @@ def test_autocast_keeps_the_coordinates_of_the_tiled_layer_exact() -> None:
 
     assert ours.dtype == torch.bfloat16
     assert_close(ours, convolve_tiled(layer, vectors, 5, 40).bfloat16(), rtol=0, atol=0)
+
+
+def test_tiled_vectors_see_the_coordinates_of_the_layers_system() -> None:
+    system = CoordinateSystem(anchor="centers", origin=(0.0, 1.0), frequencies=1)
+    layer = CoordConv2d(3, 4, 1, with_r=True, system=system)
+    vectors = torch.randn(2, 3)
+    tiled = vectors[:, :, None, None].expand(-1, -1, 5, 7)
+    assert_close(convolve_tiled(layer, vectors, 5, 7), layer(tiled))
 
 
 def test_the_generator_has_a_shape_without_memory() -> None:

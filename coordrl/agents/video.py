@@ -16,12 +16,13 @@ from coordrl.agents.agent import Agent
 from coordrl.agents.card import AgentError
 from coordrl.agents.evaluation import Episode, Match, Play, game_for
 from coordrl.config import AtariSettings, Protocol
-from coordrl.envs import AtariVectorEnv
+from coordrl.emulator import GAMES
+from coordrl.envs import AtariVectorEnv, canonical_game
 
 FRAMES_PER_SECOND = 60
-_LINES, _COLUMNS = 210, 160
+_COLUMNS = 160
 # An NTSC pixel of the console is 12/7 times as wide as high; 5/3 is near, with whole pixels.
-_ENLARGE = f"scale={5 * _COLUMNS}:{3 * _LINES}:flags=neighbor"
+_ENLARGE = "scale=5*iw:3*ih:flags=neighbor"
 
 _ENCODERS: dict[str, dict[str, Any]] = {
     ".mp4": {
@@ -56,8 +57,9 @@ def record_video(
 ) -> Episode | None:
     """Film a game from its first agent step to its end, every frame of the console.
 
-    The film has 60 frames a second (a gif 50, with every sixth frame left out), 800 x 630 pixels
-    with those of the console five wide and three high.
+    The film has 60 frames a second (a gif 50, with every sixth frame left out), as ale-py plays all
+    games. The console's pixels are five wide and three high: 800 x 630, and up to 800 x 750 in
+    games with more lines.
 
     The agent sees a few small gray pictures a second. So a second console, started from the same
     seed and given the same inputs, plays beside its own, and is filmed.
@@ -72,7 +74,8 @@ def record_video(
         settings: See ``agent``.
         deterministic: See ``agent``.
         seed: See ``agent``.
-        max_frames: Frames after which the film ends if the game does not: 5 minutes.
+        max_frames: Frames after which the film ends if the game does not, with the agent step that
+            reaches them: 5 minutes.
         on_frame: Called with the number of frames so far, after each agent step.
 
     Returns:
@@ -97,10 +100,11 @@ def record_video(
     path = Path(path)
     agent = agent if isinstance(agent, Agent) else Agent.of(agent)
     match = game_for(agent, game=game, protocol=protocol, settings=settings)
+    lines = GAMES[canonical_game(match.game)].height
     with (
         Play(agent, match, 1, deterministic=deterministic, seed=seed) as play,
-        _Camera(match, play.env_seeds) as camera,
-        _film(path) as show,
+        _Camera(match, lines, play.env_seeds) as camera,
+        _film(path, lines) as show,
     ):
         frames = 0
         while frames < max_frames:
@@ -125,7 +129,7 @@ def record_video(
 class _Camera:
     """A second console that plays the same game frame by frame, in color."""
 
-    def __init__(self, match: Match, seeds: NDArray[np.integer[Any]]) -> None:
+    def __init__(self, match: Match, lines: int, seeds: NDArray[np.integer[Any]]) -> None:
         self._frame_skip = match.settings.frame_skip
         self._fires = match.settings.fire_after_life_loss
         self._envs = AtariVectorEnv(
@@ -136,7 +140,7 @@ class _Camera:
                 observation="rgb",
                 frame_skip=1,
                 stack_size=1,
-                screen_size=(_LINES, _COLUMNS),
+                screen_size=(lines, _COLUMNS),
                 max_pool=False,
                 fire_after_life_loss=False,
             ),
@@ -152,7 +156,7 @@ class _Camera:
         self._envs.close()
 
     def step(self, actions: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-        """Yield the frames ``(210, 160, 3)`` of one agent step."""
+        """Yield the frames ``(lines, 160, 3)`` of one agent step."""
         if self._presses_fire:
             actions = np.array([self._envs.action_meanings.index("FIRE")])
         lives = self._envs.lives
@@ -169,7 +173,7 @@ class _Camera:
 
 
 @contextlib.contextmanager
-def _film(path: Path) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
+def _film(path: Path, lines: int) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
     """Yield a function that adds a frame to the film, which replaces ``path`` at the end."""
     if path.suffix not in _ENCODERS:
         raise AgentError(f"a film ends in {' or '.join(_ENCODERS)}, got {path.name}")
@@ -180,7 +184,7 @@ def _film(path: Path) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
         raise AgentError(f"cannot write {path}: {error.strerror}") from error
     encoder = imageio_ffmpeg.write_frames(
         str(partial),
-        (_COLUMNS, _LINES),
+        (_COLUMNS, lines),
         fps=FRAMES_PER_SECOND,
         quality=None,
         macro_block_size=1,

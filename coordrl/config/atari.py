@@ -14,10 +14,12 @@ Protocol = Literal["classic", "machado"]
 class AtariSettings:
     """How a game is played and seen. The defaults are the classic protocol of training.
 
-    One *agent step* is ``frame_skip`` *frames* of the emulator; 60 frames are one second.
+    One *agent step* is ``frame_skip`` *frames* of the emulator; 60 frames are one second, as ale-py
+    plays them.
 
     Raises:
-        ValueError: If a value is of another type than its field, or a number outside its range.
+        ValueError: If a value cannot be of its field's type (``4.0`` is a whole number, a list a
+            tuple), or a number is outside its range.
 
     Example:
         >>> from coordrl.emulator import GAMES, observation_shape
@@ -40,7 +42,7 @@ class AtariSettings:
     max_pool: bool = True
     """Observe the maximum of a step's last two frames, so that flickering objects stay visible."""
     noop_max: int = 30
-    """Upper limit of the random number of idle frames at a reset; 0 and 1 mean none."""
+    """The random number of idle frames at a reset is below this; 0 and 1 mean none."""
     fire_reset: bool = True
     """Press FIRE for one frame at a reset, in games that have the action."""
     fire_after_life_loss: bool = True

@@ -23,7 +23,7 @@ _PICTURES_AT_ONCE = 4
 def summed_probabilities(network: nn.Module, task: Classification, centers: Tensor) -> Tensor:
     """Return the sum of the softmax maps for all these places.
 
-    Of a network that solves the task it is 1 at each of the places and 0 elsewhere.
+    Of a network that is certain and right it is 1 at each of the places and 0 elsewhere.
 
     Args:
         network: Painter with logits as its output.
@@ -153,7 +153,9 @@ def equivariance_error(
 def last_features(
     network: CoordConvPainter | DeconvPainter, task: Classification, centers: Tensor
 ) -> Tensor:
-    """Return what the painter's last layer sees for each place, thinned out to 8x8 pixels or fewer.
+    """Return what the painter's last layer sees for each place, thinned out.
+
+    Of a size that is a multiple of 8, 8x8 pixels are left; of others fewer than 16x16.
 
     Args:
         network: One of the painters.

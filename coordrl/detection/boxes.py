@@ -1,7 +1,8 @@
 """Boxes: overlap, coding, clipping, suppression and RoIAlign, on whole batches.
 
 A box is ``(x1, y1, x2, y2)`` with ``x1 < x2`` and ``y1 < y2``, in pixels: the picture's first
-column runs from x = 0 to x = 1. Everything here takes boxes with any leading batch axes.
+column runs from x = 0 to x = 1. Coding and overlap take boxes
+with any leading batch axes, suppression and RoIAlign those of one batch, ``(N, M, 4)``.
 """
 
 import functools

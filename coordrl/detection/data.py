@@ -86,7 +86,8 @@ class Scenes:
             nothing.
 
     Raises:
-        ValueError: If shapes or types are others, or a box has no area.
+        ValueError: If the images are not of that shape and type, boxes or labels of other numbers,
+            or a box has no area.
 
     Example:
         >>> images, labels = torch.zeros(1, 1, 64, 64, dtype=torch.uint8), torch.tensor([[7]])

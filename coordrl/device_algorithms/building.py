@@ -38,7 +38,8 @@ def make_device_model(
         ranks: Processes that train together.
 
     Raises:
-        ValueError: If a value does not fit the others.
+        ValueError, AssertionError: If a value does not fit the others; the latter are those of
+            Stable-Baselines3.
 
     Example:
         >>> from coordrl.config import RunSettings

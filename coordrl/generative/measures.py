@@ -104,7 +104,8 @@ class Row:
     average_spread: float
     """Standard deviation of the average picture over its pixels; the more even, the lower."""
     cells: float | None = None
-    """Share of an 11 x 11 grid of cells that centers fall into, averaged over the two objects."""
+    """Share of the cells of a grid, 11 x 11 or as fine as the canvas has places, that centers fall
+    into, averaged over the two objects."""
     entropy: float | None = None
     """Entropy over both shapes and both places in 4 x 4 bins, 1,024 states, in nats, with the
     correction of Miller and Madow for samples that are not large."""
@@ -122,8 +123,8 @@ class Row:
     coverage: float | None = None
     """Share of the real places whose five neighbors reach as far as a generated one."""
     duplicates: int | None = None
-    """Pairs of pictures with equal shapes and places within one pixel: the birthday test. m
-    equally likely pictures give about n^2 / 2m of them."""
+    """Pairs of pictures with equal shapes and places at most one pixel apart, both objects taken
+    together: the birthday test. m equally likely pictures give about n^2 / 2m of them."""
 
 
 def measure(pictures: Tensor, real: Objects, canvas: Canvas) -> Row:
@@ -251,7 +252,9 @@ def recall_and_coverage(points: Points, real: Points, neighbors: int = 5) -> tup
 
 
 def near_duplicates(objects: Objects) -> int:
-    """Return the number of pairs of pictures with equal shapes and places within one pixel.
+    """Return the number of pairs of pictures with equal shapes and nearly equal places.
+
+    The four coordinates of their objects, as one vector, are at most one pixel apart.
 
     Example:
         >>> place = torch.tensor([[[10, 10], [40, 40]]])

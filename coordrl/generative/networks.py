@@ -91,7 +91,12 @@ def convolve_tiled(layer: CoordConv2d, vectors: Tensor, height: int, width: int)
     """
     weight, coord_weight = layer.split_weight()
     grid = coordinate_grid(
-        height, width, with_r=layer.with_r, device=vectors.device, dtype=vectors.dtype
+        height,
+        width,
+        with_r=layer.with_r,
+        system=layer.system,
+        device=vectors.device,
+        dtype=vectors.dtype,
     )
     # Products and sums instead of a convolution, which autocast would round to 16 bits.
     shared = (coord_weight * grid).sum(dim=1)

@@ -97,7 +97,8 @@ def find_objects(pictures: Tensor, canvas: Canvas) -> FoundObjects:
         canvas: Their sizes.
 
     Raises:
-        ValueError: If the pictures are not of the canvas's size.
+        ValueError: If the pictures are not of the canvas's size, have no three channels, or are not
+            finite.
 
     Example:
         >>> from coordrl.generative.data import draw_pictures

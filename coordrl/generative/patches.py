@@ -14,9 +14,10 @@ _SMALLEST = 16
 
 
 def laplacian_pyramid(pictures: Tensor) -> list[Tensor]:
-    """Return the bands of detail of pictures ``(N, C, H, W)``, the finest first, down to 16 pixels.
+    """Return the bands of detail of pictures ``(N, C, H, W)``, the finest first.
 
-    Each band is what the picture of half the size cannot show; the last is that picture. They add
+    Pictures are halved while their shorter side is 32 pixels or more; sides must be even then. Each
+    band is what the picture of half the size cannot show; the last is that picture. They add
     up to the pictures when enlarged.
 
     Example:
