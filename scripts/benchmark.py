@@ -26,6 +26,8 @@ from collections.abc import Callable, Sequence
 import gymnasium
 import torch
 import tyro
+from rich.console import Console
+
 from benchmarking.base import Benchmark
 from benchmarking.cuda import Cuda
 from benchmarking.device import DeviceTraining
@@ -35,8 +37,6 @@ from benchmarking.layers import Layers
 from benchmarking.ratios import Row
 from benchmarking.record import tables, write_record
 from benchmarking.training import Training
-from rich.console import Console
-
 from coordrl.commands import typed_command
 from coordrl.emulator.nvrtc import CudaError
 from coordrl.files import RunError

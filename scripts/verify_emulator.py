@@ -25,7 +25,7 @@ import tyro
 from rich.console import Console
 
 from coordrl.commands import typed_command
-from coordrl.emulator import GAMES, available, unavailable_reason
+from coordrl.emulator import available, unavailable_reason
 from coordrl.emulator.nvrtc import CudaError, require_gpu
 from coordrl.emulator.verification import (
     Options,
@@ -36,7 +36,7 @@ from coordrl.emulator.verification import (
     refuse_stale,
     totals,
 )
-from coordrl.envs import canonical_game
+from coordrl.envs import canonical_game, games
 from coordrl.files import RunError
 from coordrl.progress import Progress
 from coordrl.stopping import StopNow, StopRequest
@@ -87,7 +87,7 @@ def compare(options: Options, command: str) -> int:
 
 def chosen_games(text: str) -> list[str]:
     if text in ("all", "atari57"):
-        return [name for name, game in GAMES.items() if text == "all" or game.atari57]
+        return [*games(atari57=text == "atari57")]
     return list(dict.fromkeys(canonical_game(name) for name in text.split(",")))
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
-import evaluate_atari
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -27,6 +26,7 @@ from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 
+import evaluate_atari
 from coordrl.agents import (
     Agent,
     AgentCard,

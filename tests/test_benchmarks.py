@@ -12,17 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import benchmark
 import pytest
 import torch
+from rich.console import Console
+
+import benchmark
 from benchmarking import cuda
 from benchmarking.cuda import Cuda, measured_for_targets, target_rows
 from benchmarking.device import DeviceTraining, training_row
 from benchmarking.layers import Layers
 from benchmarking.ratios import Row
 from benchmarking.record import tables
-from rich.console import Console
-
 from coordrl import device_algorithms
 from coordrl.files import RunError
 from coordrl.sb3_envs import VectorEnvAdapter

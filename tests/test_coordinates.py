@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import train_coordinates
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+import train_coordinates
 from coordrl.backbone import count_parameters
 from coordrl.config import SettingsError, parse_override
 from coordrl.coordinates import analysis, figures, table

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import train_detector
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+import train_detector
 from coordrl.backbone import ConvSpec, Coords, count_parameters
 from coordrl.config import SettingsError, parse_override
 from coordrl.detection import figures, table

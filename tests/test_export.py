@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import export
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,7 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticP
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+import export
 from coordrl.agents import load_agent
 from coordrl.config import AtariSettings
 from coordrl.export import ExportError, export_onnx, export_program
@@ -330,14 +330,14 @@ class Doubling(ActorCriticCnnPolicy):
         (
             "MlpPolicy",
             "Pendulum-v1",
-            "only agents that choose one of their actions by bytes can",
+            "only agents that choose one of their actions by bytes have",
         ),
         (
             "MlpPolicy",
             "CartPole-v1",
-            "only agents that choose one of their actions by bytes can",
+            "only agents that choose one of their actions by bytes have",
         ),
-        (Doubling, None, "a Doubling, computes something else than the network"),
+        (Doubling, None, "a Doubling, computes something else than its network"),
     ],
 )
 def test_what_is_not_exported_is_named(

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import train_gan
 from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
 
+import train_gan
 from coordrl import CoordConv2d
 from coordrl.backbone import Norm
 from coordrl.config import SettingsError, parse_override

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import train_digits
 from torch import Tensor, nn
 
+import train_digits
 from coordrl.files import RunError
 from coordrl.layers import CoordConv2d
 from coordrl.recognition import (

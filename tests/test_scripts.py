@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-import train_atari
 import tyro
 
+import train_atari
 from coordrl.agents import load_agent
 from coordrl.sb3_envs import make_sb3_env
 from coordrl.training import load_training_settings

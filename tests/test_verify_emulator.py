@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import verify_emulator
 from numpy.typing import NDArray
 
+import verify_emulator
 from coordrl.config import AtariSettings
 from coordrl.emulator import GAMES, Console, Emulator, Step, lockstep, verification
 from coordrl.emulator.lockstep import POLICIES

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from coordrl.agents.agent import Agent
 from coordrl.agents.card import AgentError
+from coordrl.modes import evaluating
 
 
 class ActionScores(nn.Module):
@@ -38,15 +39,15 @@ class ActionScores(nn.Module):
     def __init__(self, agent: Agent) -> None:
         super().__init__()
         policy = agent.policy
-        seen, done = policy.observation_space, policy.action_space
-        is_bytes = isinstance(seen, spaces.Box) and seen.dtype == np.uint8
-        if not is_bytes or not isinstance(done, spaces.Discrete):
+        obs_space, action_space = policy.observation_space, policy.action_space
+        is_bytes = isinstance(obs_space, spaces.Box) and obs_space.dtype == np.uint8
+        if not is_bytes or not isinstance(action_space, spaces.Discrete):
             raise AgentError(
-                "only agents that choose one of their actions by bytes can be exported, this one"
-                f" observes {seen} and acts in {done}"
+                "only agents that choose one of their actions by bytes have such a network, this"
+                f" one observes {obs_space} and acts in {action_space}"
             )
         # As in preprocess_obs of Stable-Baselines3: RAM is no picture.
-        self.scale = 255.0 if policy.normalize_images and is_image_space(seen) else 1.0
+        self.scale = 255.0 if policy.normalize_images and is_image_space(obs_space) else 1.0
         if isinstance(policy, ActorCriticPolicy):
             self.features = policy.pi_features_extractor
             self.head = nn.Sequential(policy.mlp_extractor.policy_net, policy.action_net)
@@ -66,8 +67,7 @@ class ActionScores(nn.Module):
 
     def _require_agreement(self, agent: Agent) -> None:
         policy, obs = agent.policy, random_observations(agent)
-        policy.set_training_mode(False)
-        with torch.no_grad():
+        with evaluating(policy), torch.no_grad():
             if isinstance(policy, ActorCriticPolicy):
                 categorical: Any = policy.get_distribution(obs).distribution
                 ours, expected = F.log_softmax(self(obs), dim=1), categorical.logits
@@ -76,8 +76,8 @@ class ActionScores(nn.Module):
                 ours, expected = self(obs), policy.q_net(obs)
         if not torch.allclose(ours, expected, rtol=1e-4, atol=1e-5):
             raise AgentError(
-                f"the policy, a {type(policy).__name__}, computes something else than the network"
-                " that would be exported; only policies of Stable-Baselines3 itself can be"
+                f"the policy, a {type(policy).__name__}, computes something else than its"
+                " network; only policies of Stable-Baselines3 itself can be exported"
             )
 
 

@@ -6,14 +6,17 @@ import re
 from coordrl.emulator import GAMES
 
 
-def games() -> tuple[str, ...]:
+def games(*, atari57: bool = False) -> tuple[str, ...]:
     """Return the canonical names of all games, in alphabetical order.
 
+    Args:
+        atari57: Only of the 57 that agents are usually compared on.
+
     Example:
-        >>> len(games()), games()[0]
-        (104, 'adventure')
+        >>> len(games()), games()[0], len(games(atari57=True))
+        (104, 'adventure', 57)
     """
-    return tuple(GAMES)
+    return tuple(name for name, game in GAMES.items() if game.atari57 or not atari57)
 
 
 def canonical_game(name: str) -> str:

@@ -1,7 +1,7 @@
-"""What every benchmark has."""
+"""What scripts/benchmark.py needs of a benchmark."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -20,17 +20,26 @@ class Benchmark:
     plays: ClassVar[bool] = True
     """Measures our emulator, or what trains with it."""
 
+    least: ClassVar[Mapping[str, float]] = {"seconds": 0}
+    """The least that options may be."""
+
     json: Path | None = None
     """File to keep the record in, with the command, the machine and the versions."""
 
     def refuse(self) -> None:
-        """Raise a RunError or a ValueError for what would fail, or measure nothing, later on."""
+        """Refuse what would fail, or measure nothing, later on.
+
+        Raises:
+            RunError: If there is no compiled emulator where one is measured, or the record cannot
+                be written.
+            ValueError: If an option is below its least.
+        """
         if self.plays and not available():
             raise RunError(unavailable_reason())
         if self.json is not None:
             require_writable(self.json)
-        for name, least in LEAST.items():
-            values = getattr(self, name, least)
+        for name, least in self.least.items():
+            values = getattr(self, name)
             for value in values if isinstance(values, tuple) else (values,):
                 if not least <= value < math.inf:
                     option = f"--{name.replace('_', '-')}"
@@ -43,11 +52,3 @@ class Benchmark:
     def summary(self, rows: list[Row]) -> Row:
         """Return what the rows come to."""
         raise NotImplementedError
-
-
-# The least of what is measured. Of turns, so that there are quartiles.
-LEAST = {
-    **dict.fromkeys(("num_envs", "steps", "threads", "updates", "episodes", "evaluate_every"), 1),
-    **dict.fromkeys(("seconds", "stock_seconds", "spare_bytes", "warm_up"), 0),
-    "turns": 2,
-}

@@ -5,19 +5,18 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from benchmarking.base import Benchmark
 from benchmarking.device import DeviceTraining, has_reached
 from benchmarking.ratios import Row
-from coordrl.emulator import GAMES
 from coordrl.emulator.device import DeviceEmulator, Occupancy
 from coordrl.emulator.nvrtc import kernels_for, require_gpu
-from coordrl.envs import canonical_game
+from coordrl.envs import canonical_game, games
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,11 @@ class Cuda(Benchmark):
     between them. Then training, as device measures it. Frames are the emulator's, four to a
     step.
     """
+
+    least: ClassVar[Mapping[str, float]] = {
+        **{"num_envs": 1, "warm_up": 0, "steps": 1, "threads": 1, "spare_bytes": 0},
+        "turns": 2,  # so that there are quartiles
+    }
 
     games: tuple[str, ...] = ()
     """Games to play, as Gymnasium spells them; all of the Atari-57 set if empty."""
@@ -60,7 +64,7 @@ class Cuda(Benchmark):
     def _emulator(self) -> Iterator[Row]:
         """Yield a row for each game, number of environments and way to spread them."""
         chosen = [canonical_game(game) for game in self.games]
-        for game in chosen or [name for name, facts in GAMES.items() if facts.atari57]:
+        for game in chosen or games(atari57=True):
             start = time.monotonic()
             kernels_for(game, torch.device("cuda"))
             seconds = time.monotonic() - start

@@ -4,9 +4,9 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import tyro
@@ -37,6 +37,13 @@ class DeviceTraining(Benchmark):
     Beside it the rate of stock SB3 on the same machine, with the zoo's settings: the network on the
     same device, each game in a process of its own.
     """
+
+    least: ClassVar[Mapping[str, float]] = {
+        "updates": 1,
+        "episodes": 1,
+        "evaluate_every": 1,
+        "stock_seconds": 0,
+    }
 
     device: Literal["cuda", "cpu"] = "cuda"
     """Where everything lives."""

@@ -1,10 +1,10 @@
 """Atari on the CPU: our environments beside ale-py's, SB3's wrappers and EnvPool."""
 
-import functools
 import importlib.util
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import ale_py
 import gymnasium
@@ -15,10 +15,9 @@ from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import VecFrameStack, VecTransposeImage
 
 from benchmarking.base import Benchmark
-from benchmarking.ratios import Ratio, Row, geometric_mean, take_turns
+from benchmarking.ratios import Ratio, Row, geometric_mean, take_turns, timed, times_as_fast
 from coordrl.config import AtariSettings
-from coordrl.emulator import GAMES
-from coordrl.envs import AtariVectorEnv, canonical_game, gymnasium_name
+from coordrl.envs import AtariVectorEnv, canonical_game, games, gymnasium_name
 from coordrl.sb3_envs import make_sb3_env
 
 
@@ -33,6 +32,8 @@ class Envs(Benchmark):
     without an adapter.
     """
 
+    least: ClassVar[Mapping[str, float]] = {"seconds": 0, "num_envs": 1, "steps": 1}
+
     seconds: float = 10.0
     """To spend on each row, at least."""
     games: tuple[str, ...] = ("Pong", "Breakout", "SpaceInvaders", "MsPacman", "BeamRider")
@@ -44,29 +45,25 @@ class Envs(Benchmark):
 
     def rows(self) -> Iterator[Row]:
         """Yield a row for each game and number of environments."""
-        games = [gymnasium_name(canonical_game(game)) for game in self.games]
-        for num_envs in self.num_envs:
-            for game in games:
-                makers = {"ours": ours, "ale-py": ale_py_adapted, "SB3": sb3_wrapped}
-                if importlib.util.find_spec("envpool") is not None:
-                    makers["EnvPool"] = envpool
-                contestants: dict[str, Callable[[], object]] = {
-                    name: functools.partial(play, *make(game, num_envs), self.steps)
+        makers = {"ours": ours, "ale-py": ale_py_adapted, "SB3": sb3_wrapped}
+        if has_envpool():
+            makers["EnvPool"] = envpool
+        names = [gymnasium_name(canonical_game(game)) for game in self.games]
+        for num_envs, game in itertools.product(self.num_envs, names):
+            costs = take_turns(
+                {
+                    name: timed(play, *make(game, num_envs), self.steps)
                     for name, make in makers.items()
-                }
-                costs = take_turns(contestants, self.seconds)
-                steps = self.steps * num_envs
-                row: Row = {"game": game, "num_envs": num_envs}
-                calls = len(costs["ours"])
-                row |= {"agent steps per CPU second": round(calls * steps / sum(costs["ours"]))}
-                row |= {
-                    f"times as fast as {name}": Ratio.of(
-                        costs[name], costs["ours"], calls_differ=True
-                    )
-                    for name in makers
-                    if name != "ours"
-                }
-                yield row
+                },
+                self.seconds,
+            )
+            steps = self.steps * num_envs * len(costs["ours"])
+            yield {
+                "game": game,
+                "num_envs": num_envs,
+                "agent steps per CPU second": round(steps / sum(costs["ours"])),
+                **times_as_fast(costs),
+            }
 
     def summary(self, rows: list[Row]) -> Row:
         """Return geometric means over the rows."""
@@ -79,6 +76,10 @@ class Envs(Benchmark):
 
 Player = tuple[Callable[[Any], object], Iterator[Any]]
 """A function that plays one action in each environment, and the actions to play."""
+
+
+def has_envpool() -> bool:
+    return importlib.util.find_spec("envpool") is not None
 
 
 def play(step: Callable[[Any], object], actions: Iterator[Any], steps: int) -> None:
@@ -127,6 +128,8 @@ class Emulators(Benchmark):
     set to the same and measured beside them where it is installed; its games are its own.
     """
 
+    least: ClassVar[Mapping[str, float]] = {"seconds": 0, "num_envs": 1, "steps": 1}
+
     seconds: float = 5.0
     """To spend on each game, at least."""
     games: tuple[str, ...] = ()
@@ -138,27 +141,23 @@ class Emulators(Benchmark):
 
     def rows(self) -> Iterator[Row]:
         """Yield a row for each game."""
-        names = [canonical_game(name) for name in self.games]
         makers = {"ours": our_vector_env, "ale-py": ale_vector_env}
-        if importlib.util.find_spec("envpool") is not None:
+        if has_envpool():
             makers["EnvPool"] = envpool_vector_env
-        for game in names or [name for name, game in GAMES.items() if game.atari57]:
+        for game in [canonical_game(name) for name in self.games] or games(atari57=True):
             costs = take_turns(
                 {
-                    name: functools.partial(play, *make(game, self.num_envs), self.steps)
+                    name: timed(play, *make(game, self.num_envs), self.steps)
                     for name, make in makers.items()
                 },
                 self.seconds,
             )
             frames = 4 * self.steps * self.num_envs * len(costs["ours"])
-            row: Row = {"game": gymnasium_name(game)}
-            row |= {"frames per CPU second": round(frames / sum(costs["ours"]))}
-            row |= {
-                f"times as fast as {name}": Ratio.of(costs[name], costs["ours"], calls_differ=True)
-                for name in makers
-                if name != "ours"
+            yield {
+                "game": gymnasium_name(game),
+                "frames per CPU second": round(frames / sum(costs["ours"])),
+                **times_as_fast(costs),
             }
-            yield row
 
     def summary(self, rows: list[Row]) -> Row:
         """Return geometric means over the games, and where the ratio is least."""

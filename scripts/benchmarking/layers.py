@@ -1,6 +1,5 @@
 """CoordConv by concatenation, ours and CoordBias beside the plain convolution."""
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 import coordrl
 from benchmarking.base import Benchmark
-from benchmarking.ratios import Ratio, Row, geometric_mean, take_turns
+from benchmarking.ratios import Ratio, Row, geometric_mean, take_turns, timed
 from coordrl.backbone import NATURE_DQN
 from coordrl.memory import keep_freed_memory
 
@@ -203,7 +202,7 @@ class Layers(Benchmark):
         }
         costs = take_turns(
             {
-                f"{mode}, {name}": functools.partial(call, layer)
+                f"{mode}, {name}": timed(call, layer)
                 for mode, call in modes.items()
                 for name, layer in layers.items()
             },

@@ -2,7 +2,6 @@
 
 import contextlib
 import multiprocessing
-import random
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -10,6 +9,7 @@ from typing import Any, Self
 
 import torch
 
+from benchmarking.ratios import take_turns
 from coordrl.files import RunError
 
 Learner = Callable[[], int]
@@ -25,19 +25,12 @@ def train_in_turn(
         learners: What makes each one, in its process.
         seconds: To spend, at least.
     """
-    costs: dict[str, list[float]] = {name: [] for name in learners}
     with contextlib.ExitStack() as open_trainers:
         trainers = {
-            name: open_trainers.enter_context(Trainer(make)) for name, make in learners.items()
+            name: open_trainers.enter_context(Trainer(make)).train
+            for name, make in learners.items()
         }
-        names, shuffle = list(trainers), random.Random(0).shuffle
-        end, turn = time.monotonic() + seconds, 0
-        while turn < 4 or time.monotonic() < end:
-            shuffle(names)  # as take_turns does
-            for name in names:
-                costs[name].append(trainers[name].train())
-            turn += 1
-    return costs
+        return take_turns(trainers, seconds)
 
 
 class Trainer:
@@ -54,11 +47,6 @@ class Trainer:
         other.close()  # so that the end of the process is the end of the pipe
 
     def __enter__(self) -> Self:
-        try:
-            self.train()  # the first steps fill buffers and caches
-        except BaseException:
-            self._end()
-            raise
         return self
 
     def __exit__(self, *error: object) -> None:

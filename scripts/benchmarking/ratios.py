@@ -4,7 +4,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -45,13 +45,18 @@ Row = dict[str, str | int | float | Ratio]
 
 
 def take_turns(
-    contestants: dict[str, Callable[[], object]], seconds: float, least: int = 5
+    contestants: Mapping[str, Callable[[], float]], seconds: float, least: int = 5
 ) -> dict[str, list[float]]:
-    """Call the contestants in turn, and return the CPU seconds of each of their calls.
+    """Call the contestants in turn, and return the costs that they give, one for each turn.
 
     Each turn has an order of its own, so that none always follows the same other and finds what
     that one has left in the processor's caches. The first calls, which build caches of ours, are
     not counted.
+
+    Args:
+        contestants: What returns its cost, by name; :func:`timed` makes one of any function.
+        seconds: To spend, at least.
+        least: Turns, at least.
     """
     names = list(contestants)
     for name in names:
@@ -63,11 +68,20 @@ def take_turns(
     while turn < least or time.monotonic() < end:
         shuffle(names)
         for name in names:
-            start = time.process_time()
-            contestants[name]()
-            costs[name].append(time.process_time() - start)
+            costs[name].append(contestants[name]())
         turn += 1
     return costs
+
+
+def timed(function: Callable[..., object], *arguments: object) -> Callable[[], float]:
+    """Return what calls a function with arguments, and returns the CPU seconds of the call."""
+
+    def call() -> float:
+        start = time.process_time()
+        function(*arguments)
+        return time.process_time() - start
+
+    return call
 
 
 def geometric_mean(values: list[float]) -> float:
@@ -82,4 +96,13 @@ def ratios_of(key: str, rows: list[Row]) -> Row:
         for row in rows
         for column, cell in row.items()
         if isinstance(cell, Ratio)
+    }
+
+
+def times_as_fast(costs: Mapping[str, Sequence[float]]) -> Row:
+    """Return how many times as fast as each of the others is ours, where calls differ."""
+    return {
+        f"times as fast as {name}": Ratio.of(values, costs["ours"], calls_differ=True)
+        for name, values in costs.items()
+        if name != "ours"
     }

@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import importlib.metadata
-import importlib.util
 import itertools
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from benchmarking.games import has_envpool
 from benchmarking.ratios import Ratio, Row
 from coordrl.files import atomic_file
 from coordrl.records import processor
@@ -27,7 +27,7 @@ def surroundings() -> dict[str, Any]:
     """Return the machine and the versions that a record was made with."""
     facts = processor()
     libraries = ["torch", "numpy", "stable-baselines3", "gymnasium", "ale-py"]
-    if importlib.util.find_spec("envpool") is not None:
+    if has_envpool():
         libraries.append("envpool")
     return {
         "machine": {

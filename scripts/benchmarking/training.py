@@ -17,6 +17,7 @@ from benchmarking.base import CONFIGS, Benchmark
 from benchmarking.processes import Learner, train_in_turn
 from benchmarking.ratios import Ratio, Row, ratios_of
 from coordrl.algorithms import make_model
+from coordrl.backbone import Coords
 from coordrl.config import Schedule, TrainingSettings, parse_overrides
 from coordrl.envs import canonical_game, gymnasium_name
 from coordrl.memory import keep_freed_memory
@@ -46,8 +47,8 @@ class Training(Benchmark):
         game = gymnasium_name(canonical_game(self.game))
         for algo in self.algos:
             learners = {
-                name: functools.partial(sb3_learner, name, algo, game)
-                for name in ("stock", "stock, memory kept", "ours, coords none", "ours, coords all")
+                name: functools.partial(sb3_learner, algo, game, coords, keeps_memory)
+                for name, coords, keeps_memory in CONTESTANTS
             }
             costs = train_in_turn(learners, self.seconds)
             row: Row = {"algorithm": algo}
@@ -63,11 +64,19 @@ class Training(Benchmark):
         return ratios_of("algorithm", rows)
 
 
-def sb3_learner(name: str, algo: str, game: str) -> Learner:
-    if name != "stock":
+CONTESTANTS: tuple[tuple[str, Coords | None, bool], ...] = (
+    ("stock", None, False),
+    ("stock, memory kept", None, True),
+    ("ours, coords none", "none", True),
+    ("ours, coords all", "all", True),
+)
+"""Names, where the network sees coordinates (None: it is stock SB3's), who keeps freed memory."""
+
+
+def sb3_learner(algo: str, game: str, coords: Coords | None, keeps_memory: bool) -> Learner:
+    if keeps_memory:
         keep_freed_memory()
-    is_stock = name.startswith("stock")
-    model = stock_model(algo, game) if is_stock else our_model(algo, game, name.split()[-1])
+    model = stock_model(algo, game) if coords is None else our_model(algo, game, coords)
     model.set_logger(Logger(None, []))
     steps = {"ppo": 1024, "a2c": 960, "dqn": 320}[algo]
 
@@ -90,7 +99,7 @@ def zoo_settings(algo: str, *overrides: str) -> TrainingSettings:
     return load_training_settings(CONFIGS / f"{algo}.toml", parse_overrides([texts]))
 
 
-def our_model(algo: str, game: str, coords: str) -> Any:
+def our_model(algo: str, game: str, coords: Coords) -> Any:
     settings = zoo_settings(algo, f"run.game={game}", f"extractor.coords={coords}")
     env = make_sb3_env(game, settings.run.num_envs, settings.env, num_threads=1)
     return make_model(settings, env, seed=0)
