@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from torch.utils.tensorboard import SummaryWriter
 
-from coordrl.config import dump_settings
+from coordrl.config import Override, SettingsError, dump_settings
 from coordrl.files import RunError
 from coordrl.progress import Progress
 from coordrl.runs import SETTINGS_FILE, RunFolder, open_run
@@ -24,6 +24,32 @@ RESULT_FILE = "result.json"
 _MAX_SECONDS = "training.max_seconds"
 
 _Settings = TypeVar("_Settings")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ManyRuns:
+    """Trains runs into the folders below one; each experiment makes tables and figures of its own.
+
+    Raises:
+        RunError: In all methods, if a folder holds other settings or a file cannot be written.
+        SettingsError: In all methods, if a setting does not fit.
+    """
+
+    config: Path
+    """Settings of each kind of run."""
+    out: Path
+    """Folder of the runs."""
+    device: str = "cpu"
+    """Where the networks live."""
+    overrides: tuple[Override, ...] = ()
+    """Settings that win over the file."""
+    command: str = ""
+    """What the user typed, for the records."""
+
+    def require_seeds(self, seeds: int) -> None:
+        """Raise a SettingsError unless there is a seed to train with."""
+        if seeds < 1:
+            raise SettingsError(f"--seeds must be at least 1, got {seeds}")
 
 
 @contextlib.contextmanager

@@ -47,13 +47,20 @@ def write_text(text: str, path: Path) -> None:
         file.write(text.encode())
 
 
-def write_json(record: object, path: Path) -> None:
+def write_json(
+    record: object, path: Path, *, default: Callable[[Any], object] | None = None
+) -> None:
     """Write a record whole or not at all.
+
+    Args:
+        record: What JSON can hold.
+        path: File to write.
+        default: Turns what JSON cannot hold into what it can.
 
     Raises:
         RunError: If the file cannot be written; ``path`` is as it was.
     """
-    write_text(json.dumps(record, indent=1, allow_nan=True), path)
+    write_text(json.dumps(record, indent=1, allow_nan=True, default=default) + "\n", path)
 
 
 def read_json(path: Path, build: Callable[[Any], _Result]) -> _Result:

@@ -64,7 +64,13 @@ def train(arguments: Arguments, command: str) -> str:
         refuse_ignored(arguments, (*options, "seeds", "sweep"), "the table chooses it")
     if arguments.max_seconds is not None and arguments.table is None:
         overrides.append(Override("training.max_seconds", arguments.max_seconds, "--max-seconds"))
-    experiments = Experiments(arguments.config, arguments.out, device, tuple(overrides), command)
+    experiments = Experiments(
+        config=arguments.config,
+        out=arguments.out,
+        device=device,
+        overrides=tuple(overrides),
+        command=command,
+    )
     report = arguments.report or arguments.out
     if arguments.table is not None:
         return experiments.make_table(arguments.table, report, arguments.max_seconds)

@@ -13,9 +13,10 @@ from pathlib import Path
 from coordrl.backbone import Coords
 from coordrl.commands import ExperimentArguments, refuse_ignored, run_command
 from coordrl.config import refuse_overruled
-from coordrl.detection.experiments import Experiments, TableSize
+from coordrl.detection.experiments import Experiments
 from coordrl.detection.rpn import AnchorLayout
 from coordrl.detection.sources import load_split
+from coordrl.detection.table import TableSize
 from coordrl.detection.training import Stage
 from coordrl.devices import use_device
 
@@ -60,7 +61,14 @@ def train(arguments: Arguments, command: str) -> str:
         refuse_ignored(arguments, ("coords", "stage", "anchors", "seeds"), "the table chooses it")
     digits = load_split(arguments.mnist)
     print(f"digits: {digits.source}", file=sys.stderr)
-    experiments = Experiments(arguments.config, arguments.out, digits, device, overrides, command)
+    experiments = Experiments(
+        config=arguments.config,
+        out=arguments.out,
+        digits=digits,
+        device=device,
+        overrides=overrides,
+        command=command,
+    )
     report = arguments.report or arguments.out
     if arguments.table is not None:
         return experiments.make_table(arguments.table, report)

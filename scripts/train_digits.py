@@ -21,10 +21,8 @@ from coordrl.files import make_folder
 from coordrl.recognition import (
     RecognitionSettings,
     compare_arms,
-    to_json,
-    to_markdown,
+    write_report,
 )
-from coordrl.records import machine, provenance, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Arguments:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(Arguments, train, "train_digits.py", argv, ValueError)
+    return run_command(Arguments, train, "train_digits.py", argv)
 
 
 def train(arguments: Arguments, command: str) -> str:
@@ -63,21 +61,7 @@ def train(arguments: Arguments, command: str) -> str:
     report = arguments.report or arguments.out
     make_folder(report)
     results = compare_arms(settings, images, labels, seeds=arguments.seeds, out=arguments.out)
-    text = to_markdown(results, pool=len(images))
-    head = (
-        "# Does a CoordConv harm where position hardly matters?\n\n"
-        f"Made by `{command}` on {machine()}, with torch {torch.__version__} and"
-        f" {torch.get_num_threads()} thread(s). A ResNet with 9"
-        " convolutions learns 28x28 digits, with and without one 1x1 CoordConv of 8 channels"
-        f" and r before its first layer: {settings.epochs} epochs on"
-        f" {len(images) - settings.held_back:,} digits, accuracy on {settings.held_back:,}"
-        " others. The arms of a seed share split, order and all weights that both have.\n\n"
-    )
-    write_text(head + text, report / "digits.md")
-    write_json(
-        {**provenance(command), **to_json(results, pool=len(images))}, report / "digits.json"
-    )
-    return text
+    return write_report(results, report, pool=len(images), command=command)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,13 @@ def train(arguments: Arguments, command: str) -> str:
         limit = arguments.max_seconds
         overrides.append(Override("training.max_seconds", limit, "--max-seconds"))
     settings = (*overrides, *typed)
-    experiments = Experiments(arguments.config, arguments.out, device, settings, command)
+    experiments = Experiments(
+        config=arguments.config,
+        out=arguments.out,
+        device=device,
+        overrides=settings,
+        command=command,
+    )
     report = arguments.report or arguments.out
     if arguments.table == "steps":
         return experiments.make_step_table(report)

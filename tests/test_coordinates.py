@@ -836,7 +836,7 @@ evaluation_interval = 2
 def tiny(tmp_path: Path) -> Experiments:
     config = tmp_path / "coordinates.toml"
     config.write_text(TINY)
-    return Experiments(config, tmp_path / "runs")
+    return Experiments(config=config, out=tmp_path / "runs")
 
 
 def test_finished_runs_are_read_and_not_repeated(
@@ -886,6 +886,12 @@ def test_the_grid_is_every_combination(tiny: Experiments) -> None:
     ]
     with pytest.raises(SettingsError, match=r"no table \[classification.conv.sweep\]"):
         sweep_points(tiny.config, "classification", "conv")
+
+
+def test_a_run_that_was_given_less_time_than_it_took_is_drawn_as_it_is(tiny: Experiments) -> None:
+    options = ["--config", str(tiny.config), "--out", str(tiny.out), "--threads", "1"]
+    assert train_coordinates.main([*options, "--max-seconds", "1000"]) == 0
+    assert train_coordinates.main([*options, "--max-seconds", "0.001"]) == 0
 
 
 def test_the_script_trains_seeds_and_writes_record_and_figure(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
 )
 from torch import Tensor, nn
@@ -1181,7 +1181,10 @@ def test_the_configuration_holds_the_papers_network_and_a_whole_one() -> None:
     assert rpn.proposals == ProposalSettings(clip=True)
     assert rpn.scatter == Scatter()
     assert full.scatter == Scatter(canvas=64, crop=None, objects=2, min_visible=0.3)
-    assert [point.value for point in Experiments(CONFIG, ROOT, small_digits())._sweep()] == [
+    assert [
+        point.value
+        for point in Experiments(config=CONFIG, out=ROOT, digits=small_digits())._sweep()
+    ] == [
         1e-3,
         3e-4,
     ]

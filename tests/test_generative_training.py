@@ -580,6 +580,12 @@ def run_script(*options: str) -> int:
     return code
 
 
+def test_a_run_that_was_given_less_time_than_it_took_is_drawn_as_it_is(tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path), "--max-seconds"]
+    assert run_script(*out, "1000") == 0
+    assert run_script(*out, "0.001") == 0
+
+
 def test_the_script_trains_both_arms_and_goes_on_without_repeating(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -664,7 +670,7 @@ def test_measures_stand_beside_those_of_as_many_real_pictures() -> None:
 
 def test_the_tables_have_both_arms_and_both_objectives(tmp_path: Path) -> None:
     overrides = tuple(parse_override(text) for text in [*TINY, "training.iterations=1"])
-    experiments = Experiments(CONFIG, tmp_path, overrides=overrides)
+    experiments = Experiments(config=CONFIG, out=tmp_path, overrides=overrides)
     text = experiments.make_table("quick", tmp_path)
     assert (tmp_path / "generative-vae-16.png").exists()
     for heading in ("GAN, objective paper", "GAN, objective r3gan", "VAE"):
@@ -677,7 +683,7 @@ def test_step_sizes_are_tried_in_both_arms_and_the_best_with_more_seeds(
 ) -> None:
     monkeypatch.setattr(table, "STEP_SIZES", ((1e-3, 1e-4), (2e-3, 4e-4)))
     overrides = tuple(parse_override(text) for text in [*TINY, "training.iterations=1"])
-    experiments = Experiments(CONFIG, tmp_path, overrides=overrides)
+    experiments = Experiments(config=CONFIG, out=tmp_path, overrides=overrides)
     text = experiments.make_step_table(tmp_path)
     folders = {path.parent.relative_to(tmp_path) for path in tmp_path.rglob("settings.toml")}
     names = [folder.name for folder in folders]
@@ -706,7 +712,7 @@ def test_the_table_of_step_sizes_takes_no_others(key: str, tmp_path: Path) -> No
     overrides = (parse_override(f"{key}=0.5"),)
 
     with pytest.raises(SettingsError, match=f"--set {key} would be overruled; the table varies it"):
-        Experiments(CONFIG, tmp_path, overrides=overrides).make_step_table(tmp_path)
+        Experiments(config=CONFIG, out=tmp_path, overrides=overrides).make_step_table(tmp_path)
 
     assert not list(tmp_path.iterdir())
 
@@ -746,7 +752,7 @@ def test_each_arm_gets_more_seeds_with_its_own_best_step_sizes(
 
     monkeypatch.setattr(table, "STEP_SIZES", (small, large))
     monkeypatch.setattr(Experiments, "train", train)
-    Experiments(CONFIG, tmp_path).make_step_table(tmp_path)
+    Experiments(config=CONFIG, out=tmp_path).make_step_table(tmp_path)
     assert trained[:4] == [
         (coords, steps, 0, 32) for steps in (small, large) for coords in ("none", "all")
     ]

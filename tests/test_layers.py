@@ -993,7 +993,7 @@ def test_channels_last_is_kept(needs_grad: bool, at_once: int) -> None:
 def test_gradients_are_the_textbooks_in_either_layout(
     memory_format: torch.memory_format, at_once: int, large: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coordrl.layers.base.LARGE", large)
+    monkeypatch.setattr("coordrl.layers.base.LARGE_OUTPUT", large)
     layer = CoordConv2d(3, 8, 3, padding=1)
     textbook = Textbook(nn.Conv2d, 3, 8, axes=2, with_r=False, kernel_size=3, padding=1)
     textbook.convolution.load_state_dict(layer.state_dict())

@@ -1,14 +1,10 @@
 """Records: written whole, read as what they were."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import coordrl.detection.experiments
-import coordrl.generative.experiments
 from coordrl.files import RunError
 from coordrl.records import read_json, write_json
 
@@ -18,7 +14,7 @@ def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> N
     write_json({"seeds": [0, 1]}, path)
     with pytest.raises(TypeError, match="not JSON serializable"):
         write_json({"seeds": {0, 1}}, path)
-    assert path.read_text() == '{\n "seeds": [\n  0,\n  1\n ]\n}'
+    assert path.read_text() == '{\n "seeds": [\n  0,\n  1\n ]\n}\n'
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(RunError, match="nowhere"):
         write_json({}, tmp_path / "nowhere" / "record.json")
@@ -40,21 +36,3 @@ def test_a_record_that_cannot_be_read_is_named(text: str, tmp_path: Path) -> Non
     path.write_text(text)
     with pytest.raises(RunError, match=r"result\.json cannot be read .*; delete it, and the same"):
         read_json(path, lambda record: [*record["curve"]])
-
-
-@pytest.mark.parametrize(
-    "read",
-    [
-        coordrl.detection.experiments._read_result,
-        coordrl.generative.experiments._read_result,
-    ],
-    ids=["detection", "generative"],
-)
-@pytest.mark.parametrize("text", ['{"curve": [', "{}"])
-def test_studies_name_a_result_that_cannot_be_read(
-    text: str, read: Callable[[Path, Any], object], tmp_path: Path
-) -> None:
-    path = tmp_path / "result.json"
-    path.write_text(text)
-    with pytest.raises(RunError, match=r"result\.json cannot be read .*; delete it, and the same"):
-        read(path, None)

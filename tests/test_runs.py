@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from coordrl.experiments import require_trained
 from coordrl.files import RunError, atomic_file
 from coordrl.runs import RunFolder, open_run
 
@@ -135,12 +134,6 @@ def test_what_a_killed_process_has_left_is_no_part_of_a_checkpoint(folder: RunFo
     write_checkpoint(folder, 3)
     write_checkpoint(folder, 4)
     assert (checkpoints / "1 (copy)").is_dir()
-
-
-def test_a_result_without_weights_is_told(folder: RunFolder) -> None:
-    require_trained(1, folder)
-    with pytest.raises(RunError, match="run has a result but no checkpoint that can be read"):
-        require_trained(0, folder)
 
 
 def test_a_full_disk_leaves_earlier_checkpoints_alone(folder: RunFolder, little_room: None) -> None:

@@ -23,7 +23,7 @@ import pytest
 import stable_baselines3
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
-from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
 )
 from torch.testing import assert_close

@@ -30,6 +30,7 @@ from coordrl.coordinates.training import (
 )
 from coordrl.experiments import (
     RESULT_FILE,
+    ManyRuns,
     may_go_on,
     require_trained,
     run_folder,
@@ -43,25 +44,14 @@ from coordrl.stopping import Interrupted
 TRACE_FILE = "trace.json"
 
 
-@dataclasses.dataclass(frozen=True)
-class Experiments:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiments(ManyRuns):
     """Trains runs into the folders below one, and makes tables and figures of them.
 
     Raises:
         RunError: In all methods, if a folder holds other settings or a file cannot be written.
         SettingsError: In all methods, if a setting does not fit.
     """
-
-    config: Path
-    """Settings of each task and model."""
-    out: Path
-    """Folder of the runs."""
-    device: str = "cpu"
-    """Where the networks live."""
-    overrides: tuple[Override, ...] = ()
-    """Settings that win over the file."""
-    command: str = ""
-    """What the user typed, for the records."""
 
     def train_seeds(
         self,
@@ -79,8 +69,7 @@ class Experiments:
         Writes ``<name>.json`` and the figure of the learning curves, or of the grid, to ``report``;
         for classification also what the first seed has learned, as :meth:`make_table` does.
         """
-        if seeds < 1:
-            raise SettingsError(f"--seeds must be at least 1, got {seeds}")
+        self.require_seeds(seeds)
         points = sweep_points(self.config, task, model) if sweep else [()]
         varied = {item.key: "the sweep varies it" for item in points[0]}
         refuse_overruled(self.overrides, varied)

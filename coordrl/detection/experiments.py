@@ -7,13 +7,13 @@ stopped goes on.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from coordrl.backbone import Coords
-from coordrl.config import Override, SettingsError, refuse_overruled
+from coordrl.config import Override, refuse_overruled
 from coordrl.detection import figures, table
 from coordrl.detection.rpn import AnchorLayout
 from coordrl.detection.sources import DigitSplit
@@ -27,7 +27,7 @@ from coordrl.detection.training import (
     load_detector_settings,
     read_table,
 )
-from coordrl.experiments import RESULT_FILE, run_folder, watched
+from coordrl.experiments import RESULT_FILE, ManyRuns, run_folder, watched
 from coordrl.files import atomic_file, make_folder
 from coordrl.records import machine, provenance, read_json, write_json, write_text
 from coordrl.runs import RunFolder
@@ -38,11 +38,9 @@ _DRAWN = 6  # scenes in a picture
 _CURVES_FILE = "detection-curves.png"
 _CURVES_LINK = f"\n![Test IOU of proposals while learning]({_CURVES_FILE})\n"
 
-TableSize = Literal["quick", "full"]
 
-
-@dataclasses.dataclass(frozen=True)
-class Experiments:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiments(ManyRuns):
     """Trains runs into the folders below one, and makes tables and figures of them.
 
     Raises:
@@ -51,18 +49,8 @@ class Experiments:
         SettingsError: In all methods, if a setting does not fit.
     """
 
-    config: Path
-    """Settings of each stage."""
-    out: Path
-    """Folder of the runs."""
     digits: DigitSplit
     """What the pictures are made of."""
-    device: str = "cpu"
-    """Where the detectors live."""
-    overrides: tuple[Override, ...] = ()
-    """Settings that win over the file."""
-    command: str = ""
-    """What the user typed, for the records."""
 
     def train_seeds(
         self,
@@ -74,15 +62,14 @@ class Experiments:
         report: Path,
     ) -> str:
         """Train with each seed; return the table's row, and write it and its figures."""
-        if seeds < 1:
-            raise SettingsError(f"--seeds must be at least 1, got {seeds}")
+        self.require_seeds(seeds)
         make_folder(report)
         results = [self.train(self._settings(stage, coords, layout, seed)) for seed in range(seeds)]
-        self.write_table(results, report, planned=seeds)
-        self.draw(results, report)
+        self._write_table(results, report, planned=seeds)
+        self._draw(results, report)
         return table.to_markdown(results)
 
-    def make_table(self, size: TableSize, report: Path) -> str:
+    def make_table(self, size: table.TableSize, report: Path) -> str:
         """Train everything that the table needs; write ``detection.md``, ``.json`` and figures.
 
         The arms of one seed are trained one after another, so that a table which is cut short
@@ -105,8 +92,8 @@ class Experiments:
         plan, results = own._plan(size), []
         for settings in plan:
             results.append(own.train(settings))
-            own.write_table(results, report, planned=len(plan))
-        own.draw(results, report)
+            own._write_table(results, report, planned=len(plan))
+        own._draw(results, report)
         return table.to_markdown(results)
 
     def train(self, settings: DetectorSettings) -> RunResult:
@@ -115,7 +102,7 @@ class Experiments:
         Raises:
             Interrupted: If Ctrl-C or SIGTERM came; the run can go on.
         """
-        path = self._path(settings)
+        path = self._folder(settings)
         with run_folder(path, settings) as folder:
             if (path / RESULT_FILE).exists():
                 return _read_result(path / RESULT_FILE, settings)
@@ -156,7 +143,7 @@ class Experiments:
         fixed = [Override(key, value, "the command line") for key, value in chosen.items()]
         return load_detector_settings(self.config, stage, (*more, *self.overrides, *fixed))
 
-    def _plan(self, size: TableSize) -> list[DetectorSettings]:
+    def _plan(self, size: table.TableSize) -> list[DetectorSettings]:
         arms: list[Coords] = ["none", "all"]
         layouts: tuple[AnchorLayout, ...] = get_args(AnchorLayout)
         short = [Override("training.epochs", 2, "the quick table")] if size == "quick" else []
@@ -181,7 +168,7 @@ class Experiments:
         source = f"{self.config}, [rpn.sweep]"
         return [Override(key, value, source) for key, values in sweep.items() for value in values]
 
-    def _path(self, settings: DetectorSettings) -> Path:
+    def _folder(self, settings: DetectorSettings) -> Path:
         swept = f"-lr{settings.training.learning_rate:g}" if self._is_swept(settings) else ""
         kind = f"{settings.stage}-{settings.proposals.anchor_layout}-{settings.coords}{swept}"
         return self.out / f"{kind}-s{settings.seed}"
@@ -190,7 +177,7 @@ class Experiments:
         recipe = load_detector_settings(self.config, settings.stage, self.overrides).training
         return settings.training.learning_rate != recipe.learning_rate
 
-    def write_table(self, results: Sequence[RunResult], report: Path, *, planned: int) -> None:
+    def _write_table(self, results: Sequence[RunResult], report: Path, *, planned: int) -> None:
         """Write ``detection.md`` and ``.json`` of the runs that have ended, of those planned."""
         last = results[-1]
         head = (
@@ -211,7 +198,7 @@ class Experiments:
             {**provenance(self.command), **table.to_json(results)}, report / "detection.json"
         )
 
-    def draw(self, results: Sequence[RunResult], report: Path) -> None:
+    def _draw(self, results: Sequence[RunResult], report: Path) -> None:
         """Write the learning curves, and the picture of each kind of run with seed 0.
 
         Runs with step sizes other than the recipe's are left out.
@@ -224,7 +211,7 @@ class Experiments:
         for result in results:
             settings = result.settings
             if settings.seed == 0 and not self._is_swept(settings):
-                path = self._path(settings)
+                path = self._folder(settings)
                 picture = (path / PICTURE_FILE).read_bytes()
                 with atomic_file(report / f"detection-{path.name}.png") as file:
                     file.write(picture)

@@ -39,8 +39,8 @@ from coordrl.emulator.lockstep import (
     compare_steps,
 )
 from coordrl.emulator.source_checksum import source_checksum
-from coordrl.files import RunError, atomic_file, reason, require_writable
-from coordrl.records import machine
+from coordrl.files import RunError, reason, require_writable
+from coordrl.records import machine, write_json
 
 # All that ale-py's vector environment can be set to, one change at a time and some together.
 GRID: tuple[dict[str, Any], ...] = (
@@ -219,8 +219,7 @@ class Record:
             "CPU seconds": round(sum(result.cpu_seconds for result in in_order)),
             "results": [asdict(result) for result in in_order],
         }
-        with atomic_file(self.path) as file:
-            file.write(json.dumps(content, indent=1).encode() + b"\n")
+        write_json(content, self.path)
 
 
 def contents(path: Path) -> dict[str, Any]:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from coordrl.config import Override, SettingsError, refuse_overruled
+from coordrl.config import SettingsError, refuse_overruled
 from coordrl.experiments import (
     RESULT_FILE,
+    ManyRuns,
     may_go_on,
     require_trained,
     run_folder,
@@ -47,8 +48,8 @@ from coordrl.stopping import Interrupted
 SAMPLES_FOLDER = "samples"
 
 
-@dataclasses.dataclass(frozen=True)
-class Experiments:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiments(ManyRuns):
     """Trains runs into the folders below one, and makes tables and figures of them.
 
     Raises:
@@ -56,17 +57,6 @@ class Experiments:
         SettingsError: In all methods, if a setting does not fit.
         DataError: In all methods, if there are no pictures.
     """
-
-    config: Path
-    """Settings of each scale and recipe."""
-    out: Path
-    """Folder of the runs."""
-    device: str = "cpu"
-    """Where the networks live."""
-    overrides: tuple[Override, ...] = ()
-    """Settings that win over the file."""
-    command: str = ""
-    """What the user typed, for the records."""
 
     def train_seeds(
         self,
@@ -79,8 +69,7 @@ class Experiments:
         report: Path,
     ) -> str:
         """Train each arm with each seed; return the table, and write it and its figures."""
-        if seeds < 1:
-            raise SettingsError(f"--seeds must be at least 1, got {seeds}")
+        self.require_seeds(seeds)
         chosen = [
             load_generative_settings(self.config, scale, model, coords, objective, self.overrides)
             for coords in arms

@@ -10,7 +10,7 @@ from coordrl import memory
 from coordrl.layers.coord_map import Place
 
 # Outputs, in numbers, whose sum over the batch takes longer than calling Python for a faster one.
-LARGE = 2**20
+LARGE_OUTPUT = 2**20
 # oneDNN gathers the channels of an input in blocks of this size; fewer, it reads as they lie.
 _BLOCK = 16
 # Outputs, in bytes for each thread, that are convolved at a time where a batch is in parts.

@@ -20,15 +20,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from coordrl.layers.autograd import LARGE, AddMap, Arguments, ConvolveInParts, samples_at_once
+from coordrl.layers.autograd import (
+    LARGE_OUTPUT,
+    AddMap,
+    Arguments,
+    ConvolveInParts,
+    samples_at_once,
+)
 from coordrl.layers.contexts import (
     autocasts,
-    cast,
+    cast_for_autocast,
     compiles_any_size,
     is_channels_last,
     is_plain,
     no_autocast,
-    split,
 )
 from coordrl.layers.coord_map import (
     MAX_BASIS,
@@ -37,9 +42,9 @@ from coordrl.layers.coord_map import (
     Place,
     Remembered,
     factorize,
-    keep,
     map_dtype,
-    multiply,
+    map_of_basis,
+    remember_at,
 )
 from coordrl.layers.grid import (
     PAPER_SYSTEM,
@@ -120,7 +125,7 @@ class CoordConv(_ConvNd):
             return self._convolve_in_parts(x, weight, coord_map, output_padding, parts)
         y = self._convolve(x, weight, self.bias, self.groups, output_padding)
         # Backward of a convolution does not read its output, so the sum may overwrite it.
-        if learns and batched and (place.channels_last or y.numel() >= LARGE):
+        if learns and batched and (place.channels_last or y.numel() >= LARGE_OUTPUT):
             summed: Tensor = AddMap.apply(y, coord_map)  # type: ignore[no-untyped-call]
             return summed
         return y.add_(coord_map)
@@ -202,10 +207,10 @@ class CoordConv(_ConvNd):
     def _split(self, wide_weight: Tensor) -> tuple[Tensor, Tensor]:
         parts = [self.in_channels // self.groups, self.num_coords]
         if not self.transposed:
-            return split(wide_weight, parts)
+            return _split(wide_weight, parts)
         # Rows of a transposed weight are input channels: those of group 0, then of group 1, ...
         rows = wide_weight.view(self.groups, sum(parts), *wide_weight.shape[1:])
-        weight, coord_weight = split(rows, parts)
+        weight, coord_weight = _split(rows, parts)
         return weight.flatten(0, 1), coord_weight.transpose(0, 1).flatten(1, 2)
 
     def _convolve(
@@ -251,8 +256,8 @@ class CoordConv(_ConvNd):
         )
         bias = self.bias
         if autocasts(x.device):
-            x, weight = cast(x), cast(weight)
-            bias = None if bias is None else cast(bias)
+            x, weight = cast_for_autocast(x), cast_for_autocast(weight)
+            bias = None if bias is None else cast_for_autocast(bias)
         y: Tensor = ConvolveInParts.apply(  # type: ignore[no-untyped-call]
             x, weight, bias, coord_map, arguments, parts
         )
@@ -294,7 +299,7 @@ class CoordConv(_ConvNd):
             maps = [coord_map, *known.maps.values()]  # at once: threads may share a layer
             if sum(kept.nbytes for kept in maps) > MAX_REMEMBERED:
                 known.maps.clear()
-            keep(known.maps, place, coord_map)
+            remember_at(known.maps, place, coord_map)
         return coord_map
 
     def _compute_map(self, coord_weight: Tensor, place: Place) -> Tensor:
@@ -311,8 +316,8 @@ class CoordConv(_ConvNd):
         coord_map = by_channel.flatten(1).to(place.dtype)
         if autocasts(place.device):
             with torch.autocast(place.device.type, enabled=False):
-                return multiply(coord_map, basis, place.channels_last)
-        return multiply(coord_map, basis, place.channels_last)
+                return map_of_basis(coord_map, basis, place.channels_last)
+        return map_of_basis(coord_map, basis, place.channels_last)
 
     def _convolve_grid(
         self, coord_weight: Tensor, place: Place, grid: Tensor | None = None
@@ -358,7 +363,7 @@ class CoordConv(_ConvNd):
             of_one = one_each[:1, :1]
             size = self._convolve(grid[:, :1], of_one, None, 1, place.output_padding).shape[2:]
             if rows * size.numel() > MAX_BASIS:
-                keep(self._bases, place, None)
+                remember_at(self._bases, place, None)
                 return None
             one_each = one_each.repeat(self.num_coords, *[1] * (self.axes + 1))
             maps = self._convolve(grid, one_each, None, self.num_coords, place.output_padding)
@@ -370,5 +375,14 @@ class CoordConv(_ConvNd):
             if torch.cuda.is_current_stream_capturing():
                 return basis  # it holds no values before the graph is replayed
             torch.cuda.current_stream(place.device).synchronize()  # any stream may read it
-        keep(self._bases, place, basis)
+        remember_at(self._bases, place, basis)
         return basis
+
+
+def _split(weight: Tensor, parts: list[int]) -> tuple[Tensor, Tensor]:
+    """Return two parts of dimension 1, for reading."""
+    # Exporters fold slices of a constant, but not splits, and vmap has no rule for this one.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return weight[:, : parts[0]], weight[:, parts[0] :]
+    first, second = torch.unsafe_split_with_sizes(weight, parts, dim=1)
+    return first, second

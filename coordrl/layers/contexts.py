@@ -50,16 +50,7 @@ def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
-def cast(tensor: Tensor) -> Tensor:
+def cast_for_autocast(tensor: Tensor) -> Tensor:
     """Return what autocast makes of an argument of a convolution."""
     kept = tensor.dtype == torch.float64
     return tensor if kept else tensor.to(torch.get_autocast_dtype(tensor.device.type))
-
-
-def split(weight: Tensor, parts: list[int]) -> tuple[Tensor, Tensor]:
-    """Return two parts of dimension 1, for reading."""
-    # Exporters fold slices of a constant, but not splits, and vmap has no rule for this one.
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return weight[:, : parts[0]], weight[:, parts[0] :]
-    first, second = torch.unsafe_split_with_sizes(weight, parts, dim=1)
-    return first, second

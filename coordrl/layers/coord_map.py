@@ -61,7 +61,7 @@ def factorize(maps: Tensor, taps: int) -> list[Tensor]:
     return [shares, directions]
 
 
-def multiply(flat: Tensor, basis: Basis, channels_last: bool) -> Tensor:
+def map_of_basis(flat: Tensor, basis: Basis, channels_last: bool) -> Tensor:
     """Return the map of flattened coordinate weights, ``(out_channels, rows)``."""
     if channels_last:
         coord_map = flat.t()
@@ -85,7 +85,7 @@ def map_dtype(weight: Tensor) -> torch.dtype:
 _Kept = TypeVar("_Kept")
 
 
-def keep(kept: dict[Place, _Kept], place: Place, value: _Kept) -> None:
+def remember_at(kept: dict[Place, _Kept], place: Place, value: _Kept) -> None:
     """Keep a value for a place, and forget those of all others where there are too many."""
     if len(kept) >= _MAX_PLACES:
         kept.clear()

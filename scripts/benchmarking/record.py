@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import importlib.metadata
 import itertools
-import json
 import os
 import platform
 from collections.abc import Iterator
@@ -16,8 +15,7 @@ from rich.table import Table
 
 from benchmarking.games import has_envpool
 from benchmarking.ratios import Ratio, Row
-from coordrl.files import atomic_file
-from coordrl.records import processor
+from coordrl.records import processor, write_json
 
 # Of /proc/cpuinfo: what decides whether bfloat16 pays, which the processor's name may not tell.
 _MATRIX_FLAGS = {"amx_tile", "amx_bf16", "avx512_bf16"}
@@ -56,8 +54,7 @@ def write_record(path: Path, rows: list[Row], summary: Row, command: str) -> Non
         "rows": rows,
         "summary": summary,
     }
-    with atomic_file(path) as file:
-        file.write(json.dumps(record, indent=1, default=dataclasses.asdict).encode())
+    write_json(record, path, default=dataclasses.asdict)
 
 
 # Columns of numbers that were chosen and not measured.

@@ -1,0 +1,109 @@
+"""What experiments share: folders that are found again, the watch, more time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import coordrl.coordinates.experiments
+import coordrl.detection.experiments
+import coordrl.generative.experiments
+from coordrl.config import SettingsError
+from coordrl.experiments import (
+    ManyRuns,
+    may_go_on,
+    require_trained,
+    run_folder,
+    watched,
+    with_time_of,
+)
+from coordrl.files import RunError
+
+
+@dataclass(frozen=True)
+class Training:
+    max_seconds: float | None = None
+    batch_size: int = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    seed: int = 0
+    training: Training = field(default_factory=Training)
+
+
+def test_a_folder_is_found_again_with_more_or_less_time_but_no_other_settings(
+    tmp_path: Path,
+) -> None:
+    for seconds in (None, 10.0, 0.5):
+        with run_folder(tmp_path, Settings(training=Training(seconds))) as folder:
+            assert folder.path == tmp_path
+    with (
+        pytest.raises(RunError, match=r"training\.batch_size is 4 there and 8 here"),
+        run_folder(tmp_path, Settings(training=Training(batch_size=8))),
+    ):
+        pass
+
+
+def test_a_watch_forgets_what_tensorboard_has_of_steps_that_are_done_again(tmp_path: Path) -> None:
+    with run_folder(tmp_path, Settings()) as folder:
+        with watched(folder, 5, "steps", done=0) as watch:
+            assert not watch.stop.requested
+            for step in (1, 2, 3):
+                watch.tensorboard.add_scalar("loss", 1.0, step)
+        with watched(folder, 5, "steps", done=1) as watch:
+            watch.tensorboard.add_scalar("loss", 2.0, 2)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("ended", "limit", "goes_on"),
+    [("time", None, True), ("time", 31.0, True), ("time", 30.0, False), ("epochs", None, False)],
+)
+def test_only_a_run_that_was_cut_short_goes_on_with_more_time(
+    ended: str, limit: float | None, goes_on: bool
+) -> None:
+    assert may_go_on(ended, 30.0, limit) is goes_on
+
+
+def test_a_result_keeps_the_time_that_its_run_was_given() -> None:
+    now = Settings(seed=3, training=Training(2.0, batch_size=7))
+    record = {"seed": 3, "training": {"max_seconds": 9.0, "batch_size": 7}}
+    assert with_time_of(now, record) == replace(now, training=Training(9.0, batch_size=7))
+
+
+def test_a_result_without_weights_is_told(tmp_path: Path) -> None:
+    with run_folder(tmp_path, Settings()) as folder:
+        require_trained(1, folder)
+        with pytest.raises(RunError, match="has a result but no checkpoint that can be read"):
+            require_trained(0, folder)
+
+
+def test_there_is_a_seed_to_train_with(tmp_path: Path) -> None:
+    experiment = ManyRuns(config=tmp_path, out=tmp_path)
+    experiment.require_seeds(1)
+    with pytest.raises(SettingsError, match="--seeds must be at least 1, got 0"):
+        experiment.require_seeds(0)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        coordrl.coordinates.experiments._read_result,
+        coordrl.detection.experiments._read_result,
+        coordrl.generative.experiments._read_result,
+    ],
+    ids=["coordinates", "detection", "generative"],
+)
+@pytest.mark.parametrize("text", ['{"curve": [', "{}"])
+def test_studies_name_a_result_that_cannot_be_read(
+    text: str, read: Callable[[Path, Any], object], tmp_path: Path
+) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(text)
+    with pytest.raises(RunError, match=r"result\.json cannot be read .*; delete it, and the same"):
+        read(path, None)
