@@ -30,7 +30,7 @@ from coordrl.emulator.nvrtc import CudaError, require_gpu
 from coordrl.emulator.verification import (
     Options,
     Record,
-    played,
+    compare_games,
     refuse_contradictions,
     refuse_nothing,
     refuse_stale,
@@ -67,7 +67,7 @@ def compare(options: Options, command: str) -> int:
         with StopRequest() as stop, Progress("comparing", len(names), "games") as progress:
             progress.go_on_from(len(done))
             with stop.interrupting():
-                for count, result in enumerate(played(jobs), start=len(done) + 1):
+                for count, result in enumerate(compare_games(jobs), start=len(done) + 1):
                     record.add(result)
                     progress.update(count, result.game)
                     if result.difference:

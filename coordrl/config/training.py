@@ -11,7 +11,11 @@ from coordrl.config.values import Schedule, require_at_least, take_types
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """The optimizer of the policy; its learning rate belongs to the algorithm."""
+    """The optimizer of the policy; its learning rate belongs to the algorithm.
+
+    Raises:
+        ValueError: If a value cannot be of its field's type, or ``eps`` is not positive.
+    """
 
     name: Literal["Adam", "RMSprop", "RMSpropTFLike"] = "Adam"
     """Class: PyTorch's (Adam runs fused), or SB3's copy of TensorFlow's RMSprop."""
@@ -26,7 +30,11 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class AccelerationSettings:
-    """How algorithms compute whose rollouts stay on the device (``run.on_device``)."""
+    """How algorithms compute whose rollouts stay on the device (``run.on_device``).
+
+    Raises:
+        ValueError: If a value is no boolean.
+    """
 
     bfloat16: bool = False
     """Compute features in bfloat16 (autocast); weights, heads, losses and optimizer in float32."""
@@ -46,7 +54,7 @@ class RunSettings:
     """One training run: what is trained, for how long, and what is looked at on the way.
 
     Raises:
-        ValueError: If a number is outside its range.
+        ValueError: If a value cannot be of its field's type, or a number is outside its range.
     """
 
     game: str = "Pong"
@@ -91,6 +99,10 @@ class RunSettings:
 @dataclass(frozen=True)
 class TrainingSettings:
     """Everything that decides a training run; two runs with equal settings are the same run.
+
+    Raises:
+        ValueError: If settings contradict each other, or a keyword of the algorithm is out of its
+            range.
 
     Example:
         >>> TrainingSettings(run=RunSettings(game="Breakout"), algorithm={"gamma": 1.5})

@@ -55,6 +55,9 @@ class Schedule:
     The fields are the arguments of Stable-Baselines3's ``LinearSchedule``: from ``start`` at the
     first step to ``end`` when ``end_fraction`` of the run is over, and ``end`` from there on.
 
+    Raises:
+        ValueError: If a value is no finite number, or ``end_fraction`` is not in (0, 1].
+
     Example:
         >>> from stable_baselines3.common.utils import LinearSchedule
         >>> early = Schedule(start=1.0, end=0.0, end_fraction=0.5)

@@ -173,7 +173,7 @@ class Record:
         if record.path is None:
             return record
         require_writable(record.path)
-        earlier = contents(record.path).get(record.kind)
+        earlier = read_records(record.path).get(record.kind)
         if earlier is None:
             return record
         if earlier["conditions"] == record.conditions:
@@ -204,7 +204,7 @@ class Record:
         if self.path is None:
             return
         in_order = [self.results[game] for game in sorted(self.results)]
-        content = contents(self.path)
+        content = read_records(self.path)
         content[self.kind] = {
             "commands": self.commands,
             "date": datetime.date.today().isoformat(),
@@ -222,8 +222,12 @@ class Record:
         write_json(content, self.path)
 
 
-def contents(path: Path) -> dict[str, Any]:
-    """Return what a file of records has, by kinds of comparison; nothing if there is no file."""
+def read_records(path: Path) -> dict[str, Any]:
+    """Return what a file of records has, by kinds of comparison; nothing if there is no file.
+
+    Raises:
+        RunError: If it is no such file.
+    """
     try:
         found = json.loads(path.read_bytes()) if path.exists() else {}
         if not all({"conditions", "commands", "games"} <= kind.keys() for kind in found.values()):
@@ -271,18 +275,18 @@ def refuse_stale() -> None:
         )
 
 
-def played(jobs: Sequence[tuple[str, Options]]) -> Iterator[Result]:
+def compare_games(jobs: Sequence[tuple[str, Options]]) -> Iterator[Result]:
     """Yield the games' results as they come, from as many processes as the options say."""
     workers = min(jobs[0][1].processes, len(jobs)) if jobs else 0
     if workers <= 1:
-        yield from map(verify, jobs)
+        yield from map(compare_game, jobs)
         return
     spawn, deaf_to_ctrl_c = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
     with spawn.Pool(workers, initializer=signal.signal, initargs=deaf_to_ctrl_c) as pool:
-        yield from pool.imap_unordered(verify, jobs)
+        yield from pool.imap_unordered(compare_game, jobs)
 
 
-def verify(job: tuple[str, Options]) -> Result:
+def compare_game(job: tuple[str, Options]) -> Result:
     """Compare one game until the first difference."""
     name, options = job
     start, tally = time.process_time(), Tally()
