@@ -168,6 +168,11 @@ def _largest_difference(model: nn.Module, run: Any, inputs: Tensor, dynamic: Dyn
                 f"the model itself takes no input of {tuple(x.shape)}, which dynamic={dynamic!r}"
                 f" asks for: {_cause(error)}"
             ) from error
+        if not isinstance(expected, Tensor) or expected.numel() == 0:
+            what = "nothing" if isinstance(expected, Tensor) else f"a {type(expected).__name__}"
+            raise ExportError(
+                f"the model must return one tensor, got {what}; wrap it in a module that does"
+            )
         actual = run(x)
         if actual.shape != expected.shape:
             raise ExportError(

@@ -76,7 +76,8 @@ class CoordConvCombinedExtractor(BaseFeaturesExtractor):
 
     All else is flattened, and everything is put side by side in the order of the space, as in
     Stable-Baselines3's ``CombinedExtractor``. With ``coords="none"``, the default specs and
-    ``features_dim=256`` it is that extractor: same parameters and outputs for the same seed.
+    ``features_dim=256`` it is that extractor, for images of bytes: same parameters and outputs for
+    the same seed. Floating-point boxes ``(C, H, W)`` are images here, and flattened there.
 
     Args:
         observation_space: Images as :class:`CoordConvExtractor` takes them, and spaces of any
@@ -113,11 +114,15 @@ class CoordConvCombinedExtractor(BaseFeaturesExtractor):
         self._features_dim = 0
         for key, space in observation_space.spaces.items():
             if _is_image(space):
-                extractors[key] = CoordConvExtractor(space, features_dim, specs, coords, with_r)
+                try:
+                    image = CoordConvExtractor(space, features_dim, specs, coords, with_r)
+                except ValueError as error:
+                    raise ValueError(f"{key}: {error}") from error
+                extractors[key] = image
                 self._features_dim += features_dim
             else:
                 extractors[key] = nn.Flatten()
-                self._features_dim += get_flattened_obs_dim(space)
+                self._features_dim += int(get_flattened_obs_dim(space))
         self.extractors = nn.ModuleDict(extractors)
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:

@@ -45,15 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not any(path for path, _ in targets):
             raise ExportError("nothing to write; give --onnx FILE or --program FILE")
-        for path, _ in targets:
-            if path is not None:
-                require_writable(path)
+        files = [path for path, _ in targets if path is not None]
+        for path in files:
+            require_writable(path)
+        refuse_overwriting(files, arguments.agent)
         agent = load_agent(arguments.agent, trust_pickle=arguments.trust_pickle)
         scores, example = ActionScores(agent), random_observations(agent)
-        for path, export in targets:
-            if path is not None:
-                difference = export(scores, example, path, dynamic=arguments.dynamic)
-                print(f"{path}: agrees with the agent to {difference:.1e} of its largest score")
+        for target, export in targets:
+            if target is not None:
+                difference = export(scores, example, target, dynamic=arguments.dynamic)
+                print(f"{target}: agrees with the agent to {difference:.1e} of its largest score")
     except KeyboardInterrupt:
         print("stopped; no file was written in part", file=sys.stderr)
         return 130
@@ -61,6 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def refuse_overwriting(files: Sequence[Path], agent: Path) -> None:
+    """Raise an ExportError if one file would replace another, or the agent's own."""
+    resolved = [path.resolve() for path in files]
+    if len(set(resolved)) < len(resolved):
+        raise ExportError(f"--onnx and --program would both be {files[0]}; name two files")
+    for path in resolved:
+        if agent.resolve() in (path, path.parent):
+            raise ExportError(f"{path} is part of the agent; name a file elsewhere")
 
 
 if __name__ == "__main__":

@@ -564,6 +564,9 @@ class TestLoading:
     def test_a_device_that_is_none_is_named(self, saved: Path) -> None:
         with pytest.raises(ValueError, match="device must be 'auto', 'cpu' or 'cuda', got 'tpu'"):
             load_agent(saved, device="tpu")
+        if not torch.cuda.is_available():
+            with pytest.raises(ValueError, match="device='cuda', but torch finds no GPU; choose"):
+                load_agent(saved, device="cuda")
 
     def test_an_agent_is_named_in_one_line(self, saved: Path) -> None:
         agent = load_agent(saved)

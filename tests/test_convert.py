@@ -498,7 +498,9 @@ def test_report_looks_at_the_output_that_it_is_told_of() -> None:
     found = coordinate_report(Named(model), x, output_of=lambda y: y["logits"])
     assert found.change_without == expected.change_without > 0
     assert found.shift_error == expected.shift_error
-    with pytest.raises(TypeError, match="must be one tensor, got dict; say which by output_of"):
+    with pytest.raises(
+        TypeError, match="must be one tensor of real numbers, got dict; say which by"
+    ):
         coordinate_report(Named(model), x)
 
 
@@ -583,3 +585,37 @@ def test_a_bias_that_the_layer_does_not_have_is_named() -> None:
     layer = CoordConv2d(3, 4, 2, bias=False)
     with pytest.raises(ValueError, match=r"the layer has no bias of shape \(4,\)"):
         load_port(layer, "walsvid/CoordConv", torch.zeros(4, 5, 2, 2), torch.zeros(4))
+
+
+class Drawing(nn.Module):
+    """A model whose output is drawn, as a policy's actions are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = CoordConv2d(3, 4, 3)
+        with torch.no_grad():
+            self.layer.weight[:, 3:] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x) + torch.rand(len(x), 1, 1, 1)
+        return y
+
+
+def test_report_does_not_take_a_models_draws_for_coordinates() -> None:
+    model, x = Drawing(), torch.rand(2, 3, 7, 9)
+    before = torch.get_rng_state()
+    report = coordinate_report(model, x)
+    assert report.change_without == 0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_report_refuses_inputs_that_say_nothing() -> None:
+    model, x = nn.Sequential(CoordConv2d(3, 4, 3)), torch.rand(2, 3, 7, 9)
+    with pytest.raises(ValueError, match=r"inputs must not be empty, got \(0, 3, 7, 9\)"):
+        coordinate_report(model, x[:0])
+    with pytest.raises(TypeError, match="inputs must be one tensor, a batch, got tuple"):
+        coordinate_report(model, (x, x))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"shifts must be 1 or more, got \(1.5,\)"):
+        coordinate_report(model, x, shifts=(1.5,))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"one tensor of real numbers, got torch\.complex64"):
+        coordinate_report(model, x, output_of=lambda y: y.to(torch.complex64))

@@ -16,6 +16,7 @@ import gymnasium
 import numpy as np
 import pytest
 from ale_py.vector_env import AtariVectorEnv as AleVectorEnv
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
@@ -914,7 +915,7 @@ def test_an_unknown_protocol_is_named() -> None:
             "AutoresetMode or one of NextStep, SameStep, .*, got 'same'",
         ),
         ({"render_mode": "human"}, ValueError, "must be 'rgb_array' or None, got 'human'"),
-        ({"settings": {"stack_size": 4}}, TypeError, "settings must be AtariSettings, got {"),
+        ({"settings": 3}, TypeError, "settings must be AtariSettings, got 3"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any], error: Any, message: str) -> None:
@@ -1094,3 +1095,36 @@ def test_the_first_call_is_a_whole_reset_and_none_follows_close() -> None:
     for call in (*calls, lambda: envs.save(), lambda: envs.restore(state)):
         with pytest.raises(gymnasium.error.ClosedEnvironmentError, match="the games are closed"):
             call()
+
+
+def test_settings_may_come_as_their_fields_by_name() -> None:
+    made = gymnasium.make("coordrl/Pong-v0", settings=AtariSettings(stack_size=2))
+    assert made.spec is not None
+    again = gymnasium.make(EnvSpec.from_json(made.spec.to_json()))
+    assert again.observation_space == made.observation_space
+    again.close()
+    made.close()
+
+
+def test_observations_of_one_game_are_the_callers() -> None:
+    one, other = (AtariEnv("Pong") for _ in range(2))
+    for _ in range(2):
+        obs, expected = one.reset(seed=0)[0], other.reset(seed=0)[0]
+        for action in (0, 2, 3, 0):
+            assert_array_equal(obs, expected)
+            obs[:] = 7
+            obs, expected = one.step(action)[0], other.step(action)[0]
+    one.close()
+    other.close()
+
+
+def test_what_one_game_does_not_take_is_named() -> None:
+    env = AtariEnv("Pong")
+    with pytest.raises(ValueError, match="seed must not be negative, got -1"):
+        env.reset(seed=-1)
+    with pytest.raises(ValueError, match=r"has no options, got \['3', 'a'\]"):
+        env.reset(seed=3, options={"a": 1, 3: 4})  # type: ignore[dict-item]
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"an action is one whole number, got one of shape \(1,\)"):
+        env.step(np.array([2]))  # type: ignore[arg-type]
+    env.close()

@@ -21,7 +21,13 @@ from coordrl.config import AtariSettings
 from coordrl.export import ExportError, export_onnx, export_program
 from coordrl.extractors import policy_kwargs
 from coordrl.files import RunError
-from coordrl.layers import CoordConv1d, CoordConv2d, CoordConv3d, CoordConvTranspose2d
+from coordrl.layers import (
+    CoordConv1d,
+    CoordConv2d,
+    CoordConv3d,
+    CoordConvTranspose2d,
+    CoordinateSystem,
+)
 from coordrl.sb3_envs import make_sb3_env
 
 # Each export to ONNX takes seconds.
@@ -360,3 +366,30 @@ def test_the_script_says_what_is_missing(
     assert "nothing to write; give --onnx FILE or --program FILE" in capsys.readouterr().err
     assert export.main([str(tmp_path / "nobody"), "--onnx", "x.onnx"]) == 2
     assert "there is no agent at" in capsys.readouterr().err
+
+
+def test_angles_are_exported_at_odd_sizes(tmp_path: Path) -> None:
+    layer = CoordConv2d(3, 4, 3, system=CoordinateSystem(with_angle=True))
+    difference = export_onnx(layer, torch.randn(2, 3, 9, 9), tmp_path / "x.onnx", dynamic="all")
+    assert difference < 1e-5
+
+
+def test_one_file_does_not_replace_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved("PPO", tmp_path / "agent.zip")
+    zipped, both = str(tmp_path / "agent.zip"), str(tmp_path / "both")
+    assert export.main([zipped, "--onnx", both, "--program", both, "--trust-pickle"]) == 2
+    assert "--onnx and --program would both be" in capsys.readouterr().err
+    assert export.main([zipped, "--program", zipped, "--trust-pickle"]) == 2
+    assert "agent.zip is part of the agent; name a file elsewhere" in capsys.readouterr().err
+
+
+class Several(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x
+
+
+def test_a_model_that_returns_more_than_a_tensor_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="must return one tensor, got a tuple; wrap it"):
+        export_program(Several(), torch.randn(2, 3), tmp_path / "x.pt2", dynamic="none")

@@ -271,3 +271,9 @@ def test_observations_of_several_kinds_train_save_and_load(algorithm: str) -> No
     assert isinstance(loaded.policy.features_extractor_class, type)
     for name, weight in model.policy.state_dict().items():
         assert torch.equal(loaded.policy.state_dict()[name], weight), name
+
+
+def test_an_image_that_does_not_fit_is_named() -> None:
+    space = gym.spaces.Dict(front=STACK, grid=gym.spaces.Box(-1, 1, (2, 3, 4)))
+    with pytest.raises(ValueError, match="grid: an input of 3x4 pixels is too small"):
+        CoordConvCombinedExtractor(space)

@@ -1315,3 +1315,37 @@ def test_a_system_of_other_axes_is_refused_when_the_layer_is_made() -> None:
         CoordBias(3, system="paper")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"extent must be one number or 2"):
         CoordBias(3, system=three)
+
+
+def test_the_angle_to_the_left_is_one_on_every_runtime() -> None:
+    system = CoordinateSystem(with_angle=True)
+    angle = coordinate_grid(3, 5, system=system)[0, 2]
+    assert_close(angle[1], torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0]))
+    backwards = CoordinateSystem(with_angle=True, extent=(2.0, -2.0), origin=(-1.0, 1.0))
+    assert coordinate_grid(3, 3, system=backwards)[0, 2, 1, 0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"origin": "a"}, "origin must be one number, or one for each axis, got 'a'"),
+        ({"extent": None}, "extent must be one number, or one for each axis, got None"),
+        ({"keep_aspect": "no"}, "keep_aspect must be True or False, got 'no'"),
+        ({"with_angle": 2}, "with_angle must be True or False, got 2"),
+    ],
+)
+def test_a_value_of_another_kind_is_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CoordinateSystem(**arguments)
+
+
+def test_a_system_of_lists_is_that_of_tuples() -> None:
+    lists = CoordinateSystem(origin=[0.0, 1.0], extent=[2.0, 3.0])  # type: ignore[arg-type]
+    tuples = CoordinateSystem(origin=(0.0, 1.0), extent=(2.0, 3.0))
+    assert lists == tuples
+    assert hash(lists) == hash(tuples)
+
+
+def test_with_r_is_true_or_false() -> None:
+    with pytest.raises(TypeError, match="CoordConv2d expects with_r to be True or False, got 2"):
+        CoordConv2d(3, 4, 3, with_r=2)  # type: ignore[arg-type]

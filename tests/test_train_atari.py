@@ -105,6 +105,30 @@ def test_threads_are_those_of_network_and_games(
     assert taken == [2, 2, 0]
 
 
+def test_a_flag_that_names_the_default_changes_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    command = [
+        *SMALL,
+        *SHORT_ROLLOUTS,
+        "--device",
+        "cpu",
+        "--steps",
+        "16",
+        "--run-dir",
+        str(folder),
+    ]
+    assert train_atari.main(command) == 0
+    assert 'coords = "all"' in (folder / "settings.toml").read_text()
+    old = (folder / "settings.toml").read_text().replace('coords = "all"\nwith_r = false\n', "")
+    (folder / "settings.toml").write_text(old)  # as runs were kept before
+
+    assert train_atari.main([*command, "--resume", "--coords", "all"]) == 0
+    assert train_atari.main([*command, "--resume", "--coords", "none"]) == 2
+    assert "extractor.coords is 'all' there and 'none' here" in capsys.readouterr().err
+
+
 def test_a_rom_of_ones_own_has_to_be_the_right_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -204,10 +204,7 @@ def load_agent(
         Agent(Pong, PPO, coords='all', seed=0, 2,000,896 agent steps)
     """
     path = Path(path)
-    try:
-        device = get_device(device)
-    except RuntimeError:  # of torch, for a text that is no device
-        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}") from None
+    device = _known_device(device)
     if path.is_dir():
         return _load_folder(path, device)
     if not path.is_file():
@@ -226,6 +223,15 @@ def load_agent(
     except Exception as error:  # whatever the pickle raises
         raise AgentError(f"{algorithm}.load cannot open {path}: {_first_line(error)}") from error
     return Agent.of(model)
+
+
+def _known_device(device: torch.device | str) -> torch.device:
+    kind = str(device).split(":")[0]
+    if kind not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {str(device)!r}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={str(device)!r}, but torch finds no GPU; choose 'cpu'")
+    return get_device(device)
 
 
 def zip_algorithm(path: Path) -> Algorithm:

@@ -38,14 +38,9 @@ class ActionScores(nn.Module):
 
     def __init__(self, agent: Agent) -> None:
         super().__init__()
+        _require_bytes(agent)
         policy = agent.policy
-        obs_space, action_space = policy.observation_space, policy.action_space
-        is_bytes = isinstance(obs_space, spaces.Box) and obs_space.dtype == np.uint8
-        if not is_bytes or not isinstance(action_space, spaces.Discrete):
-            raise AgentError(
-                "only agents that choose one of their actions by bytes have such a network, this"
-                f" one observes {obs_space} and acts in {action_space}"
-            )
+        obs_space = policy.observation_space
         # As in preprocess_obs of Stable-Baselines3: RAM is no picture.
         self.scale = 255.0 if policy.normalize_images and is_image_space(obs_space) else 1.0
         if isinstance(policy, ActorCriticPolicy):
@@ -81,8 +76,26 @@ class ActionScores(nn.Module):
             )
 
 
+def _require_bytes(agent: Agent) -> None:
+    obs_space, action_space = agent.policy.observation_space, agent.policy.action_space
+    is_bytes = isinstance(obs_space, spaces.Box) and obs_space.dtype == np.uint8
+    if not is_bytes or not isinstance(action_space, spaces.Discrete):
+        raise AgentError(
+            "only agents that choose one of their actions by bytes have such a network, this one"
+            f" observes {obs_space} and acts in {action_space}"
+        )
+
+
 def random_observations(agent: Agent, count: int = 4) -> Tensor:
-    """Return random bytes that an agent could observe, ``(count, *shape)``, the same every time."""
+    """Return random bytes that an agent could observe, ``(count, *shape)``, the same every time.
+
+    Raises:
+        AgentError: As :class:`ActionScores`.
+        ValueError: If ``count`` is negative.
+    """
+    _require_bytes(agent)
+    if count < 0:
+        raise ValueError(f"count must be at least 0, got {count}")
     shape = agent.policy.observation_space.shape
     assert shape is not None  # a box has one
     random = torch.Generator().manual_seed(0)

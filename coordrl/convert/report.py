@@ -98,10 +98,11 @@ def coordinate_report(
         seed: Deals the shuffled coordinates.
 
     Raises:
-        TypeError: If what is to be looked at is not one tensor.
+        TypeError: If inputs, or what is to be looked at, are not one tensor of real numbers.
         ValueError: If the model has no CoordConv layer, or calls none (as when
             :func:`~coordrl.backbone.pointwise` reads its weights, or when it was compiled before),
-            a shift is below 1, or the inputs or the model's output for them are not finite.
+            a shift is below 1, or the inputs or the model's output for them are not finite, or
+            the inputs empty.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 2, 1))
@@ -113,8 +114,12 @@ def coordinate_report(
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, CoordConv)}
     if not layers:
         raise ValueError("the model has no CoordConv layer; to_coordconv puts them in")
-    if any(shift < 1 for shift in shifts):
+    if any(not isinstance(shift, int) or shift < 1 for shift in shifts):
         raise ValueError(f"shifts must be 1 or more, got {tuple(shifts)}")
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"inputs must be one tensor, a batch, got {type(inputs).__name__}")
+    if inputs.numel() == 0:
+        raise ValueError(f"inputs must not be empty, got {tuple(inputs.shape)}")
     if not inputs.isfinite().all():
         raise ValueError("inputs must be finite, got infinity or NaN in them")
     generator = torch.Generator().manual_seed(seed)
@@ -124,11 +129,15 @@ def coordinate_report(
         return grid.flatten(2)[:, :, order].view_as(grid)
 
     def run(inputs: Tensor) -> Tensor:
-        returned = model(inputs)
+        # What a model draws is no effect of coordinates: the same in each call.
+        with torch.random.fork_rng([inputs.device] if inputs.is_cuda else []):
+            torch.manual_seed(seed)
+            returned = model(inputs)
         output = returned if output_of is None else output_of(returned)
-        if not isinstance(output, Tensor):
+        if not isinstance(output, Tensor) or output.is_complex():
+            kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
             raise TypeError(
-                f"the model's output must be one tensor, got {type(output).__name__}; say which by"
+                f"the model's output must be one tensor of real numbers, got {kind}; say which by"
                 " output_of"
             )
         return output

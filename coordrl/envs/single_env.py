@@ -1,6 +1,7 @@
 """One game of Atari as a :class:`gymnasium.Env`."""
 
 import os
+from collections.abc import Mapping
 from typing import Any, Literal, SupportsFloat
 
 import gymnasium
@@ -21,6 +22,12 @@ class AtariEnv(gymnasium.Env[Any, Any]):
     life that ended the episode alone (``life_loss="terminate"``) with the game, after one step
     of NOOP, as ``EpisodicLifeEnv`` of Stable-Baselines3 does. Anywhere else ``reset``, and with a
     seed everywhere, begins a new game.
+
+    Observations are copies: an environment's are the caller's. They are stacked, pooled and gray
+    already, so SB3's ``make_vec_env`` is enough, without the wrappers of ``make_atari_env``. What
+    ``Monitor`` or ``evaluate_policy`` see here are single lives and clipped rewards; to evaluate,
+    give ``settings_for("classic", training=False)``. ``info["game"]`` is of whole games in any
+    case.
 
     Many games are played much faster by one :class:`AtariVectorEnv` than by many of these.
 
@@ -52,7 +59,7 @@ class AtariEnv(gymnasium.Env[Any, Any]):
     def __init__(
         self,
         game: str,
-        settings: AtariSettings | None = None,
+        settings: AtariSettings | Mapping[str, Any] | None = None,
         *,
         emulator: Literal["coordrl", "ale"] | None = None,
         render_mode: Literal["rgb_array"] | None = None,
@@ -96,16 +103,19 @@ class AtariEnv(gymnasium.Env[Any, Any]):
         Raises:
             ValueError: If the seed is negative, or there are options.
         """
-        super().reset(seed=seed)
         if options:
-            raise ValueError(f"reset of one game has no options, got {sorted(options)}")
+            named = sorted(map(str, options))
+            raise ValueError(f"reset of one game has no options, got {named}")
+        if seed is not None and seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
+        super().reset(seed=seed)
         if not self._has_ended or seed is not None:
             obs, info = self.envs.reset(seed=seed)
             self._has_ended = False
         while self._has_ended:  # NOOP behind a lost life may be the game's last step
             obs, _, terminated, truncated, info = self.envs.step([0])
             self._has_ended = bool(terminated[0] or truncated[0])
-        return obs[0], info_of(info, 0)
+        return obs[0].copy(), info_of(info, 0)
 
     def step(
         self, action: np.integer[Any] | int
@@ -118,10 +128,12 @@ class AtariEnv(gymnasium.Env[Any, Any]):
         """
         if self._has_ended:
             raise gymnasium.error.ResetNeeded("the episode has ended; reset before the next step")
+        if np.shape(action) != ():
+            raise ValueError(f"an action is one whole number, got one of shape {np.shape(action)}")
         obs, rewards, terminated, truncated, info = self.envs.step(np.array([action]))
         self._has_ended = bool(terminated[0] or truncated[0])
         reward = float(rewards[0])
-        return obs[0], reward, bool(terminated[0]), bool(truncated[0]), info_of(info, 0)
+        return obs[0].copy(), reward, bool(terminated[0]), bool(truncated[0]), info_of(info, 0)
 
     def render(self) -> NDArray[np.uint8]:
         """Return the screen, ``(height, 160, 3)``, as :meth:`AtariVectorEnv.render` does."""
@@ -134,10 +146,12 @@ class AtariEnv(gymnasium.Env[Any, Any]):
     def restore(self, state: bytes) -> NDArray[np.uint8]:
         """Go on from where :meth:`save` was called; return the observation that was latest then.
 
+        A wrapper that wants a reset first, as that of ``gymnasium.make`` does, still wants it.
+
         Raises:
             ValueError: As ``AtariVectorEnv.restore``.
         """
-        obs: NDArray[np.uint8] = self.envs.restore(state)[0]
+        obs: NDArray[np.uint8] = self.envs.restore(state)[0].copy()
         self._has_ended = bool(self.envs.is_over[0])
         return obs
 

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
 import gymnasium
@@ -84,7 +84,7 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         game: Name of the game, in any spelling that :func:`canonical_game` reads; on a GPU also a
             list of names.
         num_envs: Number of games, at least 1.
-        settings: How they are played and seen.
+        settings: How they are played and seen: AtariSettings, or their fields by name.
         emulator: What plays them: our own emulator or ale-py. By default our own, or ale-py with
             a warning where the package was installed without a compiler.
         num_threads: Threads that share the games; 0 takes one per core.
@@ -118,7 +118,7 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         self,
         game: str | list[str] | tuple[str, ...],
         num_envs: int,
-        settings: AtariSettings | None = None,
+        settings: AtariSettings | Mapping[str, Any] | None = None,
         *,
         emulator: Literal["coordrl", "ale"] | None = None,
         num_threads: int = 0,
@@ -131,9 +131,7 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         self.games = tuple(canonical_game(name) for name in names)
         self.game = "+".join(self.games)
         self.num_envs = num_envs = in_range("num_envs", num_envs, 1, None)
-        self.settings = AtariSettings() if settings is None else settings
-        if not isinstance(self.settings, AtariSettings):
-            raise TypeError(f"settings must be AtariSettings, got {settings!r}")
+        self.settings = _as_settings(settings)
         try:
             autoreset_mode = AutoresetMode(autoreset_mode)
         except ValueError:
@@ -484,6 +482,16 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
                 info["final_obs"][i] = (step.final_obs if ended[i] else step.obs)[i].copy()
             info["final_info"] = last_info
             info["_final_obs"], info["_final_info"] = episode_ended, episode_ended.copy()
+
+
+def _as_settings(settings: AtariSettings | Mapping[str, Any] | None) -> AtariSettings:
+    if settings is None:
+        return AtariSettings()
+    if isinstance(settings, Mapping):  # as gymnasium's specs come back from JSON
+        return AtariSettings(**settings)
+    if not isinstance(settings, AtariSettings):
+        raise TypeError(f"settings must be AtariSettings, got {settings!r}")
+    return settings
 
 
 def info_of(info: dict[str, Any], i: int) -> dict[str, Any]:

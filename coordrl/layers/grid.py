@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -16,8 +17,11 @@ _NOT_ZERO = {"origin": "", "r_center": "", "extent": " and not 0"}
 
 
 def _check_finite(name: str, value: float | Sequence[float]) -> None:
-    values = value if isinstance(value, Sequence) else [value]
-    if not all(math.isfinite(number) for number in values) or (name == "extent" and 0 in values):
+    values: Sequence[object] = value if isinstance(value, Sequence) else [value]
+    numbers = [number for number in values if isinstance(number, Real)]
+    if len(numbers) < len(values):
+        raise ValueError(f"{name} must be one number, or one for each axis, got {value!r}")
+    if not all(map(math.isfinite, numbers)) or (name == "extent" and 0 in values):
         raise ValueError(f"{name} must be finite{_NOT_ZERO[name]}, got {value}")
 
 
@@ -67,6 +71,14 @@ class CoordinateSystem:
             raise ValueError(
                 f"frequencies must be a whole number, 0 or more, got {self.frequencies!r}"
             )
+        for switch in ("keep_aspect", "with_angle"):
+            if not isinstance(getattr(self, switch), bool):
+                got = getattr(self, switch)
+                raise ValueError(f"{switch} must be True or False, got {got!r}")
+        for name in ("origin", "extent"):  # as what can be compared and hashed
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
         if isinstance(self.r_center, Sequence):
             raise ValueError(f"r_center must be one number, got {self.r_center}")
         _check_finite("r_center", self.r_center)
@@ -95,11 +107,13 @@ def channels_of(layer: str, system: CoordinateSystem, axes: int, *, with_r: bool
     """Return how many coordinate channels a layer has.
 
     Raises:
-        TypeError: If ``system`` is no CoordinateSystem.
+        TypeError: If ``system`` is no CoordinateSystem, or ``with_r`` no boolean.
         ValueError: If it is not one of so many axes.
     """
     if not isinstance(system, CoordinateSystem):
         raise TypeError(f"{layer} expects system to be a CoordinateSystem, got {system!r}")
+    if not isinstance(with_r, bool):
+        raise TypeError(f"{layer} expects with_r to be True or False, got {with_r!r}")
     return system.num_channels(axes, with_r=with_r)
 
 
@@ -175,7 +189,10 @@ def coordinate_grid(
         squares = torch.stack([(c - system.r_center).square() for c in coordinates])
         channels.append(squares.sum(dim=0).sqrt())
     if system.with_angle:
-        channels.append(torch.atan2(coordinates[1], coordinates[0]) / math.pi)
+        x, y = coordinates[:2]
+        # Runtimes of exported models differ in atan2(0, -1): it is pi here, wherever it runs.
+        angle = torch.atan2(y, x).masked_fill((y == 0) & (x < 0), math.pi)
+        channels.append(angle / math.pi)
     for k in range(system.frequencies):
         channels += [torch.sin(2**k * math.pi * c) for c in coordinates]
         channels += [torch.cos(2**k * math.pi * c) for c in coordinates]

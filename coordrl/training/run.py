@@ -34,7 +34,7 @@ from coordrl.sb3_envs import VectorEnvAdapter, make_sb3_env
 from coordrl.stopping import StopNow, StopRequest
 from coordrl.training.checkpoint import Restored, read_checkpoints, write_checkpoints
 from coordrl.training.profiling import OTHER, Profile
-from coordrl.training.settings import MAY_DIFFER_ON_RESUME, describe_acceleration
+from coordrl.training.settings import DEFAULTS, MAY_DIFFER_ON_RESUME, describe_acceleration
 from coordrl.training.tracking import make_logger, require_tracker
 
 Ending = Literal["finished", "target reached", "stopped"]
@@ -128,7 +128,7 @@ def train(
                 dump_settings(settings),
                 resume=resume,
                 may_differ=MAY_DIFFER_ON_RESUME,
-                defaults=dump_settings(TrainingSettings()),
+                defaults=dump_settings(DEFAULTS),
             )
             run_folder = ranks.first(lambda: stack.enter_context(opened))
             stop = stack.enter_context(StopRequest())

@@ -31,6 +31,11 @@ MAY_DIFFER_ON_RESUME = frozenset(
 """Settings that do not decide what is learned, so that a resumed run may change them."""
 
 
+DEFAULTS = TrainingSettings(extractor={"coords": "all", "with_r": False})
+"""What holds where nothing is given, of the flags of scripts/train_atari.py by name: a run's file
+says where its network sees coordinates."""
+
+
 def load_training_settings(
     path: Path | None, overrides: Sequence[Override] = ()
 ) -> TrainingSettings:
@@ -56,7 +61,7 @@ def load_training_settings(
     except ValueError as error:
         raise SettingsError(str(error)) from error
     run = _read(path, overrides, list(ALGORITHMS), TrainingSettings(), game).run
-    base = TrainingSettings(env=settings_for(run.protocol, training=True))
+    base = replace(DEFAULTS, env=settings_for(run.protocol, training=True))
     try:
         settings = _read(path, overrides, [run.algo], base, game)
     except SettingsError as error:
