@@ -20,11 +20,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from PIL import Image
 from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecCheckNan
 
 import evaluate_atari
 from coordrl.agents import (
@@ -44,7 +46,9 @@ from coordrl.agents import (
     saving,
 )
 from coordrl.agents.evaluation import Play, game_for
+from coordrl.agents.network import NetworkSpec
 from coordrl.agents.results import bootstrap_interval, dump_json
+from coordrl.agents.video import _Camera
 from coordrl.config import AtariSettings, RunSettings, TrainingSettings
 from coordrl.emulator.games import palette
 from coordrl.envs import AtariVectorEnv
@@ -403,6 +407,62 @@ class TestSaving:
         with pytest.raises(TypeError, match=r"TrainingSettings\(run=.*, got dict$"):
             save_agent(models["PPO"], tmp_path / "agent", {"run": {}})  # type: ignore[arg-type]
 
+    def test_a_dqn_agent_plays_by_its_online_network(self, tmp_path: Path) -> None:
+        model: Any = ARMS["DQN"]()
+        with torch.no_grad():
+            model.q_net.q_net[-1].bias[2] += 1.0  # as after updates that the target has not seen
+        save_agent(model, tmp_path / "agent", SETTINGS)
+        expected = scores(Agent.of(model))
+        from_zip = DQN.load(tmp_path / "agent" / "agent.zip", device="cpu", buffer_size=1)
+        assert torch.equal(scores(load_agent(tmp_path / "agent")), expected)
+        assert torch.equal(scores(Agent.of(from_zip)), expected)
+
+    def test_games_behind_a_wrapper_of_sb3_are_compared_as_well(self, tmp_path: Path) -> None:
+        model = PPO(
+            "CnnPolicy",
+            VecCheckNan(breakout()),
+            n_steps=4,
+            batch_size=4,
+            policy_kwargs=policy_kwargs(**SMALL),
+        )
+        kaboom = dataclasses.replace(SETTINGS, run=RunSettings(game="Kaboom"))
+        with pytest.raises(AgentError, match="'Kaboom', and its environments play breakout"):
+            save_agent(model, tmp_path / "agent", kaboom)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"observation_space": spaces.Box(0, 1, (2, 40, 36))}, "a Box of uint8, got Box"),
+            ({"observation_space": spaces.Discrete(4)}, "a Box of uint8, got Discrete"),
+            ({"action_space": spaces.Discrete(4, start=1)}, "discrete actions from 0, got Discr"),
+            ({"action_space": spaces.Box(0, 1, (4,))}, "discrete actions from 0, got Box"),
+        ],
+    )
+    def test_a_policy_of_other_spaces_is_refused(
+        self, changes: dict[str, Any], message: str
+    ) -> None:
+        policy = ppo(policy_kwargs(**SMALL)).policy
+        vars(policy).update(changes)
+        with pytest.raises(ValueError, match=message):
+            NetworkSpec.of(policy)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"num_actions": 0}, "must be at least 1, got .* and 0"),
+            ({"observation_shape": (4, 0, 84)}, r"must be at least 1, got \(4, 0, 84\)"),
+            ({"features_extractor_kwargs": [8]}, r"must be a table, got \[8\]"),
+            ({"features_extractor": "Mine"}, "must be one of .*, got 'Mine'"),
+        ],
+    )
+    def test_a_network_that_is_none_is_refused(self, changes: dict[str, Any], message: str) -> None:
+        fields: dict[str, Any] = {
+            **{"kind": "actor-critic", "observation_shape": (4, 84, 84), "num_actions": 6},
+            **{"features_extractor": "NatureCNN", "features_extractor_kwargs": {}},
+        }
+        with pytest.raises(ValueError, match=message):
+            NetworkSpec(**{**fields, **changes})
+
 
 def rewrite_card(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     card = json.loads((folder / "card.json").read_text())
@@ -576,6 +636,12 @@ class TestLoading:
     def test_nothing_there(self, tmp_path: Path) -> None:
         with pytest.raises(AgentError, match=r"there is no agent at .*nowhere; give a saved"):
             load_agent(tmp_path / "nowhere")
+
+    def test_a_file_that_cannot_be_read_is_named(self, folder: Path) -> None:
+        (folder / "weights.safetensors").unlink()
+        (folder / "weights.safetensors").mkdir()
+        with pytest.raises(AgentError, match=r"cannot read .*weights.safetensors: Is a directory"):
+            load_agent(folder)
 
 
 QR_DQN = b'{"exploration_fraction": 1, "policy_class": {"__module__": "sb3_contrib.qrdqn"}}'
@@ -909,6 +975,12 @@ class TestEvaluation:
         with pytest.raises(ValueError, match=r"needs episodes >= 1, .* got 0, 8, 0"):
             evaluate(agent, episodes=0)
 
+    def test_an_agent_without_card_that_sees_no_stack_is_refused(self) -> None:
+        bare = Agent.of(ppo(policy_kwargs(**SMALL)))
+        bare.policy.observation_space = spaces.Box(0, 255, (4, 128), np.uint8)
+        with pytest.raises(AgentError, match=r"evaluated on stacked gray frames \(C, H, W\), and"):
+            game_for(bare, game="breakout")
+
 
 class TestActing:
     def test_actions_are_drawn_as_often_as_they_are_likely(self, saved: Path) -> None:
@@ -1177,6 +1249,18 @@ class TestVideo:
         with pytest.raises(AgentError, match=r"the encoder has stopped; is there room on the disk"):
             record_video(agent, tmp_path / "game.gif", max_frames=16)
         assert list(tmp_path.iterdir()) == []
+
+    def test_the_last_frame_of_a_step_is_the_screen_behind_it(self, agent: Agent) -> None:
+        match, seeds = game_for(agent), np.array([3])
+        envs = AtariVectorEnv(match.game, 1, match.settings, render_mode="rgb_array")
+        envs.reset(seed=seeds)
+        with _Camera(match, 210, seeds) as camera:
+            for action in np.array([[1], [2], [3], [3], [2]]):
+                envs.step(action)
+                frames = list(camera.step(action))
+                assert len(frames) == match.settings.frame_skip
+                assert np.array_equal(frames[-1], envs.render()[0])
+        envs.close()
 
 
 @pytest.fixture(scope="module")

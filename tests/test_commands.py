@@ -35,10 +35,15 @@ def test_what_a_user_can_mend_is_told_in_one_line(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes elsewhere are others")
-def test_who_reads_a_text_may_leave() -> None:
-    program = "import coordrl.commands as c; c.exit_status('x.py', lambda: 1_000_000 * 'text ')"
+@pytest.mark.parametrize("words", [1, 1_000_000])  # one is not written before the flush
+def test_who_reads_a_text_may_leave(words: int) -> None:
+    program = f"import coordrl.commands as c; c.exit_status('x.py', lambda: {words} * 'text ')"
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=buffered,
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None

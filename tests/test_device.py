@@ -755,3 +755,18 @@ def test_a_mask_may_lie_in_any_order(make_shim: MakeShim) -> None:
     theirs.step(torch.tensor([0, 0]))
     begun = theirs.reset(mask=np.array([True, False])[::-1]).episode_length
     assert begun.tolist() == [1, 0]
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_game_without_noop_is_played_on_a_gpu() -> None:
+    cpu, cuda = both("Backgammon", 1, autoreset_mode=AutoresetMode.NEXT_STEP)
+    assert "NOOP" not in cuda.action_meanings
+    assert np.array_equal(cuda.reset(seed=0)[0].numpy(), cpu.reset(seed=0)[0])
+    assert np.array_equal(cuda.step([1])[0].numpy(), cpu.step([1])[0])
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_rom_of_ones_own_is_read_for_games_on_a_gpu(tmp_path: Path) -> None:
+    (tmp_path / "mine.bin").write_bytes(load_rom("breakout"))
+    with pytest.raises(ValueError, match=r"mine.bin is not the ROM image of pong"):
+        envs.AtariVectorEnv("pong", 1, device="cuda", rom_path=tmp_path / "mine.bin")

@@ -46,6 +46,7 @@ from coordrl.device_algorithms.buffers import TimeoutFrames
 from coordrl.device_algorithms.callbacks import EpisodeLog, HostView
 from coordrl.device_algorithms.networks import Recorded, draw, entropy
 from coordrl.extractors import policy_kwargs
+from coordrl.ranks import Ranks
 from coordrl.sb3_envs import TorchStep, VectorEnvAdapter, make_sb3_env
 
 # Short games, most of which run out of time, on a screen as small as it goes.
@@ -69,6 +70,9 @@ def games(num_envs: int = NUM_ENVS, settings: AtariSettings = GAME) -> VectorEnv
 
 def model(module: Any, name: str, settings: Any = GAME, **keywords: Any) -> Any:
     keywords = {**ALL[name], "policy_kwargs": NETWORK, **keywords}
+    keywords["policy_kwargs"] = {
+        **keywords["policy_kwargs"]
+    }  # SB3's A2C writes its optimizer there
     env = games(settings=settings)
     return getattr(module, name)("CnnPolicy", env, seed=2, device="cpu", **keywords)
 
@@ -243,7 +247,9 @@ class Called(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @pytest.mark.parametrize("name", ALL)
 def test_an_update_copies_nothing_from_the_host_and_asks_for_no_value(name: str) -> None:
-    ours = model(device_algorithms, name)
+    # As make_model asks for; the plain Adam reads its own counters, which lie on the host.
+    fused = {"optimizer_kwargs": {"fused": True}} if name != "A2C" else {}
+    ours = model(device_algorithms, name, policy_kwargs={**NETWORK, **fused})
     learn(ours, 20 * NUM_ENVS)
 
     with Called() as called:
@@ -947,3 +953,53 @@ def test_a_compiled_network_learns_the_same(name: str) -> None:
         learn(algorithm, 20 * NUM_ENVS)
     for key, value in plain.policy.state_dict().items():
         assert_close(compiled.policy.state_dict()[key], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["PPO", "DQN"])
+def test_updates_of_several_processes_are_not_recorded(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OnDevice, "_recorded", lambda _, function: [function])
+    alone, together = (model(device_algorithms, name, ranks=Ranks(0, n)) for n in (1, 2))
+    assert alone._update == [alone._minibatch]
+    assert together._update == together._minibatch  # gradients are exchanged in it
+    assert together._act == [together._choose]
+
+
+def test_dqn_writes_its_log_whenever_so_many_episodes_have_ended() -> None:
+    ours = model(device_algorithms, "DQN")
+    written: list[int] = []
+    ours.dump_logs = lambda: written.append(ours._episode_num // 4)
+    ours.learn(600, log_interval=4)
+    assert len(written) >= 3
+    assert written == sorted(set(written))
+    assert written[-1] == ours._episode_num // 4
+
+
+def test_numbers_of_python_leave_the_type_of_what_a_callback_sees() -> None:
+    rewards = HostView(torch.ones(2))
+    assert (2.0 * rewards).dtype == (rewards + 1).dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_policy_plays_in_evaluation_mode_and_learns_in_training_mode(name: str) -> None:
+    ours = model(device_algorithms, name)
+    modes: list[bool] = []
+
+    class Modes(BaseCallback):
+        def _on_step(self) -> bool:
+            modes.append(ours.policy.training)
+            return True
+
+    learn(ours, 20 * NUM_ENVS, Modes())
+    assert set(modes) == {False}
+    assert ours.policy.training
+
+
+@pytest.mark.parametrize("is_asked_for", [True, False])
+def test_functions_are_recorded_on_a_gpu_if_that_is_asked_for(is_asked_for: bool) -> None:
+    settings = AccelerationSettings(cuda_graphs=is_asked_for)
+    algorithm = model(device_algorithms, "A2C", acceleration=settings)
+    assert algorithm._recorded(draw) is draw
+    algorithm.device = torch.device("cuda")
+    assert isinstance(algorithm._recorded(draw), Recorded) is is_asked_for

@@ -991,3 +991,15 @@ def test_a_seed_is_that_of_the_environment_that_the_mask_names() -> None:
     batch.reset(seed=[9], mask=np.array([False, True, False]))
     alone.reset(seed=9)
     assert batch.save()[1] == alone.save()[0]
+
+
+def test_without_ale_py_and_a_path_there_are_no_roms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ALE_ROMS_DIR", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(RomError, match=r"no ROM images: install ale-py, .* or give a rom_path"):
+        load_rom("pong")
+
+
+def test_games_of_the_paddle_are_told() -> None:
+    games = ("breakout", "kaboom", "ms_pacman")
+    assert {name for name in games if GAMES[name].paddles} == {"breakout", "kaboom"}

@@ -1128,3 +1128,26 @@ def test_what_one_game_does_not_take_is_named() -> None:
     with pytest.raises(ValueError, match=r"an action is one whole number, got one of shape \(1,\)"):
         env.step(np.array([2]))  # type: ignore[arg-type]
     env.close()
+
+
+def test_spaces_around_a_name_do_not_matter() -> None:
+    assert canonical_game(" ALE/Pong-v5 ") == "pong"
+
+
+def test_one_game_says_how_it_is_rendered() -> None:
+    for mode in (None, "rgb_array"):
+        env = gymnasium.make("coordrl/Pong-v0", render_mode=mode)
+        assert env.unwrapped.render_mode == mode  # gymnasium's RecordVideo asks for it
+        env.close()
+
+
+def test_writing_to_info_does_not_change_the_games_of_ale_py() -> None:
+    settings = AtariSettings(max_frames_per_episode=8)
+    with playing("Pong", 1, settings, emulator="ale", autoreset_mode=NEXT_STEP) as envs:
+        envs.reset(seed=0)
+        infos = []
+        for _ in range(5):  # 2 steps, their reset, 2 steps
+            infos.append(envs.step([0])[4])
+            if "_game" in infos[-1]:
+                infos[-1]["_game"][:] = False
+        assert infos[4]["game"]["agent_steps"].tolist() == [2]

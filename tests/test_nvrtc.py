@@ -185,3 +185,8 @@ def test_a_compiler_that_does_not_work_is_said_in_a_sentence(
     monkeypatch.setattr("cuda.bindings.nvrtc.nvrtcVersion", lambda: (failed,))
     with pytest.raises(nvrtc.CudaError, match=r"^nvrtcResult says NVRTC_ERROR_OUT_OF_MEMORY$"):
         nvrtc.cached_kernels("sm_90", nvrtc.defines("pong"), 13000)
+
+
+def test_where_torch_sees_a_gpu_nothing_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    nvrtc.require_gpu()

@@ -24,7 +24,7 @@ from coordrl.agents import load_agent
 from coordrl.algorithms import model_keywords
 from coordrl.config import AtariSettings, RunSettings, TrainingSettings
 from coordrl.device_algorithms import make_device_model
-from coordrl.ranks import Ranks
+from coordrl.ranks import Ranks, is_first, join, leave
 from coordrl.sb3_envs import make_sb3_env
 from coordrl.training.checkpoint import Restored, read_checkpoints, write_checkpoints
 
@@ -213,7 +213,7 @@ def test_a_share_has_to_be_whole() -> None:
 def test_dqn_makes_as_many_updates_as_with_one_process() -> None:
     settings = TrainingSettings(run=RunSettings(algo="dqn"), algorithm={"gradient_steps": 3})
     assert model_keywords(settings, NUM_ENVS)["gradient_steps"] == 3 * NUM_ENVS
-    env = make_sb3_env("Breakout", 2, GAME)
+    env = make_sb3_env("Breakout", 3, GAME)  # 2 would not tell 2 * 2 from 2 + 2
     model: Any = make_device_model(
         TrainingSettings(
             run=RunSettings(algo="dqn"), algorithm={"buffer_size": 80, "gradient_steps": 3}
@@ -223,7 +223,8 @@ def test_dqn_makes_as_many_updates_as_with_one_process() -> None:
         ranks=Ranks(0, 2),
     )
     env.close()
-    assert (model.gradient_steps, model.batch_size, model.buffer_size) == (12, 16, 40)
+    assert (model.gradient_steps, model.batch_size, model.buffer_size) == (18, 16, 40)
+    assert model.replay_buffer.buffer_size == 40 // 3
     assert model.target_update_interval == 5000
 
 
@@ -280,3 +281,62 @@ def test_torchrun_trains_and_goes_on_bit_for_bit(algo: str, tmp_path: Path) -> N
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     files = {path.name for path in (killed / "checkpoints" / "000000000192").iterdir()}
     assert {"state.pt", "rank_1.state.pt", "games.bin", "rank_1.games.bin"} <= files
+
+
+def test_what_ranks_exchange_reaches_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    made: list[int] = []
+
+    def broadcast(outcome: list[Any], src: int) -> None:
+        if not sent:  # rank 0 comes first here
+            sent[:] = outcome
+        outcome[:] = sent
+
+    def gather(values: list[Any], own: Any) -> None:
+        values[:] = [own, 7]
+
+    def make() -> int:
+        made.append(1)
+        return 5 // (2 - len(made))  # a second call raises
+
+    monkeypatch.setattr(dist, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(dist, "all_gather_object", gather)
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.mul_(3))
+    both = Ranks(0, 2), Ranks(1, 2)
+
+    assert [ranks.first(make) for ranks in both] == [5, 5]
+    assert len(made) == 1
+    sent.clear()
+    for ranks in both:
+        with pytest.raises(ZeroDivisionError):
+            ranks.first(make)
+    assert len(made) == 2
+    assert both[0].gather(5) == [5, 7]
+    assert both[0].sum(torch.ones(2)).tolist() == [3.0, 3.0]
+
+
+def test_processes_of_torchrun_join_and_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+    launched, joined = [False], [False]
+    monkeypatch.setattr(dist, "is_torchelastic_launched", lambda: launched[0])
+    monkeypatch.setattr(dist, "is_initialized", lambda: joined[0])
+    monkeypatch.setattr(dist, "init_process_group", lambda name, **_: done.append(name))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: done.append("left"))
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+
+    assert (join("cpu"), is_first()) == (Ranks(), True)  # of another launcher
+    leave()
+    assert done == []
+    launched[0] = True
+    assert (join("cpu"), join("cuda"), is_first()) == (*[Ranks(1, 2)] * 2, False)
+    assert done == ["gloo", 3, "nccl"]
+    joined[0] = True
+    assert join("cpu") == Ranks(1, 2)
+    leave()
+    assert done == ["gloo", 3, "nccl", "left"]
+    monkeypatch.setenv("RANK", "0")
+    assert is_first()

@@ -645,3 +645,7 @@ def test_closing_the_adapter_closes_the_games() -> None:
 def test_a_method_is_called_once_and_told_for_each_index() -> None:
     envs = VectorEnvAdapter(Counting())
     assert envs.env_method("double", 4, indices=1) == [8]
+
+
+def test_the_shortest_timeout_of_other_environments_is_not_known() -> None:
+    assert VectorEnvAdapter(Counting()).shortest_timeout == 1
