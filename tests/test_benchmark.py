@@ -21,7 +21,7 @@ from benchmarking import cuda
 from benchmarking.cuda import Cuda, measured_for_targets, target_rows
 from benchmarking.device import DeviceTraining, training_row
 from benchmarking.layers import Layers
-from benchmarking.ratios import Row
+from benchmarking.ratios import Ratio, Row, take_turns, times_as_fast
 from benchmarking.record import tables
 from coordrl import device_algorithms
 from coordrl.files import RunError
@@ -132,6 +132,29 @@ def test_a_table_of_texts_has_all_of_them() -> None:
     shown = {column.header for part in parts for column in part.columns}
     assert shown == set(rows[0])
     assert all(part.row_count == len(rows) for part in parts)
+
+
+def test_contestants_take_turns_of_which_the_first_is_not_counted() -> None:
+    called: list[str] = []
+
+    def contestant(name: str, cost: float) -> Callable[[], float]:
+        def call() -> float:
+            called.append(name)
+            return cost * called.count(name)
+
+        return call
+
+    contestants = {"ours": contestant("ours", 1.0), "theirs": contestant("theirs", 3.0)}
+
+    costs = take_turns(contestants, seconds=0, least=6)
+
+    assert costs == {"ours": [2, 3, 4, 5, 6, 7], "theirs": [6, 9, 12, 15, 18, 21]}
+    turns = [tuple(called[i : i + 2]) for i in range(2, len(called), 2)]
+    assert set(turns) == {("ours", "theirs"), ("theirs", "ours")}  # each in its own order
+    [(name, ratio)] = times_as_fast(costs).items()
+    assert name == "times as fast as theirs"
+    assert isinstance(ratio, Ratio)
+    assert (ratio.value, ratio.low, ratio.high) == (3, 3, 3)
 
 
 SMALL_DEVICE = ("run.num_envs=4", "algorithm.n_steps=8", "algorithm.batch_size=16",

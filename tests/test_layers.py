@@ -1323,6 +1323,9 @@ def test_the_angle_to_the_left_is_one_on_every_runtime() -> None:
     assert_close(angle[1], torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0]))
     backwards = CoordinateSystem(with_angle=True, extent=(2.0, -2.0), origin=(-1.0, 1.0))
     assert coordinate_grid(3, 3, system=backwards)[0, 2, 1, 0] == 1
+    origin = torch.tensor([[-1.0, -1.0]], requires_grad=True)  # what places a crop can be learned
+    coordinate_grid(3, 3, system=system, origin=origin)[0, 2, 1, 0].backward()  # type: ignore[no-untyped-call]
+    assert_close(origin.grad, torch.tensor([[0.0, -1 / torch.pi]]))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import errno
+import inspect
 import itertools
 import json
 import math
@@ -44,6 +45,7 @@ from coordrl.device_algorithms import make_device_model
 from coordrl.device_algorithms.base import OnDevice
 from coordrl.emulator.nvrtc import CudaError
 from coordrl.envs import AtariVectorEnv
+from coordrl.extractors import policy_kwargs
 from coordrl.files import RunError
 from coordrl.progress import Progress
 from coordrl.ranks import Ranks
@@ -59,7 +61,7 @@ from coordrl.training.checkpoint import (
 )
 from coordrl.training.profiling import Profile
 from coordrl.training.run import _STREAMS, _Run, _stream
-from coordrl.training.settings import describe_acceleration
+from coordrl.training.settings import DEFAULTS, describe_acceleration
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -1188,3 +1190,8 @@ class TestEdges:
         assert card is not None
         assert card.agent_steps == 48
         assert capfd.readouterr().err.count("the best so far") == 1
+
+
+def test_what_a_run_is_told_of_its_extractor_is_what_that_has_without_being_told() -> None:
+    parameters = inspect.signature(policy_kwargs).parameters
+    assert DEFAULTS.extractor == {name: parameters[name].default for name in ("coords", "with_r")}

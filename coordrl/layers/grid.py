@@ -189,10 +189,9 @@ def coordinate_grid(
         squares = torch.stack([(c - system.r_center).square() for c in coordinates])
         channels.append(squares.sum(dim=0).sqrt())
     if system.with_angle:
-        x, y = coordinates[:2]
-        # Runtimes of exported models differ in atan2(0, -1): it is pi here, wherever it runs.
-        angle = torch.atan2(y, x).masked_fill((y == 0) & (x < 0), math.pi)
-        channels.append(angle / math.pi)
+        angle = torch.atan2(coordinates[1], coordinates[0])
+        # Some runtimes of exported models say -pi to the left, where torch says pi.
+        channels.append((angle + 2 * math.pi * (angle <= -math.pi)) / math.pi)
     for k in range(system.frequencies):
         channels += [torch.sin(2**k * math.pi * c) for c in coordinates]
         channels += [torch.cos(2**k * math.pi * c) for c in coordinates]

@@ -50,7 +50,8 @@ class Trainer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._end()
+        self._process.terminate()
+        self._process.join()
 
     def train(self) -> float:
         """Train for a while, and return the CPU seconds of a step."""
@@ -60,10 +61,6 @@ class Trainer:
         except (EOFError, OSError) as error:
             raise RunError("a process that trains has failed; what it said is above") from error
         return cost
-
-    def _end(self) -> None:
-        self._process.terminate()
-        self._process.join()
 
 
 def serve_training(make: Callable[[], Learner], connection: Any) -> None:
