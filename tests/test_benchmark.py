@@ -24,6 +24,7 @@ from benchmarking.layers import Layers
 from benchmarking.ratios import Ratio, Row, take_turns, times_as_fast
 from benchmarking.record import tables
 from coordrl import device_algorithms
+from coordrl.envs import games
 from coordrl.files import RunError
 from coordrl.sb3_envs import VectorEnvAdapter
 
@@ -124,6 +125,13 @@ def test_the_benchmark_of_a_gpu_prints_what_was_played_and_trained_and_the_targe
     in_tables = [line for line in text.splitlines() if line.startswith("│")]
     assert sum("goal" in line for line in in_tables) == 1
     assert sum("measured" in line for line in in_tables) == 2
+
+
+def test_games_are_measured_one_after_the_other_or_in_one_batch() -> None:
+    assert Cuda(games=("Pong", "breakout"))._batches() == [("pong",), ("breakout",)]
+    assert Cuda(games=("Pong", "breakout"), together=True)._batches() == [("pong", "breakout")]
+    (together,) = Cuda(together=True)._batches()
+    assert set(games(atari57=True)) - set(together) == {"skiing"}
 
 
 def test_a_table_of_texts_has_all_of_them() -> None:

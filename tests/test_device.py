@@ -4,12 +4,13 @@
 can't show how fast the kernels are, nor what a compiler for GPUs makes of them.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import importlib
 import re
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from coordrl import envs
 from coordrl.config import AtariSettings, RunSettings, TrainingSettings
 from coordrl.device_algorithms import make_device_model
 from coordrl.emulator import Autoreset, Emulator, Step, load_rom, nvrtc, states
-from coordrl.emulator.device import DeviceEmulator, Occupancy
+from coordrl.emulator.device import DeviceEmulator, Occupancy, _Branches
 from coordrl.emulator.lockstep import Tally, compare_devices
 from coordrl.envs import vector_env
 from coordrl.sb3_envs import make_sb3_env
@@ -287,6 +288,58 @@ def test_games_in_one_batch_are_those_in_batches_of_their_own(make_shim: MakeShi
         for field in ("obs", "rewards", "lives", "frame_number"):
             expected = np.concatenate([getattr(s, field) for s in steps])
             assert np.array_equal(getattr(step, field).numpy(), expected), field
+
+
+def test_games_of_one_batch_run_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    @dataclasses.dataclass
+    class Stream:
+        name: str
+
+        def wait_stream(self, other: "Stream") -> None:
+            done.append(f"{self.name} waits for {other.name}")
+
+    @contextlib.contextmanager
+    def current(stream: Stream) -> Iterator[None]:
+        done.append(stream.name)
+        yield
+
+    names = iter(("a", "b"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: Stream(next(names)))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream("torch's"))
+    monkeypatch.setattr(torch.cuda, "stream", current)
+    branches = _Branches(2, torch.device("cuda"))
+
+    with branches.leave_and_join(), branches[1]:
+        done.append("work")
+
+    assert done == [
+        *("a waits for torch's", "b waits for torch's", "b", "work"),
+        *("torch's waits for a", "torch's waits for b"),
+    ]
+    for alone in (_Branches(1, torch.device("cuda")), _Branches(2, torch.device("cpu"))):
+        done.clear()
+        with alone.leave_and_join(), alone[0]:
+            done.append("work")
+        assert done == ["work"]
+
+
+def test_every_game_of_a_batch_is_begun_before_one_is_waited_for() -> None:
+    launched: list[str] = []
+
+    class Recorded(ShimKernels):
+        def launch(self, name: str, *_: Any, **__: Any) -> None:
+            launched.append(name)
+
+    both = DeviceEmulator(
+        ("pong", "breakout"), 2, dataclasses.replace(SHORT, full_action_space=True), device="cpu",
+        make_kernels=lambda *_: Recorded(ctypes.CDLL(None)),
+    )  # fmt: skip
+    both.reset(seed=0)
+    both.step(torch.tensor([0, 0]))
+
+    assert launched == [*["play_environments"] * 2, *["show_observations"] * 2] * 2
 
 
 def test_a_partial_reset_leaves_the_others_alone(make_shim: MakeShim) -> None:

@@ -6,9 +6,11 @@ runs is ``kernels.cu``, compiled by :mod:`coordrl.emulator.nvrtc` for each game 
 needed.
 """
 
+import contextlib
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -39,7 +41,6 @@ _PICTURES = 5  # of each environment
 _MAX_PLAYING_THREADS = 64  # of a block that plays: two warps, as many as kernels.cu has memory for
 _SHOWING_THREADS = 256  # of a block that makes one observation
 _NO_ALBUM = -1
-_NOTHING = bytes(8)  # a pointer to nothing
 
 
 class Kernels(Protocol):
@@ -105,8 +106,8 @@ class DeviceEmulator:
 
     Several games share one batch in equal parts, in their order; environments of a game lie side by
     side, because the threads of a warp should run the same program. A step is two launches for each
-    game, on torch's current stream, with the same addresses every time, so that it can be captured
-    in a CUDA graph.
+    game, on torch's current stream or, of several games, on streams that leave it and join it
+    again, with the same addresses every time, so that it can be captured in a CUDA graph.
 
     Args:
         games: Name of the game, or names; all with the same number of actions.
@@ -166,6 +167,7 @@ class DeviceEmulator:
                 self._groups[0].system_random if self._groups else None,
             )  # fmt: skip
             self._groups.append(group)
+        self._branches = _Branches(len(names), self.device)
         self._was_reset = False
 
     @property
@@ -185,8 +187,7 @@ class DeviceEmulator:
         self._was_reset = True
         on_device = torch.from_numpy(seeds).to(self.device)
         masked = torch.from_numpy(chosen).to(self.device)
-        for group, rows in self._parts():
-            group.reset(on_device[rows], masked[rows])
+        self._launch(seeds=on_device, mask=masked)
         return self._latest
 
     def step(self, actions: Tensor) -> DeviceStep:
@@ -210,9 +211,7 @@ class DeviceEmulator:
             )
         if actions.dtype != torch.int64:
             raise TypeError(f"actions must be int64, got {actions.dtype}")
-        actions = actions.contiguous()
-        for group, rows in self._parts():
-            group.step(actions[rows])
+        self._launch(actions=actions.contiguous())
         return self._latest
 
     def save(self) -> list[bytes]:
@@ -239,6 +238,8 @@ class DeviceEmulator:
         unpacked = [group.unpack(saved[rows]) for group, rows in self._parts()]
         for (group, _), contents in zip(self._parts(), unpacked, strict=True):
             group.restore(contents)
+        unseeded = torch.full((self.num_envs,), -1, device=self.device)
+        self._launch(seeds=unseeded, mask=torch.zeros_like(unseeded, dtype=torch.bool))
         self._was_reset = True
         return self._latest
 
@@ -247,9 +248,50 @@ class DeviceEmulator:
         """The 128 bytes of RAM of every console, ``(num_envs, 128)``, copied."""
         return torch.cat([group.ram for group in self._groups])
 
+    def _launch(self, **arguments: Tensor) -> None:
+        """Play all games side by side: any that is alone would leave most of a GPU idle."""
+        with self._branches.leave_and_join():
+            for i, (group, rows) in enumerate(self._parts()):
+                with self._branches[i]:
+                    group.play(**{name: tensor[rows] for name, tensor in arguments.items()})
+            # A GPU has fewer queues than games: what waits in one for its game to be played must
+            # not stand before another game.
+            for i, (group, _) in enumerate(self._parts()):
+                with self._branches[i]:
+                    group.show()
+
     def _parts(self) -> list[tuple["_Group", slice]]:
         each = self.num_envs // len(self._groups)
         return [(g, slice(i * each, (i + 1) * each)) for i, g in enumerate(self._groups)]
+
+
+class _Branches:
+    """A stream for each of several games, which leaves torch's current one and joins it again."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self._device = device
+        needed = count if count > 1 and device.type == "cuda" else 0
+        self._streams = [
+            torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            for _ in range(needed)
+        ]
+
+    @contextlib.contextmanager
+    def leave_and_join(self) -> Iterator[None]:
+        """Have the streams begin behind what the current one has to do now, and it behind them."""
+        if not self._streams:
+            yield
+            return
+        current = torch.cuda.current_stream(self._device)
+        for stream in self._streams:
+            stream.wait_stream(current)
+        yield
+        for stream in self._streams:
+            current.wait_stream(stream)
+
+    def __getitem__(self, i: int) -> AbstractContextManager[Any]:
+        """Return what makes a stream the current one; without streams, nothing."""
+        return torch.cuda.stream(self._streams[i]) if self._streams else contextlib.nullcontext()
 
 
 class _Group:
@@ -320,19 +362,21 @@ class _Group:
             *results,
         )
 
-    def reset(self, seeds: Tensor, mask: Tensor) -> None:
-        self._play(_NOTHING, _address(seeds), _address(mask))
-
-    def step(self, actions: Tensor) -> None:
-        self._play(_address(actions), _NOTHING, _NOTHING)
-
-    def _play(self, *arguments: bytes) -> None:
+    def play(
+        self, *, actions: Tensor | None = None, seeds: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Play one action in every environment, or begin episodes where ``mask`` says so."""
         threads = self._occupancy.threads
         blocks = -(-self._num_envs // threads)
         self._kernels.launch(
-            "play_environments", blocks, threads, self._batch, *arguments,
+            "play_environments", blocks, threads,
+            self._batch, _address(actions), _address(seeds), _address(mask),
             spare_bytes=self._occupancy.spare_bytes,
         )  # fmt: skip
+
+    def show(self) -> None:
+        """Make the observations of what was played."""
         self._kernels.launch("show_observations", self._num_envs, _SHOWING_THREADS, self._batch)
 
     @property
@@ -377,12 +421,10 @@ class _Group:
             pictures = torch.from_numpy(bytes_of[i][size:-obs_bytes].copy())
             self._pictures[i, :4].copy_(pictures.to(device).view_as(self._pictures[i, :4]))
         self._notes.zero_()
-        nothing = torch.zeros(self._num_envs, dtype=torch.bool, device=device)
-        self.reset(torch.full((self._num_envs,), -1, device=device), nothing)
 
 
-def _address(tensor: Tensor) -> bytes:
-    return struct.pack("<q", tensor.data_ptr())
+def _address(tensor: Tensor | None) -> bytes:
+    return struct.pack("<q", 0 if tensor is None else tensor.data_ptr())
 
 
 def _allocate(num_envs: int, obs_shape: tuple[int, ...], device: torch.device) -> DeviceStep:

@@ -14,6 +14,8 @@ import torch
 from benchmarking.base import Benchmark
 from benchmarking.device import DeviceTraining, has_reached
 from benchmarking.ratios import Row
+from coordrl.config import AtariSettings
+from coordrl.emulator import GAMES
 from coordrl.emulator.device import DeviceEmulator, Occupancy
 from coordrl.emulator.nvrtc import kernels_for, require_gpu
 from coordrl.envs import canonical_game, games
@@ -36,6 +38,9 @@ class Cuda(Benchmark):
 
     games: tuple[str, ...] = ()
     """Games to play, as Gymnasium spells them; all of the Atari-57 set if empty."""
+    together: bool = False
+    """Play them side by side in one batch, in equal parts, with all 18 actions (which Skiing does
+    not have)."""
     num_envs: tuple[int, ...] = (4096, 65536)
     """Environments that are played at the same time."""
     warm_up: int = 100
@@ -63,22 +68,29 @@ class Cuda(Benchmark):
 
     def _emulator(self) -> Iterator[Row]:
         """Yield a row for each game, number of environments and way to spread them."""
-        chosen = [canonical_game(game) for game in self.games]
-        for game in chosen or games(atari57=True):
+        for batch in self._batches():
             start = time.monotonic()
-            kernels_for(game, torch.device("cuda"))
+            for game in batch:
+                kernels_for(game, torch.device("cuda"))
             seconds = time.monotonic() - start
             for num_envs, *spread in itertools.product(
                 self.num_envs, self.threads, self.spare_bytes
             ):
                 occupancy = Occupancy(*spread)
                 yield {
-                    "game": game,
+                    "game": batch[0] if len(batch) == 1 else f"{len(batch)} games",
                     "num_envs": num_envs,
                     **dataclasses.asdict(occupancy),
-                    **self._measure(game, num_envs, occupancy),
+                    **self._measure(batch, num_envs, occupancy),
                     "compiled in s": round(seconds, 1),
                 }
+
+    def _batches(self) -> list[tuple[str, ...]]:
+        """Return the games that are played at the same time."""
+        chosen = [canonical_game(game) for game in self.games] or games(atari57=True)
+        if not self.together:
+            return [(game,) for game in chosen]
+        return [tuple(g for g in chosen if self.games or len(GAMES[g].actions(full=True)) == 18)]
 
     def summary(self, rows: list[Row]) -> Row:
         """Return the median over the games, and how far the slowest is below it."""
@@ -95,9 +107,10 @@ class Cuda(Benchmark):
             result[f"{name}, slowest over median"] = round(min(speeds) / median, 2)
         return result
 
-    def _measure(self, game: str, num_envs: int, occupancy: Occupancy) -> Row:
+    def _measure(self, batch: tuple[str, ...], num_envs: int, occupancy: Occupancy) -> Row:
         before = torch.cuda.memory_allocated()
-        envs = DeviceEmulator(game, num_envs, occupancy=occupancy)
+        settings = AtariSettings(full_action_space=self.together)
+        envs = DeviceEmulator(batch, num_envs, settings, occupancy=occupancy)
         envs.reset(seed=0)
         memory = (torch.cuda.memory_allocated() - before) // num_envs
         observed = 2 * math.prod(envs.obs_shape)  # and the last ones of episodes
