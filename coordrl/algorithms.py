@@ -323,14 +323,14 @@ class DQN(stable_baselines3.DQN):
         deterministic: bool = False,
     ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
         """Return epsilon-greedy actions, or greedy ones if ``deterministic``."""
-        assert not isinstance(observation, dict), "Atari observations are arrays"
-        is_batch = self.policy.is_vectorized_observation(observation)
-        if deterministic or not is_batch:
+        if deterministic or not self.policy.is_vectorized_observation(observation):
             return super().predict(observation, state, episode_start, deterministic)
-        coins = np.random.rand(len(observation))  # noqa: NPY002 - SB3 seeds this stream
+        parts = observation.values() if isinstance(observation, dict) else [observation]
+        num_envs = len(next(iter(parts)))
+        coins = np.random.rand(num_envs)  # noqa: NPY002 - SB3 seeds this stream
         explores = coins < self.exploration_rate
         if explores.all():
-            actions = np.empty(len(observation), np.int64)
+            actions = np.empty(num_envs, np.int64)
         else:
             actions, state = self.policy.predict(observation, state, episode_start, deterministic)
         actions[explores] = [self.action_space.sample() for _ in range(explores.sum())]

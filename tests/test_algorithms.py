@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import stable_baselines3
@@ -280,6 +281,27 @@ def test_dqn_with_one_environment_explores_as_sb3s(rate: float) -> None:
         model.action_space.seed(0)
         chosen.append([int(model.predict(obs)[0][0]) for _ in range(40)])
     assert chosen[0] == chosen[1]
+
+
+def test_dqn_explores_as_much_where_an_observation_has_parts() -> None:
+    class Parts(gymnasium.Env[dict[str, Any], np.int64]):
+        observation_space = spaces.Dict({"place": spaces.Box(-1, 1, (3,), seed=0)})
+        action_space = spaces.Discrete(3, seed=0)
+
+    observation = {"place": np.linspace(-1, 1, 60, dtype=np.float32).reshape(20, 3)}
+    chosen = []
+    for kind, obs in (("MultiInputPolicy", observation), ("MlpPolicy", observation["place"])):
+        env = (
+            Parts()
+            if kind == "MultiInputPolicy"
+            else gymnasium.wrappers.FlattenObservation(Parts())
+        )
+        model = DQN(kind, env, seed=0, buffer_size=10)
+        model.exploration_rate = 0.5
+        chosen.append(model.predict(obs)[0].tolist())
+
+    assert chosen[0] == chosen[1]
+    assert len(chosen[0]) == 20
 
 
 class StopAfter(BaseCallback):
