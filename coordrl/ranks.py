@@ -1,6 +1,7 @@
 """Processes that train one model together, as ``torchrun`` starts them."""
 
 import datetime
+import importlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -99,6 +100,10 @@ def join(device: str) -> Ranks:
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not dist.is_initialized():
+        # Its functions keep the group that is there when they are imported, which an optimizer
+        # does. Then leave could not end the group's threads, and one that still freed a tensor
+        # while Python ended aborted the process.
+        importlib.import_module("torch.distributed.nn.functional")
         # While rank 0 evaluates or writes, the others wait.
         backend = "nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=datetime.timedelta(hours=2))

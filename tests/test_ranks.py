@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -340,3 +341,34 @@ def test_processes_of_torchrun_join_and_leave(monkeypatch: pytest.MonkeyPatch) -
     assert done == ["gloo", 3, "nccl", "left"]
     monkeypatch.setenv("RANK", "0")
     assert is_first()
+
+
+ALONE_WITHIN_TORCHRUN = """
+import os
+import torch
+from coordrl.ranks import Ranks, join, leave
+
+def threads():
+    names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+    return sum("gloo" in name for name in names)
+
+assert join("cpu") == Ranks(0, 1)
+torch.optim.SGD([torch.zeros(1)])
+print(threads() > 0)
+leave()
+print(threads())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="there is no /proc")
+def test_nothing_of_the_ranks_goes_on_behind_leave() -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    torchrun = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "WORLD_SIZE": "1"}
+    torchrun |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE_WITHIN_TORCHRUN],
+        env=os.environ | torchrun, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "True\n0\n"), done.stderr
