@@ -823,6 +823,21 @@ def test_a_frozen_layer_passes_gradients_on(at_once: int) -> None:
     assert_close(x.grad, expected)
 
 
+@PARTS
+@pytest.mark.parametrize("ours", [CoordConv2d, CoordConvTranspose2d])
+def test_gradients_of_a_weight_that_has_changed_since_are_refused(
+    ours: type[Any], at_once: int
+) -> None:
+    layer, x = ours(2, 3, 2), torch.randn(4, 2, 5, 6, requires_grad=True)
+    with samples_at_once(at_once):
+        y = layer(x)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+
+    with pytest.raises(RuntimeError, match="has been modified inplace"):
+        y.sum().backward()
+
+
 @EVERY_LAYER
 def test_layers_can_be_mapped_over_any_axis(ours: type[Any], textbook: type[nn.Module]) -> None:
     layer = ours(2, 3, 2)

@@ -381,8 +381,8 @@ class CoordConv(_ConvNd):
 
 def _split(weight: Tensor, parts: list[int]) -> tuple[Tensor, Tensor]:
     """Return two parts of dimension 1, for reading."""
-    # Exporters fold slices of a constant, but not splits, and vmap has no rule for this one.
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling():  # exporters fold slices of a constant, but not splits
         return weight[:, : parts[0]], weight[:, parts[0] :]
-    first, second = torch.unsafe_split_with_sizes(weight, parts, dim=1)
+    # A safe one: autograd refuses gradients of a weight that was changed in the meantime.
+    first, second = torch.split_with_sizes(weight, parts, dim=1)
     return first, second
