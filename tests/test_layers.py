@@ -1275,6 +1275,24 @@ def test_weight_norm_normalizes_the_textbook_weight() -> None:
     assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
+@pytest.mark.parametrize("arguments", [{}, {"origin": 0.5}], ids=["own", "given"])
+def test_spectral_norm_iterates_as_often_as_for_the_textbook_weight(
+    arguments: dict[str, Any],
+) -> None:
+    layer, wide = CoordConv2d(2, 8, 3), nn.Conv2d(4, 8, 3)
+    wide.load_state_dict(layer.state_dict())
+    for normalized in (layer, wide):
+        torch.manual_seed(0)
+        parametrizations.spectral_norm(normalized)
+    x = torch.randn(4, 2, 9, 8)
+
+    layer(x, **arguments)
+    wide(torch.cat([x, x], dim=1))
+
+    for ours, theirs in zip(layer.buffers(), wide.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def to_8_bits(values: Tensor) -> Tensor:
     """Round as a tensor of type int8 with one scale would."""
     scale = values.abs().max() / 127

@@ -104,13 +104,14 @@ class CoordConv(_ConvNd):
         return described if self.system == PAPER_SYSTEM else f"{described}, system={self.system}"
 
     def _forward(self, x: Tensor, output_padding: tuple[int, ...], given: Tensor | None) -> Tensor:
-        wide_weight = self.weight  # once: a module takes long to find its parameters
+        # Once: a module takes long to find it, and spectral norm iterates each time it is read.
+        wide_weight = self.weight
         place = self._place(x, wide_weight, output_padding)
         # In a graph, and under the transforms of torch.func, plain operations serve best.
         if given is not None or not is_plain(wide_weight):
             if given is None and x.ndim == self.axes + 2 and compiles_any_size(x.shape[2:]):
-                return self._concatenate(x, output_padding)
-            weight, coord_weight = self.split_weight()
+                return self._concatenate(x, wide_weight, output_padding)
+            weight, coord_weight = self._split(wide_weight)
             y = self._convolve(x, weight, self.bias, self.groups, output_padding)
             maps = self._convolve_grid(coord_weight, place, given)
             return (y + (maps if x.ndim == self.axes + 2 else maps.squeeze(0))).to(y.dtype)
@@ -148,7 +149,7 @@ class CoordConv(_ConvNd):
         if origin is None and extent is None and coords is None:
             return None
         size, batch = x.shape[-self.axes :], len(x) if x.ndim == self.axes + 2 else 1
-        dtype = map_dtype(self.weight)
+        dtype = map_dtype(x)
         if coords is None:
             grid = coordinate_grid(
                 *size,
@@ -328,14 +329,16 @@ class CoordConv(_ConvNd):
             weight = coord_weight.to(place.dtype)
             return self._convolve(grid, weight, None, 1, place.output_padding)
 
-    def _concatenate(self, x: Tensor, output_padding: tuple[int, ...]) -> Tensor:
+    def _concatenate(
+        self, x: Tensor, wide_weight: Tensor, output_padding: tuple[int, ...]
+    ) -> Tensor:
         """Return the output by the definition, in which nothing is of batch 1."""
         grid = coordinate_grid(
             *x.shape[2:], with_r=self.with_r, system=self.system, device=x.device, dtype=x.dtype
         ).expand(x.shape[0], -1, *x.shape[2:])
         parts = [torch.cat([part, grid], dim=1) for part in x.chunk(self.groups, dim=1)]
         wide = torch.cat(parts, dim=1)
-        return self._convolve(wide, self.weight, self.bias, self.groups, output_padding)
+        return self._convolve(wide, wide_weight, self.bias, self.groups, output_padding)
 
     def _own_grid(self, place: Place) -> Tensor:
         return coordinate_grid(

@@ -73,13 +73,13 @@ def map_of_basis(flat: Tensor, basis: Basis, channels_last: bool) -> Tensor:
     return flat.view(-1, *basis.size)
 
 
-def map_dtype(weight: Tensor) -> torch.dtype:
-    """Return the type that coordinates are computed in: 32 bits or more.
+def map_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the type of coordinates beside a weight or an input: 32 bits or more.
 
     16 bits cannot tell apart the pixels of a wide image. So the map is wider than the rest of a
     layer of such a type, and under autocast.
     """
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 _Kept = TypeVar("_Kept")
