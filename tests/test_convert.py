@@ -177,6 +177,21 @@ def test_what_is_swapped_already_is_passed_over() -> None:
         to_coordconv(model, "all")
 
 
+class Own(CoordConv2d):
+    """A layer of somebody else's."""
+
+
+@pytest.mark.parametrize("make", [Own, lambda *a: parametrizations.weight_norm(CoordConv2d(*a))])
+def test_layers_made_of_ours_are_passed_over_too(make: Callable[..., nn.Module]) -> None:
+    model = nn.Sequential(make(3, 4, 3), nn.Conv2d(4, 2, 3))
+    first = model[0]
+
+    to_coordconv(model)
+
+    assert model[0] is first
+    assert type(model[1]) is CoordConv2d
+
+
 def test_a_layer_that_is_used_twice_is_swapped_in_both_places() -> None:
     layer = nn.Conv2d(3, 3, 3)
     model = nn.Sequential(layer, nn.ReLU(), layer)
@@ -320,10 +335,6 @@ def test_a_predicate_that_matches_nothing_and_a_wrong_word_are_named() -> None:
         to_coordconv(network(), "last")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the model has no CoordConv layer to swap"):
         from_coordconv(network())
-
-
-class Own(CoordConv2d):
-    """A layer of somebody else's."""
 
 
 def test_coordinates_of_a_subclass_are_not_left_behind_in_silence() -> None:

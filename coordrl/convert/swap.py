@@ -133,7 +133,7 @@ def _chosen(model: nn.Module, where: Where) -> list[tuple[str, _ConvNd]]:
     candidates = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, _ConvNd) and type(module) not in _PLAIN
+        if isinstance(module, _ConvNd) and not isinstance(module, CoordConv)
     ]
     if callable(where):
         candidates = [(name, layer) for name, layer in candidates if where(name, layer)]
