@@ -1173,6 +1173,17 @@ def test_traces_into_calls_of_whole_layers_as_those_of_torch_do() -> None:
     assert_close(traced(x), model(x))
 
 
+@pytest.mark.parametrize(
+    "layer", [CoordConv2d(2, 3, 3), CoordConvTranspose2d(2, 3, 3), CoordBias(2)]
+)
+def test_a_layer_that_is_traced_alone_says_what_to_trace(layer: nn.Module) -> None:
+    name = type(layer).__name__
+    with pytest.raises(
+        ValueError, match=rf"expects {name} to be part of .* nn.Sequential\(layer\)"
+    ):
+        torch.fx.symbolic_trace(layer)
+
+
 def assert_compiles_for_any_size(layer: nn.Module, **options: Any) -> None:
     """Compile once, for all sizes, and compare values and gradients at two of them."""
     torch._dynamo.reset()  # another size seen before would make a graph of fixed size dynamic

@@ -15,9 +15,18 @@ def traced_call(layer: nn.Module, x: fx.Proxy, **arguments: Any) -> Tensor:
 
     That is how torch.fx notes down the layers of ``torch.nn``. Into others it looks, where ours
     ask for sizes, which it does not know.
+
+    Raises:
+        ValueError: If the layer is not part of what is traced, but all of it.
     """
     tracer = x.tracer
     assert isinstance(tracer, fx.Tracer)
+    path = tracer.path_of_module(layer)
+    if not path:
+        raise ValueError(
+            f"torch.fx notes down whole layers and expects {type(layer).__name__} to be part of a"
+            " model, got the layer alone; trace nn.Sequential(layer)"
+        )
     given = {name: value for name, value in arguments.items() if value is not None}
-    noted = tracer.create_proxy("call_module", tracer.path_of_module(layer), (x,), given)
+    noted = tracer.create_proxy("call_module", path, (x,), given)
     return cast(Tensor, noted)  # for which it stands
