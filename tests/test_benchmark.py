@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from benchmarking.record import tables
 from coordrl import device_algorithms
 from coordrl.envs import games
 from coordrl.files import RunError
+from coordrl.layers.base import CoordConv
 from coordrl.sb3_envs import VectorEnvAdapter
 
 SCRIPT = benchmark.__file__
@@ -305,6 +307,32 @@ def test_without_a_compiled_emulator_nothing_is_called_ours(
 
 def is_told_to_stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_layer_that_is_timed_without_gradient_keeps_its_map(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    computed: list[int] = []  # maps that each call without gradient computed
+
+    def turns(
+        contestants: dict[str, Callable[[], float]], seconds: float
+    ) -> dict[str, list[float]]:
+        for _ in range(3):
+            for name, call in contestants.items():
+                with mock.patch.object(
+                    CoordConv, "_compute_map", autospec=True, side_effect=CoordConv._compute_map
+                ) as compute_map:
+                    call()
+                if name == "no gradient, ours":
+                    computed.append(compute_map.call_count)
+        return {name: [1.0, 1.0] for name in contestants}
+
+    monkeypatch.setattr("benchmarking.layers.take_turns", turns)
+    formats = {"memory_formats": ("contiguous",), "freed_memory": ("returned",)}
+
+    assert len(list(Layers(only="Nature 3, batch 8", **formats).rows())) == 1  # type: ignore[arg-type]
+
+    assert computed == [1, 0, 0]
 
 
 def loses_its_gpu() -> None:

@@ -1,5 +1,6 @@
 """CoordConv by concatenation, ours and CoordBias beside the plain convolution."""
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -195,16 +196,18 @@ class Layers(Benchmark):
             layer.zero_grad()
             layer(x).backward(gradient)
 
-        modes: dict[str, Callable[[nn.Module], object]] = {
-            "forward": lambda layer: layer(x),
-            "forward+backward": train,
-            "no gradient": torch.no_grad()(lambda layer: layer(x)),
+        # A layer forgets its map where it learns, so those that act are others than those that do.
+        acting = copy.deepcopy(layers)
+        modes: dict[str, tuple[Callable[[nn.Module], object], dict[str, nn.Module]]] = {
+            "forward": (lambda layer: layer(x), layers),
+            "forward+backward": (train, layers),
+            "no gradient": (torch.no_grad()(lambda layer: layer(x)), acting),
         }
         costs = take_turns(
             {
                 f"{mode}, {name}": timed(call, layer)
-                for mode, call in modes.items()
-                for name, layer in layers.items()
+                for mode, (call, of_mode) in modes.items()
+                for name, layer in of_mode.items()
             },
             self.seconds,
         )
