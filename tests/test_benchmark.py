@@ -16,17 +16,20 @@ from unittest import mock
 import pytest
 import torch
 from rich.console import Console
+from torch.testing import assert_close
 
 import benchmark
 from benchmarking import cuda
 from benchmarking.cuda import Cuda, measured_for_targets, target_rows
 from benchmarking.device import DeviceTraining, training_row
+from benchmarking.generative import tiled, untiled
 from benchmarking.layers import Layers
 from benchmarking.ratios import Ratio, Row, take_turns, times_as_fast
 from benchmarking.record import tables
 from coordrl import device_algorithms
 from coordrl.envs import games
 from coordrl.files import RunError
+from coordrl.generative.networks import CoordConvGenerator
 from coordrl.layers.base import CoordConv
 from coordrl.sb3_envs import VectorEnvAdapter
 
@@ -333,6 +336,15 @@ def test_a_layer_that_is_timed_without_gradient_keeps_its_map(
     assert len(list(Layers(only="Nature 3, batch 8", **formats).rows())) == 1  # type: ignore[arg-type]
 
     assert computed == [1, 0, 0]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_tiled_generator_draws_the_same_and_builds_its_coordinates_once(whole: bool) -> None:
+    generator, latents = CoordConvGenerator(16, 5, 4), torch.randn(3, 5)
+    ours = untiled(generator, latents, whole=whole)
+    assert_close(tiled(generator, latents, whole=whole), ours)
+    with mock.patch("coordrl.coordinate_grid", side_effect=AssertionError("built again")):
+        assert_close(tiled(generator, latents, whole=whole), ours)
 
 
 def loses_its_gpu() -> None:

@@ -22,17 +22,23 @@ from coordrl.generative.table import ARMS
 from coordrl.memory import keep_freed_memory
 
 
+@functools.cache
+def grid_of(batch: int, size: int) -> Tensor:
+    return coordrl.coordinate_grid(size, size).expand(batch, -1, -1, -1).contiguous()
+
+
 def tiled(generator: CoordConvGenerator, latents: Tensor, *, whole: bool) -> Tensor:
     """Return the first layer's output, or the pictures, by the paper's definition.
 
-    The latent vector is tiled over the canvas, and the coordinates are appended.
+    The latent vector is tiled over the canvas, and the coordinates, which are kept, are appended.
     """
     size = generator.size
     canvas = latents[:, :, None, None].expand(-1, -1, size, size)
-    grid = coordrl.coordinate_grid(size, size).expand(len(latents), -1, -1, -1)
     first, *others = generator.backbone
     assert isinstance(first, nn.Conv2d)
-    x = nn.functional.conv2d(torch.cat([canvas, grid], dim=1), first.weight, first.bias)
+    x = nn.functional.conv2d(
+        torch.cat([canvas, grid_of(len(latents), size)], dim=1), first.weight, first.bias
+    )
     for module in others if whole else []:
         x = module(x)
     return x
