@@ -230,6 +230,14 @@ def test_swapping_keeps_the_memory_layout(
     assert (back.weight.stride(), back(x).stride()) == strides
 
 
+def test_swapping_keeps_the_layout_of_one_weight_for_each_channel() -> None:
+    plain = nn.Conv2d(4, 8, 1, groups=4)
+    x = torch.randn(2, 4, 5, 6)
+    strides = plain(x).stride()
+
+    assert to_coordconv(plain)(x).stride() == strides
+
+
 def test_swapping_keeps_what_reflection_pads_and_attributes_of_the_users() -> None:
     layer = nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")
     layer.padding = (2, 2)  # torch goes on padding by one

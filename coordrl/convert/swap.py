@@ -261,7 +261,12 @@ def _laid_out_like(model: Tensor, weight: Tensor) -> Tensor:
     if model.ndim not in layouts:
         return weight
     layout = layouts[model.ndim]
-    if model.stride() != torch.empty_like(model, memory_format=layout).stride():
+    channels_last = torch.empty_like(model, memory_format=layout).stride()
+    # A single weight for each channel lies in either layout, of which torch takes the usual one.
+    if (
+        model.stride() != channels_last
+        or model.stride() == torch.empty(model.shape, device="meta").stride()
+    ):
         return weight
     return torch.empty_like(weight, memory_format=layout).copy_(weight)
 
