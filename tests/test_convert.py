@@ -458,6 +458,16 @@ def test_report_leaves_the_model_as_it_was() -> None:
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
 
 
+def test_report_leaves_a_spectral_norm_in_training_as_it_was() -> None:
+    model = nn.Sequential(parametrizations.spectral_norm(CoordConv2d(2, 3, 3)))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    coordinate_report(model, torch.randn(2, 2, 8, 9))
+
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 def test_report_of_16_bits_is_that_of_32() -> None:
     model = CoordConv2d(3, 4, 1, bias=False)
     nn.init.constant_(model.weight, 1.0)

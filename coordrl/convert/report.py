@@ -152,9 +152,11 @@ def coordinate_report(
             shift_error_without = _shift_errors(run, inputs, without, shifts)
         with _coordinates(layers, shuffle):
             shuffled = run(inputs)
+        # Here still: in training, to read a weight under spectral norm is to change it.
+        of_layers = [_layer_report(name, layer, layer in called) for name, layer in layers.items()]
     measured = [None if metric is None else float(metric(y)) for y in (output, without, shuffled)]
     return CoordinateReport(
-        tuple(_layer_report(name, layer, layer in called) for name, layer in layers.items()),
+        tuple(of_layers),
         _distance(without, output),
         _distance(shuffled, output),
         shift_error,
