@@ -55,6 +55,8 @@ def to_coordconv(
     what it did until it is trained further: bit for bit, but for the rounding of 1x1 convolutions
     of large batches, which are convolved in parts where freed memory is not kept
     (:mod:`coordrl.memory`). Build the optimizer afterwards: swapped layers have new parameters.
+    A model that holds a layer elsewhere as well, as in a list of Python's, or that computes with
+    its weight itself, is not seen through: leave such a layer out by ``where``.
 
     Args:
         model: Any model with convolutions of ``torch.nn``.
