@@ -398,13 +398,21 @@ def test_r_is_measured_from_its_center() -> None:
     assert_close(r, ((x - 0.5) ** 2 + (y - 0.5) ** 2).sqrt())
 
 
-@pytest.mark.parametrize("keep_aspect", [False, True])
-def test_a_crop_has_the_coordinates_that_it_has_in_its_whole(keep_aspect: bool) -> None:
-    whole = coordinate_grid(6, 8, with_r=True, system=CENTERS)
-    crop = coordinate_grid(
-        3, 3, with_r=True, system=CENTERS, origin=(-0.5, 0), extent=(2 * 3 / 8, 2 * 3 / 6)
-    )
-    assert_close(crop, whole[:, :, 3:6, 2:5])
+@pytest.mark.parametrize(
+    ("keep_aspect", "origin", "extent"),
+    [
+        (False, (-0.5, 0.0), (2 * 4 / 8, 2 * 3 / 6)),
+        # The rows are three of four that a square would have, around their middle.
+        (True, (-0.5, 0.75 / 2 - 0.5), 2 * 4 / 8),
+    ],
+)
+def test_a_crop_has_the_coordinates_that_it_has_in_its_whole(
+    keep_aspect: bool, origin: tuple[float, float], extent: float | tuple[float, float]
+) -> None:
+    system = CoordinateSystem(anchor="centers", keep_aspect=keep_aspect)
+    whole = coordinate_grid(6, 8, with_r=True, system=system)
+    crop = coordinate_grid(3, 4, with_r=True, system=system, origin=origin, extent=extent)
+    assert_close(crop, whole[:, :, 3:6, 2:6])
 
 
 def test_origin_and_extent_may_differ_between_samples() -> None:

@@ -48,8 +48,8 @@ class CoordinateSystem:
     picture there, so that coordinates do not change with resolution; ``"ends"``, the paper's, puts
     the middles of the outermost pixels there."""
     keep_aspect: bool = False
-    """Give the longest axis its extent, and shorter ones a part of it, around their middle, so
-    that pixels are square."""
+    """Give the longest axis its extent, and shorter ones a part of theirs, around their middle, so
+    that pixels are square where one extent is given for all axes."""
     origin: float | tuple[float, ...] = -1.0
     """Where axes begin: one number for all, or one for each."""
     extent: float | tuple[float, ...] = 2.0
@@ -148,7 +148,8 @@ def coordinate_grid(
         origin: Where axes begin, in place of the system's: one number, one for each axis in the
             order x, y, z, or a tensor ``(N, axes)`` with a row for each sample. This and
             ``extent`` place a crop in its whole: the left half of a picture has the origin -1 and
-            the extent (1, 2), if anchored at the edges.
+            the extent (1, 2), if anchored at the edges and not made to keep its aspect, for which
+            an extent is that of the longest axis here too.
         extent: How long axes are, in place of the system's; like ``origin``.
         device: Where to build the grid; the current default device if None.
         dtype: Floating-point type of the grid; the current default if None. Types of 16 bits
