@@ -184,8 +184,11 @@ def _largest_difference(model: nn.Module, run: Any, inputs: Tensor, dynamic: Dyn
                 "the model's output for the example is not finite, so that nothing can be"
                 " compared; give an example that it has finite outputs for"
             )
-        scale = max(expected.abs().max().item(), torch.finfo(torch.float32).tiny)
-        difference = (actual - expected.cpu()).abs().max().item() / scale
+        # There are no differences of booleans.
+        wide = torch.promote_types(expected.dtype, torch.float64)
+        wanted = expected.cpu().to(wide)
+        scale = max(wanted.abs().max().item(), torch.finfo(torch.float32).tiny)
+        difference = (actual.to(wide) - wanted).abs().max().item() / scale
         if not difference <= largest:  # NaN as well, which max() would drop
             largest = difference
     tolerance = _TOLERANCES.get(expected.dtype, TOLERANCE)

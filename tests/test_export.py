@@ -161,6 +161,18 @@ def test_a_program_of_other_types_is_written(dtype: torch.dtype, tmp_path: Path)
     assert export_program(picture_network().to(dtype), x, tmp_path / "model.pt2") < 0.03
 
 
+class Mask(nn.Module):
+    """Which numbers are positive."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x > 0
+
+
+def test_a_mask_is_compared(tmp_path: Path) -> None:
+    assert export_program(Mask(), torch.randn(2, 3), tmp_path / "mask.pt2") == 0
+    assert export_onnx(Mask(), torch.randn(2, 3), tmp_path / "mask.onnx") == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_type_that_onnxruntime_cannot_compute_is_named(
