@@ -44,12 +44,13 @@ class VectorEnvAdapter(VecEnv):
     What the environment returns is passed on untouched; ``infos`` has an empty dictionary for
     every environment whose episode goes on.
 
-    Where an episode ended, ``terminal_observation`` and ``TimeLimit.truncated`` are set as SB3's
-    own environments do. Where a *game* ended, ``episode`` holds its return, length and duration,
-    ``{"r", "l", "t"}``, as ``Monitor`` writes it, so SB3's logs and ``evaluate_policy`` report
-    whole games. With an :class:`~coordrl.envs.AtariVectorEnv` these are the unclipped return and
-    the number of agent steps of the whole game, however many lives it had (SB3's ``Monitor`` sits
-    below the frame skip and counts frames); with any other environment a game is an episode.
+    Where an episode ended, it holds the environment's last info, such as the ``is_success`` that
+    ``EvalCallback`` looks for, and ``terminal_observation`` and ``TimeLimit.truncated`` are set as
+    SB3's own environments do. Where a *game* ended, ``episode`` holds its return, length and
+    duration, ``{"r", "l", "t"}``, as ``Monitor`` writes it, so SB3's logs and ``evaluate_policy``
+    report whole games. With an :class:`~coordrl.envs.AtariVectorEnv` these are the unclipped return
+    and the number of agent steps of the whole game, however many lives it had (SB3's ``Monitor``
+    sits below the frame skip and counts frames); with any other environment a game is an episode.
 
     Environments on a GPU, whose ``step`` takes and returns tensors, are copied to the host for this
     contract; :meth:`step_torch` leaves everything where it is.
@@ -148,6 +149,7 @@ class VectorEnvAdapter(VecEnv):
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         game_ended, returns, lengths = self._ended_games(info, dones)
         for i in np.flatnonzero(dones).tolist():
+            infos[i].update(info_of(info.get("final_info", {}), i))
             infos[i]["terminal_observation"] = info["final_obs"][i]
             infos[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
             if game_ended[i]:

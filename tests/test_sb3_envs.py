@@ -102,6 +102,33 @@ def test_the_adapter_step_by_step() -> None:
     }
 
 
+class Succeeding(gymnasium.Env[Any, Any]):
+    """Episodes of two steps, of which the last tells how it went."""
+
+    observation_space = Box(0, 255, (1,), np.uint8)
+    action_space = Discrete(2)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        super().reset(**kwargs)
+        self.steps = 0
+        return np.zeros(1, np.uint8), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        over = self.steps == 2
+        return np.zeros(1, np.uint8), 1.0, over, False, {"is_success": action == 1} if over else {}
+
+
+def test_what_an_environment_tells_at_the_end_of_an_episode_is_passed_on() -> None:
+    envs = VectorEnvAdapter(SyncVectorEnv([Succeeding] * 2, autoreset_mode=SAME_STEP))
+    envs.reset()
+    assert envs.step(np.array([1, 0]))[3] == [{}, {}]
+    infos = envs.step(np.array([1, 0]))[3]
+    # EvalCallback logs it as the success rate.
+    assert [info["is_success"] for info in infos] == [True, False]
+    envs.close()
+
+
 def test_seeds_options_and_reset_infos_are_used_once() -> None:
     envs = VectorEnvAdapter(Counting())
     counting: Any = envs.envs
