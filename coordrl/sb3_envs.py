@@ -257,10 +257,15 @@ class VectorEnvAdapter(VecEnv):
         if restore is None:
             raise ValueError(f"{self.envs} cannot be restored: it has no method restore")
         arrays, parts = unpack_state({"num_envs": self.num_envs}, state)
-        obs: VecEnvObs = _on_host(restore(parts["envs"]))
-        self._episode_return = arrays["episode_return"]
-        self._episode_length = arrays["episode_length"]
-        self._started_at = time.time() - arrays["elapsed"]
+        try:
+            saved = parts["envs"]
+            returns, lengths = arrays["episode_return"], arrays["episode_length"]
+            elapsed = arrays["elapsed"]
+        except KeyError as error:
+            raise ValueError(f"this was not saved by an adapter: {error} is missing") from error
+        obs: VecEnvObs = _on_host(restore(saved))
+        self._episode_return, self._episode_length = returns, lengths
+        self._started_at = time.time() - elapsed
         return obs
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """The adapter against SB3's own environments, SB3's Atari wrappers, and everything stock."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -650,6 +651,13 @@ def test_restored_environments_of_any_kind_go_on_with_their_statistics(
     assert infos[0]["episode"] == {"r": 1.0, "l": 2, "t": 2.5}
     with pytest.raises(ValueError, match="num_envs=3, here it is 2"):
         theirs.restore(pack_state({"num_envs": 3}, {}, {}))
+
+
+def test_a_state_of_the_games_alone_is_refused() -> None:
+    with contextlib.closing(make_sb3_env("Pong", 1, seed=0)) as envs:
+        envs.reset()
+        with pytest.raises(ValueError, match="not saved by an adapter: 'envs' is missing"):
+            envs.restore(envs.envs.save())  # type: ignore[attr-defined]
 
 
 def test_a_game_that_a_reset_begins_is_timed_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
