@@ -321,6 +321,20 @@ class TestSaving:
             save_agent(models["A2C"], precious / "thesis.txt", SETTINGS)
         assert (precious / "thesis.txt").read_text() == "finished"
 
+    def test_an_agent_is_replaced_where_a_link_leads(
+        self, models: dict[str, BaseAlgorithm], folder: Path, tmp_path: Path
+    ) -> None:
+        (folder / "game.mp4").write_text("a film")
+        link = tmp_path / "latest"
+        link.symlink_to(folder.name)
+
+        save_agent(models["A2C"], link, SETTINGS)
+
+        assert link.is_symlink()
+        assert load_agent(folder).algorithm == "A2C"
+        assert (folder / "game.mp4").read_text() == "a film"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["agent", "latest"]
+
     @pytest.mark.parametrize("failing", ["write_text", "rename"])
     def test_an_agent_that_cannot_be_replaced_is_left_or_put_back(
         self,

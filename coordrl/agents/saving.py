@@ -384,6 +384,7 @@ def require_place(folder: Path) -> None:
 def _replacing(folder: Path) -> Iterator[Path]:
     """Yield a folder to fill that takes the place of ``folder`` when the block ends well."""
     require_place(folder)
+    folder = folder.resolve()  # a link stays, and what it leads to is replaced
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
     try:
