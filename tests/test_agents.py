@@ -658,6 +658,8 @@ class TestLoading:
             load_agent(folder)
 
 
+# Of sb3_contrib, with a policy of Stable-Baselines3 itself.
+TRPO = b'{"gae_lambda": 1, "normalize_advantage": true, "batch_size": 128, "cg_max_steps": 15}'
 QR_DQN = b'{"exploration_fraction": 1, "policy_class": {"__module__": "sb3_contrib.qrdqn"}}'
 
 
@@ -730,12 +732,13 @@ class TestZips:
             ({"data": b"\x80\x04"}, "not a zip of Stable-Baselines3"),
             ({"data": b"[" * 100_000}, "not a zip of Stable-Baselines3"),
             ({"data": b"[]"}, "not a model of A2C, PPO, DQN"),
+            ({"data": TRPO}, "not a model of A2C, PPO, DQN"),
             (
                 {"data": QR_DQN},
                 "its policy comes from sb3_contrib.qrdqn",
             ),
         ],
-        ids=["..", "/", "no data", "no policy", "pickle", "deep", "list", "QR-DQN"],
+        ids=["..", "/", "no data", "no policy", "pickle", "deep", "list", "TRPO", "QR-DQN"],
     )
     @pytest.mark.parametrize("trust_pickle", [False, True], ids=["untrusted", "trusted"])
     def test_what_is_no_zip_of_ours_is_not_opened(

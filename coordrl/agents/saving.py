@@ -269,7 +269,8 @@ def zip_algorithm(path: Path) -> Algorithm:
             return "DQN"
         if {"n_epochs", "clip_range"} <= keys:
             return "PPO"
-        if {"gae_lambda", "normalize_advantage"} <= keys:
+        # TRPO of sb3_contrib has these as well, and batches.
+        if {"gae_lambda", "normalize_advantage"} <= keys and "batch_size" not in keys:
             return "A2C"
     raise AgentError(
         f"{path} is not a model of {', '.join(ALGORITHMS)} of Stable-Baselines3"
