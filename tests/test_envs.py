@@ -3,6 +3,7 @@
 import copy
 import inspect
 import io
+import itertools
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
@@ -611,6 +612,28 @@ def test_one_game_is_a_vector_of_one_whose_resets_are_asked_for(
     assert ends > 2
     one.close()
     many.close()
+
+
+def test_a_game_that_ends_in_the_step_behind_a_lost_life_is_told_by_the_reset() -> None:
+    settings = AtariSettings(noop_max=0)
+    env = AtariEnv("Breakout", settings)
+    env.reset(seed=0)
+    lost_after = next(step for step in itertools.count(1) if env.step(0)[2])
+    env.close()
+
+    frames = settings.frame_skip * lost_after + 1
+    env = AtariEnv("Breakout", replace(settings, max_frames_per_episode=frames))
+    env.reset(seed=0)
+    for _ in range(lost_after):
+        _, _, terminated, _, info = env.step(0)
+    assert terminated
+    assert "game" not in info
+    _, info = env.reset()
+    assert info["game"]["agent_steps"] == lost_after + 1
+    assert info["lives"] == 5
+    _, info = env.reset()
+    assert "game" not in info
+    env.close()
 
 
 def test_one_game_is_checked_by_gymnasium_and_by_sb3() -> None:

@@ -27,7 +27,7 @@ class AtariEnv(gymnasium.Env[Any, Any]):
     already, so SB3's ``make_vec_env`` is enough, without the wrappers of ``make_atari_env``. What
     ``Monitor`` or ``evaluate_policy`` see here are single lives and clipped rewards; to evaluate,
     give ``settings_for("classic", training=False)``. ``info["game"]`` is of whole games in any
-    case.
+    case; where one ends in that step of NOOP, the info of ``reset`` has it.
 
     Many games are played much faster by one :class:`AtariVectorEnv` than by many of these.
 
@@ -109,11 +109,13 @@ class AtariEnv(gymnasium.Env[Any, Any]):
         if seed is not None and seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}")
         super().reset(seed=seed)
+        info: dict[str, Any] = {}
         if not self._has_ended or seed is not None:
             obs, info = self.envs.reset(seed=seed)
             self._has_ended = False
         while self._has_ended:  # NOOP behind a lost life may be the game's last step
-            obs, _, terminated, truncated, info = self.envs.step([0])
+            obs, _, terminated, truncated, latest = self.envs.step([0])
+            info |= latest  # a game that has ended stays in it
             self._has_ended = bool(terminated[0] or truncated[0])
         return obs[0].copy(), info_of(info, 0)
 
