@@ -8,6 +8,7 @@ one that a failing disk has cut off is told from a whole one.
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from coordrl.files import RunError, atomic_file, flush_folder, reason
 
@@ -108,6 +111,23 @@ class RunFolder:
         """Return the folders of all checkpoints, the newest first."""
         folders = (self.path / "checkpoints").glob("[0-9]*")
         return sorted((path for path in folders if path.name.isdigit()), reverse=True)
+
+
+def save_tensors(state: object, path: Path) -> None:
+    """Write what ``torch.save`` writes, and raise an OSError where that fails.
+
+    ``torch.save`` hides the reason of a failed write, such as a full disk, in errors of its own.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "state.pt"
+        >>> save_tensors({"step": 3}, path)
+        >>> torch.load(path, weights_only=True)
+        {'step': 3}
+    """
+    content = io.BytesIO()
+    torch.save(state, content)
+    path.write_bytes(content.getbuffer())
 
 
 @contextlib.contextmanager

@@ -5,13 +5,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import coordrl.coordinates.experiments
+import coordrl.coordinates.training
 import coordrl.detection.experiments
+import coordrl.detection.training
 import coordrl.generative.experiments
+import coordrl.generative.training
 from coordrl.config import SettingsError
+from coordrl.detection.sources import DigitSet, DigitSplit
 from coordrl.experiments import (
     ManyRuns,
     may_go_on,
@@ -21,6 +26,8 @@ from coordrl.experiments import (
     with_time_of,
 )
 from coordrl.files import RunError
+from coordrl.generative.settings import GenerativeSettings, TrainingSettings
+from coordrl.runs import RunFolder, open_run
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,35 @@ def test_a_result_without_weights_is_told(tmp_path: Path) -> None:
         require_trained(1, folder)
         with pytest.raises(RunError, match="has a result but no checkpoint that can be read"):
             require_trained(0, folder)
+
+
+def coordinate_run(folder: RunFolder) -> Any:
+    settings = coordrl.coordinates.training.CoordinateSettings()
+    return coordrl.coordinates.training.Run(settings, folder=folder)
+
+
+def detection_run(folder: RunFolder) -> Any:
+    settings = coordrl.detection.training.DetectorSettings(train_images=16, test_images=1)
+    digits = DigitSet(np.ones((1, 28, 28), np.uint8), np.zeros(1, np.uint8))
+    split = DigitSplit(digits, digits, "one digit")
+    return coordrl.detection.training.Run(settings, split, folder=folder)
+
+
+def generative_run(folder: RunFolder) -> Any:
+    settings = GenerativeSettings(training=TrainingSettings(pictures=16))
+    return coordrl.generative.training.Run(settings, folder=folder)
+
+
+@pytest.mark.usefixtures("little_room")
+@pytest.mark.parametrize("run", [coordinate_run, detection_run, generative_run])
+def test_a_checkpoint_that_a_full_disk_has_cut_off_is_told(
+    run: Callable[[RunFolder], Any], tmp_path: Path
+) -> None:
+    with (
+        open_run(tmp_path / "run", "seed = 0\n") as folder,
+        pytest.raises(RunError, match=r"the checkpoint .*: File too large; .* make room"),
+    ):
+        run(folder)._save()
 
 
 def test_there_is_a_seed_to_train_with(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from coordrl.coordinates.networks import (
     initialize_like_the_authors,
 )
 from coordrl.coordinates.tasks import Goal, Task, TaskName, make_task
-from coordrl.runs import RunFolder
+from coordrl.runs import RunFolder, save_tensors
 from coordrl.stopping import StopRequest
 
 Model = Literal["coordconv", "conv", "robust"]
@@ -459,7 +459,7 @@ class Run:
             "curve": [asdict(evaluation) for evaluation in self.curve],
         }
         with self.folder.checkpoint(self.step) as path:
-            torch.save(state, path / _STATE_FILE)
+            save_tensors(state, path / _STATE_FILE)
 
     def _load(self, path: Path) -> None:
         state = torch.load(path, map_location=self.device, weights_only=True)

@@ -31,7 +31,7 @@ from coordrl.detection.rpn import Proposals, ProposalSettings
 from coordrl.detection.sources import DigitSplit
 from coordrl.files import RunError
 from coordrl.modes import evaluating
-from coordrl.runs import RunFolder
+from coordrl.runs import RunFolder, save_tensors
 from coordrl.stopping import StopRequest
 
 Stage = Literal["rpn", "full"]
@@ -377,7 +377,7 @@ class Run:
             "curve": [asdict(evaluation) for evaluation in self.curve],
         }
         with self.folder.checkpoint(self.step) as path:
-            torch.save(state, path / _STATE_FILE)
+            save_tensors(state, path / _STATE_FILE)
 
     def _load(self, path: Path) -> None:
         state = torch.load(path, map_location=self.device, weights_only=True)

@@ -22,7 +22,7 @@ from coordrl.generative.measures import Entropies, Row, measure, paper_entropies
 from coordrl.generative.models import Gan, Vae, build_model
 from coordrl.generative.patches import sliced_wasserstein
 from coordrl.generative.settings import GenerativeSettings
-from coordrl.runs import RunFolder
+from coordrl.runs import RunFolder, save_tensors
 from coordrl.stopping import StopRequest
 
 
@@ -322,7 +322,7 @@ class Run:
             return
         self._check()
         with self.folder.checkpoint(self.step) as path:
-            torch.save(self._state(), path / _STATE_FILE)
+            save_tensors(self._state(), path / _STATE_FILE)
 
     def _state(self) -> dict[str, Any]:
         return copy.deepcopy(

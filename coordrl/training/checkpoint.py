@@ -4,7 +4,6 @@ A checkpoint is read without unpickling anything but tensors, numbers and texts.
 """
 
 import contextlib
-import io
 import random
 import tempfile
 import zipfile
@@ -23,6 +22,7 @@ from coordrl.algorithms import FrameReplayBuffer
 from coordrl.device_algorithms import DeviceReplayBuffer
 from coordrl.files import RunError
 from coordrl.ranks import Ranks
+from coordrl.runs import save_tensors
 from coordrl.sb3_envs import VectorEnvAdapter
 
 STATE_FILE = "state.pt"
@@ -69,10 +69,7 @@ def write_checkpoint(model: BaseAlgorithm, journal: str, folder: Path) -> None:
         "journal": journal,
         "episode_starts": torch.as_tensor(model._last_episode_starts),
     }
-    # torch.save hides the reason of a failed write, such as a full disk.
-    content = io.BytesIO()
-    torch.save(state, content)
-    (folder / STATE_FILE).write_bytes(content.getbuffer())
+    save_tensors(state, folder / STATE_FILE)
     # ale-py, which plays where our emulator could not be built, cannot save a game.
     with contextlib.suppress(ValueError):
         (folder / GAMES_FILE).write_bytes(_environments(model).save())
