@@ -1,10 +1,12 @@
 """One line that says how far long work is."""
 
+import contextlib
 import itertools
 import math
+import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -44,11 +46,23 @@ def sparkline(values: Sequence[float], *, width: int = 24, levels: str = BLOCKS)
     return "".join(levels[round((value - low) * scale)] for value in values)
 
 
+class _StandardError(Console):
+    """The standard error; rich's own ends the process when its reader leaves."""
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True, highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        """Say that nobody reads any more."""
+        raise BrokenPipeError
+
+
 class Progress:
     """One line that says how far the work is, how fast it goes and when it will end.
 
     In a terminal it is a bar that stays at the bottom; elsewhere a plain line is written now and
-    then. Everything goes to the standard error.
+    then. Everything goes to the standard error. Where that cannot be written to any more, as behind
+    ``2>&1 | head`` or in a terminal that was closed, the work goes on in silence.
 
     Args:
         label: What is being done.
@@ -73,7 +87,7 @@ class Progress:
     ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done, self.interval = done, interval
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or _StandardError()
         self._marks = deque([(time.monotonic(), done)])
         self._next_paint = 0.0
         self._bar: Bar | None = None
@@ -90,7 +104,8 @@ class Progress:
 
     def __enter__(self) -> Self:
         if self._bar is not None:
-            self._bar.start()
+            with self._reader_may_leave():
+                self._bar.start()
         return self
 
     def __exit__(
@@ -100,7 +115,17 @@ class Progress:
         traceback: TracebackType | None,
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with self._reader_may_leave():
+                self._bar.stop()
+
+    @contextlib.contextmanager
+    def _reader_may_leave(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self.console.quiet = True
+            # What else is written there, and what Python still keeps back, is not to fail either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.console.file.fileno())
 
     @property
     def rate(self) -> float:
@@ -131,14 +156,16 @@ class Progress:
         text = self._text(note, curve)
         if self._bar is not None:
             self._next_paint = now + 0.25
-            self._bar.update(self._task, completed=done, text=escape(text), refresh=True)
+            with self._reader_may_leave():
+                self._bar.update(self._task, completed=done, text=escape(text), refresh=True)
         else:
             self._next_paint = now + self.interval
             self.say(f"{self.label}  {text}")
 
     def say(self, text: str) -> None:
         """Write a line that stays."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        with self._reader_may_leave():
+            self.console.print(text, markup=False, soft_wrap=True)
 
     def _text(self, note: str, curve: Sequence[float]) -> str:
         parts = [f"{self.done:,}/{self.total:,} {self.unit}"]

@@ -1,6 +1,9 @@
 """The line of progress, in a terminal and elsewhere."""
 
 import io
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -124,3 +127,35 @@ def test_the_bar_is_painted_while_the_work_goes_on_and_left_at_its_end() -> None
 
 def test_sparkline_takes_the_nearest_level() -> None:
     assert sparkline([0, 0.4, 0.6, 1], levels="ab") == "aabb"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and terminals elsewhere are others")
+@pytest.mark.parametrize("kind", ["pipe", "terminal"])
+def test_work_goes_on_where_nobody_looks_at_it_any_more(kind: str) -> None:
+    ours, theirs = os.pipe() if kind == "pipe" else os.openpty()
+    program = """
+import os, sys
+from coordrl.progress import Progress
+with Progress("Pong", 2, "steps", interval=0) as progress:
+    os.write(1, b"begun\\n")
+    input()
+    progress.update(1)
+    progress.say("half")
+    progress.update(2)
+print("worked to the end")
+print("who reads this?", file=sys.stderr)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        start_new_session=True,  # no signal tells that the terminal is gone
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        os.close(theirs)
+        os.close(ours)
+        said, _ = process.communicate("go on\n")
+    assert (process.returncode, said) == (0, "worked to the end\n")
