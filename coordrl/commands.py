@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TextIO, TypeVar
 
 import tyro
 
@@ -119,25 +119,32 @@ def exit_status(script: str, work: Callable[[], str], *others: type[Exception]) 
     try:
         text = work()
     except Interrupted:
-        sys.stderr.write("stopped; the same command goes on from here\n")
+        _write("stopped; the same command goes on from here", sys.stderr)
         return 130
     except KeyboardInterrupt:
-        sys.stderr.write("aborted; the same command goes on from what was saved\n")
+        _write("aborted; the same command goes on from what was saved", sys.stderr)
         return 130
     except mendable as error:
-        sys.stderr.write(f"{script}: {error}\n")
+        _write(f"{script}: {error}", sys.stderr)
         return 2
     with reader_may_leave():
-        sys.stdout.write(f"{text}\n")
+        _write(text, sys.stdout)
     return 0
+
+
+def _write(text: str, file: TextIO | None) -> None:
+    """Write a line, unless the process began without the file, as by ``>&-``."""
+    if file is not None:
+        file.write(f"{text}\n")
 
 
 @contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """Print without an error where nobody reads any more, as behind ``| head -1``."""
+    """Print without an error where nobody reads any more, as behind ``| head -1``, or ever did."""
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,6 +1,7 @@
 """What the commands that train share: where to compute, how to end."""
 
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -50,6 +51,18 @@ def test_who_reads_a_text_may_leave(words: int) -> None:
         process.stdout.close()
         said = process.stderr.read()
     assert (process.returncode, said) == (0, b"")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="shells elsewhere are others")
+@pytest.mark.parametrize(
+    ("work", "closed", "status"),
+    [("lambda: 'a table'", ">&-", 0), ("lambda: open('missing')", "2>&-", 2)],
+)
+def test_nobody_has_to_listen(work: str, closed: str, status: int) -> None:
+    program = f"import sys, coordrl.commands as c; sys.exit(c.exit_status('x.py', {work}, OSError))"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} {closed}"
+    ended = subprocess.run(command, shell=True, capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (status, b"")
 
 
 def test_a_text_is_printed_and_other_errors_are_raised(
