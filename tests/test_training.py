@@ -507,6 +507,25 @@ class TestRun:
         logged = [event.step for event in events.Scalars("eval/episode_return_mean")]
         assert logged == [48, 96]
 
+    def test_an_evaluation_that_a_resumed_run_makes_first_is_kept(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        signal_at_evaluation: Callable[[], None],
+    ) -> None:
+        chosen = settings("ppo", "run.track=tensorboard")
+        signal_at_evaluation()
+        assert train(chosen, tmp_path / "run").steps == 96
+        time.sleep(1)  # as above
+        train(chosen, tmp_path / "run", resume=True)
+        time.sleep(1)
+        monkeypatch.setattr("coordrl.training.run.evaluate", None)  # is not called again
+        assert train(chosen, tmp_path / "run", resume=True).ending == "finished"
+
+        events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+        logged = [event.step for event in events.Scalars("eval/episode_return_mean")]
+        assert logged == [96]
+
     @WHEREVER
     @pytest.mark.parametrize(
         ("algo", "validates"),

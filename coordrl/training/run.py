@@ -483,10 +483,12 @@ class _Run(_Learner):
             ending = "target reached"
         elif stop_requested:
             ending = "stopped"
+        is_saved = journal.saved_at == self._steps
         saves = ending is not None or self._is_due(
             run.checkpoint_interval, journal.saved_at, at_end
         )
-        saves = saves and journal.saved_at != self._steps
+        # The checkpoint that a resumed run went on from lacks the evaluation that it made first.
+        saves = (saves and not is_saved) or (is_saved and is_due and evaluated_now)
         self._ranks.first(lambda: (ending, saves))
         if saves:
             self._checkpoint()
