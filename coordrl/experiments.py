@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from torch.utils.tensorboard import SummaryWriter
 
 from coordrl.config import Override, SettingsError, dump_settings
-from coordrl.files import RunError
+from coordrl.files import RunError, reason
 from coordrl.progress import Progress
 from coordrl.runs import SETTINGS_FILE, RunFolder, open_run
 from coordrl.stopping import StopRequest
@@ -105,14 +105,23 @@ def watched(folder: RunFolder, total: int, unit: str, *, done: int) -> Iterator[
         unit: What a step is, in the plural.
         done: Steps that an earlier process has done. What TensorBoard has of later ones is
             forgotten.
+
+    Raises:
+        RunError: If what TensorBoard shows cannot be written.
     """
     purge_step = done + 1 if done else 0
-    with (
-        StopRequest() as stop,
-        SummaryWriter(folder.path, purge_step=purge_step) as tensorboard,
-        Progress(folder.path.name, total, unit, done=done) as progress,
-    ):
-        yield Watch(stop, progress, tensorboard)
+    try:
+        with (
+            StopRequest() as stop,
+            SummaryWriter(folder.path, purge_step=purge_step) as tensorboard,
+            Progress(folder.path.name, total, unit, done=done) as progress,
+        ):
+            yield Watch(stop, progress, tensorboard)
+    except OSError as error:
+        raise RunError(
+            f"cannot write into {folder.path}: {reason(error)}; make room, and the same command"
+            " goes on from what was saved"
+        ) from error
 
 
 def may_go_on(ended: str, cpu_seconds: float, max_seconds: float | None) -> bool:

@@ -67,6 +67,20 @@ def test_a_watch_forgets_what_tensorboard_has_of_steps_that_are_done_again(tmp_p
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 2.0)]
 
 
+@pytest.mark.usefixtures("little_room")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's
+def test_curves_that_a_full_disk_has_cut_off_are_told(tmp_path: Path) -> None:
+    def work(folder: RunFolder) -> None:
+        with watched(folder, 1, "steps", done=0) as watch:
+            watch.tensorboard.add_text("note", 1000 * "x", 1)
+
+    with (
+        run_folder(tmp_path / "run", Settings()) as folder,
+        pytest.raises(RunError, match=r"cannot write into .*run: File too large; make room"),
+    ):
+        work(folder)
+
+
 @pytest.mark.parametrize(
     ("ended", "limit", "goes_on"),
     [("time", None, True), ("time", 31.0, True), ("time", 30.0, False), ("epochs", None, False)],
