@@ -729,6 +729,28 @@ class TestResume:
 
         assert load_agent(folder / "best").card == best
 
+    def test_a_best_agent_that_is_lost_is_chosen_anew(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        means = iter([3.0, 2.0, 2.0])
+
+        def scripted(*args: Any, **kwargs: Any) -> EvaluationResult:
+            return dataclasses.replace(evaluate(*args, **kwargs), episode_returns=(next(means),))
+
+        monkeypatch.setattr("coordrl.training.run.evaluate", scripted)
+        chosen = settings("a2c", "run.evaluation_interval=48")
+        folder = tmp_path / "run"
+        train(chosen, folder)
+        shutil.rmtree(folder / "checkpoints" / "000000000096")
+        (folder / "best").rename(folder / ".best.replaced-1")  # and killed before the new one came
+
+        result = train(chosen, folder, resume=True)
+
+        assert result.best_agent is not None
+        best = load_agent(result.best_agent).card
+        assert best is not None
+        assert best.evaluations[0].mean == 2
+
     def test_the_rate_of_a_resumed_run_is_its_own(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -433,7 +433,7 @@ class _Run(_Learner):
         checkpoint = self._ranks.first(self._folder.newest_checkpoint)
         if checkpoint is None:
             self._progress.say("no checkpoint was written yet; starting from the beginning")
-            self._journal.best = self._mean_of_best()
+            self._find_best()
             return
         for sentence in checkpoint.skipped:
             self._progress.say(sentence)
@@ -445,21 +445,23 @@ class _Run(_Learner):
                 f"{checkpoint.path} has a journal of another version of coordrl ({error}); resume "
                 "with the version that started the run"
             ) from error
-        # The run may have gone further, to a better agent, before it was killed.
-        means = [mean for mean in (self._journal.best, self._mean_of_best()) if mean is not None]
-        self._journal.best = max(means, default=None)
+        self._find_best()
         self._progress.go_on_from(self._steps)
         how = ""
         if not restored.games:
             how = ", with new games: those of the checkpoint cannot be gone on with here"
         self._progress.say(f"going on from the checkpoint of step {self._steps:,}{how}")
 
-    def _mean_of_best(self) -> float | None:
-        """Return the mean return of the best agent in the folder, if there is one."""
+    def _find_best(self) -> None:
+        """Take note of the best agent that is in the folder.
+
+        The run may have gone further, to a better one, before it was killed, or lost the one that
+        it was about to replace.
+        """
+        self._journal.best = None
         with contextlib.suppress(AgentError):
             evaluations = read_card(self._folder.path / "best").evaluations
-            return max((result.mean for result in evaluations), default=None)
-        return None
+            self._journal.best = max((result.mean for result in evaluations), default=None)
 
     def show(self) -> None:
         """Show how far the run is."""
