@@ -68,7 +68,8 @@ class RunFolder:
         partial = checkpoints / f".partial-{step}"
         final = checkpoints / f"{step:012d}"
         try:
-            shutil.rmtree(partial, ignore_errors=True)
+            for left in checkpoints.glob(".partial-*"):  # by killed processes
+                shutil.rmtree(left, ignore_errors=True)
             partial.mkdir(parents=True)
             yield partial
             _seal(partial, step)

@@ -121,6 +121,7 @@ def test_what_a_killed_process_has_left_is_no_part_of_a_checkpoint(folder: RunFo
     checkpoints = folder.path / "checkpoints"
     (checkpoints / ".partial-2").mkdir(parents=True)
     (checkpoints / ".partial-2" / "half").write_text("w")
+    (checkpoints / ".partial-1").mkdir()  # a step at which no other process will stop
     (checkpoints / "1 (copy)").mkdir()
 
     write_checkpoint(folder, 2)
@@ -131,6 +132,7 @@ def test_what_a_killed_process_has_left_is_no_part_of_a_checkpoint(folder: RunFo
     newest = folder.newest_checkpoint()
     assert newest is not None
     assert newest.step == 2
+    assert not list(checkpoints.glob(".partial*"))
     write_checkpoint(folder, 3)
     write_checkpoint(folder, 4)
     assert (checkpoints / "1 (copy)").is_dir()
