@@ -58,8 +58,8 @@ class RunFolder:
 
         Args:
             step: Number of the checkpoint, at least 0.
-            keep: Checkpoints to keep, this one included; older ones are deleted, and newer ones
-                that are not whole.
+            keep: Checkpoints to keep, this one included; older ones are deleted. So are newer ones,
+                which are damaged, or of a run that has gone back to this step.
 
         Raises:
             RunError: If a file cannot be written; older checkpoints are as they were.
@@ -86,7 +86,7 @@ class RunFolder:
             shutil.rmtree(partial, ignore_errors=True)
         older = [path for path in self._checkpoints() if path.name < final.name]
         newer = [path for path in self._checkpoints() if path.name > final.name]
-        for path in older[keep - 1 :] + [path for path in newer if _damage(path) is not None]:
+        for path in older[keep - 1 :] + newer:
             shutil.rmtree(path, ignore_errors=True)  # tidying up is no reason to end a run
 
     def newest_checkpoint(self) -> Checkpoint | None:

@@ -145,6 +145,20 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_last_good_weights(
     assert [point.step for point in result.curve] == [3]
 
 
+def test_a_run_that_has_diverged_is_found_where_it_went_back_to(tmp_path: Path) -> None:
+    def save_at_four_and_break_at_five(run: Run) -> None:
+        if run.step == 4:
+            run._save()  # as after a minute
+        if run.step == 5:
+            with torch.no_grad():
+                next(run.model.generator.parameters()).fill_(math.nan)
+
+    with open_run(tmp_path, "", resume=False) as folder:
+        result = Run(tiny(), folder=folder).train(on_step=save_at_four_and_break_at_five)
+        assert (result.ended, result.curve[-1].step) == ("diverged", 3)
+        assert Run(tiny(), folder=folder).step == 3
+
+
 def test_advice_names_settings_of_what_diverged() -> None:
     assert advice(tiny(model="vae")) == "lower vae.learning_rate"
     assert advice(tiny()).startswith("raise gan.gamma, or lower gan.generator_lr")
