@@ -1,7 +1,9 @@
 """Faster R-CNN of one or two stages, on any backbone that knows its output channels.
 
 The CoordConv paper's detector is the first stage alone: 81,590 parameters without coordinates and
-83,838 with them.
+83,838 with them. Coordinates run from -1 to 1 here, as in the layer that the authors released;
+their detector has a copy of it in which they run from 0 to 1 (``model_builder_faster_rcnn.py`` in
+uber-research/CoordConv).
 """
 
 from collections.abc import Sequence
