@@ -2,18 +2,21 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import train_digits
 from coordrl.files import RunError
 from coordrl.layers import CoordConv2d
 from coordrl.recognition import (
     Arm,
+    Block,
     DigitResNet,
     RecognitionResult,
     RecognitionSettings,
@@ -60,6 +63,14 @@ def test_the_arms_of_a_seed_share_the_weights_that_both_have() -> None:
     for part in ("body", "head"):
         plain, ours = (getattr(network, part).state_dict() for network in networks)
         assert all(torch.equal(plain[name], ours[name]) for name in plain | ours)
+
+
+def test_a_block_cuts_off_the_sum_of_both_its_ways() -> None:
+    torch.manual_seed(0)
+    block, x = Block(2, 3, 2).eval(), torch.randn(1, 2, 7, 9)
+    out = block(x)
+    assert torch.equal(out, F.relu(block.shortcut(x) + block.residual(x)))
+    assert out.amin() == 0
 
 
 @pytest.mark.parametrize("arm", ["none", "coordconv"])
@@ -113,6 +124,21 @@ def test_the_arms_learn_from_the_same_digits_and_are_tested_on_others(
     assert lengths[0] == TINY.learning_rate
     assert lengths[:half] == sorted(lengths[:half], reverse=True)
     assert lengths[half - 1] < 0.1 * lengths[0]
+
+
+def test_a_step_takes_the_gradient_of_its_own_batch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = torch.optim.SGD.step
+    lengths: list[float] = []
+
+    def measured(self: torch.optim.SGD, *args: object) -> object:
+        parameters = self.param_groups[0]["params"]
+        lengths.append(math.fsum(float(own.grad.square().sum()) for own in parameters))
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", measured)
+    # All 60 digits in each batch, and weights that hardly move.
+    recognize(dataclasses.replace(TINY, batch_size=60, learning_rate=1e-9), *bars(100))
+    assert lengths == pytest.approx([lengths[0]] * 3, rel=1e-3)
 
 
 def test_arms_that_agree_differ_by_nothing() -> None:
