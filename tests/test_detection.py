@@ -898,6 +898,30 @@ def test_detections_of_one_class_suppress_each_other_and_those_of_others_do_not(
     assert sorted(rows) == [(3, first), (3, last), (7, first), (7, last)]
 
 
+def test_the_second_stage_learns_nothing_from_what_shows_a_digit_by_less_than_half() -> None:
+    heads = RoIHeads(1, RoISettings(grid=1, hidden=4))
+    heads.start_small()
+    with torch.no_grad():
+        heads.mover.bias.fill_(0.25)
+        heads.classifier.bias[:] = torch.log(torch.tensor([0.01] * 9 + [0.61, 0.3]))
+    truth = torch.tensor([[[0.0, 0, 20, 10]]])
+    boxes = torch.tensor([[[0.0, 0, 20, 4.5], [0, 0, 20, 5], [60, 60, 70, 64]]])  # 0.45, 0.5, 0
+    proposals = Proposals(boxes, torch.ones(1, 3), torch.tensor([[True, True, True]]))
+
+    losses = heads.losses(
+        torch.zeros(1, 1, 16, 24), proposals, truth, torch.tensor([[9]]), torch.Generator()
+    )
+
+    # The true box and the second show a 9, the first and the third nothing.
+    expected = -(2 * math.log(0.61) + 2 * math.log(0.3)) / 4
+    assert float(losses.label.detach()) == pytest.approx(expected)
+    # The true box needs no move; the second one's middle is a half of its height away, five times
+    # its scale; it grows by the logarithm of 2, five times its scale.
+    of_true = 4 * 0.25**2
+    of_second = 2 * 0.25**2 + (10 * 0.5 - 0.25) + (5 * math.log(2) - 0.25)
+    assert float(losses.box.detach()) == pytest.approx((of_true + of_second) / 2)
+
+
 def test_a_detector_learns_a_few_pictures_by_heart(digits: DigitSplit) -> None:
     scatter = Scatter(canvas=48, crop=None, objects=1)
     scenes = scatter_digits(digits.test, scatter, count=4, seed=0)
