@@ -141,6 +141,29 @@ def test_a_step_takes_the_gradient_of_its_own_batch_alone(monkeypatch: pytest.Mo
     assert lengths == pytest.approx([lengths[0]] * 3, rel=1e-3)
 
 
+def test_the_seed_decides_the_first_weights_and_the_recipe_the_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step = torch.optim.SGD.step
+    weights: list[Tensor] = []
+    recipes: set[tuple[float, float]] = set()
+
+    def noted(self: torch.optim.SGD, *args: object) -> object:
+        group = self.param_groups[0]
+        weights.append(group["params"][-2].detach().clone())
+        recipes.add((group["momentum"], group["weight_decay"]))
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noted)
+    for seed in (0, 1, 0):  # one step each
+        recognize(dataclasses.replace(TINY, epochs=1, batch_size=60, seed=seed), *bars(100))
+
+    first, second, again = weights
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert recipes == {(0.9, TINY.weight_decay)}
+
+
 def test_arms_that_agree_differ_by_nothing() -> None:
     test = paired_test([0.9, 0.95], [0.9, 0.95])
     assert (test.difference, test.low, test.high, test.p) == (0, 0, 0, 1)
