@@ -45,6 +45,16 @@ def test_values_outside_the_range_are_cut_off_before_colors_are_told() -> None:
     assert color_masks(paint((9, 2, 2))).any().item() is False
 
 
+def test_a_color_is_missing_below_a_tenth_of_a_disc() -> None:
+    # 30 pixels on the paper's canvas, a quarter of that on one whose objects are half as wide.
+    for canvas, least in ((PAPER, 30), (SMALL, 8)):
+        picture = torch.ones(1, 3, canvas.size * canvas.size)
+        picture[:, :2, :least] = -1  # blue
+        picture[:, 1:, 100 : 100 + least - 1] = -1  # red
+        _, is_there = color_centers(picture.view(1, 3, canvas.size, canvas.size), canvas)
+        assert is_there.tolist() == [[True, False]]
+
+
 @pytest.mark.parametrize(
     ("pictures", "message"),
     [

@@ -467,6 +467,23 @@ def test_a_gan_learns_from_a_folder_and_is_judged_by_patches(folder: Path) -> No
     assert "distance of patches" in table.to_markdown([result])
 
 
+def test_real_pictures_of_a_folder_are_judged_against_others_of_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs: list[tuple[Tensor, Tensor]] = []
+
+    def watched(pictures: Tensor, real: Tensor, generator: torch.Generator) -> list[float]:
+        pairs.append((pictures, real))
+        return [0.0]
+
+    monkeypatch.setattr("coordrl.generative.training.sliced_wasserstein", watched)
+    Run(tiny(data=str(folder))).train()
+
+    own, others = pairs[-1]
+    assert len(own) == len(others) == 4
+    assert not (own.unsqueeze(1) == others).flatten(2).all(dim=2).any()
+
+
 def test_the_pyramid_adds_up_to_the_pictures() -> None:
     pictures = torch.rand(2, 3, 64, 64)
     bands = laplacian_pyramid(pictures)
@@ -586,6 +603,22 @@ def test_nothing_is_followed_where_there_is_no_object() -> None:
     assert math.isnan(motion.moved)
     with pytest.raises(ValueError, match="three steps or more to follow, got 2"):
         follow(torch.ones(2, 2, 3, 32, 32), LARGE)
+
+
+def test_centers_are_drawn_under_their_own_colors() -> None:
+    objects = replace(
+        draw_objects(CANVAS, 1, torch.Generator()), centers=torch.tensor([[[4, 11], [12, 5]]])
+    )
+    figure = figures.comparison({"data": draw_pictures(objects, CANVAS)}, CANVAS)
+
+    red, blue, difference = figure.axes[2:]
+    assert red.get_title() == "red centers"
+    assert [axes.collections[0].get_offsets().tolist() for axes in (red, blue, difference)] == [
+        [[12, 5]],
+        [[4, 11]],
+        [[8, -6]],
+    ]
+    assert (red.get_ylim(), difference.get_ylim()) == ((16, 0), (16, -16))
 
 
 def test_a_grid_lays_pictures_out_row_by_row() -> None:
@@ -778,6 +811,15 @@ def test_coordinates_are_compared_seed_by_seed() -> None:
         "With coordinates minus without: red -0.25 nats (higher in 1 of 2 seeds), blue +0.00 nats"
         " (higher in 0 of 2 seeds), difference -0.50 nats (higher in 1 of 2 seeds)."
     ) in text
+
+
+def test_tables_show_the_last_evaluation() -> None:
+    result = Run(tiny()).train()
+    first, last = (
+        judged(result, "all", (1e-3, 1e-4), (value, value, value)).curve[0] for value in (1.0, 2.0)
+    )
+    text = table.to_markdown([replace(result, curve=(first, last))])
+    assert "| with | 2.00 | 2.00 | 2.00 | 0.0 % |" in text
 
 
 def test_the_best_step_sizes_have_the_highest_mean_entropy() -> None:
