@@ -1070,6 +1070,13 @@ def test_the_best_of_a_sweep_has_the_highest_accuracy(
     assert {row["input_scale"] for row in record["rows"]} == {"pixel"}
 
 
+def test_a_sweep_is_drawn_with_training_across_and_test_upwards() -> None:
+    runs = [result(0, "conv", [0.2], train=0.9), result(0, "conv", [0.4], train=0.7)]
+    axes = figures.sweep_scatter(runs, "accuracy").axes[0]
+    assert axes.collections[0].get_offsets().tolist() == [[0.9, 0.2], [0.7, 0.4]]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("training accuracy", "test accuracy")
+
+
 def test_figures_are_drawn_from_what_analysis_returns(tmp_path: Path) -> None:
     canvas, painter = Canvas(16, 3), CoordConvPainter(16)
     task, centers = Classification(canvas), places(canvas)

@@ -1320,6 +1320,10 @@ def test_boxes_are_drawn_where_they_are() -> None:
     assert tuple(found[8, 8]) == tuple(found[23, 23]) == orange
     assert tuple(found[17, 17]) != orange  # the second one is not sure enough
 
+    wider = figures.draw_scenes(scenes, proposals, zoom=2, margin=3)
+    assert wider.shape == (2 * 22 * 2, 22 * 2, 3)
+    assert tuple(wider[6 + 6, 4 + 6]) == tuple(wider[17 + 6, 15 + 6]) == green
+
 
 def write_small_config(folder: Path) -> Path:
     path = folder / "small.toml"
