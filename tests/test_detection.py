@@ -714,6 +714,29 @@ def gradients(detector: FasterRCNN, scenes: Scenes) -> list[Tensor]:
     return [p.grad.clone() for p in detector.parameters() if p.grad is not None]
 
 
+def test_the_first_stage_learns_which_boxes_show_a_digit() -> None:
+    detector = build_detector(proposals=ProposalSettings(samples=7))  # 3 positive, 4 negative
+    scorer = detector.rpn.scorer[0]
+    with torch.no_grad():
+        scorer.weight.zero_()
+        scorer.bias.view(-1, 2)[:] = torch.tensor([0.8, 0.2]).log()
+    scenes = scenes_of([[16.5, 22, 31.5, 42]], [0])  # an anchor's place and size; many are near
+
+    losses = detector.losses(scenes, torch.Generator())
+
+    expected = -(3 * math.log(0.8) + 4 * math.log(0.2)) / 7
+    assert float(losses.proposals.score.detach()) == pytest.approx(expected)
+
+
+def test_all_losses_are_learned_from(digits: DigitSplit) -> None:
+    scenes = scatter_digits(digits.test, Scatter(min_visible=0.2), count=2, seed=0)
+    losses = small_detector(is_full=True).losses(scenes, torch.Generator())
+    assert losses.roi is not None
+    parts = [losses.proposals.box, losses.proposals.score, losses.roi.box, losses.roi.label]
+    assert min(float(part.detach()) for part in parts) > 0
+    assert_close(losses.total, torch.stack(parts).sum())
+
+
 @pytest.mark.parametrize("is_full", [False, True], ids=["rpn", "full"])
 def test_a_batch_has_the_mean_gradient_of_its_pictures(digits: DigitSplit, is_full: bool) -> None:
     scenes = scatter_digits(digits.test, Scatter(min_visible=0.2), count=3, seed=0)
