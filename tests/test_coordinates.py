@@ -1070,6 +1070,13 @@ def test_the_best_of_a_sweep_has_the_highest_accuracy(
     assert {row["input_scale"] for row in record["rows"]} == {"pixel"}
 
 
+def test_the_true_map_is_the_sum_of_the_one_hots() -> None:
+    centers = torch.tensor([[1, 2], [3, 2], [5, 0]])
+    truth = figures.ground_truth(centers, 7)
+    assert torch.equal(truth, one_hot_images(centers, Canvas(size=7, square=1)).sum(dim=(0, 1)))
+    assert truth[2, 1] == 1
+
+
 def test_a_sweep_is_drawn_with_training_across_and_test_upwards() -> None:
     runs = [result(0, "conv", [0.2], train=0.9), result(0, "conv", [0.4], train=0.7)]
     axes = figures.sweep_scatter(runs, "accuracy").axes[0]
