@@ -456,6 +456,14 @@ def test_nms_of_a_batch_is_that_of_each_picture_by_definition() -> None:
     assert not is_there.all()  # some picture runs out of boxes
 
 
+def test_nms_drops_what_overlaps_by_more_than_the_threshold() -> None:
+    boxes = torch.tensor(
+        [[[0.0, 0, 4, 8], [0, 0, 4, 4], [0, 0, 4, 5]]]
+    )  # 0.5 and 0.625 of the best
+    kept, is_there = nms(boxes, torch.tensor([[0.9, 0.5, 0.7]]), 0.5, limit=3)
+    assert kept[is_there].tolist() == [0, 1]
+
+
 def test_nms_of_no_boxes_keeps_none() -> None:
     _, is_there = nms(torch.zeros(2, 0, 4), torch.zeros(2, 0), 0.5, limit=3)
     assert not is_there.any()
@@ -988,6 +996,24 @@ def test_the_papers_figures_of_hand_computed_proposals() -> None:
     assert metrics["mean_iou"] == pytest.approx((1 + 0.5) / 9)
     assert metrics["recall"] == 1  # the third digit is outside but for a corner
     assert metrics["proposals"] == 3
+
+
+def test_what_is_visible_is_told_in_pictures_of_unequal_sides() -> None:
+    boxes = torch.tensor([[[60.0, 10, 80, 30], [10, 30, 30, 50], [70, 30, 90, 50]]])
+    scenes = Scenes(
+        torch.zeros(1, 1, 40, 80, dtype=torch.uint8), boxes, torch.tensor([[1, 2, 3]])
+    )  # whole; half of it; a quarter of it in the picture
+    one = torch.ones(1, 1)
+    found = Proposals(torch.tensor([[[9.0, 30, 31, 39]]]), one, one.bool())  # of the second
+
+    metrics = proposal_metrics(found, scenes)
+    clipped = proposal_metrics(found, scenes, clip_truth=True)
+
+    overlap = 20 * 9 / (20 * 20 + 22 * 9 - 20 * 9)
+    assert metrics["best_iou"] == pytest.approx(overlap)
+    assert metrics["recall"] == 0  # of two that are visible, and less than a half covered
+    assert clipped["best_iou"] == pytest.approx(20 * 9 / (22 * 9))
+    assert clipped["recall"] == 0.5
 
 
 @pytest.mark.parametrize(
