@@ -1,6 +1,7 @@
 """The coordinate tasks: data against the authors' recipe, nets against their definition, runs."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -1070,11 +1071,39 @@ def test_the_best_of_a_sweep_has_the_highest_accuracy(
     assert {row["input_scale"] for row in record["rows"]} == {"pixel"}
 
 
+def test_the_best_of_a_sweep_has_the_least_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = iter([3.0, 0.25, 9.0, math.nan, *[4.0] * 5])
+
+    def train(self: Experiments, settings: CoordinateSettings, *_: Any, **__: Any) -> RunResult:
+        error = next(errors)
+        both = {"train": {"error": error}, "test": {"error": error}}
+        return replace(result(0, "conv", [error]), settings=settings, last=both, best=both)
+
+    monkeypatch.setattr(Experiments, "train", train)
+    text = Experiments(config=CONFIG, out=tmp_path).train_seeds(
+        "regression", "conv", "uniform", "unit", seeds=1, sweep=True, report=tmp_path
+    )
+    assert text.startswith("best of 9 runs:")
+    assert "| 0.25 px (0.25 px to 0.25 px)" in text
+
+
 def test_the_true_map_is_the_sum_of_the_one_hots() -> None:
     centers = torch.tensor([[1, 2], [3, 2], [5, 0]])
     truth = figures.ground_truth(centers, 7)
     assert torch.equal(truth, one_hot_images(centers, Canvas(size=7, square=1)).sum(dim=(0, 1)))
     assert truth[2, 1] == 1
+
+
+def test_neighbors_are_marked_where_their_pixel_is_drawn() -> None:
+    center, canvas = torch.tensor([2, 9]), Canvas(size=16, square=1)
+    ones = one_hot_images(center + torch.tensor([[0, 0], [1, 0], [2, 0]]), canvas).squeeze(1)
+    for axes in figures.neighbor_logits({"known": ones}, center, window=4).axes:
+        [marker] = axes.lines
+        shown = np.asarray(axes.images[0].get_array())
+        row, column = np.unravel_index(shown.argmax(), shown.shape)
+        assert marker.get_xydata().tolist() == [[column, row]]
 
 
 def test_a_sweep_is_drawn_with_training_across_and_test_upwards() -> None:
