@@ -56,7 +56,7 @@ class AtariSettings:
     life_loss: Literal["ignore", "terminate", "reset"] = "terminate"
     """At a lost life: go on; report ``terminated`` and go on (SB3); or reset the game (ale-py)."""
     max_frames_per_episode: int = 108_000
-    """Frames after which an episode is truncated: 30 minutes of play."""
+    """Frames after which an episode is truncated, its reset not counted: 30 minutes of play."""
     mode: int | None = None
     """Game mode, or the game's default."""
     difficulty: int | None = None
