@@ -47,10 +47,11 @@ class VectorEnvAdapter(VecEnv):
     Where an episode ended, it holds the environment's last info, such as the ``is_success`` that
     ``EvalCallback`` looks for, and ``terminal_observation`` and ``TimeLimit.truncated`` are set as
     SB3's own environments do. Where a *game* ended, ``episode`` holds its return, length and
-    duration, ``{"r", "l", "t"}``, as ``Monitor`` writes it, so SB3's logs and ``evaluate_policy``
-    report whole games. With an :class:`~coordrl.envs.AtariVectorEnv` these are the unclipped return
-    and the number of agent steps of the whole game, however many lives it had (SB3's ``Monitor``
-    sits below the frame skip and counts frames); with any other environment a game is an episode.
+    duration, ``{"r", "l", "t"}``, where ``Monitor`` writes them, so SB3's logs and
+    ``evaluate_policy`` report whole games (``Monitor``'s ``"t"`` is the age of the environment).
+    With an :class:`~coordrl.envs.AtariVectorEnv` these are the unclipped return and the number of
+    agent steps of the whole game, however many lives it had (SB3's ``Monitor`` sits below the frame
+    skip and counts frames); with any other environment a game is an episode.
 
     Environments on a GPU, whose ``step`` takes and returns tensors, are copied to the host for this
     contract; :meth:`step_torch` leaves everything where it is.
