@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from torch import Tensor
 
 from coordrl.config import AtariSettings
+from coordrl.emulator.arguments import in_range
 from coordrl.envs import AtariVectorEnv, info_of, pack_state, unpack_state
 
 
@@ -89,10 +90,8 @@ class VectorEnvAdapter(VecEnv):
                 "Stable-Baselines3 needs environments that reset in the same step; make them with "
                 f"autoreset_mode=AutoresetMode.SAME_STEP, got {mode}"
             )
-        if stagger < 0:
-            raise ValueError(f"stagger must be at least 0, got {stagger}")
         self.envs = envs
-        self.stagger = stagger
+        self.stagger = in_range("stagger", stagger, 0, None)
         self._actions: NDArray[Any] | None = None
         self._episode_return = np.zeros(envs.num_envs, np.float64)
         self._episode_length = np.zeros(envs.num_envs, np.int64)

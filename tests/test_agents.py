@@ -989,8 +989,13 @@ class TestEvaluation:
             evaluate(dataclasses.replace(agent, card=None))
         with pytest.raises(ValueError, match="no Atari game 'Pomg'; did you mean Pong"):
             evaluate(agent, game="Pomg")
-        with pytest.raises(ValueError, match=r"needs episodes >= 1, .* got 0, 8, 0"):
-            evaluate(agent, episodes=0)
+        for number, least in (("episodes", 1), ("num_envs", 1), ("seed", 0)):
+            too_small: dict[str, Any] = {number: -1}
+            with pytest.raises(ValueError, match=f"{number} must be at least {least}, got -1"):
+                evaluate(agent, **too_small)
+            not_whole: dict[str, Any] = {number: 2.0}
+            with pytest.raises(TypeError, match=rf"{number} must be a whole number, got 2\.0"):
+                evaluate(agent, **not_whole)
 
     def test_an_agent_without_card_that_sees_no_stack_is_refused(self) -> None:
         bare = Agent.of(ppo(policy_kwargs(**SMALL)))

@@ -277,6 +277,8 @@ def test_arrays_are_what_a_staggered_environment_on_a_device_begins_with() -> No
 
 
 def test_a_negative_stagger_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"stagger must be a whole number, got 2\.5"):
+        make_sb3_env("Pong", 2, stagger=2.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"stagger must be at least 0, got -1"):
         make_sb3_env("Pong", 2, stagger=-1)
 

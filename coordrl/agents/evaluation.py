@@ -15,6 +15,7 @@ from coordrl.agents.card import AgentError
 from coordrl.agents.results import EvaluationResult
 from coordrl.config import AtariSettings, Protocol, settings_for
 from coordrl.emulator import GAMES, observation_shape
+from coordrl.emulator.arguments import in_range
 from coordrl.envs import AtariVectorEnv, canonical_game, gymnasium_name
 
 
@@ -67,6 +68,7 @@ def evaluate(
         AgentError: If neither the argument nor a card names a game, or it has other actions or
             observations than the agent.
         ValueError: If there is no such game, or a number is out of range.
+        TypeError: If a number is not whole.
 
     Example:
         >>> from coordrl.agents import load_agent
@@ -74,11 +76,9 @@ def evaluate(
         >>> result.episodes, result.settings.life_loss, result.human_normalized > 0
         (2, 'ignore', True)
     """
-    if episodes < 1 or num_envs < 1 or seed < 0:
-        raise ValueError(
-            "evaluate needs episodes >= 1, num_envs >= 1, seed >= 0,"
-            f" got {episodes}, {num_envs}, {seed}"
-        )
+    episodes = in_range("episodes", episodes, 1, None)
+    num_envs = in_range("num_envs", num_envs, 1, None)
+    seed = in_range("seed", seed, 0, None)
     agent = agent if isinstance(agent, Agent) else Agent.of(agent)
     match = game_for(agent, game=game, protocol=protocol, settings=settings)
     num_envs = min(num_envs, episodes)
