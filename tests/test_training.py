@@ -31,7 +31,7 @@ from torch.testing import assert_close
 from torch.utils.tensorboard import SummaryWriter
 
 from coordrl import emulator
-from coordrl.agents import AgentError, EvaluationResult, evaluate, load_agent
+from coordrl.agents import AgentError, EvaluationResult, evaluate, load_agent, save_agent
 from coordrl.algorithms import make_model
 from coordrl.config import (
     AtariSettings,
@@ -506,6 +506,19 @@ class TestRun:
         events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
         logged = [event.step for event in events.Scalars("eval/episode_return_mean")]
         assert logged == [48, 96]
+
+    def test_a_signal_that_comes_when_a_run_is_over_has_not_interrupted_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def save(*args: Any, **kwargs: Any) -> Any:
+            signal.raise_signal(signal.SIGTERM)
+            monkeypatch.setattr("coordrl.training.run.save_agent", save_agent)
+            return save_agent(*args, **kwargs)
+
+        chosen = settings("ppo", "run.evaluation_interval=32", "run.target_return=0")
+        monkeypatch.setattr("coordrl.training.run.save_agent", save)  # of the best agent
+        result = train(chosen, tmp_path / "run")
+        assert (result.ending, result.signal_number) == ("target reached", None)
 
     def test_an_evaluation_that_a_resumed_run_makes_first_is_kept(
         self,

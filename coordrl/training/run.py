@@ -352,7 +352,7 @@ class _Follower(_Learner):
             self._restore(checkpoint.path)
         self._model.set_logger(Logger(None, []))
         ending = self._learn()
-        signal_number = self._stop.signal_number
+        signal_number = self._stop.signal_number if ending == "stopped" else None
         agent = self._folder.path / "last"
         return TrainingResult(ending, agent, None, self._steps, None, signal_number, None)
 
@@ -425,7 +425,7 @@ class _Run(_Learner):
             best_agent=best if self._journal.best is not None else None,
             steps=self._steps,
             evaluation=self._last_evaluation(),
-            signal_number=self._stop.signal_number,
+            signal_number=self._stop.signal_number if ending == "stopped" else None,
             profile=self._profile.table(self._steps - first_step) if self._profile else None,
         )
 
