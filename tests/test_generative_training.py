@@ -150,6 +150,7 @@ def test_a_run_that_has_diverged_is_found_where_it_went_back_to(tmp_path: Path) 
         if run.step == 4:
             run._save()  # as after a minute
         if run.step == 5:
+            assert isinstance(run.model, Gan)
             with torch.no_grad():
                 next(run.model.generator.parameters()).fill_(math.nan)
 
