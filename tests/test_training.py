@@ -580,6 +580,33 @@ class TestRun:
         with pytest.raises(SettingsError, match=r"there is not enough memory; lower run.num_envs"):
             train(settings("dqn", override), tmp_path / "run")
 
+    @pytest.mark.parametrize(
+        ("error", "told", "match"),
+        [
+            (
+                torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore"),
+                SettingsError,
+                r"^there is not enough memory; .*algorithm.batch_size .*\(CUDA out of .* GiB.\)$",
+            ),
+            (RuntimeError("an illegal memory access"), RuntimeError, "^an illegal memory access$"),
+        ],
+    )
+    def test_memory_that_runs_out_on_the_way_is_named(
+        self,
+        error: Exception,
+        told: type[Exception],
+        match: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        # A GPU's memory goes in the first update: what models allocate beforehand are buffers.
+        def fail(_: Any) -> None:
+            raise error
+
+        monkeypatch.setattr("coordrl.device_algorithms.A2C.train", fail)
+        with pytest.raises(told, match=match):
+            train(settings("a2c", "run.on_device=true"), tmp_path / "run")
+
     @WHEREVER
     @pytest.mark.parametrize("algo", ALGORITHM)
     def test_profile_divides_the_time(self, algo: str, where: str, tmp_path: Path) -> None:
@@ -1122,6 +1149,16 @@ class TestEdges:
             (RuntimeError("an operator\nin detail"), RuntimeError, "^an operator\nin detail$"),
             (RuntimeError("not enough memory"), SettingsError, r"lower run.num_envs.* \(not enou"),
             (MemoryError(), SettingsError, r"lower run.num_envs.* \(MemoryError\)"),
+            (
+                CudaError("CUresult says CUDA_ERROR_OUT_OF_MEMORY"),
+                SettingsError,
+                r"lower run.num_envs.* \(CUresult says CUDA_ERROR_OUT_OF_MEMORY\)",
+            ),
+            (
+                RuntimeError("CUDA error: an illegal memory access was encountered"),
+                RuntimeError,
+                "^CUDA error: an illegal memory access was encountered$",
+            ),
         ],
     )
     def test_games_that_cannot_be_made_are_told_by_what_they_lack(

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import statistics
 import time
 from collections.abc import Iterator
@@ -161,6 +162,10 @@ def _ranks(settings: TrainingSettings, device: str) -> Iterator[Ranks]:
         leave()
 
 
+# Of torch on the CPU and on a GPU, and of a driver; not "an illegal memory access".
+_NO_MEMORY = re.compile(r"not enough memory|out.of.memory|allocate memory", re.IGNORECASE)
+
+
 @contextmanager
 def _naming_memory() -> Iterator[None]:
     """Say which settings to lower where memory is not enough."""
@@ -168,11 +173,11 @@ def _naming_memory() -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
-        if isinstance(error, RuntimeError) and "memory" not in reason:  # torch has others
+        if isinstance(error, RuntimeError) and not _NO_MEMORY.search(reason):  # torch has others
             raise
         raise SettingsError(
-            "there is not enough memory; lower run.num_envs, algorithm.n_steps or"
-            f" algorithm.buffer_size ({reason or type(error).__name__})"
+            "there is not enough memory; lower run.num_envs, algorithm.n_steps, "
+            f"algorithm.batch_size or algorithm.buffer_size ({reason or type(error).__name__})"
         ) from error
 
 
@@ -289,6 +294,7 @@ class _Learner:
         """Do what is due, and raise :class:`_Stop` if the run ends here."""
         raise NotImplementedError
 
+    @_naming_memory()
     def _learn(self) -> Ending:
         remaining = self._run.total_steps - self._steps
         callbacks: list[BaseCallback] = [_Hooks(self)]
