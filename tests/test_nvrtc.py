@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,6 +109,25 @@ def test_a_gpu_without_a_number_is_the_current_one(monkeypatch: pytest.MonkeyPat
     for index in (0, 1):
         assert nvrtc.indexed(torch.device("cuda", index)) == torch.device("cuda", index)
     assert nvrtc.indexed(torch.device("cpu")) == torch.device("cpu")
+
+
+def test_the_kernels_of_the_current_gpu_are_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Compiled twice, too, where the cubin can't be kept.
+    loaded: list[torch.device] = []
+    driver = SimpleNamespace(cuDriverGetVersion=lambda: (0, 13000))
+    compiler = SimpleNamespace(nvrtcVersion=lambda: (0, 13, 0))
+    parts = {"driver": driver, "nvrtc": compiler}
+    monkeypatch.setattr(nvrtc, "_bindings", parts.__getitem__)
+    monkeypatch.setattr(nvrtc, "cached_kernels", lambda *_: b"cubin")
+    monkeypatch.setattr(nvrtc, "LoadedKernels", lambda _, device: loaded.append(device))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+
+    for name in ("cuda", "cuda:1", "cuda"):
+        nvrtc.kernels_for("pong", torch.device(name))
+
+    assert loaded == [torch.device("cuda:1")]
 
 
 @pytest.mark.parametrize(

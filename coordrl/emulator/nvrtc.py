@@ -267,7 +267,6 @@ def require_driver(driver: int, compiler: tuple[int, int]) -> None:
         )
 
 
-@functools.cache
 def kernels_for(game: str, device: torch.device) -> LoadedKernels:
     """Return the kernels of a game, compiled for a GPU and loaded there.
 
@@ -275,6 +274,11 @@ def kernels_for(game: str, device: torch.device) -> LoadedKernels:
         CudaError: If there is no GPU, no compiler for it, or the kernels do not compile.
     """
     require_gpu()
+    return _loaded_kernels(game, indexed(device))
+
+
+@functools.cache
+def _loaded_kernels(game: str, device: torch.device) -> LoadedKernels:
     driver = _bindings("driver")
     version = _checked(driver.cuDriverGetVersion())
     require_driver(version, _checked(_bindings("nvrtc").nvrtcVersion()))
