@@ -2,6 +2,7 @@
 
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -128,6 +129,36 @@ def test_the_kernels_of_the_current_gpu_are_loaded_once(monkeypatch: pytest.Monk
         nvrtc.kernels_for("pong", torch.device(name))
 
     assert loaded == [torch.device("cuda:1")]
+
+
+class Driver:
+    """A driver that grants so much shared memory."""
+
+    CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8)
+
+    def cuModuleLoadData(self, _: bytes) -> tuple[int, str]:
+        return 0, "module"
+
+    def cuModuleGetFunction(self, _: str, name: bytes) -> tuple[int, bytes]:
+        return 0, name
+
+    def cuFuncSetAttribute(self, _: bytes, attribute: int, value: int) -> tuple[Any]:
+        from cuda.bindings.driver import CUresult
+
+        assert attribute == 8
+        return (CUresult(0) if value <= 90_000 else CUresult.CUDA_ERROR_INVALID_VALUE,)
+
+
+def test_shared_memory_that_a_gpu_has_not_is_said_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nvrtc, "_bindings", lambda _: Driver())
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: None)
+    kernels = nvrtc.LoadedKernels(b"cubin", torch.device("cuda:0"))
+
+    with pytest.raises(nvrtc.CudaError, match=r"no block .* 100000 spare_bytes .*; ask for fewer"):
+        kernels.launch("play_environments", 1, 64, spare_bytes=100_000)
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,13 @@ class LoadedKernels:
         if spare_bytes > self._spare_bytes[name]:  # a GPU grants no more without being asked
             attribute = self._driver.CUfunction_attribute
             most = attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            _checked(self._driver.cuFuncSetAttribute(function, most, spare_bytes))
+            try:
+                _checked(self._driver.cuFuncSetAttribute(function, most, spare_bytes))
+            except CudaError as error:
+                raise CudaError(
+                    f"no block of {name} can have {spare_bytes} spare_bytes of shared memory on "
+                    f"this GPU ({error}); ask for fewer"
+                ) from error
             self._spare_bytes[name] = spare_bytes
         buffers = [ctypes.create_string_buffer(argument, len(argument)) for argument in arguments]
         addresses = (ctypes.c_void_p * len(buffers))(*map(ctypes.addressof, buffers))
