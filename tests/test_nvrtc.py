@@ -62,8 +62,10 @@ ptxas info    : Function properties for other
 
 
 def test_a_mistake_is_shown_with_its_place() -> None:
-    with pytest.raises(nvrtc.CudaError, match=r"(?s)do not compile for compute_90: .*no_such_game"):
+    match = r"(?s)do not compile for compute_90: .*no_such_game"
+    with pytest.raises(nvrtc.CudaError, match=match) as caught:
         nvrtc.compile_kernels("compute_90", {"COORDRL_GAME": "no_such_game"})
+    assert str(caught.value).endswith('of "kernels.cu".'), "what ends the compiler's text in C"
 
 
 def test_kernels_are_compiled_once_for_what_they_depend_on(
@@ -159,6 +161,12 @@ def test_shared_memory_that_a_gpu_has_not_is_said_in_a_sentence(
 
     with pytest.raises(nvrtc.CudaError, match=r"no block .* 100000 spare_bytes .*; ask for fewer"):
         kernels.launch("play_environments", 1, 64, spare_bytes=100_000)
+
+
+def test_a_gpu_that_the_compiler_does_not_know_is_said_in_a_sentence() -> None:
+    match = r"^NVRTC compiles for GPUs from sm_\d+ to sm_\d+, not for sm_20; for a newer .*nvrtc$"
+    with pytest.raises(nvrtc.CudaError, match=match):
+        nvrtc.compile_kernels("sm_20", nvrtc.defines("pong"))
 
 
 @pytest.mark.parametrize(

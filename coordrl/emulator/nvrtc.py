@@ -152,8 +152,15 @@ def compile_kernels(
     encoded = [argument.encode() for argument in arguments]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
     log = _text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)
+    log_text = log.rstrip(b"\0").decode()
+    if status == nvrtc.nvrtcResult.NVRTC_ERROR_INVALID_OPTION:  # the others are always the same
+        known = _checked(nvrtc.nvrtcGetSupportedArchs())
+        raise CudaError(
+            f"NVRTC compiles for GPUs from sm_{known[0]} to sm_{known[-1]}, not for {architecture};"
+            " for a newer one update nvidia-cuda-nvrtc"
+        )
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise CudaError(f"the kernels do not compile for {architecture}: {log.decode().strip()}")
+        raise CudaError(f"the kernels do not compile for {architecture}: {log_text.strip()}")
     read = (
         (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
         if architecture.startswith("sm_")
@@ -161,7 +168,7 @@ def compile_kernels(
     )
     code = _text(*read, program)
     _checked(nvrtc.nvrtcDestroyProgram(program))
-    return code, log.rstrip(b"\0").decode()
+    return code, log_text
 
 
 def cached_kernels(architecture: str, macros: Mapping[str, str], driver: int) -> bytes:
