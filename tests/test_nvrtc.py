@@ -104,6 +104,13 @@ def test_kernels_that_cannot_be_kept_are_used_all_the_same(
         monkeypatch.setenv("COORDRL_CACHE", str(folder))
         assert nvrtc.cached_kernels("sm_90", nvrtc.defines("pong"), 13000) == b"cubin"
 
+    def no_home(_: type[Path]) -> Path:  # as in a container for a user that it has no name for
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("COORDRL_CACHE")
+    monkeypatch.setattr(Path, "home", classmethod(no_home))
+    assert nvrtc.cached_kernels("sm_90", nvrtc.defines("pong"), 13000) == b"cubin"
+
 
 def test_a_gpu_without_a_number_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

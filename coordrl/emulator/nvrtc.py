@@ -23,7 +23,7 @@ import torch
 
 from coordrl.emulator.games import GAMES
 from coordrl.emulator.generate_games import generate
-from coordrl.files import RunError, atomic_file
+from coordrl.files import atomic_file
 
 KERNELS = ("play_environments", "show_observations")
 _OPTIONS = ("--std=c++17", "--fmad=false", "--device-as-default-execution-space")
@@ -185,11 +185,12 @@ def cached_kernels(architecture: str, macros: Mapping[str, str], driver: int) ->
     compiler = _checked(_bindings("nvrtc").nvrtcVersion())
     key = [sources(), options(architecture, macros), compiler, driver]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    path = cache_folder() / f"{macros.get('COORDRL_GAME', 'any')}-{architecture}-{digest}.cubin"
-    with contextlib.suppress(OSError):
-        return path.read_bytes()
+    name = f"{macros.get('COORDRL_GAME', 'any')}-{architecture}-{digest}.cubin"
+    with contextlib.suppress(OSError, RuntimeError):  # the latter for a user without a home
+        return (cache_folder() / name).read_bytes()
     cubin, _ = compile_kernels(architecture, macros)
-    with contextlib.suppress(OSError, RunError):
+    with contextlib.suppress(OSError, RuntimeError):
+        path = cache_folder() / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
             file.write(cubin)
