@@ -53,6 +53,9 @@ BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
     "cuda": Cuda,
 }
 
+# What is told in a sentence.
+_TOLD = (CudaError, RunError, ValueError, gymnasium.error.Error, torch.OutOfMemoryError)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     benchmark = tyro.extras.subcommand_cli_from_dict(BENCHMARKS, description=__doc__, args=argv)
@@ -79,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ended_by
     except StopNow:
         return 130
-    except (CudaError, RunError, ValueError, gymnasium.error.Error) as error:
+    except _TOLD as error:
         print(f"benchmark.py: {error}", file=sys.stderr)
         return 2
     return 0

@@ -21,6 +21,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+import torch
 import tyro
 from rich.console import Console
 
@@ -75,7 +76,7 @@ def compare(options: Options, command: str) -> int:
     except StopNow:
         print("stopped; with --json, --resume goes on", file=sys.stderr)
         return 130
-    except (ValueError, RunError, CudaError) as error:
+    except (ValueError, RunError, CudaError, torch.OutOfMemoryError) as error:
         print(f"verify_emulator.py: {error}", file=sys.stderr)
         return 2
     results = [record.results[name] for name in names]

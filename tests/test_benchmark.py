@@ -351,9 +351,17 @@ def loses_its_gpu() -> None:
     raise RunError("the GPU is gone")
 
 
+def asks_for_too_much() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 10.25 GiB.")
+
+
 @pytest.mark.parametrize(
     ("what_happens", "status", "said"),
-    [(is_told_to_stop, 130, ""), (loses_its_gpu, 2, "the GPU is gone")],
+    [
+        (is_told_to_stop, 130, ""),
+        (loses_its_gpu, 2, "the GPU is gone"),
+        (asks_for_too_much, 2, "benchmark.py: CUDA out of memory. Tried to allocate 10.25 GiB.\n"),
+    ],
 )
 def test_a_measurement_that_is_stopped_keeps_its_rows_and_the_earlier_record(
     what_happens: Callable[[], None],

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 import verify_emulator
@@ -187,6 +188,18 @@ def test_a_difference_is_printed_and_recorded_and_makes_the_status_1(
     printed = capsys.readouterr().out
     assert difference in printed
     assert "1 games, 1 that differ" in printed
+
+
+def test_a_gpu_without_room_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 60.00 MiB.")
+
+    monkeypatch.setattr(verification, "compare_frames", fail)
+    assert compare(Options(games="pong", workers=1)) == 2
+    said = "verify_emulator.py: CUDA out of memory. Tried to allocate 60.00 MiB.\n"
+    assert capsys.readouterr().err.endswith(said)
 
 
 def test_an_unknown_game_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
