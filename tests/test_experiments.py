@@ -1,5 +1,6 @@
 """What experiments share: folders that are found again, the watch, more time."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -74,11 +75,14 @@ def test_curves_that_a_full_disk_has_cut_off_are_told(tmp_path: Path) -> None:
         with watched(folder, 1, "steps", done=0) as watch:
             watch.tensorboard.add_text("note", 1000 * "x", 1)
 
+    before = set(threading.enumerate())
     with (
         run_folder(tmp_path / "run", Settings()) as folder,
         pytest.raises(RunError, match=r"cannot write into .*run: File too large; make room"),
     ):
         work(folder)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=60)  # its warning is this test's
 
 
 @pytest.mark.parametrize(
