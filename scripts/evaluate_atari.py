@@ -28,6 +28,7 @@ from coordrl.agents import (
     load_agent,
     record_video,
 )
+from coordrl.agents.saving import CARD_FILE, WEIGHTS_FILE, ZIP_FILE
 from coordrl.agents.video import FRAMES_PER_SECOND
 from coordrl.config import Protocol
 from coordrl.files import RunError, atomic_file, require_writable
@@ -109,6 +110,10 @@ def refuse_what_fails_late(arguments: Arguments) -> None:
     for output in (arguments.json, arguments.video):
         if output is not None:
             require_writable(output)
+    agent = arguments.agent.resolve()
+    parts = (agent, *(agent / name for name in (CARD_FILE, WEIGHTS_FILE, ZIP_FILE)))
+    if arguments.json is not None and arguments.json.resolve() in parts:
+        raise AgentError(f"{arguments.json} is part of the agent; name another file for --json")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise AgentError("--device cuda, but torch finds no GPU; choose --device cpu")
 

@@ -1350,6 +1350,10 @@ class TestScript:
             ),
             (["{saved}", "--video-seconds", "0"], "--video-seconds must be above 0, got 0"),
             (["{saved}", "--video", "game.avi"], "a film ends in .mp4 or .gif, got game.avi"),
+            (
+                ["{saved}", "--json", "{saved}/card.json", "--episodes", "1"],
+                "card.json is part of the agent; name another file for --json",
+            ),
         ],
     )
     def test_bad_input_is_one_sentence_and_exit_code_2(
