@@ -82,7 +82,7 @@ class Cuda(Benchmark):
                     "num_envs": num_envs,
                     **dataclasses.asdict(occupancy),
                     **self._measure(batch, num_envs, occupancy),
-                    "compiled in s": round(seconds, 1),
+                    "kernels ready in s": round(seconds, 1),
                 }
 
     def _batches(self) -> list[tuple[str, ...]]:
