@@ -138,9 +138,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SettingsError, RunError, AgentError) as error:
         print(f"train_atari.py: {error}", file=sys.stderr)
         return 2
-    if is_first():
-        with reader_may_leave():
-            report(result)
+    if not is_first():
+        return 0  # torchrun would end the first, which may still be saving the agent
+    with reader_may_leave():
+        report(result)
     return 0 if result.signal_number is None else 128 + result.signal_number
 
 

@@ -16,7 +16,7 @@ import tyro
 import train_atari
 from coordrl.agents import load_agent
 from coordrl.sb3_envs import make_sb3_env
-from coordrl.training import load_training_settings
+from coordrl.training import TrainingResult, load_training_settings
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = train_atari.__file__
@@ -210,6 +210,19 @@ def test_the_configuration_for_a_gpu_runs_on_the_cpu(
     assert "learning rate 0.001; features in bfloat16" in err
     assert "finished after" in out
     assert load_agent(tmp_path / "run" / "last").card is not None
+
+
+@pytest.mark.parametrize(("rank", "status"), [("0", 130), ("1", 0)])
+def test_who_stops_beside_the_first_process_has_not_failed(
+    rank: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where one has failed torchrun ends the others, and the first may still be saving the agent.
+    stopped = TrainingResult("stopped", tmp_path, None, 8, None, signal.SIGINT, None)
+    monkeypatch.setattr(train_atari, "train", lambda *_, **__: stopped)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("RANK", rank)
+
+    assert train_atari.main(["--run-dir", str(tmp_path / "run")]) == status
 
 
 @pytest.mark.parametrize(
