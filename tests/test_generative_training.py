@@ -642,6 +642,18 @@ def test_films_and_pictures_keep_their_colors(tmp_path: Path) -> None:
         assert picture.getextrema() == ((0, 0), (0, 0), (0, 0))
 
 
+def test_films_go_there_and_back_again(tmp_path: Path) -> None:
+    grays = [-1.0, 0.0, 0.5, 1.0]
+    frames = torch.tensor(grays).view(4, 1, 1, 1).expand(4, 3, 4, 6)
+    figures.save_film(frames, tmp_path / "film.gif")
+    with Image.open(tmp_path / "film.gif") as film:
+        shown = []
+        for frame in range(getattr(film, "n_frames", 1)):
+            film.seek(frame)
+            shown.append(film.convert("L").getpixel((0, 0)))
+    assert shown == [0, 128, 191, 255, 191, 128]
+
+
 TINY = [
     *("canvas={size=16, radius=3}", "training.iterations=2", "training.evaluation_interval=1"),
     *("training.samples=60", "training.batch_size=4", "network.generator_channels=2"),
