@@ -240,6 +240,11 @@ def test_generators_name_the_latent_vectors_they_expect(
         make(16, latent=6, channels=2)(torch.zeros(2, 5))
 
 
+def test_the_discriminator_lets_a_fifth_of_what_is_negative_pass() -> None:
+    slopes = [m.negative_slope for m in Discriminator().modules() if isinstance(m, nn.LeakyReLU)]
+    assert slopes == [0.2] * 4
+
+
 def test_the_autoencoder_decodes_the_mean_and_as_much_noise_as_it_says() -> None:
     encoder = Discriminator(16, channels=2, norm="none", outputs=8)
     autoencoder = Autoencoder(encoder, CoordConvGenerator(16, latent=4, channels=2, tanh=False))

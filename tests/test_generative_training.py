@@ -573,6 +573,12 @@ def test_an_object_that_moves_walks_straight() -> None:
     assert motion.largest_step == pytest.approx(1 / 8)
     assert motion.detour == pytest.approx(1)
 
+    steps[3][:, :16] = 1.0  # not there for a moment, and a quarter of the way further after it
+    motion = follow(torch.stack(steps).unsqueeze(0), LARGE)
+    assert motion.largest_step == pytest.approx(1 / 4)
+    assert motion.visible == pytest.approx(6 / 7)
+    assert motion.moved == 0
+
 
 def test_objects_on_their_way_are_whole_if_half_of_them_fits() -> None:
     centers = torch.tensor([[[x, 12], [48, 48]] for x in range(12, 53, 8)])
