@@ -365,6 +365,11 @@ def test_goals_know_which_way_is_better() -> None:
     assert not Goal("error", 0.5, least=True).is_reached(float("nan"))
 
 
+def test_tasks_are_solved_where_the_paper_solves_them() -> None:
+    goals = [task(CANVAS).goal for task in (Classification, Rendering, Regression)]
+    assert goals == [Goal("accuracy", 1.0), Goal("iou", 0.99), Goal("error", 0.5, least=True)]
+
+
 # Training
 
 
@@ -1069,6 +1074,23 @@ def test_the_best_of_a_sweep_has_the_highest_accuracy(
     name = "classification-coordconv-uniform-pixel-sweep"
     record = json.loads((tiny.out / f"{name}.json").read_text())
     assert {row["input_scale"] for row in record["rows"]} == {"pixel"}
+
+
+def test_misplaced_shares_are_of_training_and_of_test_places(
+    tiny: Experiments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counted(probabilities: Tensor, centers: Tensor, canvas: Canvas) -> float:
+        assert float(probabilities.sum()) == pytest.approx(len(centers))
+        return float(len(centers))
+
+    monkeypatch.setattr(analysis, "total_variation", counted)
+    tiny.train_seeds(
+        "classification", "coordconv", "quadrant", "unit", seeds=1, sweep=False, report=tiny.out
+    )
+    record = json.loads((tiny.out / "classification-coordconv-quadrant.json").read_text())
+    [share] = record["misplaced"]
+    # Of the 6x6 places those of x and y above 4.
+    assert (share["train"], share["test"]) == (36 - 4, 4)
 
 
 def test_the_best_of_a_sweep_has_the_least_error(
