@@ -273,14 +273,15 @@ def test_bad_sources_are_named(tmp_path: Path, make: Callable[[Path], Path], mes
 
 
 def paint_like_the_authors(
-    digits: DigitSet, canvas_size: int, objects: int, seed: int, chosen: list[int]
+    digits: DigitSet, scatter: Scatter, seed: int, chosen: list[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pictures, boxes (row, column, height, width) and labels by the released recipe."""
     random = np.random.RandomState(seed)
+    canvas_size, objects = scatter.canvas, scatter.objects
     orders = [random.permutation(len(digits)) for _ in range(objects)]
     places = []
     for _ in range(len(digits) * objects):
-        height, width = random.uniform(15, 25), random.uniform(15, 25)
+        height, width = random.uniform(scatter.min_size, scatter.max_size, 2)
         row = random.uniform(height / 2, canvas_size - height / 2)
         column = random.uniform(width / 2, canvas_size - width / 2)
         places.append((row, column, height, width))
@@ -310,16 +311,18 @@ def paint_like_the_authors(
 
 @pytest.mark.parametrize(
     ("scatter", "seed"),
-    [(Scatter(), 0), (Scatter(canvas=64, crop=None, objects=2), 1)],
-    ids=["cropped", "whole"],
+    [
+        (Scatter(), 0),
+        (Scatter(canvas=64, crop=None, objects=2), 1),
+        (Scatter(canvas=40, crop=None, objects=4, min_size=15.9, max_size=15.99), 1),
+    ],
+    ids=["cropped", "whole", "sizes between pixels"],
 )
 def test_pictures_are_those_of_the_authors_recipe(
     digits: DigitSplit, scatter: Scatter, seed: int
 ) -> None:
     own, chosen = digits.test[:50], [0, 7, 49]
-    pictures, places, labels = paint_like_the_authors(
-        own, scatter.canvas, scatter.objects, seed, chosen
-    )
+    pictures, places, labels = paint_like_the_authors(own, scatter, seed, chosen)
     margin = scatter.margin
     kept = slice(margin, margin + scatter.picture_size)
     low, size = places[..., :2] - places[..., 2:] / 2 - margin, places[..., 2:]
@@ -825,6 +828,25 @@ def test_clipping_compares_with_what_of_a_digit_is_in_the_picture() -> None:
     assert overlaps[0] > overlaps[1]
 
 
+def test_clipped_boxes_are_learned_to_lead_to_whole_digits() -> None:
+    # As in the released code, which computes transforms from the boxes that it was given.
+    truth, size = torch.tensor([[[-4.0, 22.0, 16.0, 42.0]]]), (48, 64)
+    detector = build_detector(proposals=replace(EVERYTHING, clip=True))
+    rpn, features = detector.rpn, torch.rand(1, 64, 9, 13)
+    anchors, is_digit = rpn.anchors(features), torch.ones(1, 1, dtype=torch.bool)
+    moved = pull_inside(anchors, *size)[None]
+    assert torch.equal(rpn.move(anchors[None], torch.zeros(1, len(anchors), 4), size), moved)
+    sample = sample_boxes(
+        moved, pull_inside(truth, *size), is_digit, rpn.settings, size, torch.Generator()
+    )
+
+    losses, *_ = rpn.losses(features, truth, is_digit, size, torch.Generator())
+
+    start = anchors[sample.positive[sample.has_positive]]
+    expected = transform_loss(torch.zeros_like(start), encode(start, truth[0].expand_as(start)))
+    assert_close(losses.box.detach(), expected.mean())
+
+
 def test_nothing_is_detected_where_nothing_is_proposed() -> None:
     heads = RoIHeads(1, RoISettings(grid=1, hidden=4, min_score=0.0))
     boxes = torch.tensor([[[4.0, 4.0, 24.0, 24.0], [30.0, 30.0, 50.0, 50.0]]])
@@ -951,6 +973,23 @@ def test_the_second_stage_learns_nothing_from_what_shows_a_digit_by_less_than_ha
     of_true = 4 * 0.25**2
     of_second = 2 * 0.25**2 + (10 * 0.5 - 0.25) + (5 * math.log(2) - 0.25)
     assert float(losses.box.detach()) == pytest.approx((of_true + of_second) / 2)
+
+
+def test_of_an_odd_number_of_proposals_the_second_stage_learns_more_of_nothing() -> None:
+    heads = RoIHeads(1, RoISettings(grid=1, hidden=4, samples=5))  # 2 positive, 3 negative
+    heads.start_small()
+    with torch.no_grad():
+        heads.classifier.bias[:] = torch.log(torch.tensor([0.01] * 9 + [0.61, 0.3]))
+    truth = torch.tensor([[[0.0, 0, 20, 10]]])
+    boxes = torch.cat([truth.expand(1, 3, 4), truth.expand(1, 6, 4) + 30], dim=1)
+    proposals = Proposals(boxes, torch.ones(1, 9), torch.ones(1, 9).bool())
+
+    losses = heads.losses(
+        torch.zeros(1, 1, 16, 24), proposals, truth, torch.tensor([[9]]), torch.Generator()
+    )
+
+    expected = -(2 * math.log(0.61) + 3 * math.log(0.3)) / 5
+    assert float(losses.label.detach()) == pytest.approx(expected)
 
 
 def test_a_detector_learns_a_few_pictures_by_heart(digits: DigitSplit) -> None:
@@ -1089,6 +1128,31 @@ def test_the_arms_see_the_same_pictures_in_the_same_order() -> None:
     for run in (none, coords):
         run._train_step()
     assert torch.equal(none._order, coords._order)
+
+
+def test_pictures_have_the_released_generators_seeds_whatever_the_runs() -> None:
+    run, split = small_run(seed=5), small_digits()
+    for seed, scenes, own, count in (
+        (0, run.train_scenes, split.train, 10),
+        (1, run.test_scenes, split.test, 4),
+    ):
+        assert torch.equal(
+            scenes.images, scatter_digits(own, Scatter(), count=count, seed=seed).images
+        )
+
+
+def test_each_step_draws_samples_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, seeds = small_run(), []
+    losses = run.detector.losses
+
+    def watched(scenes: Scenes, generator: torch.Generator) -> Any:
+        seeds.append(generator.initial_seed())
+        return losses(scenes, generator)
+
+    monkeypatch.setattr(run.detector, "losses", watched)
+    for _ in range(3):
+        run._train_step()
+    assert len(set(seeds)) == 3
 
 
 def test_a_run_learns_from_digits_for_training_and_is_tested_on_others() -> None:
@@ -1350,6 +1414,17 @@ def test_the_table_has_a_row_for_each_kind_and_says_what_the_paper_has() -> None
     assert json.loads(json.dumps(table.to_json(results)))["rows"][0]["parameters"] == 81_590
     with pytest.raises(ValueError, match="runs of one kind"):
         table.summarize(results)
+
+
+def test_rows_and_gains_are_of_the_last_evaluation() -> None:
+    runs = []
+    for coords, first, last in (("none", 0.1, 0.4), ("all", 0.9, 0.5)):
+        early, late = result_of(coords, 0, first), result_of(coords, 0, last)
+        runs.append(replace(late, curve=(*early.curve, *late.curve)))
+
+    assert [row.best_iou.mean for row in table.rows_of(runs)] == [0.4, 0.5]
+    [gain] = table.gains(runs)
+    assert gain.ratio.mean == pytest.approx(1.25)
 
 
 def test_boxes_are_drawn_where_they_are() -> None:
