@@ -830,7 +830,7 @@ def test_clipping_compares_with_what_of_a_digit_is_in_the_picture() -> None:
 
 def test_clipped_boxes_are_learned_to_lead_to_whole_digits() -> None:
     # As in the released code, which computes transforms from the boxes that it was given.
-    truth, size = torch.tensor([[[-4.0, 22.0, 16.0, 42.0]]]), (48, 64)
+    truth, size = torch.tensor([[[54.0, 22.0, 74.0, 42.0]]]), (48, 64)
     detector = build_detector(proposals=replace(EVERYTHING, clip=True))
     rpn, features = detector.rpn, torch.rand(1, 64, 9, 13)
     anchors, is_digit = rpn.anchors(features), torch.ones(1, 1, dtype=torch.bool)
