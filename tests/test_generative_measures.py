@@ -164,6 +164,17 @@ def test_the_entropy_of_states_is_corrected_for_how_few_pictures_there_are() -> 
     assert entropy == pytest.approx(math.log(2) + 1 / (2 * COUNT), abs=1e-6)
 
 
+def test_pictures_without_one_of_the_colors_are_left_out_of_all_entropies() -> None:
+    pictures = draw_pictures(objects(40), PAPER)
+    without_red = pictures[:20].clone()
+    without_red[:, 1:][without_red[:, :1].expand(-1, 2, -1, -1) > 0] = 1.0
+
+    found = paper_entropies(torch.cat([pictures, without_red]), PAPER)
+
+    assert found == replace(paper_entropies(pictures, PAPER), missing=found.missing)
+    assert found.missing == pytest.approx(20 / 60)
+
+
 def test_pictures_without_objects_have_no_entropy() -> None:
     entropies = paper_entropies(torch.ones(10, 3, 64, 64), PAPER)
     assert (entropies.red, entropies.missing) == (0, 1)
