@@ -488,6 +488,17 @@ def test_a_curve_has_the_means_over_the_pictures_of_its_interval() -> None:
     assert_close(point.train, float(error.mean()), rtol=1e-4, atol=0)
 
 
+def test_each_epoch_has_an_order_of_its_own() -> None:
+    run, orders = Run(small()), []
+    for _ in range(2):
+        for _ in range(run.total_steps // 2):
+            run._train_step()
+        assert run._order is not None
+        orders.append(run._order)
+    assert not torch.equal(*orders)
+    assert torch.equal(*(order.sort().values for order in orders))
+
+
 def test_steps_are_as_long_as_the_recipe_says_and_of_a_network_in_training() -> None:
     run = Run(small(decay="cosine"))
     lengths, modes = [], []
@@ -1126,6 +1137,14 @@ def test_neighbors_are_marked_where_their_pixel_is_drawn() -> None:
         shown = np.asarray(axes.images[0].get_array())
         row, column = np.unravel_index(shown.argmax(), shown.shape)
         assert marker.get_xydata().tolist() == [[column, row]]
+
+
+def test_sheets_are_colored_by_x_and_then_by_y() -> None:
+    centers = torch.tensor([[1, 2], [3, 5]])
+    by_x, by_y = figures.sheets({"known": torch.rand(2, 2)}, centers).axes
+    assert (by_x.get_title(), by_y.get_title()) == ("known, colored by x", "known, colored by y")
+    colors = [np.asarray(axes.collections[0].get_array()).tolist() for axes in (by_x, by_y)]
+    assert colors == [[1, 3], [2, 5]]
 
 
 def test_a_sweep_is_drawn_with_training_across_and_test_upwards() -> None:
