@@ -1136,7 +1136,7 @@ def test_neighbors_are_marked_where_their_pixel_is_drawn() -> None:
         [marker] = axes.lines
         shown = np.asarray(axes.images[0].get_array())
         row, column = np.unravel_index(shown.argmax(), shown.shape)
-        assert marker.get_xydata().tolist() == [[column, row]]
+        assert np.asarray(marker.get_xydata()).tolist() == [[column, row]]
 
 
 def test_sheets_are_colored_by_x_and_then_by_y() -> None:
@@ -1150,7 +1150,8 @@ def test_sheets_are_colored_by_x_and_then_by_y() -> None:
 def test_a_sweep_is_drawn_with_training_across_and_test_upwards() -> None:
     runs = [result(0, "conv", [0.2], train=0.9), result(0, "conv", [0.4], train=0.7)]
     axes = figures.sweep_scatter(runs, "accuracy").axes[0]
-    assert axes.collections[0].get_offsets().tolist() == [[0.9, 0.2], [0.7, 0.4]]
+    points = np.asarray(axes.collections[0].get_offsets())
+    assert points.tolist() == [[0.9, 0.2], [0.7, 0.4]]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("training accuracy", "test accuracy")
 
 

@@ -1418,7 +1418,8 @@ def test_the_table_has_a_row_for_each_kind_and_says_what_the_paper_has() -> None
 
 def test_rows_and_gains_are_of_the_last_evaluation() -> None:
     runs = []
-    for coords, first, last in (("none", 0.1, 0.4), ("all", 0.9, 0.5)):
+    arms: list[tuple[Coords, float, float]] = [("none", 0.1, 0.4), ("all", 0.9, 0.5)]
+    for coords, first, last in arms:
         early, late = result_of(coords, 0, first), result_of(coords, 0, last)
         runs.append(replace(late, curve=(*early.curve, *late.curve)))
 

@@ -265,10 +265,10 @@ def test_centers_in_the_middle_leave_cells_empty(reference: Objects) -> None:
 def test_pictures_are_valid_up_to_the_overlap_of_their_objects() -> None:
     centers = torch.tensor([[[20, 12], [45, 50]]])
     discs = Objects(centers, torch.ones(1, 2, dtype=torch.bool))
-    for radius, valid in ((9, (1, 1, 1, 0)), (8, (1, 1, 0, 0)), (7, (0, 0, 0, 0))):
+    for radius, valid in ((9, [1, 1, 1, 0]), (8, [1, 1, 0, 0]), (7, [0, 0, 0, 0])):
         pictures = draw_pictures(discs, Canvas(radius=radius))  # 0.80, 0.62 and 0.47 of a disc
         row = measure(pictures, objects(6), PAPER)
-        assert row.valid == valid
+        assert list(row.valid) == valid
         assert find_objects(pictures, PAPER).is_valid().tolist() == [bool(valid[2])]
     assert OVERLAPS[2] == 0.7  # which all other measures are at
 

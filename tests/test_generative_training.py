@@ -620,11 +620,10 @@ def test_centers_are_drawn_under_their_own_colors() -> None:
 
     red, blue, difference = figure.axes[2:]
     assert red.get_title() == "red centers"
-    assert [axes.collections[0].get_offsets().tolist() for axes in (red, blue, difference)] == [
-        [[12, 5]],
-        [[4, 11]],
-        [[8, -6]],
+    points = [
+        np.asarray(axes.collections[0].get_offsets()).tolist() for axes in (red, blue, difference)
     ]
+    assert points == [[[12, 5]], [[4, 11]], [[8, -6]]]
     assert (red.get_ylim(), difference.get_ylim()) == ((16, 0), (16, -16))
 
 
