@@ -2,8 +2,8 @@
 
 SB3 copies every observation to arrays of the host and back, and waits for the device several times
 in every step and every minibatch. Here a step goes from tensors to tensors (``step_torch``), and
-what is logged is read once for each rollout. Losses, logs, callbacks and what is saved are SB3's;
-everything runs on ``device="cpu"`` as well.
+what is logged is read at the end of each rollout. Losses, logs, callbacks and what is saved are
+SB3's; everything runs on ``device="cpu"`` as well.
 """
 
 from coordrl.device_algorithms.buffers import (

@@ -101,7 +101,7 @@ class Infos(Sequence[dict[str, Any]]):
 
 
 class EpisodeLog:
-    """The games that end in a rollout, noted on the device and read in one copy at its end.
+    """The games that end in a rollout, noted on the device and read at its end.
 
     Args:
         steps: Most steps of a rollout.
@@ -134,7 +134,7 @@ class EpisodeLog:
         """
         taken = slice(0, self._steps)
         self._steps = 0
-        ended = self._ended[taken]
-        both = torch.stack([self._returns[taken][ended], self._lengths[taken][ended]], dim=1)
+        both = torch.stack([self._returns[taken], self._lengths[taken]], dim=2)
+        games = both[self._ended[taken]].tolist()
         time = round(seconds, 6)
-        return [{"r": points, "l": int(length), "t": time} for points, length in both.tolist()]
+        return [{"r": points, "l": int(length), "t": time} for points, length in games]
