@@ -2,6 +2,8 @@
 
 import re
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -141,15 +143,30 @@ def test_the_kernels_of_the_current_gpu_are_loaded_once(monkeypatch: pytest.Monk
 
 
 class Driver:
-    """A driver that grants so much shared memory."""
+    """A driver that grants so much shared memory, and has a context for each thread."""
 
     CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8)
+
+    def __init__(self) -> None:
+        self.context = threading.local()
+        self.context.current = "torch's"
 
     def cuModuleLoadData(self, _: bytes) -> tuple[int, str]:
         return 0, "module"
 
     def cuModuleGetFunction(self, _: str, name: bytes) -> tuple[int, bytes]:
         return 0, name
+
+    def cuCtxGetCurrent(self) -> tuple[int, str]:
+        return 0, self.context.current
+
+    def cuCtxSetCurrent(self, context: str) -> tuple[int]:
+        self.context.current = context
+        return (0,)
+
+    def cuLaunchKernel(self, *_: Any) -> tuple[int]:
+        assert self.context.current == "torch's"
+        return (0,)
 
     def cuFuncSetAttribute(self, _: bytes, attribute: int, value: int) -> tuple[Any]:
         from cuda.bindings.driver import CUresult
@@ -158,16 +175,27 @@ class Driver:
         return (CUresult(0) if value <= 90_000 else CUresult.CUDA_ERROR_INVALID_VALUE,)
 
 
-def test_shared_memory_that_a_gpu_has_not_is_said_in_a_sentence(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(nvrtc, "_bindings", lambda _: Driver())
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> nvrtc.LoadedKernels:
+    driver = Driver()
+    monkeypatch.setattr(nvrtc, "_bindings", lambda _: driver)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: None)
-    kernels = nvrtc.LoadedKernels(b"cubin", torch.device("cuda:0"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=0))
+    return nvrtc.LoadedKernels(b"cubin", torch.device("cuda:0"))
 
+
+def test_a_thread_that_has_called_nothing_of_cuda_launches_too(
+    loaded: nvrtc.LoadedKernels,
+) -> None:
+    with ThreadPoolExecutor(1) as other:
+        other.submit(loaded.launch, "play_environments", 1, 64).result()
+
+
+def test_shared_memory_that_a_gpu_has_not_is_said_in_a_sentence(
+    loaded: nvrtc.LoadedKernels,
+) -> None:
     with pytest.raises(nvrtc.CudaError, match=r"no block .* 100000 spare_bytes .*; ask for fewer"):
-        kernels.launch("play_environments", 1, 64, spare_bytes=100_000)
+        loaded.launch("play_environments", 1, 64, spare_bytes=100_000)
 
 
 def test_a_gpu_that_the_compiler_does_not_know_is_said_in_a_sentence() -> None:

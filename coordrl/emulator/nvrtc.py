@@ -220,6 +220,7 @@ class LoadedKernels:
         with torch.cuda.device(device):
             torch.cuda.current_stream(device)  # torch's context is the driver's current one
             self._module = _checked(self._driver.cuModuleLoadData(cubin))
+            self._context = _checked(self._driver.cuCtxGetCurrent())
         self._functions = {
             name: _checked(self._driver.cuModuleGetFunction(self._module, name.encode()))
             for name in KERNELS
@@ -257,6 +258,8 @@ class LoadedKernels:
         addresses = (ctypes.c_void_p * len(buffers))(*map(ctypes.addressof, buffers))
         with torch.cuda.device(self._device):
             stream = torch.cuda.current_stream(self._device).cuda_stream
+            # A thread that has called nothing of CUDA has no context yet.
+            _checked(self._driver.cuCtxSetCurrent(self._context))
             _checked(self._driver.cuLaunchKernel(
                     function, blocks, 1, 1, threads, 1, 1, spare_bytes, stream,
                     ctypes.addressof(addresses), 0,
