@@ -241,7 +241,10 @@ class TestSettings:
     @pytest.mark.parametrize(("device", "is_told"), [("cpu", False), ("cuda", True)])
     def test_cuda_graphs_are_told_of_where_they_are_used(self, device: str, is_told: bool) -> None:
         chosen = settings("ppo", "run.on_device=true", "acceleration.cuda_graphs=true")
-        assert ("CUDA graphs" in describe_acceleration(chosen, Ranks(), device)) == is_told
+        told = describe_acceleration(chosen, Ranks(), device)
+        assert told.endswith("; CUDA graphs") == is_told
+        together = describe_acceleration(chosen, Ranks(0, 2), device)
+        assert together.endswith("; CUDA graphs of acting alone") == is_told
 
     def test_what_several_processes_do_on_the_device_is_told(self) -> None:
         chosen = settings(

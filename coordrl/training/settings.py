@@ -166,7 +166,8 @@ def describe_acceleration(settings: TrainingSettings, ranks: Ranks, device: str)
     chosen = settings.acceleration
     parts.append(f"features in {'bfloat16' if chosen.bfloat16 else 'float32'}")
     records = chosen.cuda_graphs and device == "cuda"
-    parts += [
-        name for name, is_on in (("compiled", chosen.compile), ("CUDA graphs", records)) if is_on
-    ]
+    if chosen.compile:
+        parts.append("compiled")
+    if records:  # what ranks exchange in an update is not recorded
+        parts.append("CUDA graphs" if ranks.count == 1 else "CUDA graphs of acting alone")
     return "; ".join(parts)
