@@ -280,7 +280,9 @@ def require_driver(driver: int, compiler: tuple[int, int]) -> None:
     if driver // 1000 < compiler[0]:
         raise CudaError(
             f"the GPU's driver is for CUDA {driver // 1000}.{driver % 1000 // 10}, and NVRTC "
-            f"{compiler[0]}.{compiler[1]} compiles for later ones; update the driver"
+            f"{compiler[0]}.{compiler[1]} compiles for later ones; update the driver, or, for CUDA "
+            "12, pip uninstall nvidia-cuda-nvrtc and pip install 'cuda-bindings<13' "
+            "nvidia-cuda-nvrtc-cu12, which compiles the kernels as well"
         )
 
 
