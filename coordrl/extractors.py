@@ -144,10 +144,7 @@ def _image_shape(space: spaces.Space[Any]) -> tuple[int, int, int]:
             f"CoordConvExtractor needs a Box of images (C, H, W), got {space}; colors and stacked"
             " frames go into one axis of channels; CoordConvCombinedExtractor takes a Dict"
         )
-    is_bytes = space.dtype == np.uint8 and bool(
-        (space.low == 0).all() and (space.high == 255).all()
-    )
-    if not is_bytes and not np.issubdtype(space.dtype, np.floating):
+    if not _is_image(space):
         raise ValueError(
             "CoordConvExtractor needs images of type uint8 and range 0..255, or floating-point"
             f" images, got {space}"
