@@ -153,9 +153,7 @@ def save_agent(
     return card
 
 
-def _require_game(
-    model: BaseAlgorithm | Agent, network: NetworkSpec, settings: TrainingSettings
-) -> None:
+def _require_game(model: BaseAlgorithm, network: NetworkSpec, settings: TrainingSettings) -> None:
     """Refuse settings by which the agent would be evaluated on what it was not trained on."""
     game = GAMES[canonical_game(settings.run.game)]
     shown = observation_shape(game, settings.env)
@@ -166,7 +164,7 @@ def _require_game(
             f"{gymnasium_name(game.name)} in these settings is shown as {shown} and has {actions}; "
             "pass the run.game and env that it was trained with"
         )
-    env = model.get_env() if isinstance(model, BaseAlgorithm) else None
+    env = model.get_env()
     while isinstance(env, VecEnvWrapper):
         env = env.venv
     envs = env.envs.unwrapped if isinstance(env, VectorEnvAdapter) else None
