@@ -37,7 +37,6 @@ def make_logger(track: Tracker, folder: Path, settings: dict[str, Any], step: in
         step: Agent step to go on from; points beyond it, which a killed run has left, are hidden.
     """
     writers: dict[Tracker, Any] = {"tensorboard": _TensorBoard, "wandb": _WeightsAndBiases}
-    require_tracker(track)
     formats = [] if track == "none" else [writers[track](folder, settings, step)]
     return Logger(str(folder), formats)
 
