@@ -152,10 +152,9 @@ class TrainingClock(BaseCallback):
         given = itertools.chain.from_iterable(chosen.set)
         texts = (f"run.game={chosen.game}", f"run.seed={chosen.seed}", *overrides, *given)
         settings = load_training_settings(config, parse_overrides([texts]))
-        where: Any = {} if chosen.device == "cpu" else {"device": chosen.device}
         env = make_sb3_env(
             settings.run.game, settings.run.num_envs, settings.env, stagger=settings.run.stagger,
-            **where,
+            device=chosen.device,
         )  # fmt: skip
         env.seed(chosen.seed)
         model: Any = make_device_model(settings, env, seed=chosen.seed, device=chosen.device)
