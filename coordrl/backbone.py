@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from coordrl.layers import CoordConv2d, CoordConvTranspose2d, coordinate_grid
+from coordrl.layers import CoordConv2d, CoordConvTranspose2d
 
 Coords = Literal["none", "first", "all"]
 Norm = Literal["none", "batch"]
@@ -305,14 +305,7 @@ def pointwise(
         if isinstance(module, nn.Conv2d):
             weight = module.weight.flatten(1)
             if isinstance(module, CoordConv2d):
-                grid = coordinate_grid(
-                    height,
-                    width,
-                    with_r=module.with_r,
-                    system=module.system,
-                    device=x.device,
-                    dtype=x.dtype,
-                )
+                grid = module.coordinate_grid(height, width, device=x.device, dtype=x.dtype)
                 own, coords = torch.split(weight, [module.in_channels, module.num_coords], dim=1)
                 shared = F.linear(grid.flatten(2).mT, coords, module.bias)
                 x = F.linear(x, own).unsqueeze(1) + shared

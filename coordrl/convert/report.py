@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from coordrl.convert.swap import CoordConv
-from coordrl.layers import coordinate_grid
 from coordrl.modes import evaluating
 
 Coordinates = Callable[[Tensor], Tensor]
@@ -180,13 +179,7 @@ def _coordinates(layers: Mapping[str, CoordConv], change: Coordinates) -> Iterat
         grid = kwargs.pop("coords", None)
         placed = {key: kwargs.pop(key, None) for key in ("origin", "extent")}
         if grid is None:
-            grid = coordinate_grid(
-                *x.shape[-layer.axes :],
-                with_r=layer.with_r,
-                system=layer.system,
-                device=x.device,
-                **placed,
-            )
+            grid = layer.coordinate_grid(*x.shape[-layer.axes :], device=x.device, **placed)
         return args, {**kwargs, "coords": change(grid)}
 
     hooks = [

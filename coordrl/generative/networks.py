@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coordrl.backbone import Activation, ConvBackbone, ConvSpec, Coords, Norm
-from coordrl.layers import CoordConv2d, coordinate_grid
+from coordrl.layers import CoordConv2d
 
 
 class CoordConvGenerator(nn.Module):
@@ -90,14 +90,7 @@ def convolve_tiled(layer: CoordConv2d, vectors: Tensor, height: int, width: int)
         True
     """
     weight, coord_weight = layer.split_weight()
-    grid = coordinate_grid(
-        height,
-        width,
-        with_r=layer.with_r,
-        system=layer.system,
-        device=vectors.device,
-        dtype=vectors.dtype,
-    )
+    grid = layer.coordinate_grid(height, width, device=vectors.device, dtype=vectors.dtype)
     # Products and sums instead of a convolution, which autocast would round to 16 bits.
     shared = (coord_weight * grid).sum(dim=1)
     if layer.bias is not None:

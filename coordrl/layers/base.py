@@ -97,6 +97,10 @@ class CoordConv(_ConvNd):
     def _num_coords(self, with_r: bool, system: CoordinateSystem) -> int:
         return channels_of(type(self).__name__, system, self.axes, with_r=with_r)
 
+    def coordinate_grid(self, *size: int, **where: Any) -> Tensor:
+        """Return :func:`~coordrl.coordinate_grid` in the coordinates that the layer sees."""
+        return coordinate_grid(*size, with_r=self.with_r, system=self.system, **where)
+
     def extra_repr(self) -> str:
         """Describe the layer as ``torch.nn`` does, with its coordinates."""
         described: str = super().extra_repr()  # type: ignore[no-untyped-call]
@@ -151,15 +155,8 @@ class CoordConv(_ConvNd):
         size, batch = x.shape[-self.axes :], len(x) if x.ndim == self.axes + 2 else 1
         dtype = map_dtype(x)
         if coords is None:
-            grid = coordinate_grid(
-                *size,
-                with_r=self.with_r,
-                system=self.system,
-                origin=origin,
-                extent=extent,
-                device=x.device,
-                dtype=dtype,
-            )
+            placed = {"origin": origin, "extent": extent}
+            grid = self.coordinate_grid(*size, **placed, device=x.device, dtype=dtype)
         elif origin is None and extent is None:
             grid = coords.to(dtype)
         else:
@@ -333,21 +330,14 @@ class CoordConv(_ConvNd):
         self, x: Tensor, wide_weight: Tensor, output_padding: tuple[int, ...]
     ) -> Tensor:
         """Return the output by the definition, in which nothing is of batch 1."""
-        grid = coordinate_grid(
-            *x.shape[2:], with_r=self.with_r, system=self.system, device=x.device, dtype=x.dtype
-        ).expand(x.shape[0], -1, *x.shape[2:])
+        grid = self.coordinate_grid(*x.shape[2:], device=x.device, dtype=x.dtype)
+        grid = grid.expand(x.shape[0], -1, *x.shape[2:])
         parts = [torch.cat([part, grid], dim=1) for part in x.chunk(self.groups, dim=1)]
         wide = torch.cat(parts, dim=1)
         return self._convolve(wide, wide_weight, self.bias, self.groups, output_padding)
 
     def _own_grid(self, place: Place) -> Tensor:
-        return coordinate_grid(
-            *place.size,
-            with_r=self.with_r,
-            system=self.system,
-            device=place.device,
-            dtype=place.dtype,
-        )
+        return self.coordinate_grid(*place.size, device=place.device, dtype=place.dtype)
 
     def _basis(self, place: Place) -> Basis | None:
         """Return the map of each coordinate weight alone, or None where that would be large."""
