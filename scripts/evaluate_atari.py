@@ -31,8 +31,9 @@ from coordrl.agents import (
 from coordrl.agents.saving import CARD_FILE, WEIGHTS_FILE, ZIP_FILE
 from coordrl.agents.video import FRAMES_PER_SECOND
 from coordrl.config import Protocol
-from coordrl.files import RunError, atomic_file, require_writable
+from coordrl.files import RunError, require_writable
 from coordrl.progress import Progress
+from coordrl.records import write_text
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "agent": str(arguments.agent),
                 "results": [result.to_json() for result in results],
             }
-            with atomic_file(arguments.json) as file:
-                file.write(dump_json(table).encode())
+            write_text(dump_json(table), arguments.json)
         print_table(results, str(arguments.agent))  # last: who reads it may have left
     except KeyboardInterrupt:
         print("stopped before the end; nothing was reported", file=sys.stderr)

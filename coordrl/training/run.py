@@ -27,9 +27,10 @@ from coordrl.config import Schedule, SettingsError, TrainingSettings, dump_setti
 from coordrl.device_algorithms import make_device_model
 from coordrl.devices import use_device
 from coordrl.emulator.nvrtc import CudaError
-from coordrl.files import RunError, atomic_file
+from coordrl.files import RunError
 from coordrl.progress import Progress
 from coordrl.ranks import Ranks, join, leave
+from coordrl.records import write_text
 from coordrl.runs import RunFolder, open_run
 from coordrl.sb3_envs import VectorEnvAdapter, make_sb3_env
 from coordrl.stopping import StopNow, StopRequest
@@ -526,8 +527,7 @@ class _Run(_Learner):
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["agent_steps", "seconds", "episode_return", "episode_length"])
         writer.writerows(self._journal.curve)
-        with atomic_file(self._folder.path / "progress.csv") as file:
-            file.write(text.getvalue().encode())
+        write_text(text.getvalue(), self._folder.path / "progress.csv")
         self._model.dump_logs()
 
     def _evaluate(self) -> None:
@@ -555,8 +555,8 @@ class _Run(_Learner):
         journal = self._journal
         journal.evaluated_at = self._steps
         journal.evaluations.append({"agent_steps": self._steps, **result.to_json()})
-        with atomic_file(self._folder.path / "evaluations.json") as file:
-            file.write(json.dumps(journal.evaluations, indent=1).encode())
+        path = self._folder.path / "evaluations.json"
+        write_text(json.dumps(journal.evaluations, indent=1), path)
         self._model.logger.record("eval/episode_return_mean", result.mean)
         is_best = journal.best is None or result.mean > journal.best
         if is_best:

@@ -12,7 +12,8 @@ from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputF
 from torch.utils.tensorboard import SummaryWriter
 
 from coordrl.config import SettingsError
-from coordrl.files import RunError, atomic_file
+from coordrl.files import RunError
+from coordrl.records import write_text
 
 Tracker = Literal["tensorboard", "wandb", "none"]
 WANDB_ID_FILE = "wandb_id"
@@ -85,8 +86,7 @@ class _WeightsAndBiases(KVWriter):
 
         id_file = folder / WANDB_ID_FILE
         if not id_file.exists():
-            with atomic_file(id_file) as file:
-                file.write(uuid.uuid4().hex.encode())
+            write_text(uuid.uuid4().hex, id_file)
         self._run = wandb.init(
             project="coordrl",
             name=folder.name,
