@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coordrl.backbone import count_parameters, initialize_he_normal
+from coordrl.backbone import Coords, count_parameters, initialize_he_normal
 from coordrl.generative.networks import (
     Autoencoder,
     CoordConvGenerator,
@@ -34,16 +34,11 @@ class Gan:
     def __init__(
         self, settings: GenerativeSettings, generator: torch.Generator, device: torch.device
     ) -> None:
-        network, gan = settings.network, settings.gan
+        gan = settings.gan
         self.settings = settings
         self.objective = make_objective(gan.objective, gan.gamma)
-        self.generator = _generator(settings, tanh=network.tanh)
-        self.discriminator = Discriminator(
-            settings.canvas.size,
-            network.discriminator_channels,
-            "first" if settings.coords == "all" else "none",
-            network.discriminator_norm,
-        )
+        self.generator = _generator(settings, tanh=settings.network.tanh)
+        self.discriminator = _discriminator(settings)
         for module in (self.generator, self.discriminator):
             initialize_he_normal(module, generator)
             module.to(device)
@@ -153,15 +148,8 @@ class Vae:
     def __init__(
         self, settings: GenerativeSettings, generator: torch.Generator, device: torch.device
     ) -> None:
-        network = settings.network
         self.settings = settings
-        encoder = Discriminator(
-            settings.canvas.size,
-            network.discriminator_channels,
-            "first" if settings.coords == "all" else "none",
-            network.discriminator_norm,
-            outputs=2 * network.latent,
-        )
+        encoder = _discriminator(settings, outputs=2 * settings.network.latent)
         # The loss takes logits.
         self.autoencoder = Autoencoder(encoder, _generator(settings, tanh=False))
         initialize_he_normal(self.autoencoder, generator)
@@ -243,6 +231,13 @@ def _generator(settings: GenerativeSettings, *, tanh: bool) -> CoordConvGenerato
         return CoordConvGenerator(*sizes, tanh=tanh)
     # The authors end this one in tanh always.
     return DeconvGenerator(*sizes, tanh=tanh or settings.model == "gan")
+
+
+def _discriminator(settings: GenerativeSettings, outputs: int = 1) -> Discriminator:
+    network = settings.network
+    coords: Coords = "first" if settings.coords == "all" else "none"
+    sizes = settings.canvas.size, network.discriminator_channels
+    return Discriminator(*sizes, coords, network.discriminator_norm, outputs)
 
 
 def _autocast(
