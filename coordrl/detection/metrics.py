@@ -99,7 +99,7 @@ def average_precision(detections: Detections, scenes: Scenes) -> Mapping[str, fl
     if not found:
         return dict.fromkeys(("ap", "ap50", "ap75", "ar"), 0.0)
     evaluation = COCOeval_faster(
-        truth, truth.loadRes(found), iouType="bbox", print_function=_discard
+        truth, truth.loadRes(found), iouType="bbox", print_function=lambda *_: None
     )
     evaluation.run()
     stats = evaluation.stats
@@ -129,10 +129,6 @@ def _entries(
     if scores is not None:
         columns["score"] = scores[is_there].tolist()
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def _discard(*_: object) -> None:
-    """Print nothing."""
 
 
 def _mean(values: Tensor) -> float:
