@@ -56,14 +56,8 @@ def unpack_state(
             raise ValueError(
                 f"the games were saved with {name}={found.get(name)!r}, here it is {value!r}"
             )
-    arrays = {
-        name.removeprefix("array_"): array
-        for name, array in contents.items()
-        if name.startswith("array_")
-    }
-    parts = {
-        name.removeprefix("part_"): array.tobytes()
-        for name, array in contents.items()
-        if name.startswith("part_")
-    }
-    return arrays, parts
+
+    def named(kind: str) -> dict[str, NDArray[Any]]:
+        return {n.removeprefix(kind): a for n, a in contents.items() if n.startswith(kind)}
+
+    return named("array_"), {name: part.tobytes() for name, part in named("part_").items()}
