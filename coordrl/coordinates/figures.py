@@ -72,8 +72,7 @@ def probability_maps(
             axes.imshow(values.cpu().numpy(), cmap="gray", vmin=0)
             wrong = f"\n{100 * misplaced[name][row]:.1f} % misplaced" if name in misplaced else "\n"
             axes.set_title(f"{name}, {part}{wrong}", fontsize=9)
-            axes.set_xticks([])
-            axes.set_yticks([])
+            axes.set(xticks=[], yticks=[])
     return figure
 
 
@@ -97,8 +96,7 @@ def neighbor_logits(logits: Mapping[str, Tensor], center: Tensor, window: int = 
             axes.imshow(shown.numpy(), cmap="viridis")
             axes.plot(x + step - left, y - top, "r+")
             axes.set_title(f"{name}: ({x + step}, {y})", fontsize=9)
-            axes.set_xticks([])
-            axes.set_yticks([])
+            axes.set(xticks=[], yticks=[])
     return figure
 
 
@@ -142,8 +140,7 @@ def sheets(components: Mapping[str, Tensor], centers: Tensor) -> Figure:
             # Hard edges make a file a fifth of the size.
             axes.scatter(first, second, c=colors, s=2, linewidths=0, antialiaseds=False)
             axes.set_title(f"{name}, colored by {axis}", fontsize=9)
-            axes.set_xticks([])
-            axes.set_yticks([])
+            axes.set(xticks=[], yticks=[])
     return figure
 
 

@@ -91,8 +91,7 @@ def comparison(pictures: Mapping[str, Tensor], canvas: Canvas) -> Figure:
         _scatter(blue, of_blue, "tab:blue", 0, canvas.size)
         _scatter(difference, of_red - of_blue, "tab:purple", -canvas.size, canvas.size)
         for one in axes[row]:
-            one.set_xticks([])
-            one.set_yticks([])
+            one.set(xticks=[], yticks=[])
     titles = ["samples", "average", "red centers", "blue centers", "red minus blue"]
     for one, title in zip(axes[0], titles, strict=True):
         one.set_title(title, fontsize=10)
