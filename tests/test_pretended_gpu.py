@@ -19,7 +19,8 @@ from pretended_gpu import Log
 pytestmark = pytest.mark.slow
 
 SCRIPTS = pretended_gpu.ROOT / "scripts"
-RunOnGpu = Callable[..., tuple["subprocess.CompletedProcess[str]", Log]]
+Ended = tuple["subprocess.CompletedProcess[str]", Log]
+RunOnGpu = Callable[..., Ended]
 
 
 @pytest.fixture(scope="session")
@@ -34,18 +35,21 @@ def run_on_gpu(tmp_path_factory: pytest.TempPathFactory) -> RunOnGpu:
     pretended_gpu.build(folder)
     paths = {"PYTHONPATH": str(pretended_gpu.HERE.parent), "COORDRL_CACHE": str(folder)}
 
-    def run(script: Path, *arguments: str, spoils: int = 0) -> tuple[object, Log]:
+    def run(script: Path, *arguments: str, spoils: int = 0) -> Ended:
         environment = {**os.environ, **paths, "PRETENDED_GPU_SPOILS": str(spoils)}
-        command = [sys.executable, "-m", "pretended_gpu", str(folder), str(folder / "log.json")]
+        log = folder / "log.json"
+        log.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "pretended_gpu", str(folder), str(log)]
         ended = subprocess.run(
             [*command, str(script), *arguments],
             env={**environment, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
         )
-        return ended, Log(**json.loads((folder / "log.json").read_bytes()))
+        assert log.exists(), ended.stderr
+        return ended, Log(**json.loads(log.read_bytes()))
 
-    return run  # type: ignore[return-value]
+    return run
 
 
 def waits_within(log: Log, *functions: str) -> dict[str, int]:

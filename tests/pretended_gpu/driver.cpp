@@ -10,7 +10,6 @@ namespace {
 
 enum Status { kSuccess, kInvalidValue, kNotFound = 500, kIllegalAddress = 700 };
 enum Attribute { kMaxDynamicSharedSizeBytes = 8 };
-constexpr unsigned kMostThreads = 1024;
 constexpr unsigned kMostSharedBytes = 227 << 10;  // of a block, on an H100
 constexpr unsigned kSharedBytesUnasked = 48 << 10;
 constexpr unsigned kEnoughToShow = 3;  // as many threads as there are share a picture
@@ -65,7 +64,7 @@ int cuFuncSetAttribute(void* function, int attribute, int value) {
 int cuLaunchKernel(void* function, unsigned blocks, unsigned, unsigned, unsigned threads, unsigned,
                    unsigned, unsigned shared_bytes, void* stream, void** arguments, void**) {
   const Kernel& kernel = *static_cast<Kernel*>(function);
-  if (blocks == 0 || threads == 0 || threads > kMostThreads || shared_bytes > kernel.shared_bytes)
+  if (blocks == 0 || threads == 0 || shared_bytes > kernel.shared_bytes)
     return kInvalidValue;
   if (!may_run(kernel.name, std::uint64_t(stream), arguments)) return kIllegalAddress;
   const bool plays = &kernel == kernels;

@@ -69,7 +69,6 @@ def install(folder: Path, spoiled_launch: int) -> None:
             "memory_allocated": memory_allocated,
             "is_bf16_supported": lambda: True,
             "empty_cache": lambda: None,
-            "manual_seed_all": lambda _: None,
             "get_rng_state": lambda _=None: torch.get_rng_state(),
             "set_rng_state": lambda state, _=None: torch.set_rng_state(state),
             "device": contextlib.nullcontext,

@@ -12,8 +12,6 @@ from pretended_gpu import place, streams
 from pretended_gpu.graphs import Call
 from pretended_gpu.memory import Held, tensors_of
 
-DEVICE = torch.device("cuda", 0)
-
 # What returns a tensor whose size depends on values, or a number.
 _WAITING = frozenset({
     *("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "repeat_interleave"),
@@ -32,7 +30,7 @@ class GpuTensor(Tensor):
     def __new__(cls: Any, inner: Tensor) -> "GpuTensor":
         made: GpuTensor = Tensor._make_wrapper_subclass(
             cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(),
-            dtype=inner.dtype, device=DEVICE,
+            dtype=inner.dtype, device=torch.device("cuda", 0),
         )  # fmt: skip
         made.held = Held(inner)
         return made
@@ -57,20 +55,10 @@ class GpuTensor(Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         streams.wait("pickle")
-        copy = self.held.inner.detach().clone()
-        return _like(self, copy).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        copy = _like(self, GpuTensor(self.held.inner.detach().clone()))
-        memo[id(self)] = copy
-        return copy
-
-
-def _like(tensor: Tensor, copy: Tensor) -> Tensor:
-    """Return a copy of a tensor that is a parameter if the tensor is one."""
-    if isinstance(tensor, torch.nn.Parameter):
-        return torch.nn.Parameter(copy, tensor.requires_grad)
-    return copy.requires_grad_(tensor.requires_grad)
+        copy = self.held.inner.clone()
+        if isinstance(self, torch.nn.Parameter):
+            copy = torch.nn.Parameter(copy, self.requires_grad)
+        return copy.__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
 
 class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
