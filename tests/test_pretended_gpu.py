@@ -184,7 +184,7 @@ OWN_SETTINGS = {
 def expected_waits(algo: str, rollouts: int, updates: int) -> dict[str, int]:
     """Return all that is waited for in rollouts and updates."""
     once_a_rollout = {
-        "index by a mask: callbacks.read": 2 * rollouts,  # games that ended: returns and lengths
+        "index by a mask: callbacks.read": rollouts,  # games that ended
         "tolist: callbacks.read": rollouts,
         "tolist: base._read": updates,  # what is logged of the updates
     }

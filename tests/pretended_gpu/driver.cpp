@@ -8,7 +8,13 @@
 
 namespace {
 
-enum Status { kSuccess, kInvalidValue, kNotFound = 500, kIllegalAddress = 700 };
+enum Status {
+  kSuccess,
+  kInvalidValue,
+  kInvalidContext = 201,
+  kNotFound = 500,
+  kIllegalAddress = 700
+};
 enum Attribute { kMaxDynamicSharedSizeBytes = 8 };
 constexpr unsigned kMostSharedBytes = 227 << 10;  // of a block, on an H100
 constexpr unsigned kSharedBytesUnasked = 48 << 10;
@@ -40,6 +46,19 @@ int cuDriverGetVersion(int* version) {
   return kSuccess;
 }
 
+/// Of a thread. One that has called nothing of CUDA has none.
+thread_local void* context = nullptr;
+
+int cuCtxGetCurrent(void** current) {
+  *current = kernels;  // behind torch's initialization
+  return kSuccess;
+}
+
+int cuCtxSetCurrent(void* current) {
+  context = current;
+  return kSuccess;
+}
+
 int cuModuleLoadData(void** module, const void*) {
   *module = kernels;
   return kSuccess;
@@ -66,6 +85,7 @@ int cuLaunchKernel(void* function, unsigned blocks, unsigned, unsigned, unsigned
   const Kernel& kernel = *static_cast<Kernel*>(function);
   if (blocks == 0 || threads == 0 || shared_bytes > kernel.shared_bytes)
     return kInvalidValue;
+  if (context == nullptr) return kInvalidContext;
   if (!may_run(kernel.name, std::uint64_t(stream), arguments)) return kIllegalAddress;
   const bool plays = &kernel == kernels;
   const int status =
