@@ -375,7 +375,9 @@ class Watch(BaseCallback):
 
     def _on_step(self) -> bool:
         look = self.locals
-        infos = [dict(info) for info in look["infos"]]
+        # Of those of the host alone, also what the environment tells by itself.
+        own = {"terminal_observation", "TimeLimit.truncated", "episode"}
+        infos = [{key: info[key] for key in own & info.keys()} for info in look["infos"]]
         for info in infos:
             if "terminal_observation" in info:
                 info["terminal_observation"] = int(info["terminal_observation"].sum())

@@ -66,6 +66,9 @@ class HostView(NDArrayOperatorsMixin):
 class Infos(Sequence[dict[str, Any]]):
     """The ``infos`` of a step, made when a callback looks at them.
 
+    They hold what :class:`~coordrl.sb3_envs.VectorEnvAdapter` adds where an episode ended, but not
+    what the environment tells by itself, such as frame numbers.
+
     Args:
         step: What the step returned.
         seconds: Time to write to games that ended.
