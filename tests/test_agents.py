@@ -616,6 +616,14 @@ class TestLoading:
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 600
 
+    def test_the_agents_of_a_run_are_named_where_its_folder_was_meant(
+        self, saved: Path, tmp_path: Path
+    ) -> None:
+        for name in ("last", "best"):
+            shutil.copytree(saved, tmp_path / "run" / name)
+        with pytest.raises(AgentError, match=r"; agents are in .*run/best, .*run/last$"):
+            load_agent(tmp_path / "run")
+
     @pytest.mark.parametrize("value", [10**9, 10**18, 10**30], ids=["1e9", "1e18", "1e30"])
     def test_a_card_that_asks_for_a_huge_network_gets_no_memory(
         self, folder: Path, value: int

@@ -351,8 +351,11 @@ def _read(path: Path, limit: int) -> bytes:
         with path.open("rb") as file:
             content = file.read(limit + 1)
     except FileNotFoundError:
+        # A run keeps its agents in folders of their own, and its own is the first that one tries.
+        agents = ", ".join(str(file.parent) for file in sorted(path.parent.glob(f"*/{path.name}")))
         raise AgentError(
             f"{path.parent} is not the folder of a saved agent: it has no {path.name}"
+            f"{agents and f'; agents are in {agents}'}"
         ) from None
     except OSError as error:
         raise AgentError(f"cannot read {path}: {error.strerror}") from error
