@@ -53,7 +53,7 @@ def write_json(
     """Write a record whole or not at all.
 
     Args:
-        record: What JSON can hold.
+        record: What JSON can hold, and NaN, which Python reads and stricter readers do not.
         path: File to write.
         default: Turns what JSON cannot hold into what it can.
 
