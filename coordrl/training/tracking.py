@@ -37,15 +37,18 @@ def make_logger(track: Tracker, folder: Path, settings: dict[str, Any], step: in
         settings: Settings of the run, to be shown with it.
         step: Agent step to go on from; points beyond it, which a killed run has left, are hidden.
     """
-    writers: dict[Tracker, Any] = {"tensorboard": _TensorBoard, "wandb": _WeightsAndBiases}
-    formats = [] if track == "none" else [writers[track](folder, settings, step)]
-    return Logger(str(folder), formats)
+    writers: list[KVWriter] = []
+    if track == "tensorboard":
+        writers.append(_TensorBoard(folder, step))
+    if track == "wandb":
+        writers.append(_WeightsAndBiases(folder, settings))
+    return Logger(str(folder), writers)
 
 
 class _TensorBoard(TensorBoardOutputFormat):
     """SB3's writer, for a run that may have been cut off."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any], step: int) -> None:
+    def __init__(self, folder: Path, step: int) -> None:
         purge_step = step + 1 if step else 0
         with _telling():
             self.writer = SummaryWriter(folder / "tensorboard", purge_step=purge_step)
@@ -81,7 +84,7 @@ def _telling() -> Iterator[None]:
 class _WeightsAndBiases(KVWriter):
     """One run of Weights & Biases to a run folder."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any], step: int) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         import wandb
 
         id_file = folder / WANDB_ID_FILE
