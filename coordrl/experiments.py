@@ -7,6 +7,7 @@ stopped goes on.
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,8 +53,7 @@ class ManyRuns:
             raise SettingsError(f"--seeds must be at least 1, got {seeds}")
 
 
-@contextlib.contextmanager
-def run_folder(path: Path, settings: object) -> Iterator[RunFolder]:
+def run_folder(path: Path, settings: object) -> AbstractContextManager[RunFolder]:
     """Open the folder of a run, to begin it or to go on.
 
     Args:
@@ -66,8 +66,7 @@ def run_folder(path: Path, settings: object) -> Iterator[RunFolder]:
     """
     is_known = (path / SETTINGS_FILE).exists()
     text = dump_settings(settings)
-    with open_run(path, text, resume=is_known, may_differ={_MAX_SECONDS}) as folder:
-        yield folder
+    return open_run(path, text, resume=is_known, may_differ={_MAX_SECONDS})
 
 
 def require_trained(step: int, folder: RunFolder) -> None:
