@@ -260,13 +260,10 @@ def _layers(
             else:
                 _read_table(table, schema, source)
     for override in overrides:
-        table = {}
-        *parents, leaf = override.key.split(".")
-        inner = table
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[leaf] = override.value
-        yield table, override.source
+        value: Any = override.value
+        for name in reversed(override.key.split(".")):
+            value = {name: value}
+        yield value, override.source
 
 
 def _schema(cls: Any, keywords: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
