@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from statistics import geometric_mean
 from typing import Any, ClassVar, Literal
 
 import ale_py
@@ -15,7 +16,7 @@ from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import VecFrameStack, VecTransposeImage
 
 from benchmarking.base import Benchmark
-from benchmarking.ratios import Ratio, Row, geometric_mean, take_turns, timed, times_as_fast
+from benchmarking.ratios import Ratio, Row, take_turns, timed, times_as_fast
 from coordrl.config import AtariSettings
 from coordrl.envs import AtariVectorEnv, canonical_game, games, gymnasium_name
 from coordrl.sb3_envs import make_sb3_env

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from statistics import geometric_mean
 from typing import ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import coordrl
 from benchmarking.base import CONFIGS, Benchmark
 from benchmarking.processes import Learner, train_in_turn
-from benchmarking.ratios import Ratio, Row, geometric_mean, ratios_of, take_turns, timed
+from benchmarking.ratios import Ratio, Row, ratios_of, take_turns, timed
 from coordrl.config import parse_override
 from coordrl.generative.data import SortOfClevr
 from coordrl.generative.models import build_model

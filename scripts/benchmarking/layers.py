@@ -4,6 +4,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import geometric_mean
 from typing import ClassVar, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 import coordrl
 from benchmarking.base import Benchmark
-from benchmarking.ratios import Ratio, Row, geometric_mean, take_turns, timed
+from benchmarking.ratios import Ratio, Row, take_turns, timed
 from coordrl.backbone import NATURE_DQN
 from coordrl.memory import keep_freed_memory
 

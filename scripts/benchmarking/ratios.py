@@ -1,6 +1,5 @@
 """Costs of contestants that take turns, and the ratios between them."""
 
-import math
 import random
 import statistics
 import time
@@ -82,11 +81,6 @@ def timed(function: Callable[..., object], *arguments: object) -> Callable[[], f
         return time.process_time() - start
 
     return call
-
-
-def geometric_mean(values: list[float]) -> float:
-    """Return the n-th root of the product of n values."""
-    return math.exp(statistics.fmean(math.log(value) for value in values))
 
 
 def ratios_of(key: str, rows: list[Row]) -> Row:
