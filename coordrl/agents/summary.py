@@ -112,7 +112,7 @@ def _recording(layers: dict[int, _Layer], user: str) -> Iterator[None]:
         if user not in layer.users:
             layer.users.append(user)
         layer.output = tuple(output.shape[1:])
-        layer.per_sample, layer.per_batch = _multiply_adds(module, inputs[0], output)
+        layer.per_sample, layer.per_batch = _multiply_adds(module, output)
 
     hooks = [layer.module.register_forward_hook(note) for layer in layers.values()]
     try:
@@ -123,7 +123,7 @@ def _recording(layers: dict[int, _Layer], user: str) -> Iterator[None]:
             hook.remove()
 
 
-def _multiply_adds(module: nn.Module, x: Tensor, y: Tensor) -> tuple[int, int]:
+def _multiply_adds(module: nn.Module, y: Tensor) -> tuple[int, int]:
     """Return the multiply-adds of a layer for one sample, and those that a batch shares."""
     if isinstance(module, nn.Linear):
         return module.in_features * module.out_features, 0
