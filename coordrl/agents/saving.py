@@ -352,10 +352,10 @@ def _read(path: Path, limit: int) -> bytes:
             content = file.read(limit + 1)
     except FileNotFoundError:
         # A run keeps its agents in folders of their own, and its own is the first that one tries.
-        agents = ", ".join(str(file.parent) for file in sorted(path.parent.glob(f"*/{path.name}")))
+        agents = ", ".join(file.parent.name for file in sorted(path.parent.glob(f"*/{path.name}")))
         raise AgentError(
             f"{path.parent} is not the folder of a saved agent: it has no {path.name}"
-            f"{agents and f'; agents are in {agents}'}"
+            f"{agents and f'; its folders with agents are {agents}'}"
         ) from None
     except OSError as error:
         raise AgentError(f"cannot read {path}: {error.strerror}") from error
