@@ -267,8 +267,8 @@ COORDRL_HD inline void continue_counts(Play& play, u32 draws, i32 frame_number) 
 
 /// Begins a game, like `reset_game`. `shelf.at(i)` is the FreshGame for timer seed i.
 template <class Shelf, class Albums>
-COORDRL_HD inline void begin_game(Environment& environment, const StepSetup& setup, Shelf& shelf,
-                                  Albums& albums) {
+COORDRL_HD COORDRL_NOINLINE inline void begin_game(Environment& environment, const StepSetup& setup,
+                                                   Shelf& shelf, Albums& albums) {
   Play& play = environment.play;
   const Setup& game = setup.setup;
   const FreshGame& fresh = shelf.at(timer_seed(play.console, game.machine));
@@ -341,9 +341,10 @@ COORDRL_HD inline View play_beginning(Environment& environment, const StepSetup&
 /// Where `shelf.beginning(timer, idle)` is not nullptr and exact, it is copied, and its observation
 /// is the plane `shelf.plane(timer, idle)`.
 template <class Shelf, class Albums, class Screen>
-COORDRL_HD inline void begin_episode(Environment& environment, const StepSetup& setup,
-                                     Shelf& shelf, const Desk& desk, Albums& albums,
-                                     Screen& screen) {
+COORDRL_HD COORDRL_NOINLINE inline void begin_episode(Environment& environment,
+                                                      const StepSetup& setup, Shelf& shelf,
+                                                      const Desk& desk, Albums& albums,
+                                                      Screen& screen) {
   Play& play = environment.play;
   const i32 idle = i32(draw_below(environment.idle_random, u32(setup.noop_max)));
   const i32 timer = timer_seed(play.console, setup.setup.machine);

@@ -20,6 +20,11 @@
 #include "riot.hpp"
 #include "tia.hpp"
 #include "types.hpp"
+#ifdef COORDRL_GPU
+#include "staged.hpp"
+#else
+#include "threaded.hpp"
+#endif
 
 namespace coordrl {
 
@@ -107,6 +112,7 @@ COORDRL_HD COORDRL_NOINLINE inline u8 read_tia(Running& running, u8 address, u8 
                                                i32 cycle) {
   const u8 reg = address & 0x0F;
   floating &= 0x3F;
+  in_local(running);
   running.beam.last_cycle = cycle;
   running.beam.last_reg = kRead;
   if (reg < 8) return u8(read_collisions(running.beam, reg, cycle) | floating);
@@ -135,7 +141,7 @@ struct WorkingRam {
   u8* first;
 
   COORDRL_HD COORDRL_INLINE u8& at(const Riot&, u32 address) const {
-    return first[(address & 0x7C) * kLanes + (address & 3)];
+    return in_shared(first[(address & 0x7C) * kLanes + (address & 3)]);
   }
   COORDRL_HD void leave(Riot& riot) const {
     for (u32 i = 0; i < 128; ++i) riot.ram[i] = at(riot, i);
@@ -174,8 +180,10 @@ struct Board : WorkingRam {  // which is empty on a CPU, and takes no room as a 
   i32 cycle;
   i32 limit;
 
+  COORDRL_HD COORDRL_INLINE Running& state() const { return in_local(*running); }
+
   COORDRL_HD COORDRL_INLINE i32 frame_cycle() const {
-    return cycle - running->beam.tia.start_cycle;
+    return cycle - state().beam.tia.start_cycle;
   }
 
   /// Constants where the program is compiled for one scheme of banks.
@@ -183,14 +191,14 @@ struct Board : WorkingRam {  // which is empty on a CPU, and takes no room as a 
 #ifdef COORDRL_BANK
     return plain_rom(Bank::COORDRL_BANK);
 #else
-    return running->plain;
+    return state().plain;
 #endif
   }
   COORDRL_HD COORDRL_INLINE Index end_of_code() const {
 #ifdef COORDRL_BANK
     return coordrl::end_of_code(plain());
 #else
-    return running->end_of_code;
+    return state().end_of_code;
 #endif
   }
 
@@ -205,15 +213,15 @@ struct Board : WorkingRam {  // which is empty on a CPU, and takes no room as a 
 
   COORDRL_HD COORDRL_INLINE const u8* rom_byte(Index at, u16 address) const {
     if (kFlat) return rom + at;
-    return running->pages.byte(rom, bank_of(*running->machine), running->cartridge, address);
+    return state().pages.byte(rom, bank_of(*state().machine), state().cartridge, address);
   }
 
   COORDRL_HD COORDRL_INLINE void refresh_rom() {
-    rom = running->machine->rom;
+    rom = state().machine->rom;
     if (kFlat) {
-      rom += rom_offset(bank_of(*running->machine), running->cartridge, 0);
+      rom += rom_offset(bank_of(*state().machine), state().cartridge, 0);
     } else {
-      running->pages.turn(*running->machine, running->cartridge);
+      state().pages.turn(*state().machine, state().cartridge);
     }
   }
 
@@ -226,7 +234,7 @@ struct Board : WorkingRam {  // which is empty on a CPU, and takes no room as a 
     // Two words that are aligned; the ROM image has some bytes more than it needs.
     const u64 address = reinterpret_cast<u64>(bytes);
     const u32* const words = reinterpret_cast<const u32*>(address & ~u64{3});
-    code = u32((u64{words[1]} << 32 | words[0]) >> (8 * (address & 3)));
+    code = u32((u64{read_only(words + 1)} << 32 | read_only(words)) >> (8 * (address & 3)));
 #else
     __builtin_memcpy(&code, bytes, 4);
 #endif
@@ -234,29 +242,29 @@ struct Board : WorkingRam {  // which is empty on a CPU, and takes no room as a 
   }
 
   COORDRL_HD COORDRL_INLINE u8& ram(u8 address) const {
-    return WorkingRam::at(running->riot, address & 0x7F);
+    return WorkingRam::at(state().riot, address & 0x7F);
   }
 
   COORDRL_HD COORDRL_INLINE u8 read(u16 address, u8 floating) {
     const Index at = place(address);
-    if (likely(is_plain(at))) return *rom_byte(at, address);
+    if (likely(is_plain(at))) return read_only(rom_byte(at, address));
     if ((address & 0x1280) == 0x0080) return ram(u8(address));
     if (address & 0x1000) {
       const u8 value =
-          read_cartridge(running->cartridge, *running->machine, address, frame_cycle());
+          read_cartridge(state().cartridge, *state().machine, address, frame_cycle());
       if (may_switch(address)) refresh_rom();
       return value;
     }
     if (address & 0x0080) {
-      return read_riot(running->riot, address, cycle, running->inputs.swcha,
-                       running->inputs.swchb);
+      return read_riot(state().riot, address, cycle, state().inputs.swcha,
+                       state().inputs.swchb);
     }
-    return read_tia(*running, u8(address), floating, cycle);
+    return read_tia(state(), u8(address), floating, cycle);
   }
 
   COORDRL_HD COORDRL_INLINE u8 read_zero_page(u8 address, u8 floating) {
     if (likely(address & 0x80)) return ram(address);
-    return read_tia(*running, address, floating, cycle);
+    return read_tia(state(), address, floating, cycle);
   }
 
   COORDRL_HD COORDRL_INLINE u8 read_stack(u8 s, u8 floating) { return read_zero_page(s, floating); }
@@ -264,7 +272,7 @@ struct Board : WorkingRam {  // which is empty on a CPU, and takes no room as a 
   /// `first`: not right after another write. Only then the CPU waits for WSYNC.
   COORDRL_HD COORDRL_INLINE void write_to_tia(u8 address, u8 value, bool first) {
     const u8 reg = address & 0x3F;
-    Beam& beam = running->beam;
+    Beam& beam = state().beam;
     if (unlikely(!first)) advance(beam, last_effect(beam));  // two writes in one cycle
     beam.last_cycle = cycle;
     beam.last_reg = reg;
@@ -298,12 +306,12 @@ struct Board : WorkingRam {  // which is empty on a CPU, and takes no room as a 
   COORDRL_HD COORDRL_INLINE void write(u16 address, u8 value) {
     if (address & 0x1000) {
       if (is_plain(place(address))) return;
-      write_cartridge(running->cartridge, *running->machine, address, value);
+      write_cartridge(state().cartridge, *state().machine, address, value);
       if (may_switch(address)) refresh_rom();
     } else if (!(address & 0x0080)) {
       write_to_tia(u8(address), value, true);
     } else if (address & 0x0200) {
-      write_riot(running->riot, address, value, cycle);
+      write_riot(state().riot, address, value, cycle);
     } else {
       ram(u8(address)) = value;
     }
@@ -322,16 +330,16 @@ struct Board : WorkingRam {  // which is empty on a CPU, and takes no room as a 
   }
   COORDRL_HD COORDRL_INLINE i32 rounds_of_timer(u16 address, i32 round, i32 floor,
                                                 u8& value) const {
-    return timer_rounds(running->riot, address, cycle, round, floor, limit, value);
+    return timer_rounds(state().riot, address, cycle, round, floor, limit, value);
   }
 
   COORDRL_HD COORDRL_INLINE void end_frame() {
-    running->over = true;
+    state().over = true;
     limit = 0;
   }
 
   COORDRL_HD COORDRL_INLINE void jam() {
-    running->jammed = true;
+    state().jammed = true;
     limit = 0;
   }
 };
@@ -340,6 +348,7 @@ constexpr i32 kMaxInstructions = 25000;  // of one call; a frame that needs more
 
 template <bool kFlat>
 COORDRL_HD COORDRL_NOINLINE void run_instructions(M6507& cpu, Running& running, i32& cycle) {
+  in_local(running);
   Board<kFlat> board{working_ram(running.riot), &running, nullptr, cycle, kMaxInstructions};
   board.refresh_rom();
   execute(cpu, board);

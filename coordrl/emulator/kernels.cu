@@ -11,7 +11,7 @@
 // by itself.
 //
 // While instructions run, RAM is in shared memory and the lanes of a warp meet at every scanline
-// (console.hpp, m6507.hpp). Between launches an environment is the struct that the CPU has, so that it
+// (console.hpp, staged.hpp). Between launches an environment is the struct that the CPU has, so that it
 // can be saved here and restored there: a step reads and writes some hundred words of it once, beside
 // the twenty thousand instructions that it plays.
 //
@@ -264,6 +264,7 @@ __global__ void show_observations(Batch batch) {
 /// it is the console, which takes a compiler long.
 __global__ void __launch_bounds__(kMaxLanes, 8)
     play_environments(Batch batch, const i64* actions, const i64* seeds, const bool* mask) {
+  lay_out_plans();
   const i64 i = i64(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= batch.num_envs) return;
   const StepSetup& setup = batch.setups[0];

@@ -351,25 +351,26 @@ COORDRL_HD COORDRL_INLINE i32 pixel(const Beam& beam) {
   return x < kWidth ? x : kWidth;
 }
 
-COORDRL_HD COORDRL_INLINE const Line& present_mask(Beam& beam, i32 object) {
+/// Makes present[] of an object what its registers say.
+COORDRL_HD COORDRL_NOINLINE inline void refresh(Beam& beam, i32 object) {
+  in_local(beam);
   const u8 bit = u8(1 << object);
-  if (beam.stale & bit) {
-    beam.present[object] = mask_of(beam.tia, object);
-    beam.stale &= u8(~bit);
-    beam.filled = u8((beam.filled & ~bit) | (any(beam.present[object]) ? bit : 0));
-  }
-  return beam.present[object];
+  beam.present[object] = mask_of(beam.tia, object);
+  beam.stale &= u8(~bit);
+  beam.filled = u8((beam.filled & ~bit) | (any(beam.present[object]) ? bit : 0));
 }
 
-/// An object's picture on this line if nothing more changes.
-COORDRL_HD COORDRL_INLINE Line picture(Beam& beam, i32 object) {
-  const Line& mask = present_mask(beam, object);
+/// An object's picture on this line if nothing more changes. Its mask must not be stale.
+COORDRL_HD COORDRL_INLINE Line picture(const Beam& beam, i32 object) {
+  const Line& mask = beam.present[object];
   if (!(beam.touched >> object & 1)) return mask;
   return change_at(beam.since[object], beam.past[object], mask);
 }
 
 /// Keeps what an object has drawn on this line so far.
 COORDRL_HD COORDRL_NOINLINE inline void keep_past(Beam& beam, i32 object, i32 x) {
+  in_local(beam);
+  if (beam.stale >> object & 1) refresh(beam, object);
   beam.past[object] = picture(beam, object);
   beam.since[object] = x;
   beam.touched |= u8(1 << object);
@@ -472,9 +473,10 @@ COORDRL_HD COORDRL_INLINE u32 objects_of(u32 latches) {
 /// Sets those of `latches` whose objects meet in the pixels first <= x < last of the line.
 COORDRL_HD COORDRL_NOINLINE inline void latch_collisions(Beam& beam, u32 latches, i32 first,
                                                          i32 last) {
+  in_local(beam);
   u32 objects = objects_of(latches);
   for (u32 stale = beam.stale & objects; stale != 0; stale &= stale - 1) {
-    present_mask(beam, lowest_bit(stale));
+    refresh(beam, lowest_bit(stale));
   }
   // Many an object has turned out to have no pixels.
   objects &= u32(beam.filled | beam.touched);
@@ -534,7 +536,7 @@ COORDRL_HD COORDRL_INLINE u64 byte_mask(u64 bits) {
 COORDRL_HD COORDRL_INLINE u64 eight(u8 color) { return color * 0x0101010101010101ULL; }
 
 /// Paints the pixels of a mask over what is there.
-COORDRL_HD COORDRL_INLINE void paint(u8* row, const Line& mask, u8 color) {
+COORDRL_HD COORDRL_NOINLINE inline void paint(u8* row, const Line& mask, u8 color) {
   if (!any(mask)) return;
   const u64 colors = eight(color);
   for (i32 w = 0; w < 3; ++w) {
@@ -596,6 +598,7 @@ COORDRL_HD COORDRL_INLINE u8* row_of(const Beam& beam) {
 /// players' layers, where they lie under the right player and over the left one, whose color they
 /// have. PRIORITY takes from the players what the playfield covers.
 COORDRL_HD COORDRL_NOINLINE inline void paint_line(Beam& beam, i32 last) {
+  in_local(beam);
   const Tia& tia = beam.tia;
   const i32 first = beam.painted;
   beam.painted = u8(last);
@@ -612,7 +615,7 @@ COORDRL_HD COORDRL_NOINLINE inline void paint_line(Beam& beam, i32 last) {
   const u8 back = drawn_as(tia.color[3]);
 
   // What this set leaves out has no pixels.
-  for (u8 set = beam.stale; set != 0; set &= u8(set - 1)) present_mask(beam, lowest_bit(set));
+  for (u8 set = beam.stale; set != 0; set &= u8(set - 1)) refresh(beam, lowest_bit(set));
   const u8 set = beam.filled | beam.touched;
   Line playfield{}, ball{}, p0{}, p1{};
   if (set >> kPlayfield & 1) playfield = picture(beam, kPlayfield);
@@ -734,6 +737,7 @@ COORDRL_HD inline void end_line(Beam& beam) {
 
 /// Leaves every line that ends before `clock`.
 COORDRL_HD COORDRL_NOINLINE inline void advance_lines(Beam& beam, i32 clock) {
+  in_local(beam);
   if (!beam.started) {
     beam.started = true;
     begin_line(beam, beam.tia.first_clock);
@@ -921,6 +925,7 @@ COORDRL_HD inline bool write_vsync(Beam& beam, u8 value, i32 cycle) {
 /// A copy that is being drawn is drawn to its end. Unless the new position falls on the four pixels
 /// before a copy appears, the first copy is not seen before the next line.
 COORDRL_HD COORDRL_NOINLINE inline void reset_player(Beam& beam, i32 player, i32 cycle) {
+  in_local(beam);
   Tia& tia = beam.tia;
   const i32 clock = 3 * cycle;
   const i32 line_clock = 3 * (cycle % kLineCycles);
@@ -953,6 +958,7 @@ COORDRL_HD COORDRL_NOINLINE inline void reset_player(Beam& beam, i32 player, i32
 /// Within 60 clocks of an HMOVE the motion is still going on. The oracle knows the few cases that
 /// games rely on.
 COORDRL_HD COORDRL_NOINLINE inline void reset_position(Beam& beam, i32 object, i32 cycle) {
+  in_local(beam);
   Tia& tia = beam.tia;
   const i32 clock = 3 * cycle;
   const i32 line_clock = 3 * (cycle % kLineCycles);
@@ -1011,6 +1017,7 @@ COORDRL_HD inline i32 hmove_motion(i32 line_cycle, u8 nibble) {
 }
 
 COORDRL_HD COORDRL_NOINLINE inline void write_hmove(Beam& beam, i32 cycle) {
+  in_local(beam);
   Tia& tia = beam.tia;
   const i32 clock = 3 * cycle;
   const i32 line_cycle = cycle % kLineCycles;
@@ -1054,6 +1061,7 @@ COORDRL_HD inline void clear_collisions(Beam& beam, i32 clock) {
 ///
 /// Returns true when the frame is over: the end of VSYNC, or no VSYNC for too many lines.
 COORDRL_HD COORDRL_NOINLINE inline bool write_tia(Beam& beam, u8 reg, u8 value, i32 cycle) {
+  in_local(beam);
   Tia& tia = beam.tia;
   const i32 clock = 3 * cycle;
   const i32 later = clock + 1;  // write_delay of GRP and REFP
@@ -1141,6 +1149,7 @@ COORDRL_HD COORDRL_NOINLINE inline bool write_tia(Beam& beam, u8 reg, u8 value, 
 
 /// Bits 7 and 6 of CXM0P, CXM1P, CXP0FB, CXP1FB, CXM0FB, CXM1FB, CXBLPF or CXPPMM.
 COORDRL_HD COORDRL_NOINLINE inline u8 read_collisions(Beam& beam, u8 reg, i32 cycle) {
+  in_local(beam);
   const i32 shift = 2 * (reg & 7);
   if ((~beam.tia.collisions >> shift & 3) != 0) {
     advance(beam, 3 * cycle);

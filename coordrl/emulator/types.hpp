@@ -86,6 +86,46 @@ COORDRL_HD inline void assign(T& to, const T& from) {
 #endif
 }
 
+// A GPU's memories have instructions of their own, which are shorter than those for any memory. A
+// compiler loses track of what lies where when a function of its own, or a struct, gets a pointer.
+
+/// Something in the shared memory of a block.
+template <class T>
+COORDRL_HD COORDRL_INLINE T& in_shared(T& thing) {
+#ifdef __CUDA_ARCH__
+  __builtin_assume(__isShared(&thing));
+#endif
+  return thing;
+}
+
+/// Something in a thread's own memory.
+template <class T>
+COORDRL_HD COORDRL_INLINE T& in_local(T& thing) {
+#ifdef __CUDA_ARCH__
+  __builtin_assume(__isLocal(&thing));
+#endif
+  return thing;
+}
+
+/// A pointer that is worked out once, not at each use as a compiler for GPUs prefers.
+template <class T>
+COORDRL_HD COORDRL_INLINE T* worked_out(T* pointer) {
+#ifdef __CUDA_ARCH__
+  asm("" : "+l"(pointer));
+#endif
+  return pointer;
+}
+
+/// A value in memory that nobody writes while the program runs.
+template <class T>
+COORDRL_HD COORDRL_INLINE T read_only(const T* place) {
+#ifdef __CUDA_ARCH__
+  return __ldg(place);
+#else
+  return *place;
+#endif
+}
+
 /// Writes a word as eight bytes, lowest first, to an address that is a multiple of 8.
 COORDRL_HD COORDRL_INLINE void store8(u8* bytes, u64 word) {
 #ifdef __CUDA_ARCH__

@@ -1,0 +1,186 @@
+// Instructions stage by stage, as the lanes of a warp run them best.
+//
+// Lanes whose opcodes differ take turns. Taken apart, two opcodes have most in common: they find an
+// address, read, operate on a byte and write. Lanes that do the same of these do it together, whatever
+// the rest of their opcodes. And the program reads in one place and writes in one place: with a copy
+// in each opcode, as threaded.hpp has them, it would be too large for a GPU's caches.
+#pragma once
+
+#include "plans.hpp"
+
+namespace coordrl {
+
+/// The plans of all opcodes, in the shared memory of a block. `lay_out_plans` comes first.
+COORDRL_HD COORDRL_INLINE Plan* shared_plans() {
+  __shared__ Plan plans[256];
+  return plans;
+}
+
+/// Copies the plans to where all lanes of a block find them. All of its threads call it.
+COORDRL_HD inline void lay_out_plans() {
+  static constexpr PlanTable kPlans{};
+  for (u32 i = threadIdx.x; i < 256; i += blockDim.x) shared_plans()[i] = kPlans.of[i];
+  __syncthreads();
+}
+
+/// Whether an opcode is ever done at once.
+COORDRL_HD COORDRL_INLINE constexpr bool may_be_whole(Plan plan) {
+  return Find(plan[kFind]) >= Find::kPull;
+}
+
+/// Does at once what is not taken apart.
+template <typename Bus>
+COORDRL_HD COORDRL_NOINLINE void perform_whole(Processor<Bus>& cpu) {
+  switch (u8(cpu.code)) {
+#define COORDRL_CASE(opcode, action, ...)                    \
+  case opcode:                                               \
+    if constexpr (may_be_whole(plan_of(opcode))) { action; } \
+    break;
+    COORDRL_OPCODES(COORDRL_CASE, COORDRL_CASE)
+#undef COORDRL_CASE
+  }
+}
+
+/// The registers of a set, ANDed.
+template <typename Bus>
+COORDRL_HD COORDRL_INLINE u8 source_of(const Processor<Bus>& cpu, u32 from) {
+  return (from & kA ? cpu.a : u8(0xFF)) & (from & kX ? cpu.x : u8(0xFF)) &
+         (from & kY ? cpu.y : u8(0xFF)) & (from & kS ? cpu.s : u8(0xFF));
+}
+
+template <typename Bus>
+COORDRL_HD COORDRL_INLINE bool is_set(const Processor<Bus>& cpu, Flag flag) {
+  switch (flag) {
+    case kCarry: return cpu.carry;
+    case kZero: return cpu.zero();
+    case kOverflow: return cpu.overflow;
+    default: return cpu.negative();
+  }
+}
+
+template <typename Bus>
+COORDRL_HD COORDRL_INLINE void set(Processor<Bus>& cpu, Flag flag, bool value) {
+  switch (flag) {
+    case kCarry: cpu.carry = value; break;
+    case kInterrupt: cpu.interrupt = value; break;
+    case kDecimal: cpu.decimal = value; break;
+    default: cpu.overflow = value; break;
+  }
+}
+
+/// Does an instruction that has been fetched.
+template <typename Bus>
+COORDRL_HD COORDRL_INLINE void perform(Processor<Bus>& cpu, Plan plan) {
+  const Find find = Find(plan[kFind]);
+  if (unlikely(may_be_whole(plan))) {
+    const u8 farthest = u8(cpu.s + (find == Find::kReturn ? 2 : find == Find::kPull ? 1 : -1));
+    if (find == Find::kWhole || !(cpu.s & farthest & 0x80)) {
+      Processor<Bus> copy = cpu;  // by value: what has an address is not kept in a register
+      perform_whole(copy);
+      cpu = copy;
+      return;
+    }
+  }
+  cpu.step(i32(plan[kLength]), i32(plan[kCycles]));
+
+  // Where. On the stack the page does not matter: its RAM, or the TIA, shows in the zero page, too.
+  u16 base = plan[kWide] ? cpu.operand16() : cpu.operand();
+  u8 index = plan[kByX] ? cpu.x : plan[kByY] ? cpu.y : u8(0);
+  if (find != Find::kOperand) {
+    if (find == Find::kPointer) {
+      base = cpu.pointer(u8(cpu.operand() + (plan[kByX] ? index : 0)));
+      if (plan[kByX]) index = 0;
+    } else if (find == Find::kPush) {
+      base = cpu.s;
+      cpu.s = u8(cpu.s - 1);
+    } else if (find == Find::kPull) {
+      cpu.s = u8(cpu.s + 1);
+      base = cpu.s;
+    } else if (find == Find::kReturn) {
+      base = u16(cpu.bus.ram(u8(cpu.s + 1)) | cpu.bus.ram(u8(cpu.s + 2)) << 8);
+      cpu.s = u8(cpu.s + 2);
+    }
+  }
+  const u16 address = plan[kWide] ? u16(base + index) : u8(base + index);
+  if (plan[kCrosses]) cpu.bus.cycle += (address ^ base) > 0xFF;
+
+  // What.
+  const u8 source = source_of(cpu, plan[kFrom]);
+  u8 value = plan[kImmediate] ? cpu.operand() : source;
+  if (plan[kReads]) value = cpu.bus.read(address, plan[kWide] ? u8(base >> 8) : cpu.operand());
+
+  // What is done with it.
+  u32 to = plan[kTo];
+  const auto flag = [&] { return Flag(1u << plan[kFrom]); };
+  switch (Work(plan[kWork])) {
+    case Work::kNothing: break;
+    case Work::kLoad: cpu.nz = value; break;
+    case Work::kOr: cpu.nz = value = cpu.a | value; break;
+    case Work::kAnd: cpu.nz = value = cpu.a & value; break;
+    case Work::kEor: cpu.nz = value = cpu.a ^ value; break;
+    case Work::kAdd: cpu.adc(value); break;
+    case Work::kSubtract: cpu.sbc(value); break;
+    case Work::kCompare: cpu.compare(source, value); break;
+    case Work::kTestBits: cpu.bit(value); break;
+    case Work::kStoreAndPage: value = u8(value & ((address >> 8) + 1)); break;
+    case Work::kGetStatus: value = cpu.status(); break;
+    case Work::kSetStatus: cpu.set_status(value); break;
+    case Work::kSetFlag:
+      set(cpu, flag(), to);
+      to = 0;
+      break;
+    case Work::kBranch:
+      cpu.branch(is_set(cpu, flag()) == bool(to), floor_of(plan[kWait]));
+      to = 0;
+      break;
+    case Work::kJump: cpu.jmp(); break;
+    case Work::kCall: {
+      const u16 last = cpu.pc();  // the address of the operand's high byte
+      cpu.bus.ram(cpu.s) = u8(last >> 8);
+      cpu.bus.ram(u8(cpu.s - 1)) = u8(last);
+      cpu.s = u8(cpu.s - 2);
+      cpu.jump(cpu.operand(), cpu.operand_high());
+      break;
+    }
+    case Work::kReturn:
+      cpu.data_bus = value;
+      cpu.go_to(u16(address + 1));
+      break;
+    default:
+      value = cpu.apply(Operation(plan[kWork] - u32(Work::kOperation)), value);
+      break;
+  }
+  if (to & kA) cpu.a = value;
+  if (to & kX) cpu.x = value;
+  if (to & kY) cpu.y = value;
+  if (to & kS) cpu.s = value;
+  if (plan[kWrites]) cpu.bus.write(address, value);
+}
+
+/// Runs instructions until the bus's `limit` is used up or set to 0.
+///
+/// The lanes of a warp that come here together wait for each other after every `Bus::kMeeting` cycles
+/// of their own time. Programs follow the beam: where lanes are on the same scanline, they are in the
+/// same loops, and most of the time at the same opcode. Nothing that is computed depends on it.
+template <typename Bus>
+COORDRL_HD COORDRL_INLINE void execute(M6507& state, Bus& bus) {
+  Processor<Bus> cpu{bus};
+  cpu.unpack(state);
+  const Plan* const plans = worked_out(shared_plans());
+  const u32 lanes = __activemask();
+  i32 meeting = (cpu.bus.cycle / Bus::kMeeting + 1) * Bus::kMeeting;
+  bool running = true;
+  do {
+    while (running && cpu.bus.cycle < meeting) {
+      running = --cpu.bus.limit >= 0;
+      if (!running) break;
+      if (unlikely(!cpu.bus.fetch(cpu.at, cpu.pc(), cpu.code))) fetch_elsewhere(cpu);
+      perform(cpu, in_shared(plans[u8(cpu.code)]));
+    }
+    meeting += Bus::kMeeting;
+  } while (__any_sync(lanes, running));
+  cpu.pack(state);
+  bus = cpu.bus;
+}
+
+}  // namespace coordrl
