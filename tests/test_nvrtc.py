@@ -1,6 +1,7 @@
 """The kernels go through NVIDIA's compiler, which needs no GPU, and what comes out is kept."""
 
 import re
+import struct
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,24 @@ def test_the_kernels_compile_to_ptx() -> None:
     assert b" "[0] == 32, "the log, of one byte, was written over a constant of Python's"
 
 
+def function_sizes(cubin: bytes) -> dict[str, int]:
+    """Return the bytes of machine code of every function, by its mangled name."""
+    sections_at, entry, count = struct.unpack_from("<Q10xHH", cubin, 40)
+    sections = [
+        struct.unpack_from("<IIQQQQI", cubin, sections_at + i * entry) for i in range(count)
+    ]
+    sizes = {}
+    for _, kind, _, _, at, size, names in sections:
+        if kind != 2:  # a table of symbols
+            continue
+        for symbol in range(at, at + size, 24):
+            name, info, *_, length = struct.unpack_from("<IBBHQQ", cubin, symbol)
+            if info & 15 == 2:  # a function
+                start = sections[names][4] + name
+                sizes[cubin[start : cubin.index(b"\0", start)].decode()] = length
+    return sizes
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("game", ["pong", "pitfall2"])
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
@@ -48,6 +67,8 @@ def test_the_kernels_fit_into_the_gpus_of_three_generations(
         assert kernel.registers <= 255
         assert kernel.shared_bytes <= 48 << 10, "more takes another launch"
         assert kernel.stack_bytes <= 32 << 10
+    interpreters = [s for name, s in function_sizes(cubin).items() if "run_instructions" in name]
+    assert 0 < sum(interpreters) <= 48 << 10, "what every instruction runs fits into a cache"
 
 
 @pytest.mark.parametrize("margin", ["", "ptxas         ."])  # the latter since NVRTC 13.5
