@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as requests to stop where the work can be resumed."""
+"""Ctrl-C, SIGTERM and a closed terminal as requests to stop where the work can be resumed."""
 
 import contextlib
 import signal
@@ -6,6 +6,10 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
+
+
+# A terminal that closes sends it, more than once where a shell does so, too. Windows has none.
+_HANGUP: int | None = getattr(signal, "SIGHUP", None)
 
 
 class Interrupted(Exception):
@@ -17,10 +21,11 @@ class StopNow(Exception):
 
 
 class StopRequest:
-    """While open, turns the first Ctrl-C or SIGTERM into a request to stop.
+    """While open, turns the first Ctrl-C, SIGTERM or SIGHUP into a request to stop.
 
     The work asks ``requested`` whenever it could stop and be resumed. The second signal raises
-    KeyboardInterrupt at once. Outside of the main thread, where Python delivers no signals, nothing
+    KeyboardInterrupt at once, unless it is one more SIGHUP. Where SIGHUP is ignored, as under
+    ``nohup``, it still is. Outside of the main thread, where Python delivers no signals, nothing
     changes.
 
     Attributes:
@@ -56,7 +61,10 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if _HANGUP is not None and signal.getsignal(_HANGUP) is not signal.SIG_IGN:
+                numbers.append(signal.Signals(_HANGUP))
+            for number in numbers:
                 self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -65,6 +73,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == _HANGUP:
+            return
         if self.requested:
             raise KeyboardInterrupt
         self.signal_number = number

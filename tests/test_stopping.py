@@ -22,6 +22,30 @@ def test_the_first_signal_asks_and_the_second_aborts(number: signal.Signals) -> 
     assert signal.getsignal(number) is before
 
 
+def test_a_terminal_that_closes_asks_however_often_it_says_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it may be ignored here
+    try:
+        with StopRequest() as stop:
+            for _ in range(2):  # once by the system, once by the shell
+                signal.raise_signal(signal.SIGHUP)
+            assert stop.signal_number == signal.SIGHUP
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_hangup_that_nohup_ignores_is_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_block_that_may_stop_anywhere_ends_at_the_first_signal() -> None:
     reached = []
 
