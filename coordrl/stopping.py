@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
 
-
 # A terminal that closes sends it, more than once where a shell does so, too. Windows has none.
 _HANGUP: int | None = getattr(signal, "SIGHUP", None)
 
