@@ -18,6 +18,6 @@ def test_every_opcode_does_in_stages_what_the_table_says(tmp_path: Path) -> None
 
     done = subprocess.run([program], capture_output=True, text=True)
 
-    # The others have a stack that may lie in the TIA, or are hardly ever met.
-    assert done.stdout == "1024000 states, 228 opcodes always taken apart\n", done.stdout
+    # Of the others, calls, returns and indirect jumps nearly always are.
+    assert done.stdout == "1024000 states, 230 opcodes always taken apart\n", done.stdout
     assert done.returncode == 0

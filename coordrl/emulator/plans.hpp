@@ -14,10 +14,11 @@ enum class Find : u8 {
   kOperand,  // nothing else
   kPointer,  // in the zero page
   kPush,
-  kPull,     // from here on the stack has to be where it nearly always is, in RAM
-  kCall,
+  kPull,
+  kCall,      // from here on: if the stack or the pointer is where it nearly always is, in RAM
   kReturn,
-  kWhole,    // an instruction too seldom to be taken apart
+  kIndirect,
+  kWhole,     // an instruction too seldom to be taken apart
 };
 
 /// Registers, as a set of bits. As a source they are ANDed, as undocumented opcodes do.
@@ -32,7 +33,7 @@ constexpr u32 kA = 1, kX = 2, kY = 4, kS = 8;
 /// What is done with the byte that was read, or that a register has.
 enum class Work : u8 {
   kNothing, kLoad, kOr, kAnd, kEor, kAdd, kSubtract, kCompare, kTestBits, kStoreAndPage, kSetFlag,
-  kGetStatus, kSetStatus, kBranch, kJump, kCall, kReturn,
+  kGetStatus, kSetStatus, kBranch, kJump, kReturn,
   kOperation,  // and those that follow: an Operation
 };
 
@@ -262,11 +263,22 @@ struct Recorder {
     while (floor_of(wait) != floor) ++wait;
     plan.set(kWait, wait);
   }
-  constexpr void jmp() { work(Work::kJump); }
+  constexpr void jump(Find place) {
+    find(place);
+    plan.set(kWide, 1);
+    work(Work::kJump);
+  }
+  constexpr void jmp() {
+    step(0, 3);
+    jump(Find::kOperand);
+  }
+  constexpr void jmp_indirect() {
+    step(0, 5);
+    jump(Find::kIndirect);
+  }
   constexpr void jsr() {
     step(2, 6);
-    find(Find::kCall);
-    work(Work::kCall);
+    jump(Find::kCall);
   }
   constexpr void rts() {
     step(0, 6);
@@ -286,7 +298,6 @@ struct Recorder {
 
   constexpr void brk() { whole(); }
   constexpr void rti() { whole(); }
-  constexpr void jmp_indirect() { whole(); }
   constexpr void jam() { whole(); }
   constexpr void shs(Address) { whole(); }
   constexpr void las(Byte) { whole(); }

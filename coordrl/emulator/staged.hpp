@@ -25,7 +25,7 @@ COORDRL_HD inline void lay_out_plans() {
 
 /// Whether an opcode is ever done at once.
 COORDRL_HD COORDRL_INLINE constexpr bool may_be_whole(Plan plan) {
-  return Find(plan[kFind]) >= Find::kPull;
+  return Find(plan[kFind]) >= Find::kCall;
 }
 
 /// Does at once what is not taken apart.
@@ -68,23 +68,33 @@ COORDRL_HD COORDRL_INLINE void set(Processor<Bus>& cpu, Flag flag, bool value) {
   }
 }
 
+/// Whether the two bytes that a call, a return or an indirect jump needs are in RAM.
+template <typename Bus>
+COORDRL_HD COORDRL_INLINE bool is_in_ram(const Processor<Bus>& cpu, Find find) {
+  switch (find) {
+    case Find::kCall: return cpu.s & (cpu.s - 1) & 0x80;
+    case Find::kReturn: return cpu.s & (cpu.s + 2) & 0x80;
+    case Find::kIndirect:
+      return (cpu.operand16() & 0x1280) == 0x0080 && (cpu.operand() + 1) & 0x80;
+    default: return false;
+  }
+}
+
 /// Does an instruction that has been fetched.
 template <typename Bus>
 COORDRL_HD COORDRL_INLINE void perform(Processor<Bus>& cpu, Plan plan) {
   const Find find = Find(plan[kFind]);
-  if (unlikely(may_be_whole(plan))) {
-    const u8 farthest = u8(cpu.s + (find == Find::kReturn ? 2 : find == Find::kPull ? 1 : -1));
-    if (find == Find::kWhole || !(cpu.s & farthest & 0x80)) {
-      Processor<Bus> copy = cpu;  // by value: what has an address is not kept in a register
-      perform_whole(copy);
-      cpu = copy;
-      return;
-    }
+  if (unlikely(may_be_whole(plan)) && !is_in_ram(cpu, find)) {
+    Processor<Bus> copy = cpu;  // by value: what has an address is not kept in a register
+    perform_whole(copy);
+    cpu = copy;
+    return;
   }
   cpu.step(i32(plan[kLength]), i32(plan[kCycles]));
 
   // Where. On the stack the page does not matter: its RAM, or the TIA, shows in the zero page, too.
   u16 base = plan[kWide] ? cpu.operand16() : cpu.operand();
+  u8 floating = cpu.operand();
   u8 index = plan[kByX] ? cpu.x : plan[kByY] ? cpu.y : u8(0);
   if (find != Find::kOperand) {
     if (find == Find::kPointer) {
@@ -94,11 +104,18 @@ COORDRL_HD COORDRL_INLINE void perform(Processor<Bus>& cpu, Plan plan) {
       base = cpu.s;
       cpu.s = u8(cpu.s - 1);
     } else if (find == Find::kPull) {
+      floating = cpu.peek_stack();
       cpu.s = u8(cpu.s + 1);
       base = cpu.s;
-    } else if (find == Find::kReturn) {
-      base = u16(cpu.bus.ram(u8(cpu.s + 1)) | cpu.bus.ram(u8(cpu.s + 2)) << 8);
-      cpu.s = u8(cpu.s + 2);
+    } else if (find == Find::kCall) {
+      const u16 last = cpu.pc();  // the address of the operand's high byte
+      cpu.bus.ram(cpu.s) = u8(last >> 8);
+      cpu.bus.ram(u8(cpu.s - 1)) = u8(last);
+      cpu.s = u8(cpu.s - 2);
+    } else {
+      const u8 first = find == Find::kReturn ? u8(cpu.s + 1) : cpu.operand();
+      base = u16(cpu.bus.ram(first) | cpu.bus.ram(u8(first + 1)) << 8);
+      if (find == Find::kReturn) cpu.s = u8(cpu.s + 2);
     }
   }
   const u16 address = plan[kWide] ? u16(base + index) : u8(base + index);
@@ -107,7 +124,7 @@ COORDRL_HD COORDRL_INLINE void perform(Processor<Bus>& cpu, Plan plan) {
   // What.
   const u8 source = source_of(cpu, plan[kFrom]);
   u8 value = plan[kImmediate] ? cpu.operand() : source;
-  if (plan[kReads]) value = cpu.bus.read(address, plan[kWide] ? u8(base >> 8) : cpu.operand());
+  if (plan[kReads]) value = cpu.bus.read(address, plan[kWide] ? u8(base >> 8) : floating);
 
   // What is done with it.
   u32 to = plan[kTo];
@@ -133,15 +150,7 @@ COORDRL_HD COORDRL_INLINE void perform(Processor<Bus>& cpu, Plan plan) {
       cpu.branch(is_set(cpu, flag()) == bool(to), floor_of(plan[kWait]));
       to = 0;
       break;
-    case Work::kJump: cpu.jmp(); break;
-    case Work::kCall: {
-      const u16 last = cpu.pc();  // the address of the operand's high byte
-      cpu.bus.ram(cpu.s) = u8(last >> 8);
-      cpu.bus.ram(u8(cpu.s - 1)) = u8(last);
-      cpu.s = u8(cpu.s - 2);
-      cpu.jump(cpu.operand(), cpu.operand_high());
-      break;
-    }
+    case Work::kJump: cpu.jump(u8(address), u8(address >> 8)); break;
     case Work::kReturn:
       cpu.data_bus = value;
       cpu.go_to(u16(address + 1));
