@@ -37,6 +37,7 @@ from coordrl.emulator import (
     RomError,
     UnknownGameError,
     load_rom,
+    nvrtc,
     rom_file,
     states,
 )
@@ -49,7 +50,7 @@ from coordrl.emulator.lockstep import (
     load_ale,
     oracle_registers,
 )
-from coordrl.emulator.source_checksum import source_checksum
+from coordrl.emulator.source_checksum import OF_GPUS, source_checksum
 
 FACTS: dict[str, Any] = json.loads(
     resources.files("coordrl.emulator").joinpath("games.json").read_text(encoding="utf-8")
@@ -900,18 +901,44 @@ def test_the_compiled_part_was_made_of_the_sources_beside_it() -> None:
     assert emulator.compiled_sources() == source_checksum(Path(emulator.__file__).parent)
 
 
-@pytest.mark.parametrize("name", ["tia.hpp", "kernels.cu", "games.json", "generate_games.py"])
-def test_a_change_in_what_is_compiled_changes_the_checksum(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "is_of_gpus"),
+    [
+        ("tia.hpp", False),
+        ("games.json", False),
+        ("generate_games.py", False),
+        ("kernels.cu", True),
+        ("staged.hpp", True),
+    ],
+)
+def test_a_change_in_what_is_compiled_changes_the_checksum(
+    name: str, is_of_gpus: bool, tmp_path: Path
+) -> None:
     for path in Path(emulator.__file__).parent.iterdir():
         if path.is_file():
             shutil.copy(path, tmp_path)
-    before = source_checksum(tmp_path)
+    cpu, gpu = source_checksum(tmp_path), source_checksum(tmp_path, gpu=True)
+    assert cpu != gpu
     (tmp_path / "device.py").write_text("# is not compiled\n")
-    assert source_checksum(tmp_path) == before
+    assert (source_checksum(tmp_path), source_checksum(tmp_path, gpu=True)) == (cpu, gpu)
 
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + b"\n")
 
-    assert source_checksum(tmp_path) != before
+    assert (source_checksum(tmp_path) == cpu) is is_of_gpus
+    assert source_checksum(tmp_path, gpu=True) != gpu
+
+
+def test_what_is_of_gpus_alone_is_what_a_cpus_compiler_does_not_read(tmp_path: Path) -> None:
+    sources = nvrtc.sources()  # with games.hpp, which is generated
+    for name, text in sources.items():
+        (tmp_path / name).write_text(text)
+    compiled = Path(emulator.__file__).parent.glob("*.cpp")
+    command = ["g++", "-std=c++17", "-MM", "-MG", f"-I{tmp_path}", *map(str, compiled)]
+
+    listed = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+
+    read = {Path(name).name for name in listed.stdout.split()}
+    assert set(sources) - read == OF_GPUS
 
 
 def test_where_no_affinity_is_known_all_processors_are_counted(

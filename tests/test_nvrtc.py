@@ -68,7 +68,7 @@ def test_the_kernels_fit_into_the_gpus_of_three_generations(
         assert kernel.shared_bytes <= 48 << 10, "more takes another launch"
         assert kernel.stack_bytes <= 32 << 10
     interpreters = [s for name, s in function_sizes(cubin).items() if "run_instructions" in name]
-    assert 0 < sum(interpreters) <= 48 << 10, "what every instruction runs fits into a cache"
+    assert 0 < sum(interpreters) <= 48 << 10, "it fits into the instruction cache"
 
 
 @pytest.mark.parametrize("margin", ["", "ptxas         ."])  # the latter since NVRTC 13.5

@@ -12,7 +12,8 @@ def test_every_opcode_does_in_stages_what_the_table_says(tmp_path: Path) -> None
     for name, text in nvrtc.sources().items():
         (tmp_path / name).write_text(text)
     program = tmp_path / "opcodes"
-    command = ["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
+    command = ["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=undefined"]
+    command += ["-fno-sanitize-recover=all"]
     command += [f"-I{SHIM}", f"-I{tmp_path}", "-o", str(program), str(SHIM / "opcodes_on_cpu.cpp")]
     subprocess.run(command, check=True)
 

@@ -65,8 +65,8 @@ class Occupancy:
     """How environments are spread over a GPU. What they compute does not depend on it."""
 
     threads: int = _MAX_PLAYING_THREADS
-    """Environments of a block, 1 to 64. The threads of a warp wait for those that are at another
-    instruction, so in a warp of fewer than 32 environments each runs faster."""
+    """Environments of a block, 1 to 64. The threads of a warp wait for those that do something else
+    at that moment, so in a warp of fewer than 32 environments each runs faster."""
     spare_bytes: int = 0
     """Shared memory that a block reserves and leaves alone, so that a multiprocessor runs fewer
     blocks at a time. Cache and shared memory are one: only where one or two blocks are left does a

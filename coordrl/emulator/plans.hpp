@@ -1,4 +1,5 @@
-// The opcodes of the 6507, taken apart: from where to where each takes a byte, and what it does with it.
+// The opcodes of the 6507, taken apart: from where to where each takes a byte, and what it does
+// with it.
 //
 // Nobody writes that down: the table of opcodes (opcodes.hpp) is read with a processor that records
 // what it is asked to do.
@@ -15,10 +16,10 @@ enum class Find : u8 {
   kPointer,  // in the zero page
   kPush,
   kPull,
-  kCall,      // from here on: if the stack or the pointer is where it nearly always is, in RAM
+  kCall,      // this and the next two: only where both bytes are in RAM, as nearly always; ...
   kReturn,
   kIndirect,
-  kWhole,     // an instruction too seldom to be taken apart
+  kWhole,     // ... else they are like this: done at once, since they are too rare
 };
 
 /// Registers, as a set of bits. As a source they are ANDed, as undocumented opcodes do.
@@ -30,12 +31,16 @@ struct Registers {
 
 constexpr u32 kA = 1, kX = 2, kY = 4, kS = 8;
 
-/// What is done with the byte that was read, or that a register has.
+/// What is done with the byte that was read, or that a register has, beyond what needs no branch:
+/// to combine it with the accumulator, and to tell N and Z of it.
 enum class Work : u8 {
-  kNothing, kLoad, kOr, kAnd, kEor, kAdd, kSubtract, kCompare, kTestBits, kStoreAndPage, kSetFlag,
-  kGetStatus, kSetStatus, kBranch, kJump, kReturn,
+  kNothing, kAdd, kSubtract, kCompare, kTestBits, kStoreAndPage, kSetFlag, kGetStatus, kSetStatus,
+  kBranch, kJump, kReturn,
   kOperation,  // and those that follow: an Operation
 };
+
+/// How the byte is combined with the accumulator.
+enum class Logic : u8 { kNone, kOr, kAnd, kEor };
 
 /// A flag, and whether it is meant to be set.
 struct Condition {
@@ -70,16 +75,26 @@ constexpr Field kImmediate = kWrites.after(1);   // the operand is the byte itse
 constexpr Field kWide = kImmediate.after(1);     // the address has 16 bits
 constexpr Field kByX = kWide.after(1);           // the index
 constexpr Field kByY = kByX.after(1);
-constexpr Field kCrosses = kByY.after(1);        // a cycle more if the index carries into the high byte
-constexpr Field kLength = kCrosses.after(2);     // bytes that PC advances by
+constexpr Field kCrosses = kByY.after(1);        // a cycle more if the index carries
+constexpr Field kTells = kCrosses.after(1);      // N and Z tell of what comes out
+constexpr Field kLogic = kTells.after(2);        // Logic
+constexpr Field kLength = kLogic.after(2);       // bytes that PC advances by
 constexpr Field kCycles = kLength.after(4);
 constexpr Field kFind = kCycles.after(3);        // Find
 constexpr Field kFrom = kFind.after(4);          // Registers
 constexpr Field kTo = kFrom.after(4);            // Registers that get what comes out
-constexpr Field kWork = kTo.after(5);            // Work
-constexpr Field kWait = kWork.after(2);          // of a branch: see `floor_of`
-static_assert(kWait.first + kWait.width <= 32, "one word");
+constexpr Field kWork = kTo.after(5);            // Work; the last, see `any_work`
+static_assert(kWork.first + kWork.width <= 32, "one word");
+static_assert(u32(Find::kWhole) < 1u << kFind.width, "every Find has its number");
+static_assert(u32(Work::kOperation) + kIsb < 1u << kWork.width, "and so has all Work");
 
+// Where other instructions have registers, one that is about a flag has its bit, and whether it is
+// meant to be set; a branch has behind that for what its loop waits.
+constexpr Field kFlag = kFrom;
+constexpr Field kSet{kTo.first, 1};
+constexpr Field kWait = kSet.after(2);
+
+/// The `floor` of a branch (m6507.hpp).
 constexpr i32 floor_of(u32 wait) { return wait == 0 ? kNoWait : wait == 3 ? 128 : i32(wait) - 1; }
 
 /// Stands for the processor in the table of opcodes and writes down what it is asked to do.
@@ -160,20 +175,21 @@ struct Recorder {
   constexpr Byte indx() { return read(indexed_indirect(6)); }
   constexpr Byte indy() { return read_crossing(indirect_indexed(5)); }
 
-  constexpr void load(Work task, Registers target) {
-    work(task);
+  constexpr void load(Registers target) {
     to(target);
+    plan.set(kTells, 1);
   }
-  constexpr void lda(Byte) { load(Work::kLoad, a); }
-  constexpr void ldx(Byte) { load(Work::kLoad, x); }
-  constexpr void ldy(Byte) { load(Work::kLoad, y); }
-  constexpr void lax(Byte) {
-    work(Work::kLoad);
-    to(a & x);
+  constexpr void combine(Logic logic) {
+    load(a);
+    plan.set(kLogic, u32(logic));
   }
-  constexpr void ora(Byte) { load(Work::kOr, a); }
-  constexpr void and_(Byte) { load(Work::kAnd, a); }
-  constexpr void eor(Byte) { load(Work::kEor, a); }
+  constexpr void lda(Byte) { load(a); }
+  constexpr void ldx(Byte) { load(x); }
+  constexpr void ldy(Byte) { load(y); }
+  constexpr void lax(Byte) { load(a & x); }
+  constexpr void ora(Byte) { combine(Logic::kOr); }
+  constexpr void and_(Byte) { combine(Logic::kAnd); }
+  constexpr void eor(Byte) { combine(Logic::kEor); }
   constexpr void adc(Byte) { work(Work::kAdd); }
   constexpr void sbc(Byte) { work(Work::kSubtract); }
   constexpr void bit(Byte) { work(Work::kTestBits); }
@@ -219,7 +235,7 @@ struct Recorder {
   constexpr void transfer(Registers source, Registers target) {
     step(1, 2);
     from(source);
-    load(Work::kLoad, target);
+    load(target);
   }
   constexpr void txs() {
     step(1, 2);
@@ -249,7 +265,7 @@ struct Recorder {
   }
   constexpr void pla() {
     pull();
-    load(Work::kLoad, a);
+    load(a);
   }
   constexpr void plp() {
     pull();
@@ -259,9 +275,7 @@ struct Recorder {
   constexpr void branch(Condition taken, i32 floor) {
     work(Work::kBranch);
     name(taken);
-    u32 wait = 0;
-    while (floor_of(wait) != floor) ++wait;
-    plan.set(kWait, wait);
+    while (floor_of(plan[kWait]) != floor) plan.set(kWait, plan[kWait] + 1);
   }
   constexpr void jump(Find place) {
     find(place);
@@ -288,12 +302,11 @@ struct Recorder {
     work(Work::kReturn);
   }
 
-  // A condition lies where other instructions have registers: its flag's bit, and whether it is set.
   constexpr void name(Condition condition) {
     u32 bit = 0;
     while (condition.flag >> bit != 1) ++bit;
-    plan.set(kFrom, bit);
-    plan.set(kTo, condition.set);
+    plan.set(kFlag, bit);
+    plan.set(kSet, condition.set);
   }
 
   constexpr void brk() { whole(); }

@@ -9,18 +9,26 @@ import hashlib
 import sys
 from pathlib import Path
 
+# What is compiled for GPUs alone.
+OF_GPUS = frozenset({"kernels.cu", "plans.hpp", "staged.hpp"})
 
-def source_checksum(folder: Path) -> str:
-    """Return a checksum of what the emulator is compiled from, for CPUs and GPUs.
+
+def source_checksum(folder: Path, *, gpu: bool = False) -> str:
+    """Return a checksum of what the emulator is compiled from.
 
     Args:
         folder: Where the sources lie: that of ``coordrl.emulator``.
+        gpu: With what is compiled for GPUs alone.
 
     Returns:
         Sixteen hexadecimal digits. They depend on names and contents of the C++ and CUDA sources,
         of ``games.json`` and of what makes C++ of it, not on the compiler and its options.
     """
-    files = [path for path in folder.iterdir() if path.suffix in (".hpp", ".cpp", ".cu")]
+    files = [
+        path
+        for path in folder.iterdir()
+        if path.suffix in (".hpp", ".cpp", ".cu") and (gpu or path.name not in OF_GPUS)
+    ]
     files += [folder / "games.json", folder / "generate_games.py"]
     total = hashlib.sha256()
     for path in sorted(files):

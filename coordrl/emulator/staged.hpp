@@ -2,8 +2,10 @@
 //
 // Lanes whose opcodes differ take turns. Taken apart, two opcodes have most in common: they find an
 // address, read, operate on a byte and write. Lanes that do the same of these do it together, whatever
-// the rest of their opcodes. And the program reads in one place and writes in one place: with a copy
-// in each opcode, as threaded.hpp has them, it would be too large for a GPU's caches.
+// the rest of their opcodes. And the program reads in one place and writes in one place, but for what
+// is rare: with a copy in each opcode, as threaded.hpp has them, it would be too large for a GPU's
+// caches. So `read` and `write` of the bus have to do, below address $100, what its functions for the
+// zero page and the stack do.
 #pragma once
 
 #include "plans.hpp"
@@ -48,24 +50,21 @@ COORDRL_HD COORDRL_INLINE u8 source_of(const Processor<Bus>& cpu, u32 from) {
          (from & kY ? cpu.y : u8(0xFF)) & (from & kS ? cpu.s : u8(0xFF));
 }
 
+/// The flags that branches ask for, each at its bit.
 template <typename Bus>
-COORDRL_HD COORDRL_INLINE bool is_set(const Processor<Bus>& cpu, Flag flag) {
-  switch (flag) {
-    case kCarry: return cpu.carry;
-    case kZero: return cpu.zero();
-    case kOverflow: return cpu.overflow;
-    default: return cpu.negative();
-  }
+COORDRL_HD COORDRL_INLINE u32 asked_flags(const Processor<Bus>& cpu) {
+  return (cpu.carry ? u32{kCarry} : 0) | (cpu.zero() ? u32{kZero} : 0) |
+         (cpu.overflow ? u32{kOverflow} : 0) | (cpu.negative() ? u32{kNegative} : 0);
 }
 
+/// Sets the flag of a bit, or clears it: C, I, D or V.
 template <typename Bus>
-COORDRL_HD COORDRL_INLINE void set(Processor<Bus>& cpu, Flag flag, bool value) {
-  switch (flag) {
-    case kCarry: cpu.carry = value; break;
-    case kInterrupt: cpu.interrupt = value; break;
-    case kDecimal: cpu.decimal = value; break;
-    default: cpu.overflow = value; break;
-  }
+COORDRL_HD COORDRL_INLINE void set_flag(Processor<Bus>& cpu, u32 bit, bool value) {
+  const Flag flag = Flag(1u << bit);
+  if (flag == kCarry) cpu.carry = value;
+  if (flag == kInterrupt) cpu.interrupt = value;
+  if (flag == kDecimal) cpu.decimal = value;
+  if (flag == kOverflow) cpu.overflow = value;
 }
 
 /// Whether the two bytes that a call, a return or an indirect jump needs are in RAM.
@@ -79,6 +78,9 @@ COORDRL_HD COORDRL_INLINE bool is_in_ram(const Processor<Bus>& cpu, Find find) {
     default: return false;
   }
 }
+
+/// Whether there is Work. A comparison of all the bits, which a compiler doesn't make one more case of.
+COORDRL_HD COORDRL_INLINE bool any_work(Plan plan) { return plan.bits >= 1u << kWork.first; }
 
 /// Does an instruction that has been fetched.
 template <typename Bus>
@@ -127,37 +129,37 @@ COORDRL_HD COORDRL_INLINE void perform(Processor<Bus>& cpu, Plan plan) {
   if (plan[kReads]) value = cpu.bus.read(address, plan[kWide] ? u8(base >> 8) : floating);
 
   // What is done with it.
+  const Logic logic = Logic(plan[kLogic]);
+  value = u8(value & (logic == Logic::kAnd ? cpu.a : 0xFF));
+  value = u8((value | (logic == Logic::kOr ? cpu.a : 0)) ^ (logic == Logic::kEor ? cpu.a : 0));
+  if (plan[kTells]) cpu.nz = value;
   u32 to = plan[kTo];
-  const auto flag = [&] { return Flag(1u << plan[kFrom]); };
-  switch (Work(plan[kWork])) {
-    case Work::kNothing: break;
-    case Work::kLoad: cpu.nz = value; break;
-    case Work::kOr: cpu.nz = value = cpu.a | value; break;
-    case Work::kAnd: cpu.nz = value = cpu.a & value; break;
-    case Work::kEor: cpu.nz = value = cpu.a ^ value; break;
-    case Work::kAdd: cpu.adc(value); break;
-    case Work::kSubtract: cpu.sbc(value); break;
-    case Work::kCompare: cpu.compare(source, value); break;
-    case Work::kTestBits: cpu.bit(value); break;
-    case Work::kStoreAndPage: value = u8(value & ((address >> 8) + 1)); break;
-    case Work::kGetStatus: value = cpu.status(); break;
-    case Work::kSetStatus: cpu.set_status(value); break;
-    case Work::kSetFlag:
-      set(cpu, flag(), to);
-      to = 0;
-      break;
-    case Work::kBranch:
-      cpu.branch(is_set(cpu, flag()) == bool(to), floor_of(plan[kWait]));
-      to = 0;
-      break;
-    case Work::kJump: cpu.jump(u8(address), u8(address >> 8)); break;
-    case Work::kReturn:
-      cpu.data_bus = value;
-      cpu.go_to(u16(address + 1));
-      break;
-    default:
-      value = cpu.apply(Operation(plan[kWork] - u32(Work::kOperation)), value);
-      break;
+  if (any_work(plan)) {
+    switch (Work(plan[kWork])) {
+      case Work::kAdd: cpu.adc(value); break;
+      case Work::kSubtract: cpu.sbc(value); break;
+      case Work::kCompare: cpu.compare(source, value); break;
+      case Work::kTestBits: cpu.bit(value); break;
+      case Work::kStoreAndPage: value = u8(value & ((address >> 8) + 1)); break;
+      case Work::kGetStatus: value = cpu.status(); break;
+      case Work::kSetStatus: cpu.set_status(value); break;
+      case Work::kSetFlag:
+        set_flag(cpu, plan[kFlag], plan[kSet]);
+        to = 0;
+        break;
+      case Work::kBranch:
+        cpu.branch((asked_flags(cpu) >> plan[kFlag] & 1) == plan[kSet], floor_of(plan[kWait]));
+        to = 0;
+        break;
+      case Work::kJump: cpu.jump(u8(address), u8(address >> 8)); break;
+      case Work::kReturn:
+        cpu.data_bus = value;
+        cpu.go_to(u16(address + 1));
+        break;
+      default:
+        value = cpu.apply(Operation(plan[kWork] - u32(Work::kOperation)), value);
+        break;
+    }
   }
   if (to & kA) cpu.a = value;
   if (to & kX) cpu.x = value;

@@ -121,6 +121,7 @@ class Options:
     def conditions(self) -> dict[str, Any]:
         """Return what two results have to share to be parts of one."""
         on_gpu = self.device == "cuda"
+        folder = Path(coordrl.emulator.__file__).parent
         return {
             **({"steps": self.steps} if self.vector or on_gpu else {"frames": self.frames}),
             **({"num_envs": self.num_envs, "gpu": torch.cuda.get_device_name()} if on_gpu else {}),
@@ -128,7 +129,7 @@ class Options:
             "policies": list(POLICIES),
             "device": self.device,
             "machine": machine(),
-            "sources": compiled_sources(),
+            "sources": source_checksum(folder, gpu=True) if on_gpu else compiled_sources(),
             "comparison": comparison_checksum(),
             **{library: importlib.metadata.version(library) for library in ("ale-py", "numpy")},
         }
