@@ -16,10 +16,10 @@ enum class Find : u8 {
   kPointer,  // in the zero page
   kPush,
   kPull,
-  kCall,      // this and the next two: only where both bytes are in RAM, as nearly always; ...
+  kCall,      // this and the next two only where both bytes are in RAM, as nearly always, ...
   kReturn,
   kIndirect,
-  kWhole,     // ... else they are like this: done at once, since they are too rare
+  kWhole,     // ... or else done at once, as what is too rare to be taken apart
 };
 
 /// Registers, as a set of bits. As a source they are ANDed, as undocumented opcodes do.
