@@ -14,6 +14,7 @@ import verify_emulator
 from coordrl.config import AtariSettings
 from coordrl.emulator import GAMES, Console, lockstep, verification
 from coordrl.emulator.lockstep import POLICIES
+from coordrl.emulator.source_checksum import source_checksum
 from coordrl.emulator.verification import Options
 
 
@@ -155,6 +156,18 @@ def test_options_that_would_change_nothing_are_refused(
 ) -> None:
     assert compare(Options(games="pong", workers=1, **changes)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_sources_of_a_comparison_on_a_gpu_are_the_gpus_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
+    folder = Path(verification.__file__).parent
+
+    cpu, gpu = Options().conditions(), Options(device="cuda").conditions()
+
+    assert cpu["sources"] == source_checksum(folder)
+    assert gpu["sources"] == source_checksum(folder, gpu=True) != cpu["sources"]
 
 
 def test_an_emulator_compiled_from_other_sources_is_not_compared(
