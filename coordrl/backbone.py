@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coordrl.layers import CoordConv2d, CoordConvTranspose2d
+from coordrl.layers.grid import PAPER_SYSTEM, CoordinateSystem
 
 Coords = Literal["none", "first", "all"]
 Norm = Literal["none", "batch"]
@@ -139,17 +140,43 @@ def _conv_spec(spec: ConvSpec | Mapping[str, Any] | Sequence[Any], index: int) -
         fields = dict(zip(names, spec, strict=False))
     else:
         raise ValueError(f"specs[{index}] must be a table or a list of numbers, got {spec!r}")
-    for name in fields:
-        if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(names)}"
-            raise ValueError(f"specs[{index}] has an unknown key {name!r}{hint}")
+    _refuse_unknown(f"specs[{index}]", fields, names)
     if "out_channels" not in fields:
         raise ValueError(f"specs[{index}] lacks out_channels, got {spec!r}")
     try:
         return ConvSpec(**fields)
     except ValueError as error:
         raise ValueError(f"specs[{index}]: {error}") from None
+
+
+def coordinate_system(system: CoordinateSystem | Mapping[str, Any]) -> CoordinateSystem:
+    """Return a system that may come from a configuration file, in its own type.
+
+    Args:
+        system: As itself, or as those of its fields that are not the paper's, by name.
+
+    Raises:
+        ValueError: If a field is unknown or a value is none that it can have.
+
+    Example:
+        >>> coordinate_system({"origin": -0.1, "extent": 0.2}).anchor
+        'ends'
+    """
+    if isinstance(system, CoordinateSystem):
+        return system
+    if not isinstance(system, Mapping):
+        raise ValueError(f"system must be a CoordinateSystem or its fields, got {system!r}")
+    names = [field.name for field in dataclasses.fields(CoordinateSystem)]
+    _refuse_unknown("system", system, names)
+    return CoordinateSystem(**system)
+
+
+def _refuse_unknown(owner: str, fields: Mapping[str, Any], names: Sequence[str]) -> None:
+    for name in fields:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(names)}"
+            raise ValueError(f"{owner} has an unknown key {name!r}{hint}")
 
 
 class ConvBackbone(nn.Sequential):
@@ -163,6 +190,8 @@ class ConvBackbone(nn.Sequential):
         specs: The convolutions, from input to output; see :func:`conv_specs` for their forms.
         coords: Which of them see the coordinates of their pixels: none, the first, or all.
         with_r: Give those the distance from the center as well.
+        system: What the coordinates are, see :func:`coordinate_system` for its forms; where no
+            convolution sees any, it says nothing.
 
     Attributes:
         out_channels: Channels of the output.
@@ -186,6 +215,7 @@ class ConvBackbone(nn.Sequential):
         specs: Sequence[ConvSpec | Mapping[str, Any] | Sequence[Any]] = NATURE_DQN,
         coords: Coords = "none",
         with_r: bool = False,
+        system: CoordinateSystem | Mapping[str, Any] = PAPER_SYSTEM,
     ) -> None:
         super().__init__()
         if coords not in get_args(Coords):
@@ -198,12 +228,14 @@ class ConvBackbone(nn.Sequential):
         self.specs = conv_specs(specs)
         self.coords = coords
         self.with_r = with_r
+        self.system = coordinate_system(system)
         self.out_channels = self.specs[-1].out_channels
 
         channels = in_channels
         for index, spec in enumerate(self.specs):
             sees_coordinates = coords == "all" or (coords == "first" and index == 0)
-            self.append(_convolution(channels, spec, sees_coordinates, with_r))
+            grid = {"with_r": with_r, "system": self.system} if sees_coordinates else None
+            self.append(_convolution(channels, spec, grid))
             for follower in _followers(spec):
                 self.append(follower)
             channels = spec.out_channels
@@ -233,19 +265,17 @@ class ConvBackbone(nn.Sequential):
         return size
 
 
-def _convolution(in_channels: int, spec: ConvSpec, coords: bool, with_r: bool) -> nn.Module:
-    shape = in_channels, spec.out_channels, spec.kernel_size
+def _convolution(in_channels: int, spec: ConvSpec, grid: Mapping[str, Any] | None) -> nn.Module:
+    shape = in_channels, spec.out_channels, spec.kernel_size, spec.stride
     if spec.transposed:
         assert spec.padding != "same"  # ConvSpec refuses it
         padding, output_padding = spec.padding, spec.output_padding
-        if coords:
-            return CoordConvTranspose2d(
-                *shape, spec.stride, padding, output_padding, bias=spec.bias, with_r=with_r
-            )
-        return nn.ConvTranspose2d(*shape, spec.stride, padding, output_padding, bias=spec.bias)
-    if coords:
-        return CoordConv2d(*shape, spec.stride, spec.padding, bias=spec.bias, with_r=with_r)
-    return nn.Conv2d(*shape, spec.stride, spec.padding, bias=spec.bias)
+        if grid is not None:
+            return CoordConvTranspose2d(*shape, padding, output_padding, bias=spec.bias, **grid)
+        return nn.ConvTranspose2d(*shape, padding, output_padding, bias=spec.bias)
+    if grid is not None:
+        return CoordConv2d(*shape, spec.padding, bias=spec.bias, **grid)
+    return nn.Conv2d(*shape, spec.padding, bias=spec.bias)
 
 
 def _followers(spec: ConvSpec) -> list[nn.Module]:

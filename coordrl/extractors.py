@@ -16,7 +16,15 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_ima
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from coordrl.backbone import NATURE_DQN, ConvBackbone, ConvSpec, Coords, conv_specs
+from coordrl.backbone import (
+    NATURE_DQN,
+    ConvBackbone,
+    ConvSpec,
+    Coords,
+    conv_specs,
+    coordinate_system,
+)
+from coordrl.layers.grid import PAPER_SYSTEM, CoordinateSystem
 
 
 class CoordConvExtractor(BaseFeaturesExtractor):
@@ -37,6 +45,8 @@ class CoordConvExtractor(BaseFeaturesExtractor):
         specs: Convolutions, in any form that :func:`~coordrl.backbone.conv_specs` takes.
         coords: Which of them see the coordinates of their pixels.
         with_r: Give those the distance from the center as well.
+        system: What the coordinates are, in any form that
+            :func:`~coordrl.backbone.coordinate_system` takes.
 
     Raises:
         ValueError: If the space holds no such images, or they are too small for ``specs``.
@@ -55,10 +65,11 @@ class CoordConvExtractor(BaseFeaturesExtractor):
         specs: Sequence[ConvSpec | Mapping[str, Any] | Sequence[Any]] = NATURE_DQN,
         coords: Coords = "all",
         with_r: bool = False,
+        system: CoordinateSystem | Mapping[str, Any] = PAPER_SYSTEM,
     ) -> None:
         channels, height, width = _image_shape(observation_space)
         super().__init__(observation_space, features_dim)
-        self.cnn = ConvBackbone(channels, specs, coords, with_r)
+        self.cnn = ConvBackbone(channels, specs, coords, with_r, system)
         out_height, out_width = self.cnn.out_size(height, width)
         self.flatten = nn.Flatten()
         self.linear = nn.Sequential(
@@ -86,6 +97,8 @@ class CoordConvCombinedExtractor(BaseFeaturesExtractor):
         specs: Convolutions, in any form that :func:`~coordrl.backbone.conv_specs` takes.
         coords: Which of them see the coordinates of their pixels.
         with_r: Give those the distance from the center as well.
+        system: What the coordinates are, in any form that
+            :func:`~coordrl.backbone.coordinate_system` takes.
 
     Raises:
         ValueError: If the space is no ``Dict``, or an image is too small for ``specs``.
@@ -103,6 +116,7 @@ class CoordConvCombinedExtractor(BaseFeaturesExtractor):
         specs: Sequence[ConvSpec | Mapping[str, Any] | Sequence[Any]] = NATURE_DQN,
         coords: Coords = "all",
         with_r: bool = False,
+        system: CoordinateSystem | Mapping[str, Any] = PAPER_SYSTEM,
     ) -> None:
         if not isinstance(observation_space, spaces.Dict):
             raise ValueError(
@@ -115,7 +129,7 @@ class CoordConvCombinedExtractor(BaseFeaturesExtractor):
         for key, space in observation_space.spaces.items():
             if _is_image(space):
                 try:
-                    image = CoordConvExtractor(space, features_dim, specs, coords, with_r)
+                    image = CoordConvExtractor(space, features_dim, specs, coords, with_r, system)
                 except ValueError as error:
                     raise ValueError(f"{key}: {error}") from error
                 extractors[key] = image
@@ -157,6 +171,7 @@ def policy_kwargs(
     coords: Coords = "all",
     *,
     with_r: bool = False,
+    system: CoordinateSystem | Mapping[str, Any] = PAPER_SYSTEM,
     features_dim: int = 512,
     specs: Sequence[ConvSpec | Mapping[str, Any] | Sequence[Any]] = NATURE_DQN,
     combined: bool = False,
@@ -171,6 +186,8 @@ def policy_kwargs(
     Args:
         coords: Which convolutions see the coordinates of their pixels.
         with_r: Give those the distance from the center as well.
+        system: What the coordinates are, in any form that
+            :func:`~coordrl.backbone.coordinate_system` takes.
         features_dim: Features for the heads; with ``combined``, of each image, where
             Stable-Baselines3's own has 256.
         specs: Convolutions, in any form that :func:`~coordrl.backbone.conv_specs` takes.
@@ -178,7 +195,7 @@ def policy_kwargs(
         **policy: Further arguments of the policy, such as ``share_features_extractor``; they win.
 
     Raises:
-        ValueError: If ``specs`` are none.
+        ValueError: If ``specs`` or ``system`` are none.
 
     Example:
         >>> policy_kwargs(coords="first", share_features_extractor=False)["net_arch"]
@@ -192,6 +209,7 @@ def policy_kwargs(
             "specs": [dataclasses.asdict(spec) for spec in conv_specs(specs)],
             "coords": coords,
             "with_r": with_r,
+            "system": dataclasses.asdict(coordinate_system(system)),
         },
         **heads,
         **policy,

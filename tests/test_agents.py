@@ -53,12 +53,14 @@ from coordrl.config import AtariSettings, RunSettings, TrainingSettings
 from coordrl.emulator.games import palette
 from coordrl.envs import AtariVectorEnv
 from coordrl.extractors import CoordConvExtractor, policy_kwargs
+from coordrl.layers import CoordinateSystem
 from coordrl.sb3_envs import VectorEnvAdapter
 
 # Small pictures, not square, and few decisions: a bad game of Breakout is over in 50 steps.
 ENV = AtariSettings(stack_size=2, screen_size=(40, 36), frame_skip=16)
 SETTINGS = TrainingSettings(run=RunSettings(game="breakout", seed=3), env=ENV)
 SMALL: dict[str, Any] = {"features_dim": 16, "specs": [[4, 8, 4], [8, 4, 2]]}
+SYSTEM = CoordinateSystem("centers", origin=(-0.1, 0.0), extent=0.2, frequencies=1)
 
 
 @functools.cache
@@ -70,7 +72,7 @@ def breakout(num_envs: int = 1) -> VectorEnvAdapter:
 ARMS: dict[str, Callable[[], BaseAlgorithm]] = {
     "PPO": lambda: ppo(policy_kwargs(coords="all", with_r=True, **SMALL)),
     "PPO, two extractors": lambda: ppo(
-        policy_kwargs(coords="first", share_features_extractor=False, **SMALL)
+        policy_kwargs("first", system=SYSTEM, share_features_extractor=False, **SMALL)
     ),
     "PPO, hidden layers": lambda: ppo(
         policy_kwargs(**SMALL, net_arch={"pi": [5], "vf": [7, 6]}, activation_fn=torch.nn.ReLU)

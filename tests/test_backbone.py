@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from coordrl.backbone import (
     ConvSpec,
     Coords,
     conv_specs,
+    coordinate_system,
     count_parameters,
     initialize_he_normal,
     pointwise,
@@ -117,6 +119,43 @@ def test_without_coordinate_weights_all_is_none() -> None:
     x = torch.randn(2, 3, 20, 14)
 
     assert_close(wide(x), plain(x))
+
+
+def test_small_coordinates_are_the_papers_with_small_weights() -> None:
+    paper = ConvBackbone(3, (DOWN, UP, SAME), "all", with_r=True)
+    small = ConvBackbone(3, (DOWN, UP, SAME), "all", True, {"origin": -0.02, "extent": 0.04})
+    small.load_state_dict(paper.state_dict())
+    x = torch.randn(2, 3, 20, 14)
+    assert not torch.allclose(small(x), paper(x))
+
+    with torch.no_grad():
+        for layer in paper:
+            if isinstance(layer, CoordConv2d | CoordConvTranspose2d):
+                channels = 0 if layer.transposed else 1
+                layer.weight.narrow(channels, layer.in_channels, layer.num_coords).mul_(0.02)
+
+    assert_close(small(x), paper(x))
+
+
+def test_a_system_may_be_a_table_and_is_idle_without_coordinates() -> None:
+    system = CoordinateSystem("centers", origin=(0.0, -1.0), frequencies=2)
+    table = dataclasses.asdict(system)
+    assert coordinate_system(table) == coordinate_system(system) == system
+    assert coordinate_system({}) == CoordinateSystem()
+    assert count_parameters(ConvBackbone(4, system=system)) == count_parameters(ConvBackbone(4))
+
+
+@pytest.mark.parametrize(
+    ("system", "message"),
+    [
+        ("paper", "system must be a CoordinateSystem or its fields, got 'paper'"),
+        ({"orign": 0}, r"system has an unknown key 'orign'; did you mean 'origin'\?"),
+        ({"extent": 0.0}, "extent must be finite and not 0, got 0.0"),
+    ],
+)
+def test_a_wrong_system_is_named(system: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ConvBackbone(3, coords="all", system=system)
 
 
 def test_channels_last_stays_channels_last() -> None:

@@ -23,7 +23,7 @@ from coordrl.extractors import (
     CoordConvExtractor,
     policy_kwargs,
 )
-from coordrl.layers import CoordConv2d
+from coordrl.layers import CoordConv2d, CoordinateSystem
 
 STACK = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
 SMALL_SPECS = [[8, 4, 4], [8, 3, 2]]
@@ -159,12 +159,18 @@ def test_policy_kwargs_make_the_extractor_that_they_name() -> None:
 
 
 def test_policy_kwargs_are_plain_data_and_have_no_hidden_head() -> None:
-    settings = policy_kwargs("first", with_r=True, specs=[ConvSpec(8, 3)], ortho_init=False)
+    system = CoordinateSystem(origin=(-0.1, 0.0), extent=0.2)
+    settings = policy_kwargs("first", system=system, specs=[ConvSpec(8, 3)], ortho_init=False)
 
     assert settings.pop("features_extractor_class") is CoordConvExtractor
     assert settings["net_arch"] == []
     assert settings["ortho_init"] is False
-    assert json.loads(json.dumps(settings)) == settings
+    plain = json.loads(json.dumps(settings))
+    assert (
+        policy_kwargs(**plain["features_extractor_kwargs"])["features_extractor_kwargs"]
+        == (settings["features_extractor_kwargs"])
+    )
+    assert CoordConvExtractor(STACK, **plain["features_extractor_kwargs"]).cnn.system == system
     assert policy_kwargs(net_arch=[64])["net_arch"] == [64]
 
 
@@ -226,9 +232,11 @@ def test_without_coordinates_it_is_sb3s_combined_extractor() -> None:
 
 
 def test_each_image_sees_the_coordinates_of_its_pixels() -> None:
-    ours = CoordConvCombinedExtractor(SEVERAL, features_dim=8, specs=SMALL_SPECS, coords="first")
+    small = CoordinateSystem(origin=-0.1, extent=0.2)
+    ours = CoordConvCombinedExtractor(SEVERAL, 8, SMALL_SPECS, "first", system=small)
     convolutions = [module for module in ours.modules() if isinstance(module, CoordConv2d)]
     assert [module.in_channels for module in convolutions] == [4, 1]
+    assert [module.system for module in convolutions] == [small, small]
     assert ours(several_obs()).shape == (2, 8 + 8 + 5 + 3)
 
 
