@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
 
-# A terminal that closes sends it, more than once where a shell does so, too. Windows has none.
+# A terminal that closes sends it. Windows has none.
 _HANGUP: int | None = getattr(signal, "SIGHUP", None)
 
 
@@ -22,10 +22,11 @@ class StopNow(Exception):
 class StopRequest:
     """While open, turns the first Ctrl-C, SIGTERM or SIGHUP into a request to stop.
 
-    The work asks ``requested`` whenever it could stop and be resumed. The second signal raises
-    KeyboardInterrupt at once, unless it is one more SIGHUP. Where SIGHUP is ignored, as under
-    ``nohup``, it still is. Outside of the main thread, where Python delivers no signals, nothing
-    changes.
+    The work asks ``requested`` whenever it could stop and be resumed. A Ctrl-C after the first
+    signal raises KeyboardInterrupt at once; the other signals, which programs send, often come
+    twice: ``timeout`` tells a process and then its group, and a closed terminal and its shell both
+    say so. Where SIGHUP is ignored, as under ``nohup``, it still is. Outside of the main thread,
+    where Python delivers no signals, nothing changes.
 
     Attributes:
         signal_number: The first signal that came, or None.
@@ -72,10 +73,10 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == _HANGUP:
-            return
         if self.requested:
-            raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         self.signal_number = number
         if self._interrupts:
             raise StopNow

@@ -1,4 +1,4 @@
-"""The first signal asks, the second aborts."""
+"""The first signal asks, a Ctrl-C after it aborts."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ from coordrl.stopping import StopNow, StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_aborts(number: signal.Signals) -> None:
+def test_the_first_signal_asks_and_a_ctrl_c_after_it_aborts(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with StopRequest() as stop:
         requested = [stop.requested]
@@ -18,8 +18,16 @@ def test_the_first_signal_asks_and_the_second_aborts(number: signal.Signals) -> 
         assert requested == [False, True]
         assert stop.signal_number == number
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)
+            signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_of_a_program_may_come_again(first: signal.Signals) -> None:
+    with StopRequest() as stop:
+        signal.raise_signal(first)
+        signal.raise_signal(signal.SIGTERM)  # as `timeout` does, to the process and to its group
+        assert stop.signal_number == first
 
 
 def test_a_terminal_that_closes_asks_however_often_it_says_so() -> None:

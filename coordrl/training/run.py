@@ -79,11 +79,11 @@ def train(
     (``progress.csv``), ``evaluations.json``, the tracker's files, and two saved agents: ``best``,
     of the best evaluation, and ``last``.
 
-    The first Ctrl-C or SIGTERM ends the run after the update that is being made, with a
-    checkpoint; the second aborts it. A resumed run goes on with everything: weights, optimizer,
-    schedules, random streams, replay buffer, games, statistics, best score, curves. On the CPU and
-    with our emulator, its weights at the end are those of the run that was never interrupted, to
-    the last bit.
+    The first Ctrl-C, SIGTERM or SIGHUP ends the run after the update that is being made, with a
+    checkpoint; a Ctrl-C after it aborts the run. A resumed run goes on with everything: weights,
+    optimizer, schedules, random streams, replay buffer, games, statistics, best score, curves. On
+    the CPU and with our emulator, its weights at the end are those of the run that was never
+    interrupted, to the last bit.
 
     With ``run.on_device`` the processes that ``torchrun`` has started train one agent together:
     they share out games and minibatches, and the first of them writes and evaluates.
