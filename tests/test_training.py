@@ -47,6 +47,7 @@ from coordrl.emulator.nvrtc import CudaError
 from coordrl.envs import AtariVectorEnv
 from coordrl.extractors import policy_kwargs
 from coordrl.files import RunError
+from coordrl.layers import CoordinateSystem
 from coordrl.progress import Progress
 from coordrl.ranks import Ranks
 from coordrl.sb3_envs import VectorEnvAdapter, make_sb3_env
@@ -278,6 +279,24 @@ class TestSettings:
             chosen = load_training_settings(config, [parse_override(f"run.game={game}")])
             expected = target if config.name == "ppo_cpu.toml" else None
             assert chosen.run.target_return == expected, config
+
+    @pytest.mark.parametrize(("game", "left"), [("ALE/Breakout-v5", -0.02), ("Pong", None)])
+    def test_breakout_alone_has_small_coordinates(self, game: str, left: float | None) -> None:
+        chosen = load_training_settings(
+            CONFIGS / "ppo_cpu.toml", [parse_override(f"run.game={game}")]
+        )
+        system = chosen.extractor.get("system")
+        assert (None if system is None else system.origin) == left
+
+    def test_the_coordinates_of_a_run_come_back_from_its_folder(self, tmp_path: Path) -> None:
+        given = parse_override("extractor.system={anchor='centers', origin=[-0.1, 0], extent=2}")
+        chosen = load_training_settings(None, [given])
+        assert chosen.extractor["system"] == CoordinateSystem("centers", origin=(-0.1, 0.0))
+        (tmp_path / "settings.toml").write_text(dump_settings(chosen))
+        assert load_training_settings(tmp_path / "settings.toml") == chosen
+        for wrong, message in (("{orign=0}", "unknown key 'orign'"), ("{extent=0}", "and not 0")):
+            with pytest.raises(SettingsError, match=rf"--set: extractor.system .*{message}"):
+                load_training_settings(None, [parse_override(f"extractor.system={wrong}")])
 
     @pytest.mark.parametrize("algo", ["a2c", "dqn"])
     def test_configurations_for_a_gpu_follow_their_rule(self, algo: str) -> None:
