@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 MODULES := $(shell find coordrl -name '*.py' | LC_ALL=C sort | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed-$(MODULES)
 # What the compiled emulator is made of: a change there is compiled by the next command.
-SOURCES := $(wildcard $(addprefix coordrl/emulator/,*.hpp *.cpp *.cu *.json *.txt \
+SOURCES := $(wildcard $(addprefix coordrl/emulator/,*.hpp *.cpp *.cu *.json *.txt host/*.hpp host/*.cpp \
 	generate_games.py source_checksum.py))
 ARGS ?=
 
@@ -38,6 +38,7 @@ $(INSTALLED): pyproject.toml constraints.txt $(SOURCES)
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -c 'from coordrl.emulator import unavailable_reason as r; print(end=r() and r() + "\n")' >&2
 	rm -f $(VENV)/.installed-*
 	touch $@
 

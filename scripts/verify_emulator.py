@@ -20,6 +20,8 @@ that were compared in the same way stay in it, and with --resume they are not co
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import tyro
@@ -29,7 +31,7 @@ from coordrl.commands import typed_command
 from coordrl.emulator import available, unavailable_reason
 from coordrl.emulator.nvrtc import CudaError, require_gpu
 from coordrl.emulator.verification import (
-    Options,
+    Comparison,
     Record,
     compare_games,
     refuse_contradictions,
@@ -41,6 +43,22 @@ from coordrl.envs import canonical_game, games
 from coordrl.files import RunError
 from coordrl.progress import Progress
 from coordrl.stopping import StopNow, StopRequest
+
+
+@dataclass(frozen=True)
+class Options:
+    """Play our emulator and ale-py side by side and compare every byte."""
+
+    games: str = "all"
+    """Names, separated by commas, or "all" or "atari57"."""
+    comparison: tyro.conf.OmitArgPrefixes[Comparison] = field(default_factory=Comparison)
+    rom_path: Path | None = None
+    """Folder with the ROM images; sets ALE_ROMS_DIR. Those in ale-py by default."""
+    json: Path | None = None
+    """Add the results to this file. Those of other games that were compared in the same way stay
+    in it, and those of another kind of comparison."""
+    resume: bool = False
+    """With --json: do not compare again what is in there already, compared in the same way."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,19 +74,24 @@ def compare(options: Options, command: str) -> int:
     try:
         if not available():
             raise RunError(unavailable_reason())
-        refuse_nothing(options)
-        refuse_contradictions(options)
+        refuse_nothing(options.comparison)
+        refuse_contradictions(options.comparison)
+        if options.resume and options.json is None:
+            raise ValueError("--resume goes on with a record; name it with --json")
         refuse_stale()
-        if options.device == "cuda":
+        if options.comparison.device == "cuda":
             require_gpu()
         names = chosen_games(options.games)
-        record = Record.open(options, names, command)
+        record = Record.open(
+            options.json, options.comparison, names, command, resume=options.resume
+        )
         done = record.results.keys() & set(names) if options.resume else set()
-        jobs = [(name, options) for name in names if name not in done]
+        rest = [name for name in names if name not in done]
         with StopRequest() as stop, Progress("comparing", len(names), "games") as progress:
             progress.go_on_from(len(done))
             with stop.interrupting():
-                for count, result in enumerate(compare_games(jobs), start=len(done) + 1):
+                compared = compare_games(rest, options.comparison)
+                for count, result in enumerate(compared, start=len(done) + 1):
                     record.add(result)
                     progress.update(count, result.game)
                     if result.difference:
@@ -81,8 +104,8 @@ def compare(options: Options, command: str) -> int:
         return 2
     results = [record.results[name] for name in names]
     differ = sum(bool(result.difference) for result in results)
-    compared = ", ".join(f"{count} {name}" for name, count in totals(results).items())
-    console.print(f"{len(results)} games, {differ} that differ; compared {compared}")
+    counts = ", ".join(f"{count} {name}" for name, count in totals(results).items())
+    console.print(f"{len(results)} games, {differ} that differ; compared {counts}")
     return 1 if differ else 0
 
 

@@ -15,13 +15,10 @@
 #include <string>
 #include <vector>
 
+#include "host/interpreter.hpp"
 #include "saved_state.hpp"
 
 namespace coordrl {
-
-// Compiled in interpreter.cpp.
-extern template void run_instructions<true>(M6507&, Running&, i32&);
-extern template void run_instructions<false>(M6507&, Running&, i32&);
 
 namespace {
 
@@ -33,7 +30,7 @@ i32 pick(i32 count) { return i32(draw_below(chance, u32(count))); }
 bool flip() { return pick(2) == 0; }
 
 /// Pictures in memory of their exact size. None is ever given back, so that one which is used after
-/// that would go unnoticed; bindings.cpp, which lends them again, compares in its tests.
+/// that would go unnoticed; host/albums.hpp, which lends them again, compares in its tests.
 struct Albums {
   i32 picture_bytes;
   std::vector<std::unique_ptr<Bytes>> memory;

@@ -300,7 +300,7 @@ def test_what_would_measure_nothing_is_refused_before(
 def test_without_a_compiled_emulator_nothing_is_called_ours(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coordrl.emulator._native", None)
+    monkeypatch.setattr("coordrl.emulator.compiled._native", None)
 
     with pytest.raises(RunError, match="ale-py plays the games instead"):
         benchmark.BENCHMARKS[name]().refuse()

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from coordrl import emulator
 from coordrl.config import AtariSettings
-from coordrl.emulator import GAMES, Emulator
+from coordrl.emulator import GAMES, Emulator, batch, compiled
+from coordrl.emulator.settings import native_settings
 
-native: Any = emulator._native
+native: Any = compiled.native()
 
 # Addresses of registers.
 VSYNC, WSYNC, NUSIZ0, COLUP0, COLUBK, GRP0 = 0x00, 0x02, 0x04, 0x06, 0x09, 0x1B
@@ -49,7 +49,7 @@ class Program:
 
     def __init__(self, code: bytes) -> None:
         # A joystick game whose rules look at nothing between 0x80 and 0xBF.
-        settings = emulator._native_settings(GAMES["riverraid"], AtariSettings(), "disabled")
+        settings = native_settings(GAMES["riverraid"], AtariSettings(), "disabled")
         self._player = native.Player(settings, image_of(code), 0)
         self._player.begin()
 
@@ -331,7 +331,7 @@ def test_a_frame_that_took_two_calls_is_shown_whole(
     lines = bytes([LDX_IMM, 0]) + repeat(bytes([STA, WSYNC, INX]))
     start = bytes([LDA_IMM, 0xF9, STA, 0x80, LDA_IMM, 2, STA, COLUBK])
     code = start + count + slow + lines + END_FRAME + bytes([JMP, len(start), 0xF0])
-    monkeypatch.setattr(emulator, "load_rom", lambda *_: image_of(code))
+    monkeypatch.setattr(batch, "load_rom", lambda *_: image_of(code))
     settings = AtariSettings(screen_size=(210, 160), stack_size=1, noop_max=0)
     single = Emulator("riverraid", 1, replace(settings, frame_skip=1, max_pool=False))
     fours = Emulator("riverraid", 1, replace(settings, max_frames_per_episode=frames))

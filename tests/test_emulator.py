@@ -36,6 +36,7 @@ from coordrl.emulator import (
     Emulator,
     RomError,
     UnknownGameError,
+    compiled,
     load_rom,
     nvrtc,
     rom_file,
@@ -55,7 +56,7 @@ from coordrl.emulator.source_checksum import OF_GPUS, source_checksum
 FACTS: dict[str, Any] = json.loads(
     resources.files("coordrl.emulator").joinpath("games.json").read_text(encoding="utf-8")
 )
-native: Any = emulator._native
+native: Any = compiled.native()
 
 # One of each: NTSC, PAL, tall picture, cartridge RAM, sliced ROM, paddle, frames without end.
 KINDS = ("space_invaders", "pacman", "pooyan", "elevator_action", "tutankham", "breakout",
@@ -876,12 +877,12 @@ def test_a_setting_that_is_too_large_is_named(name: str) -> None:
 def test_a_package_without_its_compiled_part_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert emulator.available()
     assert emulator.unavailable_reason() == ""
-    monkeypatch.setattr(emulator, "_native", None)
-    monkeypatch.setattr(emulator, "_import_error", ModuleNotFoundError("No module named '_native'"))
+    monkeypatch.setattr(compiled, "_native", None)
+    monkeypatch.setattr(compiled, "_import_error", ModuleNotFoundError("No module named '_native'"))
 
     assert not emulator.available()
     assert "\n" not in emulator.unavailable_reason()
-    with pytest.raises(RuntimeError, match="without its compiled emulator, for want of a C"):
+    with pytest.raises(RuntimeError, match="without its emulator, which did not compile"):
         Emulator("pong", 1)
     # pip keeps what was built without a compiler, and would install it again.
     assert "--no-cache-dir" in emulator.unavailable_reason()
@@ -890,11 +891,11 @@ def test_a_package_without_its_compiled_part_says_so(monkeypatch: pytest.MonkeyP
 def test_a_compiled_part_that_does_not_load_is_not_blamed_on_the_compiler(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(emulator, "_native", None)
-    monkeypatch.setattr(emulator, "_import_error", ImportError("GLIBCXX_3.4.32 not found"))
+    monkeypatch.setattr(compiled, "_native", None)
+    monkeypatch.setattr(compiled, "_import_error", ImportError("GLIBCXX_3.4.32 not found"))
 
     assert "cannot be loaded (GLIBCXX_3.4.32 not found)" in emulator.unavailable_reason()
-    assert "for want" not in emulator.unavailable_reason()
+    assert "did not compile" not in emulator.unavailable_reason()
 
 
 def test_the_compiled_part_was_made_of_the_sources_beside_it() -> None:
@@ -905,6 +906,7 @@ def test_the_compiled_part_was_made_of_the_sources_beside_it() -> None:
     ("name", "is_of_gpus"),
     [
         ("tia.hpp", False),
+        ("host/batch.hpp", False),
         ("games.json", False),
         ("generate_games.py", False),
         ("kernels.cu", True),
@@ -914,9 +916,7 @@ def test_the_compiled_part_was_made_of_the_sources_beside_it() -> None:
 def test_a_change_in_what_is_compiled_changes_the_checksum(
     name: str, is_of_gpus: bool, tmp_path: Path
 ) -> None:
-    for path in Path(emulator.__file__).parent.iterdir():
-        if path.is_file():
-            shutil.copy(path, tmp_path)
+    shutil.copytree(Path(emulator.__file__).parent, tmp_path, dirs_exist_ok=True)
     cpu, gpu = source_checksum(tmp_path), source_checksum(tmp_path, gpu=True)
     assert cpu != gpu
     (tmp_path / "device.py").write_text("# is not compiled\n")
@@ -930,10 +930,10 @@ def test_a_change_in_what_is_compiled_changes_the_checksum(
 
 def test_what_is_of_gpus_alone_is_what_a_cpus_compiler_does_not_read(tmp_path: Path) -> None:
     sources = nvrtc.sources()  # with games.hpp, which is generated
-    for name, text in sources.items():
-        (tmp_path / name).write_text(text)
-    compiled = Path(emulator.__file__).parent.glob("*.cpp")
-    command = ["g++", "-std=c++17", "-MM", "-MG", f"-I{tmp_path}", *map(str, compiled)]
+    (tmp_path / "games.hpp").write_text(sources["games.hpp"])
+    folder = Path(emulator.__file__).parent
+    command = ["g++", "-std=c++17", "-MM", "-MG", f"-I{tmp_path}", f"-I{folder}"]
+    command += map(str, folder.rglob("*.cpp"))
 
     listed = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
 

@@ -1037,7 +1037,7 @@ def test_ale_py_cannot_save() -> None:
 def test_without_a_compiled_emulator_ale_py_plays_and_says_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("coordrl.emulator._native", None)
+    monkeypatch.setattr("coordrl.emulator.compiled._native", None)
     with pytest.warns(
         RuntimeWarning, match="compiled emulator cannot be loaded.*ale-py plays the games"
     ):

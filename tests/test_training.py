@@ -1098,7 +1098,7 @@ class TestEdges:
         chosen = settings("a2c")
         train(chosen, tmp_path / "run")
         shutil.rmtree(tmp_path / "run" / "checkpoints" / "000000000096")
-        monkeypatch.setattr("coordrl.emulator._native", None)
+        monkeypatch.setattr("coordrl.emulator.compiled._native", None)
         given = note_seeds(monkeypatch)
         capfd.readouterr()
 

@@ -15,11 +15,18 @@ from coordrl.config import AtariSettings
 from coordrl.emulator import GAMES, Console, lockstep, verification
 from coordrl.emulator.lockstep import POLICIES
 from coordrl.emulator.source_checksum import source_checksum
-from coordrl.emulator.verification import Options
+from coordrl.emulator.verification import Comparison
 
 
-def compare(options: Options) -> int:
-    return verify_emulator.compare(options, "python scripts/verify_emulator.py")
+def options(
+    games: str, json: Path | None = None, *, resume: bool = False, **chosen: Any
+) -> verify_emulator.Options:
+    comparison = Comparison(**chosen)
+    return verify_emulator.Options(games=games, comparison=comparison, json=json, resume=resume)
+
+
+def compare(chosen: verify_emulator.Options) -> int:
+    return verify_emulator.compare(chosen, "python scripts/verify_emulator.py")
 
 
 def test_without_a_difference_the_status_is_0_and_the_record_grows(
@@ -27,8 +34,8 @@ def test_without_a_difference_the_status_is_0_and_the_record_grows(
 ) -> None:
     monkeypatch.setattr(verification, "GRID", verification.GRID[:2])
     path = tmp_path / "record.json"
-    frames = Options(games="pong,MsPacman", frames=96, seeds=(5,), workers=1, json=path)
-    steps = Options(games="pong", vector=True, steps=8, workers=1, json=path)
+    frames = options(games="pong,MsPacman", frames=96, seeds=(5,), workers=1, json=path)
+    steps = options(games="pong", vector=True, steps=8, workers=1, json=path)
 
     assert compare(frames) == 0
     assert compare(steps) == 0
@@ -49,7 +56,7 @@ def test_a_record_is_gone_on_with_if_it_was_made_in_the_same_way(
 ) -> None:
     path = tmp_path / "record.json"
     shared: dict[str, Any] = {"frames": 40, "seeds": (0,), "workers": 1, "json": path}
-    assert compare(Options(games="pong", **shared)) == 0
+    assert compare(options(games="pong", **shared)) == 0
     first = json.loads(path.read_text())["frames"]["results"][0]
     compare_game, played = verification.compare_game, []
 
@@ -59,12 +66,12 @@ def test_a_record_is_gone_on_with_if_it_was_made_in_the_same_way(
 
     monkeypatch.setattr(verification, "compare_game", counted)
 
-    assert compare(Options(games="boxing,pong", **shared, resume=True)) == 0
+    assert compare(options(games="boxing,pong", **shared, resume=True)) == 0
 
     assert played == ["boxing"]
     assert json.loads(path.read_text())["frames"]["results"][1] == first
     other: dict[str, Any] = {**shared, "frames": 41}
-    assert compare(Options(games="boxing,pong", **other, resume=True)) == 2
+    assert compare(options(games="boxing,pong", **other, resume=True)) == 2
     assert "compared under other conditions; leave out --resume" in capsys.readouterr().err
     assert json.loads(path.read_text())["frames"]["conditions"]["frames"] == 40
 
@@ -74,7 +81,7 @@ def test_games_compared_in_the_same_way_stay_in_the_record(tmp_path: Path) -> No
     shared: dict[str, Any] = {"frames": 40, "seeds": (0,), "workers": 1, "json": path}
     for games in ("pong", "boxing", "pong"):
         command = f"python scripts/verify_emulator.py --games {games}"
-        assert verify_emulator.compare(Options(games=games, **shared), command) == 0
+        assert verify_emulator.compare(options(games=games, **shared), command) == 0
 
     content = json.loads(path.read_text())["frames"]
 
@@ -90,26 +97,26 @@ def test_a_few_games_do_not_replace_the_record_of_many(
 ) -> None:
     path = tmp_path / "record.json"
     shared: dict[str, Any] = {"seeds": (0,), "workers": 1, "json": path}
-    assert compare(Options(games="boxing,pong", frames=40, **shared)) == 0
+    assert compare(options(games="boxing,pong", frames=40, **shared)) == 0
     before = path.read_bytes()
 
-    assert compare(Options(games="pong", frames=41, **shared)) == 2
+    assert compare(options(games="pong", frames=41, **shared)) == 2
 
     assert path.read_bytes() == before
     message = "frames of 2 games that were compared under other conditions; compare all of them"
     assert message in capsys.readouterr().err
-    assert compare(Options(games="boxing,pong", frames=41, **shared)) == 0
+    assert compare(options(games="boxing,pong", frames=41, **shared)) == 0
     assert json.loads(path.read_text())["frames"]["conditions"]["frames"] == 41
 
 
 def test_results_of_another_comparison_are_other_conditions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = Options(vector=True)
-    before = options.conditions()
-    assert options.conditions() == before
+    comparison = Comparison(vector=True)
+    before = comparison.conditions()
+    assert comparison.conditions() == before
     monkeypatch.setattr(verification, "GRID", verification.GRID[1:])
-    assert options.conditions() != before
+    assert comparison.conditions() != before
 
 
 @pytest.mark.parametrize(
@@ -135,7 +142,7 @@ def test_a_file_that_cannot_take_the_record_is_refused_before_a_game_is_played(
         path.write_text(content)
     monkeypatch.setattr(verification, "compare_game", None)  # not to be called
 
-    assert compare(Options(games="pong", workers=1, json=path)) == 2
+    assert compare(options(games="pong", workers=1, json=path)) == 2
 
     printed = capsys.readouterr().err
     assert message in printed
@@ -154,7 +161,7 @@ def test_a_file_that_cannot_take_the_record_is_refused_before_a_game_is_played(
 def test_options_that_would_change_nothing_are_refused(
     changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert compare(Options(games="pong", workers=1, **changes)) == 2
+    assert compare(options(games="pong", workers=1, **changes)) == 2
     assert message in capsys.readouterr().err
 
 
@@ -164,7 +171,7 @@ def test_the_sources_of_a_comparison_on_a_gpu_are_the_gpus_too(
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
     folder = Path(verification.__file__).parent
 
-    cpu, gpu = Options().conditions(), Options(device="cuda").conditions()
+    cpu, gpu = Comparison().conditions(), Comparison(device="cuda").conditions()
 
     assert cpu["sources"] == source_checksum(folder)
     assert gpu["sources"] == source_checksum(folder, gpu=True) != cpu["sources"]
@@ -175,7 +182,7 @@ def test_an_emulator_compiled_from_other_sources_is_not_compared(
 ) -> None:
     monkeypatch.setattr(verification, "compiled_sources", lambda: "0123456789abcdef")
 
-    assert compare(Options(games="pong", workers=1)) == 2
+    assert compare(options(games="pong", workers=1)) == 2
 
     assert "was compiled from other sources (0123456789abcdef)" in capsys.readouterr().err
 
@@ -193,7 +200,7 @@ def test_a_difference_is_printed_and_recorded_and_makes_the_status_1(
     monkeypatch.setattr(lockstep, "Console", Liar)
     path = tmp_path / "record.json"
 
-    status = compare(Options(games="pong", frames=400, workers=1, json=path))
+    status = compare(options(games="pong", frames=400, workers=1, json=path))
 
     assert status == 1
     difference = json.loads(path.read_text())["frames"]["games that differ"]["pong"]
@@ -210,13 +217,13 @@ def test_a_gpu_without_room_is_one_line(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 60.00 MiB.")
 
     monkeypatch.setattr(verification, "compare_frames", fail)
-    assert compare(Options(games="pong", workers=1)) == 2
+    assert compare(options(games="pong", workers=1)) == 2
     said = "verify_emulator.py: CUDA out of memory. Tried to allocate 60.00 MiB.\n"
     assert capsys.readouterr().err.endswith(said)
 
 
 def test_an_unknown_game_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert compare(Options(games="pong,brekout")) == 2
+    assert compare(options(games="pong,brekout")) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -228,9 +235,9 @@ def test_modes_are_all_played_and_so_is_every_policy_with_every_seed(
     monkeypatch.setattr(
         verification, "compare_frames", lambda name, **chosen: played.append(chosen)
     )
-    options = Options(modes=True, frames=20_000, seeds=(0, 3))
+    comparison = Comparison(modes=True, frames=20_000, seeds=(0, 3))
 
-    assert verification.compare_game((game, options)).difference == ""
+    assert verification.compare_game((game, comparison)).difference == ""
 
     variations = {(play["mode"], play["difficulty"]) for play in played}
     facts = GAMES[game]
@@ -247,7 +254,7 @@ def test_whole_games_are_played_as_well(monkeypatch: pytest.MonkeyPatch) -> None
         verification, "compare_frames", lambda name, **chosen: played.append(chosen)
     )
 
-    verification.compare_game(("pong", Options(frames=9_000)))
+    verification.compare_game(("pong", Comparison(frames=9_000)))
 
     whole = [play for play in played if play["longest_game"] > 10**9]
     assert [
@@ -278,7 +285,7 @@ def test_steps_are_played_with_every_setting_policy_seed_and_both_autoreset_mode
 
     monkeypatch.setattr(verification, "compare_steps", compare_steps)
 
-    verification.compare_game(("pooyan", Options(vector=True, steps=2000)))
+    verification.compare_game(("pooyan", Comparison(vector=True, steps=2000)))
 
     settings = {play["settings"] for play in played}
     assert len(settings) == len(verification.GRID)
@@ -302,7 +309,7 @@ def test_a_gpu_is_compared_with_all_that_the_cpu_can(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(verification, "compare_devices", compare_devices)
 
-    verification.compare_game(("pooyan", Options(device="cuda", steps=2000)))
+    verification.compare_game(("pooyan", Comparison(device="cuda", steps=2000)))
 
     long = [(p["settings"], p["autoreset"]) for p in played if p["steps"] == 2000]
     short = {(p["settings"], p["autoreset"]) for p in played if p["steps"] == 100}
@@ -320,12 +327,12 @@ def test_processes_do_not_crowd_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         verification, "compare_devices", lambda *_, num_threads, **__: threads.append(num_threads)
     )
 
-    verification.compare_game(("pong", Options(device="cuda")))
+    verification.compare_game(("pong", Comparison(device="cuda")))
 
     assert set(threads) == {12}
-    assert Options(device="cuda").processes == 8
-    assert Options().processes == 100
-    assert Options(device="cuda", workers=3).processes == 3
+    assert Comparison(device="cuda").processes == 8
+    assert Comparison().processes == 100
+    assert Comparison(device="cuda", workers=3).processes == 3
 
 
 @pytest.mark.parametrize(
@@ -340,7 +347,7 @@ def test_processes_do_not_crowd_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_comparison_of_nothing_is_refused(
     changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert compare(Options(**{"games": "pong", "workers": 1, **changes})) == 2
+    assert compare(options(**{"games": "pong", "workers": 1, **changes})) == 2
     assert message in capsys.readouterr().err
 
 
@@ -356,5 +363,5 @@ def test_a_comparison_of_nothing_is_refused(
 def test_what_a_comparison_does_not_count_is_refused(
     changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert compare(Options(**{"games": "pong", "workers": 1, **changes})) == 2
+    assert compare(options(**{"games": "pong", "workers": 1, **changes})) == 2
     assert message in capsys.readouterr().err

@@ -1,5 +1,6 @@
-"""Checks of what callers pass to the emulators, on the CPU and on a GPU alike."""
+"""Checks and defaults of what callers pass to the emulators, on the CPU and on a GPU alike."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -120,3 +121,10 @@ def reset_seeds(
         raise ValueError(f"seeds must be in [0, 2^31), got {given.min()} to {given.max()}")
     seeds[chosen] = given
     return seeds
+
+
+def process_cpu_count() -> int:
+    """Return how many processors this process may use, at least 1; as in ``os`` of Python 3.13."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -20,21 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coordrl.config import AtariSettings
-from coordrl.emulator import (
-    ACTIONS,
-    GAMES,
+from coordrl.emulator import compiled, nvrtc, states
+from coordrl.emulator.arguments import checked_mask, in_range, process_cpu_count, reset_seeds
+from coordrl.emulator.games import ACTIONS, GAMES, load_rom
+from coordrl.emulator.settings import (
     MAX_COUNT,
     Autoreset,
-    _compiled,
-    _native_settings,
-    load_rom,
-    nvrtc,
+    native_settings,
     observation_shape,
-    process_cpu_count,
     state_key,
-    states,
 )
-from coordrl.emulator.arguments import checked_mask, in_range, reset_seeds
 
 _NOTE_BYTES = 120  # of kernels.cu's Note
 _PICTURES = 5  # of each environment
@@ -314,8 +309,8 @@ class _Group:
         self._num_envs = len(rows.obs)
         game = GAMES[name]
         observation_shape(game, settings)  # which checks that its pictures are that large
-        native = _native_settings(game, settings, autoreset)
-        plan = self._plan = _compiled().Plan(native, rom, process_cpu_count())
+        native = native_settings(game, settings, autoreset)
+        plan = self._plan = compiled.native().Plan(native, rom, process_cpu_count())
         obs_shape = tuple(rows.obs.shape[1:])
         self._key = state_key(game, settings, native, obs_shape, plan.environment_bytes)
         device = rows.obs.device

@@ -4,7 +4,7 @@
 // the actions apart.
 #pragma once
 
-// In their order. An address in parentheses advances PC and clock; `zero_page(5)` is the
+// The opcodes in their order. An address in parentheses advances PC and clock; `zero_page(5)` is the
 // zero-page address of an instruction of 5 cycles. OFTEN has the opcodes that are each half a percent
 // or more of what games execute, and after each the three that follow it most often, as counted in
 // 1,700 million instructions of 57 games.

@@ -26,14 +26,14 @@ def source_checksum(folder: Path, *, gpu: bool = False) -> str:
     """
     files = [
         path
-        for path in folder.iterdir()
+        for path in folder.rglob("*")
         if path.suffix in (".hpp", ".cpp", ".cu") and (gpu or path.name not in OF_GPUS)
     ]
     files += [folder / "games.json", folder / "generate_games.py"]
     total = hashlib.sha256()
-    for path in sorted(files):
+    for name, path in sorted((path.relative_to(folder).as_posix(), path) for path in files):
         content = hashlib.sha256(path.read_bytes()).hexdigest()
-        total.update(f"{path.name} {content}\n".encode())
+        total.update(f"{name} {content}\n".encode())
     return total.hexdigest()[:16]
 
 

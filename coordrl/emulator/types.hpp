@@ -1,7 +1,7 @@
 // The words the machine is written in: integers of known width, and where a function may run.
 //
 // The headers of this folder are compiled twice: by the C++ compiler into the Python extension
-// (bindings.cpp) and by NVRTC into the CUDA kernels (kernels.cu). NVRTC finds no standard headers,
+// (host/) and by NVRTC into the CUDA kernels (kernels.cu). NVRTC finds no standard headers,
 // so nothing is included here and the integer types are named anew.
 #pragma once
 
@@ -88,8 +88,9 @@ COORDRL_HD inline void assign(T& to, const T& from) {
 
 // A GPU's memories have instructions of their own, which are shorter than those for any memory. A
 // compiler loses track of what lies where when a function of its own, or a struct, gets a pointer.
+// The next two tell it. Nothing checks what they are told: where it is false, wrong memory is read.
 
-/// Something in the shared memory of a block.
+/// Something that lies in the shared memory of a block.
 template <class T>
 COORDRL_HD COORDRL_INLINE T& in_shared(T& thing) {
 #ifdef __CUDA_ARCH__
@@ -98,7 +99,7 @@ COORDRL_HD COORDRL_INLINE T& in_shared(T& thing) {
   return thing;
 }
 
-/// Something in a thread's own memory.
+/// Something that lies in a thread's own memory.
 template <class T>
 COORDRL_HD COORDRL_INLINE T& in_local(T& thing) {
 #ifdef __CUDA_ARCH__

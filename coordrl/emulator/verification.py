@@ -3,9 +3,6 @@
 Games are shared by processes; each is compared until its first difference. The comparisons
 themselves, of one game in one way, are in :mod:`coordrl.emulator.lockstep`.
 """
-# The source of the runs is part of the records' checksum, grid_settings' with it: a docstring would
-# make them another comparison, of hours.
-# ruff: noqa: D103
 
 import dataclasses
 import datetime
@@ -28,7 +25,17 @@ import torch
 
 import coordrl.emulator
 from coordrl.config import AtariSettings
-from coordrl.emulator import GAMES, Autoreset, compiled_sources, lockstep, process_cpu_count
+from coordrl.emulator import (
+    GAMES,
+    Autoreset,
+    batch,
+    compiled,
+    compiled_sources,
+    console,
+    lockstep,
+    process_cpu_count,
+)
+from coordrl.emulator import settings as emulator_settings
 from coordrl.emulator.lockstep import (
     POLICIES,
     Difference,
@@ -71,11 +78,9 @@ LEAST_FRAMES = 200  # of a mode with a difficulty
 
 
 @dataclass(frozen=True)
-class Options:
-    """Play our emulator and ale-py side by side and compare every byte."""
+class Comparison:
+    """What of a game is compared, with what, and by how many processes."""
 
-    games: str = "all"
-    """Names, separated by commas, or "all" or "atari57"."""
     frames: int = 20_000
     """Frames of every game, shared by seeds, policies and modes. Without --modes, held and
     fire-heavy actions play as many again each, in games that nobody breaks off."""
@@ -93,16 +98,9 @@ class Options:
     """What our emulator runs on: on the CPU it is held to ale-py, on a GPU to the CPU."""
     num_envs: int = 256
     """With --device cuda: environments of every game."""
-    rom_path: Path | None = None
-    """Folder with the ROM images; sets ALE_ROMS_DIR. Those in ale-py by default."""
     workers: int | None = None
     """Processes that share the games: one for each core, and on a GPU, which has to find room for
     the contexts and stacks of all, 8 at most, if not given."""
-    json: Path | None = None
-    """Add the results to this file. Those of other games that were compared in the same way stay
-    in it, and those of another kind of comparison."""
-    resume: bool = False
-    """With --json: do not compare again what is in there already, compared in the same way."""
 
     @property
     def processes(self) -> int:
@@ -159,18 +157,28 @@ class Record:
     """By the games' names."""
 
     @classmethod
-    def open(cls, options: Options, games: Sequence[str], command: str) -> "Record":
+    def open(
+        cls,
+        path: Path | None,
+        comparison: Comparison,
+        games: Sequence[str],
+        command: str,
+        *,
+        resume: bool = False,
+    ) -> "Record":
         """Return the record to add the results of some games to.
 
         Args:
-            options: How they are compared, and the file.
+            path: The file, if there is to be any.
+            comparison: How they are compared.
             games: Their names.
             command: What the user typed.
+            resume: Whether what is in the file is to be gone on with.
 
         Raises:
             RunError: If the file cannot be read or written, or if results would be lost.
         """
-        record = cls(options.json, options.kind, options.conditions(), [command], {})
+        record = cls(path, comparison.kind, comparison.conditions(), [command], {})
         if record.path is None:
             return record
         require_writable(record.path)
@@ -189,7 +197,7 @@ class Record:
                 results={result.game: result for result in results},
             )
         others = {result["game"] for result in earlier["results"]} - set(games)
-        mend = "leave out --resume to make them anew" if options.resume else ""
+        mend = "leave out --resume to make them anew" if resume else ""
         if others:
             mend = "compare all of them anew, or name another file"
         if mend:
@@ -240,30 +248,28 @@ def read_records(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def refuse_nothing(options: Options) -> None:
-    """Raise a ValueError for options by which nothing would be compared, and so nothing differ."""
+def refuse_nothing(comparison: Comparison) -> None:
+    """Raise a ValueError if nothing would be compared, and so nothing differ."""
     for name in ("frames", "steps", "num_envs", "workers"):
-        number = getattr(options, name)
+        number = getattr(comparison, name)
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
-    if not options.seeds:
+    if not comparison.seeds:
         raise ValueError("there must be a seed or more, got none")
 
 
-def refuse_contradictions(options: Options) -> None:
-    """Raise a ValueError for options that would change nothing beside the others."""
-    ways = {"--modes": options.modes, "--vector": options.vector}
-    ways["--device cuda"] = options.device == "cuda"
+def refuse_contradictions(comparison: Comparison) -> None:
+    """Raise a ValueError for settings that would change nothing beside the others."""
+    ways = {"--modes": comparison.modes, "--vector": comparison.vector}
+    ways["--device cuda"] = comparison.device == "cuda"
     chosen = [way for way, is_chosen in ways.items() if is_chosen]
     if len(chosen) > 1:
         raise ValueError(f"{' and '.join(chosen)} are different comparisons; choose one")
-    counts_steps = options.vector or options.device == "cuda"
+    counts_steps = comparison.vector or comparison.device == "cuda"
     unused = "frames" if counts_steps else "steps"
-    if getattr(options, unused) != getattr(Options, unused):
+    if getattr(comparison, unused) != getattr(Comparison, unused):
         used = "steps" if counts_steps else "frames"
         raise ValueError(f"--{unused} would be ignored: this comparison counts {used}")
-    if options.resume and options.json is None:
-        raise ValueError("--resume goes on with a record; name it with --json")
 
 
 def refuse_stale() -> None:
@@ -276,9 +282,10 @@ def refuse_stale() -> None:
         )
 
 
-def compare_games(jobs: Sequence[tuple[str, Options]]) -> Iterator[Result]:
-    """Yield the games' results as they come, from as many processes as the options say."""
-    workers = min(jobs[0][1].processes, len(jobs)) if jobs else 0
+def compare_games(games: Sequence[str], comparison: Comparison) -> Iterator[Result]:
+    """Yield the games' results as they come, from as many processes as the comparison has."""
+    jobs = [(game, comparison) for game in games]
+    workers = min(comparison.processes, len(jobs))
     if workers <= 1:
         yield from map(compare_game, jobs)
         return
@@ -287,30 +294,30 @@ def compare_games(jobs: Sequence[tuple[str, Options]]) -> Iterator[Result]:
         yield from pool.imap_unordered(compare_game, jobs)
 
 
-def compare_game(job: tuple[str, Options]) -> Result:
+def compare_game(job: tuple[str, Comparison]) -> Result:
     """Compare one game until the first difference."""
-    name, options = job
+    name, comparison = job
     start, tally = time.process_time(), Tally()
-    comparisons = step_runs if options.vector else frame_runs
-    if options.device == "cuda":
-        comparisons = device_runs
-    found = next(filter(None, comparisons(name, options, tally)), None)
+    runs = step_runs if comparison.vector else frame_runs
+    if comparison.device == "cuda":
+        runs = device_runs
+    found = next(filter(None, runs(name, comparison, tally)), None)
     return Result(name, tally, str(found or ""), time.process_time() - start)
 
 
-def frame_runs(name: str, options: Options, tally: Tally) -> Iterator[Difference | None]:
+def frame_runs(name: str, comparison: Comparison, tally: Tally) -> Iterator[Difference | None]:
     """Play every variation at least once, and every policy with every seed."""
     game = GAMES[name]
     variations: list[tuple[int | None, int | None]] = [(None, None)]
-    if options.modes:
+    if comparison.modes:
         variations = list(itertools.product(game.modes, game.difficulties))
-    plays = list(itertools.product(options.seeds, enumerate(POLICIES)))
+    plays = list(itertools.product(comparison.seeds, enumerate(POLICIES)))
     count = max(len(variations), len(plays))
     runs = zip(itertools.cycle(variations), itertools.cycle(plays), strict=False)
     for (mode, difficulty), (seed, (number, policy)) in itertools.islice(runs, count):
         yield compare_frames(
             name,
-            frames=max(-(-options.frames // count), LEAST_FRAMES if options.modes else 1),
+            frames=max(-(-comparison.frames // count), LEAST_FRAMES if comparison.modes else 1),
             seed=seed,
             policy=policy,
             repeat_action_probability=0.25 if (number + seed) % 2 else 0.0,
@@ -319,12 +326,12 @@ def frame_runs(name: str, options: Options, tally: Tally) -> Iterator[Difference
             longest_game=400 * (number + 1),
             tally=tally,
         )
-    if options.modes:
+    if comparison.modes:
         return
-    for number, (policy, seed) in enumerate(zip(WHOLE, itertools.cycle(options.seeds))):
+    for number, (policy, seed) in enumerate(zip(WHOLE, itertools.cycle(comparison.seeds))):
         yield compare_frames(
             name,
-            frames=options.frames,
+            frames=comparison.frames,
             seed=seed,
             policy=policy,
             repeat_action_probability=0.25 * number,
@@ -333,11 +340,11 @@ def frame_runs(name: str, options: Options, tally: Tally) -> Iterator[Difference
         )
 
 
-def step_runs(name: str, options: Options, tally: Tally) -> Iterator[Difference | None]:
+def step_runs(name: str, comparison: Comparison, tally: Tally) -> Iterator[Difference | None]:
     """Play every setting with both autoreset modes."""
-    seeds, policies = itertools.cycle(options.seeds), itertools.cycle(POLICIES)
+    seeds, policies = itertools.cycle(comparison.seeds), itertools.cycle(POLICIES)
     shares = [TIMES_AS_LONG if number < LONG else 1 for number in range(len(GRID))]
-    unit = options.steps / (sum(shares) * len(AUTORESETS))
+    unit = comparison.steps / (sum(shares) * len(AUTORESETS))
     for changes, share in zip(GRID, shares, strict=True):
         policy = next(policies)
         for num_threads, autoreset in enumerate(AUTORESETS, start=1):
@@ -355,16 +362,17 @@ def step_runs(name: str, options: Options, tally: Tally) -> Iterator[Difference 
 
 
 def grid_settings(name: str, changes: dict[str, Any]) -> AtariSettings:
+    """Return the settings of a place in the grid, for a game."""
     settings: dict[str, Any] = {"life_loss": "ignore", **changes}
     if settings.get("screen_size") == "native":
         settings["screen_size"] = (GAMES[name].height, 160)
     return AtariSettings(**settings)
 
 
-def device_runs(name: str, options: Options, tally: Tally) -> Iterator[Difference | None]:
+def device_runs(name: str, comparison: Comparison, tally: Tally) -> Iterator[Difference | None]:
     """Play the default settings for long, the grid and what ale-py lacks for a while."""
-    seeds, short = itertools.cycle(options.seeds), -(-options.steps // 20)
-    runs = [(AtariSettings(), autoreset, options.steps) for autoreset in AUTORESETS]
+    seeds, short = itertools.cycle(comparison.seeds), -(-comparison.steps // 20)
+    runs = [(AtariSettings(), autoreset, comparison.steps) for autoreset in AUTORESETS]
     for changes in (*GRID, {"observation": "ram"}):
         settings = grid_settings(name, changes)
         runs += [(settings, autoreset, short) for autoreset in (*AUTORESETS, "disabled")]
@@ -373,11 +381,11 @@ def device_runs(name: str, options: Options, tally: Tally) -> Iterator[Differenc
             name,
             settings,
             steps=steps,
-            num_envs=options.num_envs,
+            num_envs=comparison.num_envs,
             seed=next(seeds),
             autoreset=autoreset,
             compare_states_every=100,
-            num_threads=max(1, process_cpu_count() // options.processes),
+            num_threads=max(1, process_cpu_count() // comparison.processes),
             tally=tally,
         )
 
@@ -392,5 +400,6 @@ def comparison_checksum() -> str:
     """Return a checksum of how is compared, with what settings, and of the emulator's Python."""
     runs = [getsource(run) for run in (frame_runs, step_runs, device_runs, grid_settings)]
     plan = (GRID, LONG, TIMES_AS_LONG, AUTORESETS, WHOLE, LEAST_FRAMES, runs)
-    compared = [Path(module.__file__ or "").read_bytes() for module in (coordrl.emulator, lockstep)]
+    modules = (batch, compiled, console, emulator_settings, lockstep)
+    compared = [Path(module.__file__ or "").read_bytes() for module in modules]
     return hashlib.sha256(b"".join([*compared, repr(plan).encode()])).hexdigest()[:16]

@@ -1,0 +1,170 @@
+// What is made on the CPU for the environments of a GPU.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <vector>
+
+#include "host/albums.hpp"
+#include "host/settings.hpp"
+#include "host/shelf.hpp"
+#include "host/workers.hpp"
+
+namespace coordrl::host {
+
+/// What the environments of a GPU share: their setup, and games and episodes to copy.
+///
+/// It is made here and used there, so that pointers in it are addresses of the GPU.
+class Plan {
+ public:
+  Plan(const Settings& settings, nb::bytes rom, i32 num_threads)
+      : rom_(copied(rom)),
+        setup_(make_step_setup(settings, rom_)),
+        default_setup_(setup_.setup),
+        shelf_(setup_, default_setup_, system_random_),
+        workers_(num_threads) {
+    default_setup_.mode = settings.default_mode;
+    default_setup_.difficulty = 0;
+    system_random_.extend(kNumbers);
+    setup_.setup.machine.system_random = system_random_.numbers().data();
+    setup_.setup.machine.system_random_size = kNumbers;
+    default_setup_.machine = setup_.setup.machine;
+    const nb::gil_scoped_release release;
+    make();
+  }
+
+  /// Two of them: that of a step, and that of the default mode, in which a game is loaded.
+  nb::bytes setups(u64 rom, u64 system_random) const {
+    StepSetup both[2] = {setup_, setup_};
+    both[1].setup = default_setup_;
+    for (StepSetup& setup : both) {
+      setup.setup.machine.rom = reinterpret_cast<const u8*>(rom);
+      setup.setup.machine.system_random = reinterpret_cast<const u32*>(system_random);
+    }
+    return nb::bytes(both, sizeof(both));
+  }
+
+  nb::bytes system_random() const {
+    const std::vector<u32>& numbers = system_random_.numbers();
+    return nb::bytes(numbers.data(), kNumbers * sizeof(u32));
+  }
+
+  /// The FreshGame of each timer seed, then the game that was just loaded.
+  nb::bytes fresh_games(u64 pictures) {
+    std::vector<FreshGame> games;
+    for (i32 timer = 0; timer < kTimerSeeds; ++timer) {
+      games.push_back(shelf_.at(timer));
+      for (u8*& picture : games.back().canvas.picture) {
+        picture = reinterpret_cast<u8*>(pictures);
+        pictures += u64(picture_bytes(setup_));
+      }
+    }
+    games.push_back(shelf_.loaded());
+    return nb::bytes(games.data(), games.size() * sizeof(FreshGame));
+  }
+
+  /// Two pictures for each timer seed; nothing where no fresh game needs any.
+  nb::bytes fresh_pictures() {
+    const size_t size = size_t(2 * picture_bytes(setup_));
+    Bytes pictures;
+    for (i32 timer = 0; timer < kTimerSeeds; ++timer) {
+      const FreshGame& game = shelf_.at(timer);
+      if (!game.exact || game.play.whole_frames >= 2) continue;
+      pictures.resize(kTimerSeeds * size);
+      std::memcpy(pictures.data() + size_t(timer) * size, game.canvas.picture[0], size);
+    }
+    return nb::bytes(pictures.data(), pictures.size());
+  }
+
+  /// Beginnings and their observations, [timer seed][idle frames].
+  nb::bytes beginnings() const {
+    return nb::bytes(beginnings_.data(), beginnings_.size() * sizeof(Beginning));
+  }
+  nb::bytes planes() const { return nb::bytes(planes_.data(), planes_.size()); }
+
+  i32 idle_counts() const { return i32(beginnings_.size()) / kTimerSeeds; }
+  i32 plane_bytes() const { return setup_.plane_bytes; }
+  i32 picture_bytes_each() const { return picture_bytes(setup_); }
+
+  /// Whether an environment of these bytes can be put on a GPU.
+  bool fits(nb::bytes state) const { return is_possible(state, setup_); }
+
+  i32 album_offset() const { return offset_of_album(); }
+  i32 ram_offset() const {
+    const Environment here{};
+    return i32(here.play.console.riot.ram - reinterpret_cast<const u8*>(&here));
+  }
+  i64 environment_bytes() const { return sizeof(Environment); }
+
+ private:
+  static constexpr i32 kNumbers = 1 << 20;   // of the system's generator; a reset takes one or 129
+  static constexpr i32 kMostIdleCounts = 64;  // that are kept beginnings of
+
+  void make() {
+    const i32 idle_counts = std::max(1, setup_.noop_max);
+    // A repeated action would make another beginning.
+    const bool repeats = setup_.setup.repeat_action_probability > 0 &&
+                         (idle_counts > 1 || setup_.fire_reset);
+    const bool kept = !repeats && idle_counts <= kMostIdleCounts;
+    if (kept) {
+      beginnings_.resize(size_t(kTimerSeeds * idle_counts));
+      planes_.resize(beginnings_.size() * size_t(setup_.plane_bytes));
+    }
+    std::atomic<i32> next{0};
+    workers_.run([&](i32) {
+      Bytes pictures(size_t(4 * picture_bytes(setup_)));
+      for (i32 timer; (timer = next.fetch_add(1)) < kTimerSeeds;) {
+        shelf_.at(timer);
+        for (i32 idle = 0; kept && idle < idle_counts; ++idle) {
+          make_beginning(timer, idle, size_t(timer * idle_counts + idle), pictures);
+        }
+      }
+    });
+  }
+
+  void make_beginning(i32 timer, i32 idle, size_t index, Bytes& pictures) {
+    const FreshGame& fresh = shelf_.at(timer);
+    if (!fresh.exact || fresh.play.whole_frames < 2) return;
+    u8* const memory = pictures.data();
+    const i32 size = picture_bytes(setup_);
+    const u8* const shade = pictures_shade(setup_);
+    const Desk desk{{{memory, memory + size}, shade},
+                    {{memory + 2 * size, memory + 3 * size}, shade},
+                    nullptr,
+                    false};
+    Albums none(size);
+    Environment environment{};
+    environment.album = kNoAlbum;
+    environment.random = seeded(0);
+    environment.play.console.draws = place_of(timer);
+    const u32 draws = environment.play.console.draws;
+    const View view = play_beginning(environment, setup_, idle, shelf_, desk, none);
+    Beginning& beginning = beginnings_[index];
+    beginning.play = environment.play;
+    beginning.draws = environment.play.console.draws - draws;
+    beginning.random_draws = draws_between(seeded(0), environment.random);
+    // A game that ended while it was idle began again, with another timer.
+    beginning.exact = beginning.draws == fresh.draws && environment.album == kNoAlbum;
+    observe(setup_, view, planes_.data() + index * size_t(setup_.plane_bytes));
+  }
+
+  /// A place in the system's random numbers that starts the timer at `timer`.
+  u32 place_of(i32 timer) const {
+    const std::vector<u32>& numbers = system_random_.numbers();
+    u32 place = 0;
+    while (i32(numbers[place] % kTimerSeeds) != timer) ++place;
+    return place;
+  }
+
+  Bytes rom_;
+  SystemRandom system_random_;
+  StepSetup setup_;
+  Setup default_setup_;
+  Shelf shelf_;
+  Workers workers_;
+  std::vector<Beginning> beginnings_;
+  Bytes planes_;
+};
+
+}  // namespace coordrl::host

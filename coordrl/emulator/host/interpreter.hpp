@@ -1,0 +1,11 @@
+// The 6507 as interpreter.cpp has it compiled: include this rather than instantiate it again.
+#pragma once
+
+#include "console.hpp"
+
+namespace coordrl {
+
+extern template void run_instructions<true>(M6507&, Running&, i32&);
+extern template void run_instructions<false>(M6507&, Running&, i32&);
+
+}  // namespace coordrl

@@ -1,0 +1,49 @@
+// Random numbers: those that all consoles share, and what is asked of a generator.
+#pragma once
+
+#include <cstring>
+#include <vector>
+
+#include "mt19937.hpp"
+
+namespace coordrl::host {
+
+constexpr u32 kSystemSeed = 4753849;  // ale-py's, unless it is told another
+
+/// The random numbers that all consoles share: what is in RAM when they are switched on, and
+/// where their timers start. A sequence that can be continued.
+class SystemRandom {
+ public:
+  SystemRandom() { seed(generator_, kSystemSeed); }
+
+  /// Makes sure that the numbers 0 .. count - 1 are there.
+  void extend(size_t count) {
+    while (numbers_.size() < count) numbers_.push_back(draw(generator_));
+  }
+
+  const std::vector<u32>& numbers() const { return numbers_; }
+
+ private:
+  Mt19937 generator_;
+  std::vector<u32> numbers_;
+};
+
+template <class T>
+bool same_bytes(const T& a, const T& b) {
+  return std::memcmp(&a, &b, sizeof(T)) == 0;
+}
+
+/// How many numbers were drawn between two states of a generator.
+inline u32 draws_between(Mt19937 before, const Mt19937& after) {
+  u32 draws = 0;
+  for (; !same_bytes(before, after); ++draws) draw(before);
+  return draws;
+}
+
+inline Mt19937 seeded(u32 value) {
+  Mt19937 generator{};
+  seed(generator, value);
+  return generator;
+}
+
+}  // namespace coordrl::host
