@@ -108,7 +108,7 @@ def exit_status(script: str, work: Callable[[], str], *others: type[Exception]) 
         *others: Errors that a user can mend, beside :class:`RunError` and :class:`SettingsError`.
 
     Returns:
-        0; 2 after an error that a user can mend, told in one line; 130 after Ctrl-C or SIGTERM.
+        0; 2 after an error that a user can mend, told in one line; 130 after a signal.
 
     Example:
         >>> exit_status("table.py", lambda: "3 runs")

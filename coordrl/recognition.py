@@ -280,7 +280,7 @@ def compare_arms(
         For each arm, the results in the order of the seeds.
 
     Raises:
-        Interrupted: If Ctrl-C or SIGTERM came; runs that are finished are kept.
+        Interrupted: If a signal asked to stop; runs that are finished are kept.
         RunError: If a folder holds other settings or a file cannot be written.
     """
     results: dict[Arm, list[RecognitionResult]] = {arm: [] for arm in get_args(Arm)}

@@ -156,7 +156,7 @@ class Experiments(ManyRuns):
             trace: Follow how equivariant the network is, which takes as long as an evaluation.
 
         Raises:
-            Interrupted: If Ctrl-C or SIGTERM came; the run can go on.
+            Interrupted: If a signal asked to stop; the run can go on.
         """
         path, limit = self._folder(settings, suffix), settings.training.max_seconds
         with run_folder(path, settings) as folder:

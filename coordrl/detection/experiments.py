@@ -100,7 +100,7 @@ class Experiments(ManyRuns):
         """Train one run, go on with it, or read what came of it.
 
         Raises:
-            Interrupted: If Ctrl-C or SIGTERM came; the run can go on.
+            Interrupted: If a signal asked to stop; the run can go on.
         """
         path = self._folder(settings)
         with run_folder(path, settings) as folder:
