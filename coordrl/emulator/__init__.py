@@ -4,11 +4,15 @@
 :class:`Console` is a single console, frame by frame, as its ``ALEInterface``. Both need the
 compiled part of this package; :func:`available` tells whether it is there.
 
-The compiled part is a set of C++ headers that a GPU runs as well: ``m6507``, with ``opcodes`` and
-``threaded`` or, on a GPU, ``staged``, ``riot``, ``tia`` and ``cartridge`` are the chips,
-``console`` the board, ``environment`` the game as ale-py plays it, by the ``rules`` of each,
-``agent_step`` the step of an agent, ``preprocess`` what it gets to see. ``host`` has what Python
-calls on the CPU; ``kernels.cu`` and ``plans`` are the GPU's own, and ``device`` calls them.
+The compiled part is a set of C++ headers that a GPU runs as well:
+
+- the chips: ``m6507``, whose ``opcodes`` are done by ``threaded`` on a CPU and by ``staged`` on a
+  GPU, ``riot``, ``tia`` and ``cartridge``;
+- ``console``, the board, and ``environment``, the game as ale-py plays it, by the game's ``rules``;
+- ``agent_step``, the step of an agent, and ``preprocess``, what it gets to see.
+
+``host`` is what Python calls on the CPU; ``kernels.cu`` is what :mod:`coordrl.emulator.device`
+launches on a GPU.
 """
 
 from coordrl.emulator.arguments import process_cpu_count
