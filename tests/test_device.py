@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +51,7 @@ class ShimKernels:
         assert self._library.launch_kernel(name.encode(), blocks, threads, addresses) == 0
 
 
-MakeShim = Callable[[str, torch.device], ShimKernels]
+MakeShim = Callable[[Sequence[str], torch.device], list[ShimKernels]]
 
 
 def compile_shim(folder: Path, macros: Mapping[str, str]) -> MakeShim:
@@ -66,7 +66,7 @@ def compile_shim(folder: Path, macros: Mapping[str, str]) -> MakeShim:
     command += ["-o", str(library), str(SHIM / "kernels_on_cpu.cpp")]
     subprocess.run(command, check=True)
     loaded = ctypes.CDLL(str(library))
-    return lambda game, device: ShimKernels(loaded)
+    return lambda games, device: [ShimKernels(loaded) for _ in games]
 
 
 @pytest.fixture(scope="session")
@@ -177,7 +177,7 @@ def test_a_difference_is_found(make_shim: MakeShim) -> None:
 
     found = compare_devices(
         "pong", SHORT, steps=1, num_envs=3, device="cpu",
-        make_kernels=lambda game, device: Forgetful(make_shim(game, device)._library),
+        make_kernels=lambda *what: [Forgetful(made._library) for made in make_shim(*what)],
     )  # fmt: skip
 
     assert found is not None
@@ -243,7 +243,7 @@ def test_games_do_not_depend_on_how_they_are_spread(
 
     spread = DeviceEmulator(
         "pong", 11, SHORT, device="cpu", occupancy=Occupancy(threads, spare_bytes=1 << 10),
-        make_kernels=lambda game, device: Watched(make_shim(game, device)._library),
+        make_kernels=lambda *what: [Watched(made._library) for made in make_shim(*what)],
     )  # fmt: skip
     ours = Emulator("pong", 11, SHORT)
     rng = np.random.default_rng(0)
@@ -334,7 +334,7 @@ def test_every_game_of_a_batch_is_begun_before_one_is_waited_for() -> None:
 
     both = DeviceEmulator(
         ("pong", "breakout"), 2, dataclasses.replace(SHORT, full_action_space=True), device="cpu",
-        make_kernels=lambda *_: Recorded(ctypes.CDLL(None)),
+        make_kernels=lambda games, _: [Recorded(ctypes.CDLL(None)) for _ in games],
     )  # fmt: skip
     both.reset(seed=0)
     both.step(torch.tensor([0, 0]))

@@ -153,14 +153,45 @@ def test_the_kernels_of_the_current_gpu_are_loaded_once(monkeypatch: pytest.Monk
     monkeypatch.setattr(nvrtc, "_bindings", parts.__getitem__)
     monkeypatch.setattr(nvrtc, "cached_kernels", lambda *_: b"cubin")
     monkeypatch.setattr(nvrtc, "LoadedKernels", lambda _, device: loaded.append(device))
+    monkeypatch.setattr(nvrtc, "_loaded", {})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
 
     for name in ("cuda", "cuda:1", "cuda"):
-        nvrtc.kernels_for("pong", torch.device(name))
+        nvrtc.kernels_for(["pong", "pong"], torch.device(name))
 
     assert loaded == [torch.device("cuda:1")]
+
+
+def test_games_are_compiled_side_by_side_and_loaded_by_who_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    both = threading.Barrier(2, timeout=60)
+    loaders: list[int] = []
+
+    def compiled(_: str, macros: dict[str, str], driver: int) -> str:
+        both.wait()  # for the other game, which would come later if it had to wait for this one
+        return macros["COORDRL_GAME"]
+
+    def loaded(cubin: str, _: torch.device) -> str:
+        loaders.append(threading.get_ident())
+        return cubin
+
+    driver = SimpleNamespace(cuDriverGetVersion=lambda: (0, 13000))
+    parts = {"driver": driver, "nvrtc": SimpleNamespace(nvrtcVersion=lambda: (0, 13, 0))}
+    monkeypatch.setattr(nvrtc, "_bindings", parts.__getitem__)
+    monkeypatch.setattr(nvrtc, "process_cpu_count", lambda: 2)
+    monkeypatch.setattr(nvrtc, "cached_kernels", compiled)
+    monkeypatch.setattr(nvrtc, "LoadedKernels", loaded)
+    monkeypatch.setattr(nvrtc, "_loaded", {})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+
+    made: list[Any] = [*nvrtc.kernels_for(["pong", "breakout"], torch.device("cuda:0"))]
+
+    assert made == ["pong", "breakout"]
+    assert set(loaders) == {threading.get_ident()}
 
 
 class Driver:

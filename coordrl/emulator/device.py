@@ -51,7 +51,7 @@ class Kernels(Protocol):
         """
 
 
-MakeKernels = Callable[[str, torch.device], Kernels]
+MakeKernels = Callable[[Sequence[str], torch.device], Sequence[Kernels]]
 """What makes them, for a game and a GPU."""
 
 
@@ -112,7 +112,8 @@ class DeviceEmulator:
         device: Where; a CUDA device.
         rom_path: Folder with ROM images; by default those in ale-py.
         occupancy: How the environments are spread over the GPU.
-        make_kernels: What compiles and launches the kernels. The tests have one for the CPU.
+        make_kernels: What compiles and launches the kernels of each game; the tests have another
+            for the CPU.
 
     Raises:
         nvrtc.CudaError: If there is no GPU, no compiler for it, or the kernels do not compile.
@@ -154,8 +155,8 @@ class DeviceEmulator:
         self._latest = _allocate(num_envs, self.obs_shape, self.device)
         each = num_envs // len(names)
         self._groups: list[_Group] = []
-        for i, name in enumerate(names):
-            kernels = make_kernels(name, self.device)
+        made = make_kernels(names, self.device)
+        for i, (name, kernels) in enumerate(zip(names, made, strict=True)):
             group = _Group(
                 name, self.settings, autoreset, load_rom(name, rom_path),
                 _rows(self._latest, slice(i * each, (i + 1) * each)), kernels, occupancy,

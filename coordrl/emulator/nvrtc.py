@@ -8,12 +8,12 @@ of ``$COORDRL_CACHE``, or of ``~/.cache/coordrl``.
 
 import contextlib
 import ctypes
-import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from coordrl.emulator.arguments import process_cpu_count
 from coordrl.emulator.games import GAMES
 from coordrl.emulator.generate_games import generate
 from coordrl.files import atomic_file
@@ -286,23 +287,34 @@ def require_driver(driver: int, compiler: tuple[int, int]) -> None:
         )
 
 
-def kernels_for(game: str, device: torch.device) -> LoadedKernels:
-    """Return the kernels of a game, compiled for a GPU and loaded there.
+_loaded: dict[tuple[str, torch.device], LoadedKernels] = {}
+
+
+def kernels_for(games: Sequence[str], device: torch.device) -> list[LoadedKernels]:
+    """Return the kernels of each game, compiled for a GPU and loaded there.
+
+    NVRTC compiles as many at the same time as there are processors, in half a minute or less. What
+    was loaded once in this process is not loaded again.
 
     Raises:
         CudaError: If there is no GPU, no compiler for it, or the kernels do not compile.
     """
     require_gpu()
-    return _loaded_kernels(game, indexed(device))
+    device = indexed(device)
+    missing = [game for game in dict.fromkeys(games) if (game, device) not in _loaded]
+    if missing:
+        driver = _checked(_bindings("driver").cuDriverGetVersion())
+        require_driver(driver, _checked(_bindings("nvrtc").nvrtcVersion()))
+        major, minor = torch.cuda.get_device_capability(device)
 
+        def compiled(game: str) -> bytes:
+            return cached_kernels(f"sm_{major}{minor}", defines(game), driver)
 
-@functools.cache
-def _loaded_kernels(game: str, device: torch.device) -> LoadedKernels:
-    driver = _bindings("driver")
-    version = _checked(driver.cuDriverGetVersion())
-    require_driver(version, _checked(_bindings("nvrtc").nvrtcVersion()))
-    major, minor = torch.cuda.get_device_capability(device)
-    return LoadedKernels(cached_kernels(f"sm_{major}{minor}", defines(game), version), device)
+        with ThreadPoolExecutor(min(len(missing), process_cpu_count())) as pool:
+            # Loaded by this thread, which has a context.
+            for game, cubin in zip(missing, pool.map(compiled, missing), strict=True):
+                _loaded[game, device] = LoadedKernels(cubin, device)
+    return [_loaded[game, device] for game in games]
 
 
 def _bindings(part: str) -> Any:
