@@ -52,7 +52,7 @@ class Kernels(Protocol):
 
 
 MakeKernels = Callable[[Sequence[str], torch.device], Sequence[Kernels]]
-"""What makes them, for a game and a GPU."""
+"""What makes them, those of each game, for a GPU."""
 
 
 @dataclass(frozen=True)
