@@ -189,7 +189,7 @@ def policy_kwargs(
         system: What the coordinates are, in any form that
             :func:`~coordrl.backbone.coordinate_system` takes. Where large kernels meet a large
             learning rate, small ones may be learned with sooner: ``{"origin": -0.02, "extent":
-            0.04}`` did so in Breakout, not in Pong (benchmarks/README.md).
+            0.04}`` did so in Breakout and Seaquest, not in Pong (benchmarks/README.md).
         features_dim: Features for the heads; with ``combined``, of each image, where
             Stable-Baselines3's own has 256.
         specs: Convolutions, in any form that :func:`~coordrl.backbone.conv_specs` takes.

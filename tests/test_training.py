@@ -280,8 +280,16 @@ class TestSettings:
             expected = target if config.name == "ppo_cpu.toml" else None
             assert chosen.run.target_return == expected, config
 
-    @pytest.mark.parametrize(("game", "left"), [("ALE/Breakout-v5", -0.02), ("Pong", None)])
-    def test_breakout_alone_has_small_coordinates(self, game: str, left: float | None) -> None:
+    @pytest.mark.parametrize(
+        ("game", "left"),
+        [
+            ("ALE/Breakout-v5", -0.02),
+            ("SpaceInvaders", None),
+            ("Seaquest", -0.02),
+            ("Pong", None),
+        ],
+    )
+    def test_some_games_have_small_coordinates(self, game: str, left: float | None) -> None:
         chosen = load_training_settings(
             CONFIGS / "ppo_cpu.toml", [parse_override(f"run.game={game}")]
         )
