@@ -23,7 +23,7 @@ from gymnasium.vector import AutoresetMode
 from coordrl import envs
 from coordrl.config import AtariSettings, RunSettings, TrainingSettings
 from coordrl.device_algorithms import make_device_model
-from coordrl.emulator import Autoreset, Emulator, Step, load_rom, nvrtc, states
+from coordrl.emulator import Autoreset, Emulator, RomError, Step, load_rom, nvrtc, states
 from coordrl.emulator.device import DeviceEmulator, Occupancy, _Branches
 from coordrl.emulator.lockstep import Tally, compare_devices
 from coordrl.envs import vector_env
@@ -404,15 +404,18 @@ def test_an_action_that_does_not_exist_is_the_nearest(make_shim: MakeShim) -> No
             },
             "screen_size must not exceed the 210 x 160 pixels of pong",
         ),
+        ({"games": "pong", "settings": AtariSettings(mode=99)}, "pong has no mode 99"),
+        ({"games": "pong", "rom_path": "missing"}, "missing"),
     ],
 )
-def test_a_wrong_batch_is_refused(
-    arguments: dict[str, Any], match: str, make_shim: MakeShim
+def test_a_wrong_batch_is_refused_before_kernels_are_compiled(
+    arguments: dict[str, Any], match: str
 ) -> None:
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises((ValueError, RomError), match=match):
         DeviceEmulator(
-            **{"num_envs": 2, "settings": SHORT, **arguments}, device="cpu", make_kernels=make_shim
-        )
+            **{"num_envs": 2, "settings": SHORT, **arguments}, device="cpu",
+            make_kernels=lambda *_: pytest.fail("compiled"),
+        )  # fmt: skip
 
 
 def test_wrong_actions_are_refused(make_shim: MakeShim) -> None:

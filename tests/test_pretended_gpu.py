@@ -136,7 +136,9 @@ def test_the_emulator_is_measured(together: bool, tmp_path: Path, run_on_gpu: Ru
     assert ended.returncode == 0, ended.stderr
     assert log.problems == []
     assert waits_within(log, "device.step") == {}
-    rows = [r for r in json.loads((tmp_path / "cuda.json").read_bytes())["rows"] if "game" in r]
+    kernels, *others = json.loads((tmp_path / "cuda.json").read_bytes())["rows"]
+    assert kernels["kernels of games"] == 2
+    rows = [row for row in others if "game" in row]
     spreads = [(2, 0), (2, 60000), (4, 0), (4, 60000)]
     assert [(row["game"], row["threads"], row["spare_bytes"]) for row in rows] == [
         (game, *spread)

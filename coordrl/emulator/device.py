@@ -22,7 +22,7 @@ from torch import Tensor
 from coordrl.config import AtariSettings
 from coordrl.emulator import compiled, nvrtc, states
 from coordrl.emulator.arguments import checked_mask, in_range, process_cpu_count, reset_seeds
-from coordrl.emulator.games import ACTIONS, GAMES, load_rom
+from coordrl.emulator.games import ACTIONS, GAMES, Game, load_rom
 from coordrl.emulator.settings import (
     MAX_COUNT,
     Autoreset,
@@ -148,7 +148,9 @@ class DeviceEmulator:
                 "of them 18"
             )
         self.actions = self.games[0].actions(full=self.settings.full_action_space)
-        self.obs_shape = observation_shape(self.games[0], self.settings)
+        self.obs_shape, *_ = (observation_shape(game, self.settings) for game in self.games)
+        natives = [native_settings(game, self.settings, autoreset) for game in self.games]
+        roms = [load_rom(name, rom_path) for name in names]
         self.device = nvrtc.indexed(torch.device(device))
         if self.device.type == "cuda":
             nvrtc.require_gpu()
@@ -156,9 +158,11 @@ class DeviceEmulator:
         each = num_envs // len(names)
         self._groups: list[_Group] = []
         made = make_kernels(names, self.device)
-        for i, (name, kernels) in enumerate(zip(names, made, strict=True)):
+        for i, (game, native, rom, kernels) in enumerate(
+            zip(self.games, natives, roms, made, strict=True)
+        ):
             group = _Group(
-                name, self.settings, autoreset, load_rom(name, rom_path),
+                game, self.settings, native, rom,
                 _rows(self._latest, slice(i * each, (i + 1) * each)), kernels, occupancy,
                 self._groups[0].system_random if self._groups else None,
             )  # fmt: skip
@@ -295,9 +299,9 @@ class _Group:
 
     def __init__(
         self,
-        name: str,
+        game: Game,
         settings: AtariSettings,
-        autoreset: Autoreset,
+        native: Any,
         rom: bytes,
         rows: DeviceStep,
         kernels: Kernels,
@@ -308,9 +312,6 @@ class _Group:
         self._occupancy = occupancy
         self._rows = rows
         self._num_envs = len(rows.obs)
-        game = GAMES[name]
-        observation_shape(game, settings)  # which checks that its pictures are that large
-        native = native_settings(game, settings, autoreset)
         plan = self._plan = compiled.native().Plan(native, rom, process_cpu_count())
         obs_shape = tuple(rows.obs.shape[1:])
         self._key = state_key(game, settings, native, obs_shape, plan.environment_bytes)
