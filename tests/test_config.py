@@ -111,6 +111,18 @@ def test_every_layer_wins_over_the_one_before(tmp_path: Path) -> None:
     assert overridden == Picture(title="of the game", paint=Paint(width=5, size=(10, 20)))
 
 
+def test_a_part_of_a_value_may_be_overridden_and_the_other_parts_stay(tmp_path: Path) -> None:
+    text = "[free]\nrate = {start = 0.5, end = 0.25, end_fraction = 0.5}"
+    chosen = read(tmp_path, text, "free.rate.end=0", "free.rate.start=1")
+    assert chosen.free["rate"] == Schedule(start=1.0, end=0.0, end_fraction=0.5)
+    whole = read(tmp_path, text, "free.rate={start = 1, end = 0}")
+    assert whole.free["rate"] == Schedule(start=1.0, end=0.0)  # and nothing of the file's
+    with pytest.raises(SettingsError, match=r"^--set: free.rate has an unknown key 'edn'"):
+        read(tmp_path, text, "free.rate.edn=0")
+    with pytest.raises(SettingsError, match=r"^--set: free.rate lacks 'start'; it takes"):
+        read(tmp_path, "[free]\nrate = 0.5", "free.rate.end=0")  # of a number
+
+
 def test_base_stands_where_nothing_is_given() -> None:
     base = Picture(title="base", paint=Paint(width=7))
     assert load_settings(Picture, base=base) == base

@@ -296,6 +296,11 @@ class TestSettings:
         system = chosen.extractor.get("system")
         assert (None if system is None else system.origin) == left
 
+    def test_the_coordinates_of_a_game_may_be_changed_in_part(self) -> None:
+        given = [parse_override("run.game=Breakout"), parse_override("extractor.system.extent=0.1")]
+        chosen = load_training_settings(CONFIGS / "ppo_cpu.toml", given)
+        assert chosen.extractor["system"] == CoordinateSystem(origin=-0.02, extent=0.1)
+
     def test_the_coordinates_of_a_run_come_back_from_its_folder(self, tmp_path: Path) -> None:
         given = parse_override("extractor.system={anchor='centers', origin=[-0.1, 0], extent=2}")
         chosen = load_training_settings(None, [given])

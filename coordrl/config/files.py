@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import inspect
+import itertools
 import json
 import tomllib
 import types
@@ -153,7 +154,8 @@ def load_settings(
     A field that is a dataclass is a table of the file. A field that is a ``Mapping`` is a table of
     free keywords, whose names and types ``keywords`` gives. A field that may be ``None`` takes the
     text ``"none"``, since TOML has no such value; one that may be a function of the progress takes
-    the table of a :class:`~coordrl.config.Schedule`.
+    the table of a :class:`~coordrl.config.Schedule`. An override may be of a part of such a table,
+    as ``algorithm.learning_rate.end=0`` is: the other parts stay.
 
     Args:
         cls: Frozen dataclass of settings.
@@ -183,7 +185,13 @@ def load_settings(
     # What fits no more with what stood before may fit with what is still to come.
     pending: dict[str, Any] = {}
     problem: SettingsError | None = None
-    for table, source in _layers(path, overrides, schema, game, canonical_game):
+    tables = _tables_of(path, schema, game, canonical_game)
+    layers: Iterator[tuple[dict[str, Any], str] | Override] = itertools.chain(tables, overrides)
+    for layer in layers:
+        if isinstance(layer, Override):
+            table, source = _table_of(layer, schema, settings, pending), layer.source
+        else:
+            table, source = layer
         pending |= _read_table(table, schema, source)
         try:
             settings = _with(settings, pending)
@@ -233,14 +241,13 @@ def dump_settings(settings: Any) -> str:
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def _layers(
+def _tables_of(
     path: Path | None,
-    overrides: Sequence[Override],
     schema: Mapping[str, Any],
     game: str | None,
     canonical_game: Callable[[str], str],
 ) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield tables of settings with the name of their source, the weakest first."""
+    """Yield a file's tables of settings with the name of their source, the weakest first."""
     if path is not None:
         tables = read_toml(path)
         games = tables.pop("games", {}) if game is not None else {}
@@ -259,11 +266,27 @@ def _layers(
                 yield table, source
             else:
                 _read_table(table, schema, source)
-    for override in overrides:
-        value: Any = override.value
-        for name in reversed(override.key.split(".")):
-            value = {name: value}
-        yield value, override.source
+
+
+def _table_of(
+    override: Override, schema: Iterable[str], settings: Any, pending: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return an override as a table; one of a part of a value as a table with the whole value."""
+    key, value = override.key, override.value
+    for name in schema:
+        old = pending.get(name, _value_of(settings, name)) if key.startswith(f"{name}.") else None
+        if dataclasses.is_dataclass(old):
+            key, value = name, dict(_fields(old)) | {key.removeprefix(f"{name}."): value}
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return typing.cast(dict[str, Any], value)
+
+
+def _value_of(settings: Any, name: str) -> Any:
+    """Return the setting of a full name, or None if it is a keyword that was not given."""
+    for part in name.split("."):
+        settings = settings.get(part) if isinstance(settings, Mapping) else getattr(settings, part)
+    return settings
 
 
 def _schema(cls: Any, keywords: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
