@@ -27,7 +27,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         >>> path.read_text()
         'step,return'
     """
-    partial = _partial(path)
+    partial = temporary_name(path)
     try:
         with partial.open("wb") as file:
             yield file
@@ -55,7 +55,7 @@ def require_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise RunError(f"cannot write {path}: it is a folder; name a file in it")
-    partial = _partial(path)
+    partial = temporary_name(path)
     try:
         partial.touch()
     except OSError as error:
@@ -88,9 +88,20 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _partial(path: Path) -> Path:
-    """Return a name of its own for a file until it is whole; containers have the same processes."""
-    return path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
+def temporary_name(path: Path, word: str = "partial") -> Path:
+    """Return a name of its own, beside ``path``, for what is not whole yet, or no more.
+
+    Containers have the same processes, so their numbers alone would not tell names apart.
+    """
+    return path.with_name(f".{path.name}.{word}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def flush_files(folder: Path) -> None:
+    """See that the files of a folder, and their names, are on the disk."""
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    flush_folder(folder)
 
 
 def flush_folder(path: Path) -> None:

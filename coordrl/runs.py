@@ -1,16 +1,15 @@
 """Folders of runs that stay whole.
 
 A run folder holds the settings it was started with, and numbered checkpoints. A checkpoint is
-written under another name, flushed to the disk and renamed, with a manifest of the sizes and
-checksums of its files, so that a run killed at any moment leaves only whole checkpoints behind, and
-one that a failing disk has cut off is told from a whole one.
+written under another name, flushed to the disk and renamed, and renamed before it is deleted, so
+that a run killed at any moment leaves only whole checkpoints behind. It has a manifest of the sizes
+and checksums of its files, by which one that a failing disk has cut off is told from a whole one.
 """
 
 import contextlib
 import hashlib
 import io
 import json
-import os
 import shutil
 import sys
 import tomllib
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 
-from coordrl.files import RunError, atomic_file, flush_folder, reason
+from coordrl.files import RunError, atomic_file, flush_files, flush_folder, reason
 
 SETTINGS_FILE = "settings.toml"
 MANIFEST_FILE = "manifest.json"
@@ -67,6 +66,7 @@ class RunFolder:
         checkpoints = self.path / "checkpoints"
         partial = checkpoints / f".partial-{step}"
         final = checkpoints / f"{step:012d}"
+        replaced = _passing(final)
         try:
             for left in checkpoints.glob(".partial-*"):  # by killed processes
                 shutil.rmtree(left, ignore_errors=True)
@@ -74,7 +74,7 @@ class RunFolder:
             yield partial
             _seal(partial, step)
             if final.exists():
-                shutil.rmtree(final)
+                final.rename(replaced)
             partial.rename(final)
             flush_folder(checkpoints)
         except OSError as error:
@@ -83,11 +83,15 @@ class RunFolder:
                 "earlier checkpoints are untouched, make room and resume"
             ) from error
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            if replaced.exists() and not final.exists():
+                replaced.rename(final)
+            for left in (partial, replaced):
+                shutil.rmtree(left, ignore_errors=True)
         older = [path for path in self._checkpoints() if path.name < final.name]
         newer = [path for path in self._checkpoints() if path.name > final.name]
         for path in older[keep - 1 :] + newer:
-            shutil.rmtree(path, ignore_errors=True)  # tidying up is no reason to end a run
+            with contextlib.suppress(OSError):  # tidying up is no reason to end a run
+                _delete(path)
 
     def newest_checkpoint(self) -> Checkpoint | None:
         """Return the newest whole checkpoint, or None if the run has written none yet.
@@ -228,19 +232,25 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
+def _passing(checkpoint: Path) -> Path:
+    """Return the name of a checkpoint that is being deleted, of which parts may be left."""
+    return checkpoint.with_name(f".partial-{checkpoint.name}")
+
+
+def _delete(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint.rename(_passing(checkpoint)), ignore_errors=True)
+
+
 def _seal(folder: Path, step: int) -> None:
     """Write the manifest of a filled folder and see that everything is on the disk."""
     files = {}
     for path in sorted(folder.iterdir()):
         with path.open("rb") as file:
-            os.fsync(file.fileno())
             checksum = hashlib.file_digest(file, "sha256").hexdigest()
         files[path.name] = {"bytes": path.stat().st_size, "sha256": checksum}
-    with (folder / MANIFEST_FILE).open("w", encoding="utf-8") as manifest:
-        json.dump({"step": step, "files": files}, manifest, indent=1)
-        manifest.flush()
-        os.fsync(manifest.fileno())
-    flush_folder(folder)
+    manifest = json.dumps({"step": step, "files": files}, indent=1)
+    (folder / MANIFEST_FILE).write_text(manifest, encoding="utf-8")
+    flush_files(folder)
 
 
 def _damage(folder: Path) -> str | None:

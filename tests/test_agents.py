@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import pickle
 import shutil
 import signal
@@ -48,6 +49,7 @@ from coordrl.agents import (
 from coordrl.agents.evaluation import Play, game_for
 from coordrl.agents.network import NetworkSpec
 from coordrl.agents.results import bootstrap_interval, dump_json
+from coordrl.agents.saving import CARD_FILE, WEIGHTS_FILE, recover_agent
 from coordrl.agents.video import _Camera
 from coordrl.config import AtariSettings, RunSettings, TrainingSettings
 from coordrl.emulator.games import palette
@@ -378,6 +380,43 @@ class TestSaving:
 
         assert load_agent(folder).algorithm == "PPO"
         assert [path.name for path in tmp_path.iterdir()] == ["agent"]
+
+    def test_a_process_of_the_same_number_that_was_killed_is_in_nobodys_way(
+        self, models: dict[str, BaseAlgorithm], folder: Path
+    ) -> None:
+        for word in ("partial", "replaced"):
+            folder.with_name(f".agent.{word}-{os.getpid()}").mkdir()
+        save_agent(models["A2C"], folder, SETTINGS)
+        assert load_agent(folder).algorithm == "A2C"
+
+    @pytest.mark.parametrize("was_replaced", [False, True])
+    def test_what_a_killed_process_was_replacing_comes_back(
+        self, was_replaced: bool, models: dict[str, BaseAlgorithm], folder: Path
+    ) -> None:
+        (folder / "game.mp4").write_text("a film")
+        folder.rename(folder.with_name(".agent.replaced-1-00"))
+        folder.with_name(".agent.partial-1-00").mkdir()
+        (folder.with_name(".agent.partial-1-00") / CARD_FILE).write_text("half")
+        if was_replaced:
+            save_agent(models["A2C"], folder, SETTINGS)
+
+        recover_agent(folder)
+
+        assert load_agent(folder).algorithm == ("A2C" if was_replaced else "PPO")
+        assert (folder / "game.mp4").read_text() == "a film"
+        assert [path.name for path in folder.parent.iterdir()] == ["agent"]
+        recover_agent(folder)  # and nothing more
+        assert load_agent(folder).algorithm == ("A2C" if was_replaced else "PPO")
+
+    def test_an_agent_is_on_the_disk_before_it_replaces_another(
+        self, models: dict[str, BaseAlgorithm], folder: Path, disk: list[str]
+    ) -> None:
+        save_agent(models["A2C"], folder, SETTINGS)
+        *files, flushed, old_leaves, new_comes, parent = disk
+        assert files == [f"flush {name}" for name in ("agent.zip", CARD_FILE, WEIGHTS_FILE)]
+        assert (flushed, new_comes) == ("flush partial", "partial becomes agent")
+        assert old_leaves.startswith("agent becomes .agent.replaced-")
+        assert parent == f"flush {folder.parent.name}"
 
     def test_a_model_that_a_card_cannot_describe_is_refused(self, tmp_path: Path) -> None:
         class OwnExtractor(CoordConvExtractor):

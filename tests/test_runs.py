@@ -36,7 +36,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_gets_its_name(
         (path / "state").write_text("weights")
 
     assert disk == [
-        *("flush optimizer", "flush state", "flush manifest.json", "flush partial"),
+        *("flush manifest.json", "flush optimizer", "flush state", "flush partial"),
         *("partial becomes 7", "flush checkpoints"),
     ]
 
@@ -167,6 +167,42 @@ def test_a_checkpoint_of_the_same_step_is_replaced(folder: RunFolder) -> None:
     newest = folder.newest_checkpoint()
     assert newest is not None
     assert (newest.path / "state").read_text() == "new"
+
+
+def test_a_checkpoint_that_cannot_be_replaced_is_put_back(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(folder, 1, text="old")
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name == ".partial-1":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(RunError, match=r"step 1 .*: Input/output error; earlier .* are untouched"):
+        write_checkpoint(folder, 1, text="new")
+
+    newest = folder.newest_checkpoint()
+    assert newest is not None
+    assert (newest.path / "state").read_text() == "old"
+    assert [path.name for path in newest.path.parent.iterdir()] == ["000000000001"]
+
+
+def test_a_checkpoint_has_lost_its_name_before_any_of_it_is_deleted(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(path: Path, **options: object) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    write_checkpoint(folder, 1)
+    monkeypatch.setattr(shutil, "rmtree", die)
+    with pytest.raises(KeyboardInterrupt), folder.checkpoint(2, keep=1) as path:
+        (path / "state").write_text("weights")
+    names = sorted(path.name for path in (folder.path / "checkpoints").iterdir())
+    assert names == [".partial-000000000001", "000000000002"]
 
 
 def test_a_new_run_refuses_a_folder_with_a_run_or_anything_else(tmp_path: Path) -> None:
@@ -344,7 +380,7 @@ def test_what_was_written_is_flushed_and_not_an_empty_file(
     write_checkpoint(folder, 7, text="weights")
 
     manifest = folder.path / "checkpoints" / "000000000007" / "manifest.json"
-    assert flushed == [3, 7, manifest.stat().st_size]
+    assert flushed == [3, manifest.stat().st_size, 7]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is open")

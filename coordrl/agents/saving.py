@@ -14,12 +14,12 @@ features extractor. :func:`load_agent` does not need it, and reads the folder wi
 
 import contextlib
 import csv
+import glob
 import hashlib
 import importlib.metadata
 import io
 import json
 import lzma
-import os
 import platform
 import shutil
 import zipfile
@@ -49,6 +49,7 @@ from coordrl.agents.results import EvaluationResult
 from coordrl.config import TrainingSettings
 from coordrl.emulator import GAMES, observation_shape
 from coordrl.envs import AtariVectorEnv, canonical_game, gymnasium_name
+from coordrl.files import flush_files, flush_folder, temporary_name
 from coordrl.sb3_envs import VectorEnvAdapter
 
 ZIP_FILE = "agent.zip"
@@ -56,6 +57,7 @@ WEIGHTS_FILE = "weights.safetensors"
 CARD_FILE = "card.json"
 CURVE_FILE = "learning_curve.csv"
 PLOT_FILE = "learning_curve.png"
+_REPLACED = "replaced"
 _FILES = frozenset({ZIP_FILE, WEIGHTS_FILE, CARD_FILE, CURVE_FILE, PLOT_FILE})
 
 _MAX_CARD_BYTES = 1 << 20
@@ -387,28 +389,58 @@ def _replacing(folder: Path) -> Iterator[Path]:
     """Yield a folder to fill that takes the place of ``folder`` when the block ends well."""
     require_place(folder)
     folder = folder.resolve()  # a link stays, and what it leads to is replaced
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+    partial, replaced = temporary_name(folder), temporary_name(folder, _REPLACED)
     try:
         partial.mkdir(parents=True)
         yield partial
+        flush_files(partial)
         if folder.exists():
             folder.rename(replaced)
         partial.rename(folder)
-        for item in replaced.iterdir() if replaced.exists() else ():
-            if item.name not in _FILES:
-                item.rename(folder / item.name)
+        flush_folder(folder.parent)
     except OSError as error:
         raise AgentError(f"cannot write {folder}: {error.strerror or error}") from error
     finally:
         # Whatever came between, Ctrl-C included: there is one whole agent, the old or the new.
-        if replaced.exists() and not folder.exists():
-            replaced.rename(folder)
         shutil.rmtree(partial, ignore_errors=True)
-        for name in _FILES:  # alone: anything else is not ours
-            (replaced / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            replaced.rmdir()
+        if replaced.exists():
+            _give_way(replaced, folder)
+
+
+def _give_way(replaced: Path, folder: Path) -> None:
+    """Delete an agent that was replaced, but for what is not of it, which the new one gets.
+
+    Where there is no new one it comes back.
+    """
+    with contextlib.suppress(OSError):  # the agents are whole, whatever else may lie about
+        if not folder.exists():
+            replaced.rename(folder)
+            return
+        for item in replaced.iterdir():
+            if item.name in _FILES:
+                item.unlink()
+            else:
+                item.rename(folder / item.name)
+        replaced.rmdir()
+
+
+def recover_agent(folder: Path) -> None:
+    """Undo what a killed process has left of saving an agent, so that there is the old or the new.
+
+    Args:
+        folder: Of the agent, which no other process may be saving.
+    """
+    folder = folder.resolve()
+    for partial in _left_beside(folder, "partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+    for replaced in _left_beside(folder, _REPLACED):
+        _give_way(replaced, folder)
+
+
+def _left_beside(folder: Path, word: str) -> list[Path]:
+    """Return what stands beside a folder under a :func:`temporary_name`, the newest first."""
+    found = folder.parent.glob(f".{glob.escape(folder.name)}.{word}-*")
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def _versions() -> dict[str, str]:

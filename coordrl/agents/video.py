@@ -1,7 +1,6 @@
 """Films of an agent at play, as a television of the time would have shown it."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from coordrl.agents.evaluation import Episode, Match, Play, game_for
 from coordrl.config import AtariSettings, Protocol
 from coordrl.emulator import GAMES
 from coordrl.envs import AtariVectorEnv, canonical_game
+from coordrl.files import temporary_name
 
 FRAMES_PER_SECOND = 60
 _COLUMNS = 160
@@ -177,7 +177,8 @@ def _film(path: Path, lines: int) -> Iterator[Callable[[NDArray[np.uint8]], None
     """Yield a function that adds a frame to the film, which replaces ``path`` at the end."""
     if path.suffix not in _ENCODERS:
         raise AgentError(f"a film ends in {' or '.join(_ENCODERS)}, got {path.name}")
-    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    partial = temporary_name(path)
+    partial = partial.with_name(partial.name + path.suffix)  # by which the encoder knows the format
     try:
         partial.touch()  # fails with the system's own words, which the encoder's process would not
     except OSError as error:

@@ -21,7 +21,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from coordrl.agents import AgentError, Episode, EvaluationResult, describe, evaluate, save_agent
-from coordrl.agents.saving import read_card, require_place
+from coordrl.agents.saving import read_card, recover_agent, require_place
 from coordrl.algorithms import EntropySchedule, make_model
 from coordrl.config import Schedule, SettingsError, TrainingSettings, dump_settings
 from coordrl.device_algorithms import make_device_model
@@ -401,6 +401,7 @@ class _Run(_Learner):
     def go(self, *, resume: bool) -> TrainingResult:
         """Train until the end, or until something ends it."""
         for name in ("best", "last"):
+            recover_agent(self._folder.path / name)
             require_place(self._folder.path / name)
         if resume:
             self._go_back_to_checkpoint()
