@@ -177,7 +177,7 @@ def test_every_rank_goes_on_from_its_own_games(tmp_path: Path) -> None:
 
     assert not np.array_equal(written[0]._last_obs, written[1]._last_obs)
     for rank, (model, told) in enumerate(restored):
-        assert (told.journal, told.games) == (f"of rank {rank}", True)
+        assert (told.journal, told.new_games) == (f"of rank {rank}", None)
         assert np.array_equal(model._last_obs, written[rank]._last_obs)
         steps = [each.env.step(np.array([2, 3]))[0] for each in (model, written[rank])]
         assert np.array_equal(*steps)

@@ -926,7 +926,7 @@ class TestResume:
         model = make_device_model(chosen, env, seed=0)
         model.learn(8)
         write_checkpoints(model, "", tmp_path, Ranks())
-        assert read_checkpoints(model, tmp_path, Ranks()).games
+        assert read_checkpoints(model, tmp_path, Ranks()).new_games is None
         (tmp_path / "rank_1.state.pt").write_bytes((tmp_path / "state.pt").read_bytes())
         with pytest.raises(RunError, match=r"was written by 2 processes, and here are 1; resume"):
             read_checkpoints(model, tmp_path, Ranks())
@@ -997,7 +997,7 @@ class TestResume:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         train(settings("a2c"), tmp_path / "run")
-        later = Restored('{"seconds": 1.5, "mood": "good"}', games=True)
+        later = Restored('{"seconds": 1.5, "mood": "good"}')
         monkeypatch.setattr("coordrl.training.run._Run._restore", lambda self, path: later)
         with pytest.raises(RunError, match=r"journal of another version .*'mood'.*; resume with"):
             train(settings("a2c"), tmp_path / "run", resume=True)
@@ -1118,12 +1118,36 @@ class TestEdges:
         result = train(chosen, tmp_path / "run", resume=True)
 
         assert (result.ending, result.steps) == ("finished", 96)
-        assert "going on from the checkpoint of step 64, with new games" in capfd.readouterr().err
+        said = "step 64, with new games: ale-py plays here, which cannot go on with a game"
+        assert f"going on from the checkpoint of {said}" in capfd.readouterr().err
         assert given[-1] == _stream(chosen, "environment", 64)
         assert not (tmp_path / "run" / "checkpoints" / "000000000096" / "games.bin").exists()
 
         shutil.rmtree(tmp_path / "run" / "checkpoints" / "000000000064")
         assert train(chosen, tmp_path / "run", resume=True).steps == 96
+
+    def test_why_new_games_begin_is_said(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        chosen, folder = settings("a2c"), tmp_path / "run"
+        train(chosen, folder)
+        restore = VectorEnvAdapter.restore
+        monkeypatch.setattr(
+            VectorEnvAdapter, "restore", lambda self, state: restore(self, state[:-1])
+        )
+        train(chosen, folder, resume=True)
+        told = capfd.readouterr().err
+        assert "with new games: the saved games are damaged or something else" in told
+
+    def test_games_that_cannot_be_saved_for_another_reason_end_the_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(self: VectorEnvAdapter) -> bytes:
+            raise ValueError("a mistake in coordrl")
+
+        monkeypatch.setattr(VectorEnvAdapter, "save", fail)
+        with pytest.raises(ValueError, match="a mistake in coordrl"):
+            train(settings("a2c"), tmp_path / "run")
 
     def test_what_is_due_is_due_at_multiples_of_its_interval(self, tmp_path: Path) -> None:
         every_40 = ("run.checkpoint_interval=40", "run.evaluation_interval=40")
@@ -1235,7 +1259,7 @@ class TestEdges:
         self, journal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         train(settings("a2c"), tmp_path / "run")
-        restored = Restored(journal, games=True)
+        restored = Restored(journal)
         monkeypatch.setattr("coordrl.training.run._Run._restore", lambda self, path: restored)
         with pytest.raises(RunError, match="has a journal of another version of coordrl"):
             train(settings("a2c"), tmp_path / "run", resume=True)

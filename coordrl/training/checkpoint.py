@@ -3,7 +3,6 @@
 A checkpoint is read without unpickling anything but tensors, numbers and texts.
 """
 
-import contextlib
 import random
 import tempfile
 import zipfile
@@ -43,11 +42,11 @@ class Restored(NamedTuple):
 
     Attributes:
         journal: What was written with it.
-        games: Whether the games go on where they were; if not, new ones have to begin.
+        new_games: Why new games have to begin; None if those of the checkpoint go on.
     """
 
     journal: str
-    games: bool
+    new_games: str | None = None
 
 
 def write_checkpoint(model: BaseAlgorithm, journal: str, folder: Path) -> None:
@@ -70,8 +69,7 @@ def write_checkpoint(model: BaseAlgorithm, journal: str, folder: Path) -> None:
         "episode_starts": torch.as_tensor(model._last_episode_starts),
     }
     save_tensors(state, folder / STATE_FILE)
-    # ale-py, which plays where our emulator could not be built, cannot save a game.
-    with contextlib.suppress(ValueError):
+    if not _is_ale(model):
         (folder / GAMES_FILE).write_bytes(_environments(model).save())
     replay = getattr(model, "replay_buffer", None)
     if isinstance(replay, _REPLAY):
@@ -103,12 +101,11 @@ def read_checkpoint(model: BaseAlgorithm, folder: Path) -> Restored:
     if isinstance(replay, _REPLAY):
         with np.load(folder / REPLAY_FILE, allow_pickle=False) as arrays:
             replay.restore(arrays)
-    games = folder / GAMES_FILE
-    is_restored = games.exists() and _restore_games(model, games.read_bytes())
-    if is_restored:
+    new_games = _restore_games(model, folder / GAMES_FILE)
+    if new_games is None:
         model._last_episode_starts = state["episode_starts"].numpy()
     _restore_random_state(model, state["random"])
-    return Restored(state["journal"], is_restored)
+    return Restored(state["journal"], new_games)
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -172,12 +169,22 @@ def _environments(model: BaseAlgorithm) -> VectorEnvAdapter:
     return model.env
 
 
-def _restore_games(model: BaseAlgorithm, games: bytes) -> bool:
+def _is_ale(model: BaseAlgorithm) -> bool:
+    """Tell whether ale-py plays, as where our emulator could not be built: it saves no games."""
+    return getattr(_environments(model).envs, "emulator", None) == "ale"
+
+
+def _restore_games(model: BaseAlgorithm, path: Path) -> str | None:
+    """Go on with the games in a file, or return why that cannot be."""
+    if _is_ale(model):
+        return "ale-py plays here, which cannot go on with a game"
+    if not path.exists():
+        return "ale-py has played it, which cannot save a game"
     try:
-        model._last_obs = _environments(model).restore(games)  # type: ignore[assignment]
-    except ValueError:  # another emulator plays here than where the run began
-        return False
-    return True
+        model._last_obs = _environments(model).restore(path.read_bytes())  # type: ignore[assignment]
+    except ValueError as error:  # saved by another version
+        return str(error)
+    return None
 
 
 def _random_state(model: BaseAlgorithm) -> dict[str, Any]:

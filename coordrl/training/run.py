@@ -339,7 +339,7 @@ class _Learner:
 
     def _restore(self, checkpoint: Path) -> Restored:
         restored = read_checkpoints(self._model, checkpoint, self._ranks)
-        if not restored.games:
+        if restored.new_games is not None:
             seed = _stream(self._settings, "environment", self._steps)
             _seed_games(self._env, seed, self._ranks)
         return restored
@@ -456,8 +456,8 @@ class _Run(_Learner):
         self._find_best()
         self._progress.go_on_from(self._steps)
         how = ""
-        if not restored.games:
-            how = ", with new games: those of the checkpoint cannot be gone on with here"
+        if restored.new_games is not None:
+            how = f", with new games: {restored.new_games}"
         self._progress.say(f"going on from the checkpoint of step {self._steps:,}{how}")
 
     def _find_best(self) -> None:
