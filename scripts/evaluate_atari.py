@@ -30,6 +30,7 @@ from coordrl.agents import (
 )
 from coordrl.agents.saving import CARD_FILE, WEIGHTS_FILE, ZIP_FILE
 from coordrl.agents.video import FRAMES_PER_SECOND
+from coordrl.commands import reader_may_leave
 from coordrl.config import Protocol
 from coordrl.files import RunError, require_writable
 from coordrl.progress import Progress
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "results": [result.to_json() for result in results],
             }
             write_text(dump_json(table), arguments.json)
-        print_table(results, str(arguments.agent))  # last: who reads it may have left
+        print_table(results, str(arguments.agent))
     except KeyboardInterrupt:
         print("stopped before the end; nothing was reported", file=sys.stderr)
         return 130
@@ -156,7 +157,8 @@ def film(agent: Agent, arguments: Arguments, path: Path) -> None:
             on_frame=progress.update,
         )
     what = "the beginning of a game" if episode is None else f"{episode.episode_return:g} points"
-    print(f"{path}: {what}")
+    with reader_may_leave():
+        print(f"{path}: {what}")
 
 
 def print_table(results: Sequence[EvaluationResult], title: str) -> None:
@@ -181,7 +183,11 @@ def print_table(results: Sequence[EvaluationResult], title: str) -> None:
     }
     for name, cell in rows.items():
         table.add_row(name, *(cell(result) for result in results))
-    Console().print(table)
+    console = Console()
+    with console.capture() as text:  # rich would end the process where nobody reads any more
+        console.print(table)
+    with reader_may_leave():
+        print(text.get(), end="")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Literal
 import tyro
 
 from coordrl.agents import ActionScores, AgentError, load_agent, random_observations
+from coordrl.commands import reader_may_leave
 from coordrl.export import ExportError, export_onnx, export_program
 from coordrl.files import RunError, require_writable
 
@@ -54,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for target, export in targets:
             if target is not None:
                 difference = export(scores, example, target, dynamic=arguments.dynamic)
-                print(f"{target}: agrees with the agent to {difference:.1e} of its largest score")
+                with reader_may_leave():  # and get the other file all the same
+                    text = f"agrees with the agent to {difference:.1e} of its largest score"
+                    print(f"{target}: {text}")
     except KeyboardInterrupt:
         print("stopped; no file was written in part", file=sys.stderr)
         return 130

@@ -27,7 +27,7 @@ import torch
 import tyro
 from rich.console import Console
 
-from coordrl.commands import typed_command
+from coordrl.commands import reader_may_leave, typed_command
 from coordrl.emulator import available, unavailable_reason
 from coordrl.emulator.nvrtc import CudaError, require_gpu
 from coordrl.emulator.verification import (
@@ -105,7 +105,8 @@ def compare(options: Options, command: str) -> int:
     results = [record.results[name] for name in names]
     differ = sum(bool(result.difference) for result in results)
     counts = ", ".join(f"{count} {name}" for name, count in totals(results).items())
-    console.print(f"{len(results)} games, {differ} that differ; compared {counts}")
+    with reader_may_leave():
+        print(f"{len(results)} games, {differ} that differ; compared {counts}")
     return 1 if differ else 0
 
 
