@@ -139,6 +139,12 @@ def test_games_are_measured_one_after_the_other_or_in_one_batch() -> None:
     assert set(games(atari57=True)) - set(together) == {"skiing"}
 
 
+def test_environments_that_games_cannot_share_are_refused_before_anything_is_compiled() -> None:
+    with pytest.raises(ValueError, match=r"multiples of the 56 games .* got 4096: take 4088"):
+        Cuda(together=True).refuse()
+    Cuda(together=True, num_envs=(4088, 65520)).refuse()
+
+
 def test_a_table_of_texts_has_all_of_them() -> None:
     rows = list(target_rows({}))
     parts = list(tables(rows, 120))

@@ -1,7 +1,9 @@
 """The kernels go through NVIDIA's compiler, which needs no GPU, and what comes out is kept."""
 
+import os
 import re
 import struct
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -69,6 +71,31 @@ def test_the_kernels_fit_into_the_gpus_of_three_generations(
         assert kernel.stack_bytes <= 32 << 10
     interpreters = [s for name, s in function_sizes(cubin).items() if "run_instructions" in name]
     assert 0 < sum(interpreters) <= 48 << 10, "it fits into the instruction cache"
+
+
+COMPILE_WITH_ANOTHER = """
+import ctypes, sys
+ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)  # before cuda.bindings looks for its own
+from coordrl.emulator import nvrtc
+code, log = nvrtc.compile_kernels("compute_90", nvrtc.defines("pong"))
+print(nvrtc._bindings("nvrtc").nvrtcVersion()[1:], len(code) > 100_000, repr(log))
+"""
+
+
+@pytest.mark.slow
+def test_the_kernels_compile_with_the_compiler_that_torch_brings(tmp_path: Path) -> None:
+    # torch 2.9 to 2.13 for CUDA 13 ask for this one. It breaks where 13.2 and later do not.
+    wheel = ["pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", *wheel, "nvidia-cuda-nvrtc==13.0.88"], check=True)
+    library = next(tmp_path.rglob("libnvrtc.so.13"))
+
+    told = subprocess.run(
+        [sys.executable, "-c", COMPILE_WITH_ANOTHER, str(library)],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "LD_LIBRARY_PATH": str(library.parent)},  # for what it opens itself
+    )  # fmt: skip
+
+    assert told.stdout == "(13, 0) True ''\n", told.stderr
 
 
 @pytest.mark.parametrize("margin", ["", "ptxas         ."])  # the latter since NVRTC 13.5
@@ -232,6 +259,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> nvrtc.LoadedKernels:
     driver = Driver()
     monkeypatch.setattr(nvrtc, "_bindings", lambda _: driver)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=0))
     return nvrtc.LoadedKernels(b"cubin", torch.device("cuda:0"))
 

@@ -168,10 +168,14 @@ def test_options_that_would_change_nothing_are_refused(
 def test_the_sources_of_a_comparison_on_a_gpu_are_the_gpus_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
+    versions = {"gpu": "NVIDIA H200", "driver": "13.0", "nvrtc": "13.0"}
+    monkeypatch.setattr(verification, "gpu_versions", lambda: versions)
     folder = Path(verification.__file__).parent
 
     cpu, gpu = Comparison().conditions(), Comparison(device="cuda").conditions()
+
+    assert versions.items() <= gpu.items()
+    assert not versions.keys() & cpu.keys()
 
     assert cpu["sources"] == source_checksum(folder)
     assert gpu["sources"] == source_checksum(folder, gpu=True) != cpu["sources"]

@@ -61,7 +61,7 @@ class Occupancy:
 
     threads: int = _MAX_PLAYING_THREADS
     """Environments of a block, 1 to 64. The threads of a warp wait for those that do something else
-    at that moment, so in a warp of fewer than 32 environments each runs faster."""
+    at that moment, so in a warp of fewer than 32 environments each should run faster."""
     spare_bytes: int = 0
     """Shared memory that a block reserves and leaves alone, so that a multiprocessor runs fewer
     blocks at a time. Cache and shared memory are one: only where one or two blocks are left does a
@@ -70,6 +70,16 @@ class Occupancy:
     def __post_init__(self) -> None:
         in_range("threads", self.threads, 1, _MAX_PLAYING_THREADS)
         in_range("spare_bytes", self.spare_bytes, 0, None)
+
+    @classmethod
+    def filling(cls, num_envs: int, multiprocessors: int) -> "Occupancy":
+        """Return blocks so small that every multiprocessor of a GPU has one, or as large as can be.
+
+        Example:
+            >>> [Occupancy.filling(n, multiprocessors=132).threads for n in (100, 4096, 65536)]
+            [1, 32, 64]
+        """
+        return cls(threads=min(-(-num_envs // multiprocessors), _MAX_PLAYING_THREADS))
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,8 @@ class DeviceEmulator:
         autoreset: When the next episode begins, as in ``Emulator``.
         device: Where; a CUDA device.
         rom_path: Folder with ROM images; by default those in ale-py.
-        occupancy: How the environments are spread over the GPU.
+        occupancy: How the environments are spread over the GPU; ``Occupancy.filling`` it with those
+            of each game if None.
         make_kernels: What compiles and launches the kernels of each game; the tests have another
             for the CPU.
 
@@ -129,7 +140,7 @@ class DeviceEmulator:
         autoreset: Autoreset = "same_step",
         device: torch.device | str = "cuda",
         rom_path: str | os.PathLike[str] | None = None,
-        occupancy: Occupancy = Occupancy(),
+        occupancy: Occupancy | None = None,
         make_kernels: MakeKernels = nvrtc.kernels_for,
     ) -> None:
         names = (games,) if isinstance(games, str) else tuple(games)
@@ -156,6 +167,8 @@ class DeviceEmulator:
             nvrtc.require_gpu()
         self._latest = _allocate(num_envs, self.obs_shape, self.device)
         each = num_envs // len(names)
+        if occupancy is None:
+            occupancy = _filling(each, self.device)
         self._groups: list[_Group] = []
         made = make_kernels(names, self.device)
         for i, (game, native, rom, kernels) in enumerate(
@@ -418,6 +431,13 @@ class _Group:
             pictures = torch.from_numpy(bytes_of[i][size:-obs_bytes].copy())
             self._pictures[i, :4].copy_(pictures.to(device).view_as(self._pictures[i, :4]))
         self._notes.zero_()
+
+
+def _filling(num_envs: int, device: torch.device) -> Occupancy:
+    if device.type != "cuda":
+        return Occupancy()
+    properties = torch.cuda.get_device_properties(device)
+    return Occupancy.filling(num_envs, properties.multi_processor_count)
 
 
 def _address(tensor: Tensor | None) -> bytes:

@@ -86,6 +86,22 @@ def require_gpu() -> None:
     raise CudaError("device='cuda' needs an NVIDIA GPU with its driver, but torch sees none")
 
 
+def gpu_versions() -> dict[str, str]:
+    """Return what decides how the kernels run: the GPU, and what CUDA its driver and NVRTC have.
+
+    Raises:
+        CudaError: If there is no GPU, or no compiler for it.
+    """
+    require_gpu()
+    driver = _checked(_bindings("driver").cuDriverGetVersion())
+    compiler = _checked(_bindings("nvrtc").nvrtcVersion())
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "driver": f"{driver // 1000}.{driver % 1000 // 10}",
+        "nvrtc": "{}.{}".format(*compiler),
+    }
+
+
 def indexed(device: torch.device) -> torch.device:
     """Return the GPU that ``cuda`` means now, since the current one may change; others as given."""
     if device.type != "cuda" or not torch.cuda.is_available():
@@ -219,7 +235,7 @@ class LoadedKernels:
         self._driver = _bindings("driver")
         self._device = device
         with torch.cuda.device(device):
-            torch.cuda.current_stream(device)  # torch's context is the driver's current one
+            torch.cuda.synchronize(device)  # makes torch's context the driver's current one
             self._module = _checked(self._driver.cuModuleLoadData(cubin))
             self._context = _checked(self._driver.cuCtxGetCurrent())
         self._functions = {

@@ -21,8 +21,6 @@ from inspect import getsource
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 import coordrl.emulator
 from coordrl.config import AtariSettings
 from coordrl.emulator import (
@@ -45,6 +43,7 @@ from coordrl.emulator.lockstep import (
     compare_frames,
     compare_steps,
 )
+from coordrl.emulator.nvrtc import gpu_versions
 from coordrl.emulator.source_checksum import source_checksum
 from coordrl.files import RunError, reason, require_writable
 from coordrl.records import machine, write_json
@@ -122,7 +121,7 @@ class Comparison:
         folder = Path(coordrl.emulator.__file__).parent
         return {
             **({"steps": self.steps} if self.vector or on_gpu else {"frames": self.frames}),
-            **({"num_envs": self.num_envs, "gpu": torch.cuda.get_device_name()} if on_gpu else {}),
+            **({"num_envs": self.num_envs, **gpu_versions()} if on_gpu else {}),
             "seeds": list(self.seeds),
             "policies": list(POLICIES),
             "device": self.device,

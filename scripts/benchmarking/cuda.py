@@ -49,12 +49,22 @@ class Cuda(Benchmark):
     """Steps of a turn."""
     turns: int = 5
     """Turns of each row."""
-    threads: tuple[int, ...] = (Occupancy.threads,)
-    """Environments of a block: one row for each number."""
+    threads: tuple[int, ...] = ()
+    """Environments of a block: one row for each number, or one with what the emulator chooses."""
     spare_bytes: tuple[int, ...] = (Occupancy.spare_bytes,)
     """Shared memory that a block reserves, so that fewer run at a time: one row for each."""
     training: bool = True
     """Measure training as well, with what device has as defaults."""
+
+    def refuse(self) -> None:
+        """Refuse also, before anything is compiled, what no batch can be divided into."""
+        super().refuse()
+        for batch, num_envs in itertools.product(self._batches(), self.num_envs):
+            if num_envs % len(batch) != 0:
+                raise ValueError(
+                    f"--num-envs must be multiples of the {len(batch)} games that are played "
+                    f"together, got {num_envs}: take {num_envs - num_envs % len(batch)}"
+                )
 
     def rows(self) -> Iterator[Row]:
         """Yield what was played, what was trained, and how both stand to the targets."""
@@ -75,16 +85,22 @@ class Cuda(Benchmark):
         seconds = time.monotonic() - start
         yield {"kernels of games": len(played), "ready in s": round(seconds, 1)}
         for batch in batches:
-            for num_envs, *spread in itertools.product(
-                self.num_envs, self.threads, self.spare_bytes
-            ):
-                occupancy = Occupancy(*spread)
+            for num_envs, occupancy in self._ways(len(batch)):
                 yield {
                     "game": batch[0] if len(batch) == 1 else f"{len(batch)} games",
                     "num_envs": num_envs,
                     **dataclasses.asdict(occupancy),
                     **self._measure(batch, num_envs, occupancy),
                 }
+
+    def _ways(self, games: int) -> Iterator[tuple[int, Occupancy]]:
+        """Yield how many environments of so many games are played, and how they are spread."""
+        multiprocessors = torch.cuda.get_device_properties().multi_processor_count
+        for num_envs in self.num_envs:
+            chosen = Occupancy.filling(num_envs // games, multiprocessors)
+            for threads in self.threads or (chosen.threads,):
+                for spare_bytes in self.spare_bytes:
+                    yield num_envs, Occupancy(threads, spare_bytes)
 
     def _batches(self) -> list[tuple[str, ...]]:
         """Return the games that are played at the same time."""
@@ -96,14 +112,14 @@ class Cuda(Benchmark):
     def summary(self, rows: list[Row]) -> Row:
         """Return the median over the games, and how far the slowest is below it."""
         result: Row = {}
-        for way in itertools.product(self.num_envs, self.threads, self.spare_bytes):
-            speeds = [
-                float(row["frames a second"])  # type: ignore[arg-type]
-                for row in rows
-                if "threads" in row and (row["num_envs"], row["threads"], row["spare_bytes"]) == way
-            ]
+        by_way: dict[tuple[object, ...], list[float]] = {}
+        for row in rows:
+            if "threads" in row:
+                way = (row["num_envs"], row["threads"], row["spare_bytes"])
+                by_way.setdefault(way, []).append(float(row["frames a second"]))  # type: ignore[arg-type]
+        for spread, speeds in by_way.items():
             median = statistics.median(speeds)
-            name = "{} environments in blocks of {} with {} spare bytes".format(*way)
+            name = "{} environments in blocks of {} with {} spare bytes".format(*spread)
             result[f"{name}, median frames a second"] = round(median)
             result[f"{name}, slowest over median"] = round(min(speeds) / median, 2)
         return result

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from benchmarking.games import has_envpool
 from benchmarking.ratios import Ratio, Row
+from coordrl.emulator.nvrtc import gpu_versions
 from coordrl.records import processor, write_json
 
 # Of /proc/cpuinfo: what decides whether bfloat16 pays, which the processor's name may not tell.
@@ -35,7 +36,7 @@ def surroundings() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "torch threads": torch.get_num_threads(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            **(gpu_versions() if torch.cuda.is_available() else {"gpu": None}),
             "load": [round(load, 1) for load in os.getloadavg()],
         },
         "versions": {

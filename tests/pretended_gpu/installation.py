@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -65,6 +66,7 @@ def install(folder: Path, spoiled_launch: int) -> None:
             "device_count": lambda: 1,
             "current_device": lambda: 0,
             "get_device_capability": lambda _=None: (9, 0),
+            "get_device_properties": lambda _=None: SimpleNamespace(multi_processor_count=132),
             "get_device_name": lambda _=None: "a pretended GPU",
             "memory_allocated": memory_allocated,
             "is_bf16_supported": lambda: True,
