@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -291,6 +291,32 @@ def patched() -> nn.Module:
     return model
 
 
+def seamless() -> nn.Module:
+    """As patches for pictures that tile do it."""
+    model: Any = nn.Sequential(nn.Conv2d(3, 4, 1))
+    model[0]._conv_forward = lambda x, weight, bias: x
+    return cast(nn.Module, model)
+
+
+def test_a_layer_that_was_compiled_gives_no_call_to_the_new_one() -> None:
+    model: Any = nn.Sequential(nn.Conv2d(2, 3, 3))
+    model[0].compile(backend="eager")
+    x = torch.randn(1, 2, 6, 5)
+    before = model(x)
+    for swap in (to_coordconv, from_coordconv):
+        swap(model)
+        assert_close(model(x), before)
+        model(x).sum().backward()
+        assert model[0].weight.grad is not None
+
+
+def test_marks_of_a_weight_are_kept() -> None:
+    layer: Any = nn.Conv2d(3, 4, 3)
+    layer.weight.no_decay = True
+    swapped: Any = to_coordconv(layer)
+    assert swapped.weight.no_decay
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -300,6 +326,11 @@ def patched() -> nn.Module:
             "to swap; those that it has are CoordConv al",
         ),
         (patched, "layer '0' has a forward pass that was put on it, which would be lost"),
+        (seamless, "layer '0' has a forward pass that was put on it, which would be lost"),
+        (
+            lambda: nn.Conv2d(2, 3, 3, dtype=torch.complex64),
+            "the layer is of torch.complex64, and coordinates are real",
+        ),
         (lambda: nn.Sequential(nn.LazyConv2d(3, 3)), "layer '0' is lazy and has no weights yet"),
         (tied, r"layer '0' shares a parameter with another layer \(0.weight, 1.weight\)"),
         (hooked, "layer '0' has hooks, which would be lost"),
@@ -316,6 +347,8 @@ def patched() -> nn.Module:
         "none",
         "already",
         "patched",
+        "seamless",
+        "complex",
         "lazy",
         "tied",
         "hooked",

@@ -19,6 +19,7 @@ from torch import Tensor, distributed, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -296,6 +297,16 @@ def test_parts_take_each_argument_for_its_axis(layer: nn.Module, at_once: int) -
     expected = layer(x)
     with samples_at_once(at_once):
         assert_close(layer(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of the checks of the shape
+def test_a_trace_keeps_the_aspect_of_any_size() -> None:
+    layer = CoordConv2d(1, 2, 3, system=CoordinateSystem(keep_aspect=True))
+    traced = torch.jit.trace(layer, torch.randn(2, 1, 6, 7))  # type: ignore[no-untyped-call]
+    for size in ((9, 5), (4, 8), (6, 6)):
+        x = torch.randn(3, 1, *size)
+        assert_close(traced(x), layer(x))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
@@ -970,6 +981,49 @@ def test_a_layer_that_learns_forgets_its_maps() -> None:
     assert layer._remembered is None
 
 
+@pytest.mark.parametrize("axes", [1, 2])
+def test_a_kernel_of_many_taps_costs_no_square_of_them(axes: int) -> None:
+    layer = (CoordConv1d, CoordConv2d)[axes - 1](1, 1, 4096 if axes == 1 else 64)
+    x = torch.randn(1, 1, *[5000, 70][axes - 1 : axes] * axes)
+    grid = layer.coordinate_grid(*x.shape[2:])
+    by_definition = (F.conv1d, F.conv2d)[axes - 1](
+        torch.cat([x, grid], dim=1), layer.weight, layer.bias
+    )
+    assert_close(layer(x), by_definition, rtol=1e-4, atol=1e-4)
+    assert list(layer._bases.values()) == [None]
+
+
+def test_coordinates_of_very_different_sizes_are_exact_each() -> None:
+    system = CoordinateSystem(origin=(0.0, 0.0), extent=(1e6, 1e-6))
+    layer = CoordConv2d(
+        4, 8, 8, stride=2, padding=(3, 0), padding_mode="circular", system=system
+    ).double()
+    x = torch.randn(2, 4, 44, 44).double()
+    y = layer(x)
+    grid = layer.coordinate_grid(44, 44, dtype=torch.float64).expand(2, -1, -1, -1)
+    wide = F.pad(torch.cat([x, grid], dim=1), (0, 0, 3, 3), mode="circular")
+    by_definition = F.conv2d(wide, layer.weight, layer.bias, stride=2)
+    ours, theirs = (
+        torch.autograd.grad(out.sin().sum(), layer.weight, retain_graph=True)[0][:, 5]
+        for out in (y, by_definition)
+    )
+    assert_close(ours, theirs, rtol=1e-4, atol=0)
+
+
+def test_a_padding_that_was_put_on_a_layer_is_that_of_its_map() -> None:
+    layer = CoordConv2d(2, 2, 3, padding=1, padding_mode="circular")
+    x = torch.randn(1, 2, 5, 4)
+    layer(x)
+    layer._reversed_padding_repeated_twice = [2, 0, 2, 0]  # on one side, as of a causal model
+    assert_close(layer(x), copy.deepcopy(layer)(x))
+
+
+def test_a_layer_of_float64_runs_on_meta() -> None:
+    layer = CoordConv2d(3, 8, 7, dtype=torch.float64, device="meta")
+    x = torch.empty(2, 3, 32, 31, dtype=torch.float64, device="meta")
+    assert layer(x).shape == (2, 8, 26, 25)
+
+
 def test_threads_may_share_a_layer() -> None:
     layer = CoordConv2d(2, 3, 3, padding=1)
     inputs = [torch.randn(1, 2, 5 + i % 11, 7 + i % 13) for i in range(200)]
@@ -1085,6 +1139,28 @@ def root_mean_square(error: Tensor) -> float:
     return error.square().mean().sqrt().item()
 
 
+def test_forward_mode_sees_the_tangent_of_a_bias() -> None:
+    layer, x = CoordConv2d(2, 3, 2), torch.randn(4, 2, 5, 4)
+    with forward_ad.dual_level(), samples_at_once(2):
+        bias = forward_ad.make_dual(torch.zeros(3), torch.ones(3))  # type: ignore[no-untyped-call]
+        y = torch.func.functional_call(layer, {"bias": bias}, (x,))
+        tangent = forward_ad.unpack_dual(y).tangent  # type: ignore[no-untyped-call]
+    assert_close(tangent, torch.ones(4, 3, 4, 3))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_many_tangents_at_once_are_the_jacobian(layout: torch.memory_format) -> None:
+    layer = CoordConv2d(2, 3, 2).double()
+    x = torch.randn(2, 2, 4, 3).double().contiguous(memory_format=layout)
+    jacobian: Any = torch.autograd.functional.jacobian
+
+    def summed(x: Tensor) -> Any:
+        return layer(x).square().sum(dim=(2, 3))
+
+    forward = jacobian(summed, x, strategy="forward-mode", vectorize=True)
+    assert_close(forward, jacobian(summed, x))
+
+
 @pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "bfloat16 layer"])
 def test_bfloat16_tells_more_columns_apart_than_concatenation_does(autocast: bool) -> None:
     torch.manual_seed(0)
@@ -1181,6 +1257,28 @@ def test_traces_into_calls_of_whole_layers_as_those_of_torch_do() -> None:
     assert_close(traced(x), model(x))
 
 
+class Doubling(CoordConv2d):
+    def forward(self, input: Tensor, **place: Any) -> Tensor:
+        return super().forward(2 * input, **place)
+
+
+def test_tracing_notes_hooks_and_the_forward_of_a_subclass_down_once() -> None:
+    bias = CoordBias(3)
+    nn.init.normal_(bias.weight)
+    model = nn.Sequential(Doubling(2, 3, 3, bias=False), bias)
+    for layer in model:
+        layer.register_forward_pre_hook(lambda _, arguments: (3 * arguments[0],))
+        layer.register_forward_hook(lambda *what: 10 * what[-1])
+
+    traced = torch.fx.symbolic_trace(model)
+
+    x = torch.randn(2, 2, 6, 5)
+    assert_close(traced(x), model(x))
+    assert [node.op for node in traced.graph.nodes] == [
+        *("placeholder", "call_module", "call_module", "output"),
+    ]
+
+
 @pytest.mark.parametrize(
     "layer", [CoordConv2d(2, 3, 3), CoordConvTranspose2d(2, 3, 3), CoordBias(2)]
 )
@@ -1211,6 +1309,22 @@ def assert_compiles_for_any_size(layer: nn.Module, **options: Any) -> None:
             assert_close(gradient, parameter.grad)
         with torch.no_grad():
             assert_close(compiled(x), layer(x))
+
+
+class Cropped(nn.Module):
+    """Each sample is a crop from another place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = CoordConv2d(2, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        placed: Tensor = self.layer(x, origin=x.mean(dim=(2, 3)), extent=(1.0, 2.0))
+        return placed
+
+
+def test_compiles_for_any_size_with_given_places() -> None:
+    assert_compiles_for_any_size(Cropped(), backend="aot_eager")
 
 
 def test_compiles_for_any_size() -> None:

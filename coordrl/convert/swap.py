@@ -38,8 +38,11 @@ _WIDE: dict[type[nn.Module], type[CoordConv]] = {
     nn.ConvTranspose3d: CoordConvTranspose3d,
 }
 _PLAIN: dict[type[nn.Module], type[nn.Module]] = {wide: plain for plain, wide in _WIDE.items()}
-# Attributes that a plain layer has no use for.
-_COORDINATES = frozenset({"with_r", "system", "num_coords", "_remembered", "_bases"})
+# Attributes that the other layer has no use for: what is of coordinates, and the compiled call of
+# this layer, with its weights.
+_LEFT = frozenset(
+    {"with_r", "system", "num_coords", "_remembered", "_bases", "_compiled_call_impl"}
+)
 
 
 def to_coordconv(
@@ -168,18 +171,24 @@ def _refuse_what_cannot_be_swapped(
             f"{_quoted(name)} is a {type(layer).__name__}, whose own forward pass would be"
             f" lost{advice}"
         )
-    if "forward" in vars(layer):
-        raise ValueError(
-            f"{_quoted(name)} has a forward pass that was put on it, which would be lost; take it"
-            " off first"
-        )
     for parameter in layer.parameters(recurse=False):
+        if parameter.is_complex():
+            raise ValueError(f"{_quoted(name)} is of {parameter.dtype}, and coordinates are real")
         names = shared[id(parameter)]
         if len(names) > 1:
             raise ValueError(
                 f"{_quoted(name)} shares a parameter with another layer ({', '.join(names)});"
                 " untie them first"
             )
+    _refuse_to_lose(name, layer)
+
+
+def _refuse_to_lose(name: str, layer: nn.Module) -> None:
+    if vars(layer).keys() & {"forward", "_conv_forward"}:
+        raise ValueError(
+            f"{_quoted(name)} has a forward pass that was put on it, which would be lost; take it"
+            " off first"
+        )
     # Every kind of hook is kept in a dictionary of its own, named for it.
     hooks = [value for key, value in vars(layer).items() if key.endswith("_hooks")]
     for parameter in layer.parameters(recurse=False):
@@ -249,10 +258,11 @@ def _narrowed(layer: CoordConv) -> nn.Module:
 def _filled(target: _ConvNd, weight: Tensor, source: _ConvNd) -> nn.Module:
     weight = _laid_out_like(source.weight, weight)
     target.weight = nn.Parameter(weight, requires_grad=source.weight.requires_grad)
+    vars(target.weight).update(vars(source.weight))  # such as a mark for the optimizer
     target.register_parameter("bias", cast(nn.Parameter | None, source.bias))
     # What padding modes other than zeros pad is fixed when a layer is made.
     target._reversed_padding_repeated_twice = source._reversed_padding_repeated_twice
-    for name in vars(source).keys() - vars(target).keys() - _COORDINATES:
+    for name in vars(source).keys() - vars(target).keys() - _LEFT:
         setattr(target, name, getattr(source, name))
     return target.train(source.training)
 

@@ -1,4 +1,8 @@
-"""Sums of a convolution and a coordinate map, with gradients that are faster than torch's own."""
+"""Sums of a convolution and a coordinate map, with gradients that are faster than torch's own.
+
+A layer takes them where it just runs: under forward-mode differentiation, as under other
+transformations, it takes plain operations.
+"""
 
 import sys
 from typing import Any, NamedTuple
@@ -61,11 +65,6 @@ class AddMap(torch.autograd.Function):
         """Return the gradients of the batch and of the map."""
         return grad, _sum_over_batch(grad, ctx.map_dtype)
 
-    @staticmethod
-    def jvp(ctx: Any, y_tangent: Tensor, map_tangent: Tensor) -> Tensor:
-        """Return the tangent of the sum."""
-        return y_tangent.add_(map_tangent)
-
 
 class ConvolveInParts(torch.autograd.Function):
     """The sum of a convolution and a map, a part of the batch after the other.
@@ -87,7 +86,6 @@ class ConvolveInParts(torch.autograd.Function):
     ) -> Tensor:
         """Convolve the parts of ``x`` one after the other, and add the map to each."""
         ctx.save_for_backward(x, weight)
-        ctx.save_for_forward(weight)
         ctx.bias_size = None if bias is None else bias.shape
         ctx.arguments = arguments
         ctx.map_dtype = coord_map.dtype
@@ -110,13 +108,6 @@ class ConvolveInParts(torch.autograd.Function):
         )
         of_map = _sum_over_batch(grad, ctx.map_dtype) if ctx.needs_input_grad[3] else None
         return *of_convolution, of_map, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, x_tangent: Tensor, *_: Tensor | None) -> Tensor:
-        """Return the tangent of the sum."""
-        # Parameters have no tangents: a layer that is given such weights is not plain.
-        (weight,) = ctx.saved_tensors
-        return torch.convolution(x_tangent, weight, None, *ctx.arguments)
 
 
 def _sum_over_batch(batch: Tensor, dtype: torch.dtype) -> Tensor:

@@ -38,6 +38,7 @@ from coordrl.layers.contexts import (
 from coordrl.layers.coord_map import (
     MAX_BASIS,
     MAX_REMEMBERED,
+    MAX_TAPS,
     Basis,
     Place,
     Remembered,
@@ -53,14 +54,20 @@ from coordrl.layers.grid import (
     channels_of,
     coordinate_grid,
 )
+from coordrl.layers.tracing import NotedDown
 
 # What maps depend on beside weights and place; it may be changed on a layer that has run.
-_SHAPING = frozenset({"stride", "padding", "dilation", "padding_mode", "system", "with_r"})
+_SHAPING = frozenset(
+    {
+        *("stride", "padding", "dilation", "padding_mode", "_reversed_padding_repeated_twice"),
+        *("system", "with_r"),
+    }
+)
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED_CONVOLUTIONS = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
-class CoordConv(_ConvNd):
+class CoordConv(NotedDown, _ConvNd):
     """What the layers share: the two terms of the forward pass, and what is kept of the second.
 
     A layer inherits from the one of ``torch.nn`` that it widens as well, so that whoever looks
@@ -113,8 +120,8 @@ class CoordConv(_ConvNd):
         place = self._place(x, wide_weight, output_padding)
         # In a graph, and under the transforms of torch.func, plain operations serve best.
         if given is not None or not is_plain(wide_weight):
-            if given is None and x.ndim == self.axes + 2 and compiles_any_size(x.shape[2:]):
-                return self._concatenate(x, wide_weight, output_padding)
+            if x.ndim == self.axes + 2 and compiles_any_size(x.shape[2:]):
+                return self._concatenate(x, wide_weight, output_padding, given)
             weight, coord_weight = self._split(wide_weight)
             y = self._convolve(x, weight, self.bias, self.groups, output_padding)
             maps = self._convolve_grid(coord_weight, place, given)
@@ -327,11 +334,16 @@ class CoordConv(_ConvNd):
             return self._convolve(grid, weight, None, 1, place.output_padding)
 
     def _concatenate(
-        self, x: Tensor, wide_weight: Tensor, output_padding: tuple[int, ...]
+        self,
+        x: Tensor,
+        wide_weight: Tensor,
+        output_padding: tuple[int, ...],
+        given: Tensor | None,
     ) -> Tensor:
         """Return the output by the definition, in which nothing is of batch 1."""
-        grid = self.coordinate_grid(*x.shape[2:], device=x.device, dtype=x.dtype)
-        grid = grid.expand(x.shape[0], -1, *x.shape[2:])
+        if given is None:
+            given = self.coordinate_grid(*x.shape[2:], device=x.device, dtype=x.dtype)
+        grid = given.to(x.dtype).expand(x.shape[0], -1, *x.shape[2:])
         parts = [torch.cat([part, grid], dim=1) for part in x.chunk(self.groups, dim=1)]
         wide = torch.cat(parts, dim=1)
         return self._convolve(wide, wide_weight, self.bias, self.groups, output_padding)
@@ -349,15 +361,15 @@ class CoordConv(_ConvNd):
         # A tensor made in inference mode could not take part in autograd later.
         with torch.inference_mode(False), torch.no_grad(), no_autocast(place.device):
             grid = self._own_grid(exact)
+            of_one = grid.new_zeros(1, 1, *place.kernel_size)
+            size = self._convolve(grid[:, :1], of_one, None, 1, place.output_padding).shape[2:]
+            if rows * size.numel() > MAX_BASIS or rows * taps > MAX_TAPS:
+                remember_at(self._bases, place, None)
+                return None
             one_each = torch.eye(taps, device=exact.device, dtype=exact.dtype)
             one_each = one_each.view(taps, 1, *place.kernel_size)
             if self.transposed:
                 one_each = one_each.transpose(0, 1)
-            of_one = one_each[:1, :1]
-            size = self._convolve(grid[:, :1], of_one, None, 1, place.output_padding).shape[2:]
-            if rows * size.numel() > MAX_BASIS:
-                remember_at(self._bases, place, None)
-                return None
             one_each = one_each.repeat(self.num_coords, *[1] * (self.axes + 1))
             maps = self._convolve(grid, one_each, None, self.num_coords, place.output_padding)
             factors = factorize(maps.view(rows, -1), taps)

@@ -10,10 +10,10 @@ from coordrl.layers.grid import (
     channels_of,
     coordinate_grid,
 )
-from coordrl.layers.tracing import is_traced, traced_call
+from coordrl.layers.tracing import NotedDown
 
 
-class CoordBias(nn.Module):
+class CoordBias(NotedDown):
     """A bias that depends on the position: each channel plus a weighted sum of the coordinates.
 
     Put behind a convolution it makes the cheap relative of CoordConv. Without padding, the k^2
@@ -78,8 +78,7 @@ class CoordBias(nn.Module):
         self, x: Tensor, *, origin: PerAxis | None = None, extent: PerAxis | None = None
     ) -> Tensor:
         """Add the weighted coordinates to ``x``."""
-        if is_traced(x):
-            return traced_call(self, x, origin=origin, extent=extent)
+        self._refuse_traced(x)
         if x.ndim != self.axes + 2 or x.shape[1] != self.channels:
             letters = ", ".join("DHW"[-self.axes :])
             raise ValueError(

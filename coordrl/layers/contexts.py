@@ -26,6 +26,7 @@ def is_plain(weight: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._is_tracing()
+        and torch.autograd.forward_ad._current_level < 0  # no tangents
         and not torch._C._len_torch_dispatch_stack()  # whose tensors may hold no values
     )
 

@@ -9,7 +9,6 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from coordrl.layers.base import CoordConv
 from coordrl.layers.grid import PAPER_SYSTEM, CoordinateSystem, PerAxis
-from coordrl.layers.tracing import is_traced, traced_call
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -59,8 +58,7 @@ class _Convolution(CoordConv):
         coords: Tensor | None = None,
     ) -> Tensor:
         """Convolve ``input`` and its coordinates, or the coordinates that are given."""
-        if is_traced(input):
-            return traced_call(self, input, origin=origin, extent=extent, coords=coords)
+        self._refuse_traced(input)
         self._check_input(input)
         return self._forward(input, (), self._given_grid(input, origin, extent, coords))
 
@@ -115,9 +113,7 @@ class _TransposedConvolution(CoordConv, _ConvTransposeNd):
 
         ``output_size`` picks one of the sizes that the stride allows, as in ``torch.nn``.
         """
-        if is_traced(input):
-            place = {"origin": origin, "extent": extent, "coords": coords}
-            return traced_call(self, input, output_size=output_size, **place)
+        self._refuse_traced(input)
         self._check_input(input)
         given = self._given_grid(input, origin, extent, coords)
         if output_size is None:

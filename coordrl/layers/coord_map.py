@@ -40,6 +40,8 @@ _MAX_PLACES = 8
 MAX_REMEMBERED = 2**24
 # Largest basis, in numbers, by which a layer computes its map as a product; above, it convolves.
 MAX_BASIS = 2**18
+# Most numbers of the kernels by which a basis is made, one for each tap of each coordinate.
+MAX_TAPS = 2**21
 # Smallest basis, in numbers, that is worth two narrow products in place of one.
 _MIN_FACTORIZED = 2**14
 
@@ -50,13 +52,13 @@ def factorize(maps: Tensor, taps: int) -> list[Tensor]:
     Without padding, the maps of the taps of a kernel are one map, shifted. A shift adds a constant
     to coordinates along axes, so a constant and one map of each coordinate make up all the others.
     """
-    if maps.dtype != torch.float64 or maps.numel() < _MIN_FACTORIZED:
+    if maps.dtype != torch.float64 or maps.numel() < _MIN_FACTORIZED or maps.is_meta:
         return [maps]
     of_first_tap = torch.cat([torch.ones_like(maps[:1]), maps[::taps]])
     directions = torch.linalg.qr(of_first_tap.t()).Q.t()
     shares = maps @ directions.t()
-    rounding = 1e-12 * maps.abs().max().item()
-    if not torch.allclose(shares @ directions, maps, rtol=0, atol=rounding):
+    rounding = 1e-12 * maps.abs().amax(dim=1, keepdim=True)
+    if not bool(((shares @ directions - maps).abs() <= rounding).all()):
         return [maps]
     return [shares, directions]
 

@@ -1,5 +1,6 @@
 """Coordinates of the pixels of a feature map, in the systems that networks are given them in."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -181,7 +182,7 @@ def coordinate_grid(
         half = extents[axis] / 2
         middle = origins[axis] + half
         if system.keep_aspect:
-            half = half * (_intervals(length, system) / _intervals(max(size), system))
+            half = half * (_intervals(length, system) / _intervals(_longest(size), system))
         ramp = _ramp(middle, half, length, system, device, wide)
         ramps.append(ramp.view(-1, *[1] * (len(size) - 1 - axis), length, *[1] * axis))
     coordinates = list(torch.broadcast_tensors(*ramps))  # type: ignore[no-untyped-call]
@@ -197,6 +198,13 @@ def coordinate_grid(
         channels += [torch.sin(2**k * math.pi * c) for c in coordinates]
         channels += [torch.cos(2**k * math.pi * c) for c in coordinates]
     return torch.stack(channels, dim=1).to(dtype)
+
+
+def _longest(size: Sequence[int]) -> int:
+    """Return ``max(size)``, by arithmetic where a graph is traced, which has no comparisons."""
+    if not torch._C._is_tracing():
+        return max(size)
+    return functools.reduce(lambda one, other: (one + other + abs(one - other)) // 2, size)
 
 
 def _intervals(length: int, system: CoordinateSystem) -> int:

@@ -1,32 +1,29 @@
 """Layers in graphs of torch.fx."""
 
-from typing import Any, TypeGuard, cast
+from typing import Any
 
-from torch import Tensor, fx, nn
-
-
-def is_traced(x: object) -> TypeGuard[fx.Proxy]:
-    """Tell whether ``x`` stands for a tensor in a graph that is being noted down."""
-    return isinstance(x, fx.Proxy)
+from torch import fx, nn
 
 
-def traced_call(layer: nn.Module, x: fx.Proxy, **arguments: Any) -> Tensor:
-    """Return a call of the whole layer with ``x`` and those arguments that are not None.
+class NotedDown(nn.Module):
+    """A layer whose calls torch.fx notes down as a whole, as it does with those of ``torch.nn``.
 
-    That is how torch.fx notes down the layers of ``torch.nn``. Into others it looks, where ours
-    ask for sizes, which it does not know.
-
-    Raises:
-        ValueError: If the layer is not part of what is traced, but all of it.
+    Into others it looks, where ours ask for sizes, which it does not know.
     """
-    tracer = x.tracer
-    assert isinstance(tracer, fx.Tracer)
-    path = tracer.path_of_module(layer)
-    if not path:
-        raise ValueError(
-            f"torch.fx notes down whole layers and expects {type(layer).__name__} to be part of a"
-            " model, got the layer alone; trace nn.Sequential(layer)"
-        )
-    given = {name: value for name, value in arguments.items() if value is not None}
-    noted = tracer.create_proxy("call_module", path, (x,), given)
-    return cast(Tensor, noted)  # for which it stands
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the layer, or note that down, once with its hooks and a subclass's ``forward``."""
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        if not isinstance(x, fx.Proxy):
+            return super().__call__(*args, **kwargs)
+        tracer = x.tracer
+        assert isinstance(tracer, fx.Tracer)
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
+
+    def _refuse_traced(self, x: object) -> None:
+        """Raise a ValueError if torch.fx traces the layer alone, of which it calls ``forward``."""
+        if isinstance(x, fx.Proxy):
+            raise ValueError(
+                f"torch.fx notes down whole layers and expects {type(self).__name__} to be part of"
+                " a model, got the layer alone; trace nn.Sequential(layer)"
+            )
