@@ -50,6 +50,7 @@ class ImageRolloutBuffer(RolloutBuffer):
         BaseBuffer.reset(self)
         steps = (self.buffer_size, self.n_envs)
         if not hasattr(self, "_images"):
+            _require_bytes(self)
             channels, height, width = self.obs_shape
             self._images = torch.empty((*steps, height, width, channels), dtype=torch.uint8)
             self.observations = self._images.permute(0, 1, 4, 2, 3).numpy()
@@ -106,6 +107,16 @@ class ImageRolloutBuffer(RolloutBuffer):
         return RolloutBufferSamples(images.to(self.device), actions.to(self.device), *on_device)
 
 
+def _require_bytes(buffer: BaseBuffer) -> None:
+    """Raise a ValueError if observations are none that a buffer of bytes can hold."""
+    space = buffer.observation_space
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3:
+        raise ValueError(
+            f"{type(buffer).__name__} keeps images of bytes (C, H, W), got {space}; take a buffer "
+            "of Stable-Baselines3, or VecNormalize(norm_obs=False)"
+        )
+
+
 def _copy_channels(images: NDArray[np.uint8], into: NDArray[np.uint8]) -> None:
     """Copy ``(N, C, H, W)`` into another layout, which one transposed copy takes longer for."""
     for channel in range(images.shape[1]):
@@ -156,6 +167,7 @@ class FrameReplayBuffer(ReplayBuffer):
     ) -> None:
         # Past ReplayBuffer's own, which takes the memory that is to be saved.
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
+        _require_bytes(self)
         self.buffer_size = max(buffer_size // n_envs, 1)
         self.optimize_memory_usage = False  # SB3's own way, which cannot handle timeouts
         self.handle_timeout_termination = handle_timeout_termination
@@ -232,7 +244,8 @@ class FrameReplayBuffer(ReplayBuffer):
             env = int(np.flatnonzero(~(begins | goes_on))[0])
             raise ValueError(
                 "FrameReplayBuffer needs stacks of frames that move on by one frame a step and "
-                f"begin with zeros; the observation of environment {env} does neither"
+                f"begin with zeros; the observation of environment {env} does neither. Were the "
+                "environments reset or stepped between two calls of learn? Evaluate in others"
             )
         return np.where(goes_on, np.minimum(before + 1, obs.shape[1] - 1), 0)
 

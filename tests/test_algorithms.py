@@ -30,6 +30,15 @@ ACTIONS = spaces.Discrete(4)
 EXTRACTOR = {"specs": [[4, 8, 4], [6, 3, 1]], "features_dim": 16, "coords": "all"}
 
 
+@pytest.mark.parametrize("buffer", [ImageRolloutBuffer, FrameReplayBuffer])
+@pytest.mark.parametrize(
+    "space", [spaces.Box(-10, 10, (3, 36, 40)), spaces.Box(0, 255, (128,), np.uint8)]
+)
+def test_what_no_byte_can_hold_is_refused(buffer: Any, space: spaces.Box) -> None:
+    with pytest.raises(ValueError, match=r"keeps images of bytes \(C, H, W\), got Box.*norm_obs=F"):
+        buffer(5, space, ACTIONS, "cpu", n_envs=2)
+
+
 def seed_everything(seed: int) -> None:
     """Seed the streams that SB3's policies, buffers and DQN draw from."""
     np.random.seed(seed)  # noqa: NPY002

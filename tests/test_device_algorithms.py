@@ -19,8 +19,10 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecCheckNan
+from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -639,6 +641,56 @@ def test_other_environments_are_refused() -> None:
     envs = gymnasium.make_vec("CartPole-v1", 2, "sync", vector_kwargs=same_step)
     with pytest.raises(ValueError, match=r"PPO .* stacks of gray frames, got SyncV"):
         device_algorithms.PPO("CnnPolicy", VectorEnvAdapter(envs))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_environments_that_replace_others_are_checked_as_those_were(name: str) -> None:
+    algorithm = model(device_algorithms, name)
+    with pytest.raises(ValueError, match=rf"{name} on a device needs .* make_sb3_env, got <.*VecC"):
+        algorithm.set_env(VecCheckNan(games()))
+    sooner = dataclasses.replace(GAME, max_frames_per_episode=20)
+    with pytest.raises(ValueError, match=r"cut off after 5 steps, .* was made for 15: make a new"):
+        algorithm.set_env(games(settings=sooner))
+    algorithm.set_env(games())
+    assert algorithm.learn(60).num_timesteps == 60
+
+
+def test_policies_that_compute_something_else_are_refused() -> None:
+    class Masked(ActorCriticCnnPolicy):
+        def _get_action_dist_from_latent(self, latent_pi: torch.Tensor) -> Any:
+            logits = self.action_net(latent_pi) + torch.tensor([0.0, 0.0, -1e9, -1e9])
+            return self.action_dist.proba_distribution(action_logits=logits)
+
+    class Shifted(QNetwork):
+        def forward(self, obs: Any) -> torch.Tensor:
+            return super().forward(obs) + 1
+
+    class Dueling(DQNPolicy):
+        def make_q_net(self) -> QNetwork:
+            arguments = self._update_features_extractor(self.net_args)
+            return Shifted(**arguments).to(self.device)
+
+    for name, policy in {"PPO": Masked, "A2C": Masked, "DQN": Dueling}.items():
+        with pytest.raises(ValueError, match=f"{name} .* and {policy.__name__} computes something"):
+            getattr(device_algorithms, name)(
+                policy, games(), device="cpu", policy_kwargs={**NETWORK}, **ALL[name]
+            )
+
+
+def test_dqn_refuses_returns_of_several_steps() -> None:
+    with pytest.raises(ValueError, match="has returns of 1 step, got n_steps=3"):
+        model(device_algorithms, "DQN", n_steps=3)
+
+
+def test_a_replay_buffer_comes_back_from_its_file(tmp_path: Path) -> None:
+    algorithm = model(device_algorithms, "DQN", optimize_memory_usage=True)
+    algorithm.learn(60)
+    algorithm.save_replay_buffer(tmp_path / "replay.pkl")
+    kept = algorithm.replay_buffer
+    algorithm.load_replay_buffer(tmp_path / "replay.pkl")
+    assert algorithm.replay_buffer is not kept
+    assert_close(algorithm.replay_buffer.rewards, kept.rewards)
+    assert algorithm.learn(60, reset_num_timesteps=False).num_timesteps == 120
 
 
 @pytest.mark.parametrize("buffer_size", [3, 24, 66, 900])

@@ -176,6 +176,11 @@ def _seen_by(agent: Agent) -> AtariSettings:
             f" and this one observes {agent.policy.observation_space}"
         )
     stack_size, height, width = shape
+    if stack_size == 3 and (height, width) in _SCREENS:
+        raise AgentError(
+            f"this agent observes {shape}, as games in one colored picture are shown; evaluate it"
+            " in Python, by settings=AtariSettings(...) as it was trained with"
+        )
     return AtariSettings(
         stack_size=stack_size,
         screen_size=(height, width),
@@ -184,6 +189,7 @@ def _seen_by(agent: Agent) -> AtariSettings:
 
 
 _NUM_LEGAL_ACTIONS = 18
+_SCREENS = {(210, 160), (250, 160)}
 
 
 def _num_actions(space: spaces.Space[Any]) -> int | None:
@@ -252,7 +258,13 @@ class Play:
 def _require_sight(agent: Agent, match: Match) -> None:
     # Before games are made: a stranger's card may ask for more memory than there is.
     game = GAMES[canonical_game(match.game)]
-    seen = agent.policy.observation_space.shape
+    space = agent.policy.observation_space
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
+        raise AgentError(
+            f"the agent observes {space}, and games are shown in bytes; what was normalized outside"
+            " of its network (VecNormalize) is evaluated by Stable-Baselines3's evaluate_policy"
+        )
+    seen = space.shape
     shown = observation_shape(game, match.settings)
     if seen != shown:
         raise AgentError(

@@ -46,6 +46,7 @@ from coordrl.agents.agent import ALGORITHMS, Agent
 from coordrl.agents.card import AgentCard, AgentError, Algorithm
 from coordrl.agents.network import NetworkSpec, TensorType, plain_values, state_names, stored_state
 from coordrl.agents.results import EvaluationResult
+from coordrl.agents.scores import ActionScores
 from coordrl.config import TrainingSettings
 from coordrl.emulator import GAMES, observation_shape
 from coordrl.envs import AtariVectorEnv, canonical_game, gymnasium_name
@@ -126,6 +127,7 @@ def save_agent(
     weights = safetensors.torch.save(state)
     try:
         network = NetworkSpec.of(agent.policy)
+        _require_described(agent, network, state)
         _require_game(model, network, settings)
         card = AgentCard(
             game=gymnasium_name(canonical_game(settings.run.game)),
@@ -144,7 +146,7 @@ def save_agent(
             versions=_versions(),
             evaluations=tuple(evaluations),
         )
-    except ValueError as error:
+    except ValueError as error:  # an AgentError, too
         raise AgentError(f"cannot save this model as an agent: {error}") from error
     with _replacing(folder) as partial:
         (partial / WEIGHTS_FILE).write_bytes(weights)
@@ -153,6 +155,18 @@ def save_agent(
             _write_curve(curve, partial, title=card.name)
         (partial / CARD_FILE).write_text(card.to_json(), encoding="utf-8")
     return card
+
+
+def _require_described(agent: Agent, network: NetworkSpec, state: dict[str, Tensor]) -> None:
+    """Refuse a policy from whose card another one, or none, would be built."""
+    described, own = network.tensor_types(), {n: TensorType.of(t) for n, t in state.items()}
+    if described != own:
+        name = min(n for n in described.keys() | own.keys() if described.get(n) != own.get(n))
+        raise ValueError(
+            f"its policy, a {type(agent.policy).__name__}, is none of Stable-Baselines3 itself:"
+            f" {name} is {own.get(name, 'missing')}, and would be {described.get(name, 'missing')}"
+        )
+    ActionScores(agent)  # raises an AgentError where the policy computes something else
 
 
 def _require_game(model: BaseAlgorithm, network: NetworkSpec, settings: TrainingSettings) -> None:
@@ -492,6 +506,11 @@ _RUN_STATE = frozenset(
 )
 
 
+# Transitions for which a DQN that is opened asks for memory: each has two stacks of frames in stock
+# Stable-Baselines3, where our own buffers have one frame. The card says how many there were.
+_MAX_STOCK_BUFFER = 100_000
+
+
 def _portable_attributes(model: BaseAlgorithm, agent: Agent) -> dict[str, Any]:
     """Return the attributes of a fresh model of the stock class, with the values of this one."""
     fresh = vars(ALGORITHMS[agent.algorithm]("CnnPolicy", env=None, _init_setup_model=False))  # type: ignore[call-arg]
@@ -504,6 +523,12 @@ def _portable_attributes(model: BaseAlgorithm, agent: Agent) -> dict[str, Any]:
         kwargs = {**policy_kwargs["optimizer_kwargs"]}
         kwargs.pop("capturable", None)
         policy_kwargs["optimizer_kwargs"] = kwargs
+    optimizer = policy_kwargs.get("optimizer_class", torch.optim.Adam)
+    if not optimizer.__module__.startswith(("torch.", "stable_baselines3.")):
+        for name in ("optimizer_class", "optimizer_kwargs"):  # which may not be where it is opened
+            policy_kwargs.pop(name, None)
+    if "buffer_size" in attributes:
+        attributes["buffer_size"] = min(attributes["buffer_size"], _MAX_STOCK_BUFFER)
     for name in ("learning_rate", "clip_range", "clip_range_vf"):
         if name in attributes:
             attributes[name] = _portable_schedule(

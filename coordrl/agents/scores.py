@@ -72,7 +72,8 @@ class ActionScores(nn.Module):
         if not torch.allclose(ours, expected, rtol=1e-4, atol=1e-5):
             raise AgentError(
                 f"the policy, a {type(policy).__name__}, computes something else than its"
-                " network; only policies of Stable-Baselines3 itself can be exported"
+                " network; only policies of Stable-Baselines3 itself can be saved as agents, or"
+                " exported"
             )
 
 

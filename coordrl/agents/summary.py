@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import NatureCNN
@@ -14,6 +15,7 @@ from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor, nn
 
 from coordrl.agents.agent import Agent
+from coordrl.agents.card import AgentError
 from coordrl.layers import CoordConv2d
 from coordrl.modes import evaluating
 
@@ -93,6 +95,10 @@ def _policy_of(model: BaseAlgorithm | BasePolicy | Agent) -> BasePolicy:
 
 def _passes(policy: BasePolicy) -> list[tuple[str, Callable[[], Any]]]:
     """Return the forward passes of a policy, by the part that needs them."""
+    if not isinstance(policy.observation_space, spaces.Box):
+        raise AgentError(
+            f"only policies that observe a Box can be described, got {policy.observation_space}"
+        )
     obs = torch.zeros((1, *(policy.observation_space.shape or ())), dtype=torch.uint8)
     obs = obs.to(policy.device)
     if isinstance(policy, ActorCriticPolicy):

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
 from torch import Tensor
 
 from coordrl.config import AccelerationSettings
 from coordrl.device_algorithms.callbacks import EpisodeLog, HostView, Infos
 from coordrl.device_algorithms.networks import Recorded
 from coordrl.envs import AtariVectorEnv
+from coordrl.modes import evaluating
 from coordrl.ranks import Ranks
 from coordrl.sb3_envs import TorchStep, VectorEnvAdapter
 
@@ -19,7 +21,7 @@ from coordrl.sb3_envs import TorchStep, VectorEnvAdapter
 _NOT_SAVED = (
     *("acceleration", "ranks", "episodes", "rollout_buffer_class", "rollout_buffer_kwargs"),
     *("replay_buffer_class", "replay_buffer_kwargs", "_last_obs", "_last_episode_starts"),
-    *("_last_original_obs", "_network", "_act", "_update", "_learning_rate", "_totals"),
+    *("_last_original_obs", "_network", "_act", "_update", "_learning_rate", "_totals", "_scalars"),
 )
 
 
@@ -63,21 +65,62 @@ class OnDevice(BaseAlgorithm):
         return [*super()._excluded_save_params(), *_NOT_SAVED]
 
     def _setup_model(self) -> None:
-        env = self.env
-        if not isinstance(env, VectorEnvAdapter | None):
+        if self.env is not None:
+            self._require_games(self.env)
+        self._shortest_timeout = getattr(self.env, "shortest_timeout", 1)
+        super()._setup_model()  # type: ignore[safe-super]  # that of SB3's class
+        if self.acceleration.channels_last:
+            self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._require_own_policy()
+        self._learning_rate = torch.zeros((), device=self.device)
+
+    def _require_games(self, env: GymEnv) -> None:
+        """Raise a ValueError unless environments are those that the class describes."""
+        if not isinstance(env, VectorEnvAdapter):
             raise ValueError(
                 f"{type(self).__name__} on a device needs environments as they come from "
                 f"make_sb3_env, got {env}"
             )
-        if env is not None and not _shows_gray_frames(env):
+        if not _shows_gray_frames(env):
             raise ValueError(
                 f"{type(self).__name__} on a device needs Atari games seen as stacks of gray "
                 f"frames, got {env.envs} with {env.observation_space}"
             )
-        super()._setup_model()  # type: ignore[safe-super]  # that of SB3's class
-        if self.acceleration.channels_last:
-            self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._learning_rate = torch.zeros((), device=self.device)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Go on in other environments, as SB3's method of this name does.
+
+        Raises:
+            ValueError: Also if the class would not have taken them, or episodes may be cut off
+                sooner than the buffer has room for.
+        """
+        self._require_games(env)
+        soonest = getattr(env, "shortest_timeout", 1)
+        if soonest < self._shortest_timeout:
+            raise ValueError(
+                f"episodes of these environments may be cut off after {soonest} steps, and the "
+                f"buffer was made for {self._shortest_timeout}: make a new model"
+            )
+        super().set_env(env, force_reset)
+
+    def _require_own_policy(self) -> None:
+        """Raise a ValueError if the policy computes something else than what is computed here."""
+        shape = self.observation_space.shape
+        assert shape is not None  # a box has one
+        random = torch.Generator().manual_seed(0)
+        obs = torch.randint(256, (2, *shape), dtype=torch.uint8, generator=random).to(self.device)
+        with evaluating(self.policy), torch.no_grad():
+            pairs = list(self._both(obs))
+        if not all(torch.allclose(ours, its, rtol=1e-4, atol=1e-5) for ours, its in pairs):
+            raise ValueError(
+                f"{type(self).__name__} on a device computes the policies of Stable-Baselines3 "
+                f"itself, and {type(self.policy).__name__} computes something else; train it by "
+                "the class of Stable-Baselines3"
+            )
+
+    def _both(self, obs: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+        """Return what is computed here, and by the policy itself."""
+        raise NotImplementedError
 
     def _recorded(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function of tensors, recorded if the settings ask for it and a GPU is there."""

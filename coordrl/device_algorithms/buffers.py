@@ -311,6 +311,7 @@ class DeviceReplayBuffer(ReplayBuffer):
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
         self.buffer_size = max(buffer_size // n_envs, 1)
         self.optimize_memory_usage = False
+        self.handle_timeout_termination = True  # SB3 takes a buffer without it for an old one
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         stack_size, height, width = self.obs_shape
         slots = (self.buffer_size, n_envs)

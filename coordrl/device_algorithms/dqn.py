@@ -1,5 +1,6 @@
 """DQN: the loss and logs of SB3, with its replay buffer on the device."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import stable_baselines3
@@ -9,6 +10,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import (
+    GymEnv,
     MaybeCallback,
     RolloutReturn,
     TrainFreq,
@@ -46,22 +48,31 @@ class DQN(OnDevice, stable_baselines3.DQN):
             "channels_last": self.acceleration.channels_last,
             "shortest_timeout": getattr(self.env, "shortest_timeout", 1),
         }
+        if self.n_steps > 1:
+            raise ValueError(f"DQN on a device has returns of 1 step, got n_steps={self.n_steps}")
+        self.optimize_memory_usage = False  # its buffer does so, in its own way
         super()._setup_model()
         train_freq: Any = self.train_freq
         if train_freq.unit is not TrainFrequencyUnit.STEP:
             raise ValueError("DQN on a device counts train_freq in steps, not in episodes")
-        stagger = getattr(self.env, "stagger", 0)
-        if stagger > 0:
-            raise ValueError(
-                "DQN on a device needs games from their beginning: make the environments with "
-                f"stagger=0, got {stagger}"
-            )
         self.episodes = EpisodeLog(train_freq.frequency, self.n_envs, self.device)
         self._network = accelerated(q_values, self.acceleration)
         self._act = self._recorded(self._choose)
         # The ranks' exchange of gradients is not recorded.
         alone = self.ranks.count == 1
         self._update = self._recorded(self._minibatch) if alone else self._minibatch
+
+    def _require_games(self, env: GymEnv) -> None:
+        super()._require_games(env)
+        stagger = getattr(env, "stagger", 0)
+        if stagger > 0:
+            raise ValueError(
+                "DQN on a device needs games from their beginning: make the environments with "
+                f"stagger=0, got {stagger}"
+            )
+
+    def _both(self, obs: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+        yield q_values(self.q_net, obs), self.q_net(obs)
 
     @torch.no_grad()
     def _choose(self, obs: Tensor, exploration: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """PPO and A2C: the losses and logs of SB3, without its copies and waits."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import stable_baselines3
@@ -40,6 +41,12 @@ class _OnPolicy(OnDevice, OnPolicyAlgorithm):
         log_probs, values = self._network(self.policy, obs, self.acceleration.bfloat16)
         actions = draw(log_probs)
         return actions, values, log_probs.gather(1, actions[:, None]).squeeze(1)
+
+    def _both(self, obs: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+        log_probs, values = estimate(self.policy, obs)
+        categorical: Any = self.policy.get_distribution(obs).distribution
+        yield log_probs, categorical.logits
+        yield values, self.policy.predict_values(obs).squeeze(1)
 
     @torch.no_grad()
     def _values(self, obs: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ says where its network sees coordinates."""
 
 
 def load_training_settings(
-    path: Path | None, overrides: Sequence[Override] = ()
+    path: Path | str | None, overrides: Sequence[Override] = ()
 ) -> TrainingSettings:
     """Read the settings of a run from a TOML file, which :func:`load_settings` describes.
 
@@ -54,6 +54,7 @@ def load_training_settings(
         >>> settings.run.game, settings.env.repeat_action_probability
         ('MsPacman', 0.25)
     """
+    path = None if path is None else Path(path)
     # What the file may hold depends on its own algorithm, protocol and game, in that order.
     game = _read(path, overrides, list(ALGORITHMS), TrainingSettings(), "").run.game
     try:
