@@ -91,7 +91,9 @@ def settings_for(protocol: Protocol, *, training: bool) -> AtariSettings:
     ========================= ========================= =========================
 
     *Classic* is the protocol of Mnih et al., Nature 518 (2015), as Stable-Baselines3 and CleanRL
-    run it. *Machado* is that of Machado et al., "Revisiting the Arcade Learning Environment", JAIR
+    run it, but for how a game begins, which is that of ale-py's ``AtariVectorEnv``:
+    Stable-Baselines3 has 1 to 30 idle frames, and plays FIRE and the next action for a whole step
+    each. *Machado* is that of Machado et al., "Revisiting the Arcade Learning Environment", JAIR
     61 (2018). Dopamine keeps sticky actions alone of the latter: it plays the minimal action set
     and episodes of up to 108,000 frames.
 

@@ -165,6 +165,15 @@ def compile_kernels(
             main, b"kernels.cu", len(texts), list(texts.values()), [n.encode() for n in texts]
         ),
     )
+    try:
+        return _compiled(nvrtc, program, architecture, macros, report=report)
+    finally:
+        _checked(nvrtc.nvrtcDestroyProgram(program))
+
+
+def _compiled(
+    nvrtc: Any, program: Any, architecture: str, macros: Mapping[str, str], *, report: bool
+) -> tuple[bytes, str]:
     arguments = options(architecture, macros) + (["--ptxas-options=-v"] if report else [])
     encoded = [argument.encode() for argument in arguments]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
@@ -183,9 +192,7 @@ def compile_kernels(
         if architecture.startswith("sm_")
         else (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
     )
-    code = _text(*read, program)
-    _checked(nvrtc.nvrtcDestroyProgram(program))
-    return code, log_text
+    return _text(*read, program), log_text
 
 
 def cached_kernels(architecture: str, macros: Mapping[str, str], driver: int) -> bytes:
