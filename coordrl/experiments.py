@@ -73,9 +73,9 @@ def require_trained(step: int, folder: RunFolder) -> None:
     """Check that a run which is over was found where it ended, not where it began.
 
     Raises:
-        RunError: If ``step`` is 0.
+        RunError: If ``step`` is 0, and not because it came no further.
     """
-    if step == 0:
+    if step == 0 and folder.newest_checkpoint() is None:
         raise RunError(
             f"{folder.path} has a result but no checkpoint that can be read, so its weights are"
             " lost; delete the folder, and the same command trains it again"

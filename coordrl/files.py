@@ -27,14 +27,16 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         >>> path.read_text()
         'step,return'
     """
-    partial = temporary_name(path)
+    _require_file(path)
+    target = path.resolve()  # a link stays, and what it leads to is replaced
+    partial = temporary_name(target)
     try:
         with partial.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
-        flush_folder(path.parent)
+        partial.replace(target)
+        flush_folder(target.parent)
     except OSError as error:
         raise RunError(f"cannot write {path}: {reason(error)}; nothing was overwritten") from error
     finally:
@@ -55,7 +57,8 @@ def require_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise RunError(f"cannot write {path}: it is a folder; name a file in it")
-    partial = temporary_name(path)
+    _require_file(path)
+    partial = temporary_name(path.resolve())
     try:
         partial.touch()
     except OSError as error:
@@ -63,6 +66,12 @@ def require_writable(path: Path) -> None:
     finally:
         with contextlib.suppress(OSError):  # there is none, or no such folder
             partial.unlink()
+
+
+def _require_file(path: Path) -> None:
+    """Refuse a device, or a pipe, which a file would replace for everybody."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise RunError(f"cannot write {path}: it is no file that could be replaced; name another")
 
 
 def make_folder(path: Path) -> None:

@@ -111,6 +111,8 @@ def refuse_what_fails_late(arguments: Arguments) -> None:
     for output in (arguments.json, arguments.video):
         if output is not None:
             require_writable(output)
+    if arguments.json is not None and arguments.json == arguments.video:
+        raise AgentError(f"--json and --video would both be {arguments.json}; name two files")
     agent = arguments.agent.resolve()
     parts = (agent, *(agent / name for name in (CARD_FILE, WEIGHTS_FILE, ZIP_FILE)))
     if arguments.json is not None and arguments.json.resolve() in parts:

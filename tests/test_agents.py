@@ -27,7 +27,9 @@ from PIL import Image
 from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecCheckNan
+from stable_baselines3.common.policies import ActorCriticCnnPolicy
+from stable_baselines3.common.torch_layers import MlpExtractor
+from stable_baselines3.common.vec_env import VecCheckNan, VecNormalize
 
 import evaluate_atari
 from coordrl.agents import (
@@ -428,6 +430,40 @@ class TestSaving:
         with pytest.raises(AgentError, match="an agent is a model of A2C, PPO, DQN, got SAC"):
             save_agent(SAC("MlpPolicy", "Pendulum-v1"), tmp_path / "agent", SETTINGS)
         assert not (tmp_path / "agent").exists()
+
+    def test_a_policy_of_ones_own_is_no_agent(self, folder: Path) -> None:
+        class Masked(ActorCriticCnnPolicy):
+            def _get_action_dist_from_latent(self, latent_pi: torch.Tensor) -> Any:
+                logits = self.action_net(latent_pi) + torch.tensor([0.0, 0.0, -1e9, -1e9])
+                return self.action_dist.proba_distribution(action_logits=logits)
+
+        class Wide(ActorCriticCnnPolicy):
+            def _build_mlp_extractor(self) -> None:
+                self.mlp_extractor = MlpExtractor(self.features_dim, [3], torch.nn.Tanh)
+
+        told = {Masked: "a Masked, computes something else", Wide: "a Wide, is none of Stable-Bas"}
+        small = policy_kwargs(**SMALL)
+        for policy, message in told.items():
+            model = PPO(policy, breakout(), n_steps=4, batch_size=4, policy_kwargs=small)
+            with pytest.raises(AgentError, match=f"cannot save this model .* {message}"):
+                save_agent(model, folder, SETTINGS)
+        assert load_agent(folder).algorithm == "PPO"
+
+    def test_a_zip_opens_on_a_small_machine_and_without_the_users_optimizer(
+        self, tmp_path: Path
+    ) -> None:
+        class Own(torch.optim.Adam):
+            pass
+
+        kwargs = {**policy_kwargs(**SMALL), "optimizer_class": Own, "optimizer_kwargs": {"eps": 1}}
+        model = DQN("CnnPolicy", breakout(), buffer_size=1, policy_kwargs=kwargs)
+        model.buffer_size = 10**9
+        save_agent(model, tmp_path / "agent", dataclasses.replace(
+            SETTINGS, run=dataclasses.replace(SETTINGS.run, algo="dqn")
+        ))  # fmt: skip
+        opened = DQN.load(tmp_path / "agent" / "agent.zip", device="cpu")
+        assert opened.buffer_size == 100_000
+        assert type(opened.policy.optimizer) is torch.optim.Adam
 
     @pytest.mark.parametrize(
         ("run", "env", "message"),
@@ -1045,6 +1081,29 @@ class TestEvaluation:
             not_whole: dict[str, Any] = {number: 2.0}
             with pytest.raises(TypeError, match=rf"{number} must be a whole number, got 2\.0"):
                 evaluate(agent, **not_whole)
+
+    def test_a_film_that_finds_no_room_leaves_the_old_one(
+        self, saved: Path, tmp_path: Path, little_room: None
+    ) -> None:
+        film = tmp_path / "10:30.mp4"
+        film.write_bytes(b"old")
+        with pytest.raises(AgentError, match=r"10:30\.mp4: the encoder has stopped; is there room"):
+            record_video(load_agent(saved), film, max_frames=64)
+        assert film.read_bytes() == b"old"
+        assert len(list(tmp_path.iterdir())) == 1
+
+    def test_a_model_that_saw_other_numbers_than_bytes_is_not_evaluated(self) -> None:
+        env = VecNormalize(breakout())
+        small = policy_kwargs(**SMALL)
+        model = PPO("CnnPolicy", env, n_steps=4, batch_size=4, policy_kwargs=small)
+        with pytest.raises(AgentError, match=r"observes Box\(-10.*, and games are shown in bytes"):
+            evaluate(model, game="Breakout", settings=ENV)
+
+    def test_one_colored_picture_is_not_taken_for_a_stack(self) -> None:
+        bare = Agent.of(ppo(policy_kwargs(**SMALL)))
+        bare.policy.observation_space = spaces.Box(0, 255, (3, 210, 160), np.uint8)
+        with pytest.raises(AgentError, match="as games in one colored picture are shown"):
+            evaluate(bare, game="Breakout")
 
     def test_an_agent_without_card_that_sees_no_stack_is_refused(self) -> None:
         bare = Agent.of(ppo(policy_kwargs(**SMALL)))

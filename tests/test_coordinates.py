@@ -722,6 +722,14 @@ def test_features_are_what_the_last_layer_sees(painter: CoordConvPainter | Decon
     assert thinned.shape == (5, features.shape[1] * 64)
 
 
+def test_a_network_that_has_diverged_has_no_principal_components() -> None:
+    features = torch.ones(5, 7)
+    features[2, 3] = torch.inf
+    components = analysis.principal_components(features, count=2)
+    assert components.shape == (5, 2)
+    assert components.isnan().all()
+
+
 def test_principal_components_of_a_stretched_sheet_are_its_sides() -> None:
     torch.manual_seed(0)
     sheet = torch.rand(200, 2) * torch.tensor([10.0, 3.0])

@@ -140,6 +140,15 @@ def test_a_checkpoint_that_a_full_disk_has_cut_off_is_told(
         run(folder)._save()
 
 
+def test_a_run_that_came_no_further_than_its_beginning_has_its_weights(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run", "seed = 0\n") as folder:
+        with pytest.raises(RunError, match="has a result but no checkpoint that can be read"):
+            require_trained(0, folder)
+        with folder.checkpoint(0) as path:
+            (path / "state").write_text("as it began, before it diverged")
+        require_trained(0, folder)
+
+
 def test_there_is_a_seed_to_train_with(tmp_path: Path) -> None:
     experiment = ManyRuns(config=tmp_path, out=tmp_path)
     experiment.require_seeds(1)

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,25 @@ def test_a_file_is_on_the_disk_before_it_replaces_another(tmp_path: Path, disk: 
         file.write(b"new")
 
     assert disk == ["flush partial", "partial becomes curve.csv", f"flush {tmp_path.name}"]
+
+
+def test_what_a_link_leads_to_is_replaced_and_what_is_no_file_is_not(tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text("old")
+    link, pipe = tmp_path / "link.json", tmp_path / "pipe"
+    link.symlink_to("real.json")
+    os.mkfifo(pipe)
+
+    with atomic_file(link) as file:
+        file.write(b"new")
+
+    assert link.is_symlink()
+    assert (tmp_path / "real.json").read_text() == "new"
+    told = "pipe: it is no file that could be replaced; name another"
+    with pytest.raises(RunError, match=told), atomic_file(pipe):
+        pass
+    with pytest.raises(RunError, match=told):
+        require_writable(pipe)
+    assert pipe.is_fifo()
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:

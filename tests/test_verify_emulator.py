@@ -1,7 +1,12 @@
 """``scripts/verify_emulator.py``: what it compares, its record, how it ends."""
 
 import json
+import multiprocessing
+import os
 import re
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,8 @@ from coordrl.config import AtariSettings
 from coordrl.emulator import GAMES, Console, lockstep, verification
 from coordrl.emulator.lockstep import POLICIES
 from coordrl.emulator.source_checksum import source_checksum
-from coordrl.emulator.verification import Comparison
+from coordrl.emulator.verification import Comparison, compare_games
+from coordrl.files import RunError
 
 
 def options(
@@ -179,6 +185,19 @@ def test_the_sources_of_a_comparison_on_a_gpu_are_the_gpus_too(
 
     assert cpu["sources"] == source_checksum(folder)
     assert gpu["sources"] == source_checksum(folder, gpu=True) != cpu["sources"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_missed() -> None:
+    long = Comparison(frames=1_000_000, workers=2)
+    with ThreadPoolExecutor(1) as other:
+        compared = other.submit(list, compare_games(["pong", "freeway"], long))
+        while len(multiprocessing.active_children()) < 2:
+            time.sleep(0.1)
+        os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+        with pytest.raises(RunError, match=r"a process that compares was killed, .* --workers"):
+            compared.result()
+    assert not multiprocessing.active_children()
 
 
 def test_an_emulator_compiled_from_other_sources_is_not_compared(

@@ -172,6 +172,14 @@ class _Camera:
         self._presses_fire = lost and self._fires and "FIRE" in self._envs.action_meanings
 
 
+def _require_whole(film: Path) -> None:
+    """Raise a BrokenPipeError if the encoder, which does not say so, could not end the film."""
+    try:
+        imageio_ffmpeg.count_frames_and_secs(str(film.resolve()))
+    except RuntimeError as error:
+        raise BrokenPipeError from error
+
+
 @contextlib.contextmanager
 def _film(path: Path, lines: int) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
     """Yield a function that adds a frame to the film, which replaces ``path`` at the end."""
@@ -184,7 +192,7 @@ def _film(path: Path, lines: int) -> Iterator[Callable[[NDArray[np.uint8]], None
     except OSError as error:
         raise AgentError(f"cannot write {path}: {error.strerror}") from error
     encoder = imageio_ffmpeg.write_frames(
-        str(partial),
+        str(partial.resolve()),  # or ffmpeg might take what stands before a colon for a protocol
         (_COLUMNS, lines),
         fps=FRAMES_PER_SECOND,
         quality=None,
@@ -196,6 +204,7 @@ def _film(path: Path, lines: int) -> Iterator[Callable[[NDArray[np.uint8]], None
         encoder.send(None)
         yield lambda frame: encoder.send(np.ascontiguousarray(frame))
         encoder.close()
+        _require_whole(partial)
         partial.replace(path)
     except BrokenPipeError as error:
         raise AgentError(

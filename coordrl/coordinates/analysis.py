@@ -191,6 +191,8 @@ def principal_components(features: Tensor, count: int = 2) -> Tensor:
         tensor([5., 0., 5.])
     """
     centered = features - features.mean(dim=0)
+    if not centered.isfinite().all():  # of a network that has diverged
+        return centered.new_full((len(centered), count), torch.nan)
     with torch.random.fork_rng(devices=[]):  # it starts from random directions
         torch.manual_seed(0)
         # A few directions more than asked for make these exact; the whole SVD takes 10 s.

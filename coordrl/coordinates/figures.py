@@ -46,7 +46,9 @@ def learning_curves(results: Sequence[RunResult], metric: str) -> Figure:
         )
         labeled.add(model)
     axes.set_xscale("log")
-    axes.set_yscale("log" if metric == "error" else "linear")
+    shown = [point.test for result in results for point in result.curve]
+    is_log = metric == "error" and any(0 < value < float("inf") for value in shown)
+    axes.set_yscale("log" if is_log else "linear")
     axes.set_xlabel("processor seconds of training")
     axes.set_ylabel(f"test {_NAMES[metric]}")
     axes.set_title(f"{results[0].settings.task}, {results[0].settings.split} split")

@@ -16,6 +16,8 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from inspect import getsource
 from pathlib import Path
@@ -289,8 +291,19 @@ def compare_games(games: Sequence[str], comparison: Comparison) -> Iterator[Resu
         yield from map(compare_game, jobs)
         return
     spawn, deaf_to_ctrl_c = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
-    with spawn.Pool(workers, initializer=signal.signal, initargs=deaf_to_ctrl_c) as pool:
-        yield from pool.imap_unordered(compare_game, jobs)
+    pool = ProcessPoolExecutor(workers, spawn, initializer=signal.signal, initargs=deaf_to_ctrl_c)
+    try:
+        for compared in as_completed([pool.submit(compare_game, job) for job in jobs]):
+            yield compared.result()
+    except BrokenProcessPool as error:
+        raise RunError(
+            "a process that compares was killed, perhaps for want of memory; take fewer --workers. "
+            "With --json, --resume goes on"
+        ) from error
+    finally:
+        for process in multiprocessing.active_children():  # which are not waited for
+            process.terminate()
+        pool.shutdown(cancel_futures=True)
 
 
 def compare_game(job: tuple[str, Comparison]) -> Result:

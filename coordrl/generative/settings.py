@@ -131,6 +131,8 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         take_types(self)
         require_at_least(1, self, "iterations", "evaluation_interval", "samples", "pictures")
+        if self.max_seconds is not None and self.max_seconds <= 0:
+            raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
         if self.batch_size < 2:
             raise ValueError(
                 f"batch_size must be at least 2, got {self.batch_size}: batch norm has no spread in"

@@ -67,7 +67,7 @@ class TrainingResult:
 
 def train(
     settings: TrainingSettings,
-    folder: Path,
+    folder: Path | str,
     *,
     resume: bool = False,
     profile: bool = False,
@@ -126,7 +126,7 @@ def train(
         model = _seeded_model(settings, env, device, ranks)
         with ExitStack() as stack:
             opened = open_run(
-                folder,
+                Path(folder),
                 dump_settings(settings),
                 resume=resume,
                 may_differ=MAY_DIFFER_ON_RESUME,
@@ -178,7 +178,8 @@ def _naming_memory() -> Iterator[None]:
             raise
         raise SettingsError(
             "there is not enough memory; lower run.num_envs, algorithm.n_steps, "
-            f"algorithm.batch_size or algorithm.buffer_size ({reason or type(error).__name__})"
+            "algorithm.batch_size or algorithm.buffer_size, in another folder if the run had begun "
+            f"({reason or type(error).__name__})"
         ) from error
 
 
