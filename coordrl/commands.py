@@ -119,7 +119,7 @@ def exit_status(script: str, work: Callable[[], str], *others: type[Exception]) 
     try:
         text = work()
     except Interrupted:
-        _write("stopped; the same command goes on from here", sys.stderr)
+        _write("stopped; the same command goes on from what was saved", sys.stderr)
         return 130
     except KeyboardInterrupt:
         _write("aborted; the same command goes on from what was saved", sys.stderr)

@@ -21,7 +21,7 @@ def fail(error: BaseException) -> str:
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
-        (Interrupted(), 130, "stopped; the same command goes on from here\n"),
+        (Interrupted(), 130, "stopped; the same command goes on from what was saved\n"),
         (KeyboardInterrupt(), 130, "aborted; the same command goes on from what was saved\n"),
         (RunError("the disk is full"), 2, "train.py: the disk is full\n"),
         (SettingsError("no such key"), 2, "train.py: no such key\n"),

@@ -822,7 +822,7 @@ def test_seeds_that_never_arrive_count_as_the_slowest() -> None:
 def test_bounds_are_rounded_down_and_left_out_where_they_say_nothing() -> None:
     ours = table.summarize([result(0, "coordconv", [0.9, 0.9, 1.0])])
     baseline = table.summarize([result(0, "conv", [0.1] * 3)])
-    shorter = replace(baseline, cpu_seconds=table.Spread.of([2.79]))
+    shorter = replace(baseline, cpu_seconds=table.Range.of([2.79]))
 
     assert "takes more than 3 times to 80.0 %; " not in table.to_markdown([ours, baseline])
     assert "takes more than 3 times to 80.0 %." in table.to_markdown([ours, baseline])

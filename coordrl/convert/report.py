@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coordrl.convert.swap import CoordConv
+from coordrl.layers.base import CoordConv
 from coordrl.modes import evaluating
 
 Coordinates = Callable[[Tensor], Tensor]

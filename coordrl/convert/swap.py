@@ -18,15 +18,8 @@ from coordrl.layers import (
     CoordConvTranspose3d,
     CoordinateSystem,
 )
+from coordrl.layers.base import CoordConv
 
-CoordConv = (
-    CoordConv1d
-    | CoordConv2d
-    | CoordConv3d
-    | CoordConvTranspose1d
-    | CoordConvTranspose2d
-    | CoordConvTranspose3d
-)
 Where = Literal["first", "all"] | Callable[[str, nn.Module], bool]
 
 _WIDE: dict[type[nn.Module], type[CoordConv]] = {
@@ -234,7 +227,8 @@ def _arguments(layer: _ConvNd) -> dict[str, Any]:
 
 
 def _widened(layer: _ConvNd, *, with_r: bool, system: CoordinateSystem) -> nn.Module:
-    wide = _WIDE[type(layer)](
+    make: Callable[..., CoordConv] = _WIDE[type(layer)]
+    wide = make(
         layer.in_channels, layer.out_channels, **_arguments(layer), with_r=with_r, system=system
     )
     weight, groups = layer.weight.detach(), layer.groups

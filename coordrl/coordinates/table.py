@@ -34,7 +34,7 @@ PAPER: Mapping[tuple[TaskName, Model, Split], str] = {
 
 
 @dataclass(frozen=True)
-class Spread:
+class Range:
     """Mean and range of a number over seeds."""
 
     mean: float
@@ -42,12 +42,12 @@ class Spread:
     most: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
+    def of(cls, values: Sequence[float]) -> "Range":
         """Return mean, minimum and maximum.
 
         Example:
-            >>> Spread.of([1.0, 2.0, 6.0])
-            Spread(mean=3.0, least=1.0, most=6.0)
+            >>> Range.of([1.0, 2.0, 6.0])
+            Range(mean=3.0, least=1.0, most=6.0)
         """
         return cls(statistics.fmean(values), min(values), max(values))
 
@@ -64,16 +64,16 @@ class Row:
     seeds: int
     solved: int
     """Seeds whose training and test set are both solved by the weights at the end."""
-    train: Spread
+    train: Range
     """Main metric of the weights at the end."""
-    test: Spread
-    test_of_best: Spread
+    test: Range
+    test_of_best: Range
     """The same of the weights of the least training loss."""
-    cpu_seconds: Spread
+    cpu_seconds: Range
     """Processor time of training."""
-    seconds: Spread
+    seconds: Range
     """Wall-clock time of training."""
-    epochs: Spread
+    epochs: Range
     ended: tuple[str, ...]
     """Why each run ended."""
     reached: tuple[int, ...]
@@ -114,12 +114,12 @@ def summarize(results: Sequence[RunResult]) -> Row:
         parameters=results[0].parameters,
         seeds=len(results),
         solved=sum(_is_solved(result, goal) for result in results),
-        train=Spread.of([result.last["train"][goal.metric] for result in results]),
-        test=Spread.of([result.last["test"][goal.metric] for result in results]),
-        test_of_best=Spread.of([result.best["test"][goal.metric] for result in results]),
-        cpu_seconds=Spread.of([result.curve[-1].cpu_seconds for result in results]),
-        seconds=Spread.of([result.curve[-1].seconds for result in results]),
-        epochs=Spread.of([result.curve[-1].epoch for result in results]),
+        train=Range.of([result.last["train"][goal.metric] for result in results]),
+        test=Range.of([result.last["test"][goal.metric] for result in results]),
+        test_of_best=Range.of([result.best["test"][goal.metric] for result in results]),
+        cpu_seconds=Range.of([result.curve[-1].cpu_seconds for result in results]),
+        seconds=Range.of([result.curve[-1].seconds for result in results]),
+        epochs=Range.of([result.curve[-1].epoch for result in results]),
         ended=tuple(result.ended for result in results),
         reached=tuple(len(reached) for reached in times),
         cpu_seconds_to=tuple(_censored_median(reached, len(results)) for reached in times),

@@ -19,7 +19,7 @@ PAPER_GAIN = 1.24
 
 
 @dataclass(frozen=True)
-class Spread:
+class Interval:
     """Mean of a number over seeds and the 95 % interval of that mean, by Student's t.
 
     A single run has no interval: its ends are NaN.
@@ -30,12 +30,12 @@ class Spread:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
+    def of(cls, values: Sequence[float]) -> "Interval":
         """Return mean and interval.
 
         Example:
-            >>> Spread.of([1.0, 2.0, 3.0])  # doctest: +ELLIPSIS
-            Spread(mean=2.0, low=-0.484..., high=4.484...)
+            >>> Interval.of([1.0, 2.0, 3.0])  # doctest: +ELLIPSIS
+            Interval(mean=2.0, low=-0.484..., high=4.484...)
         """
         mean = statistics.fmean(values)
         if len(values) < 2:
@@ -45,11 +45,11 @@ class Spread:
         return cls(mean, mean - reach, mean + reach)
 
     @classmethod
-    def of_ratios(cls, ratios: Sequence[float]) -> "Spread":
+    def of_ratios(cls, ratios: Sequence[float]) -> "Interval":
         """Return geometric mean and interval; twice and half as much are equally far from 1.
 
         Example:
-            >>> round(Spread.of_ratios([0.5, 2.0]).mean, 6)
+            >>> round(Interval.of_ratios([0.5, 2.0]).mean, 6)
             1.0
         """
         logs = cls.of([math.log(ratio) for ratio in ratios])
@@ -70,20 +70,20 @@ class Row:
     seeds: tuple[int, ...]
     epochs: int
     learning_rate: float
-    train_iou: Spread
+    train_iou: Interval
     """Overlap of the positive pairs learned from in the last epoch."""
-    test_iou_of_pairs: Spread
+    test_iou_of_pairs: Interval
     """The same, of pairs sampled in the test pictures."""
-    best_iou: Spread
+    best_iou: Interval
     """Overlap of each proposal with the digit that it overlaps most; the paper's test IOU."""
-    mean_iou: Spread
+    mean_iou: Interval
     """Overlap of all proposals with all digits."""
-    recall: Spread
-    ap50: Spread | None
+    recall: Interval
+    ap50: Interval | None
     """Average precision at an overlap of 0.5, of a detector with a second stage."""
-    ap: Spread | None
+    ap: Interval | None
     """Average precision over overlaps from 0.50 to 0.95."""
-    cpu_seconds: Spread
+    cpu_seconds: Interval
     """Processor time of training."""
 
 
@@ -104,8 +104,8 @@ def summarize(results: Sequence[RunResult]) -> Row:
     own = results[0].settings
     last = [result.curve[-1] for result in results]
 
-    def spread(name: str) -> Spread:
-        return Spread.of([point.test[name] for point in last])
+    def spread(name: str) -> Interval:
+        return Interval.of([point.test[name] for point in last])
 
     is_full = own.stage == "full"
     return Row(
@@ -119,14 +119,14 @@ def summarize(results: Sequence[RunResult]) -> Row:
         seeds=tuple(result.settings.seed for result in results),
         epochs=own.training.epochs,
         learning_rate=own.training.learning_rate,
-        train_iou=Spread.of([point.train_iou for point in last]),
-        test_iou_of_pairs=Spread.of([result.test_iou_of_pairs for result in results]),
+        train_iou=Interval.of([point.train_iou for point in last]),
+        test_iou_of_pairs=Interval.of([result.test_iou_of_pairs for result in results]),
         best_iou=spread("best_iou"),
         mean_iou=spread("mean_iou"),
         recall=spread("recall"),
         ap50=spread("ap50") if is_full else None,
         ap=spread("ap") if is_full else None,
-        cpu_seconds=Spread.of([point.cpu_seconds for point in last]),
+        cpu_seconds=Interval.of([point.cpu_seconds for point in last]),
     )
 
 
@@ -142,7 +142,7 @@ class Gain:
     """Seeds of the pairs of runs, which differ in nothing but the arm and its step size."""
     left_out: int
     """Pairs without a ratio: the proposals of one of the two cover nothing."""
-    ratio: Spread
+    ratio: Interval
 
 
 def gains(results: Sequence[RunResult]) -> list[Gain]:
@@ -173,7 +173,7 @@ def gains(results: Sequence[RunResult]) -> list[Gain]:
             seeds = tuple(seed for seed in pairs_of_runs if min(before[seed], after[seed]) > 0)
             if seeds:
                 left_out = len(pairs_of_runs) - len(seeds)
-                ratio = Spread.of_ratios([after[seed] / before[seed] for seed in seeds])
+                ratio = Interval.of_ratios([after[seed] / before[seed] for seed in seeds])
                 found.append(Gain(layout, coords, (without, with_coords), seeds, left_out, ratio))
     return found
 
@@ -247,7 +247,7 @@ def to_json(results: Sequence[RunResult]) -> dict[str, Any]:
     }
 
 
-def _cell(spread: Spread | None) -> str:
+def _cell(spread: Interval | None) -> str:
     if spread is None:
         return "-"
     if math.isnan(spread.low):
