@@ -342,6 +342,10 @@ def test_a_gpu_is_compared_with_all_that_the_cpu_can(monkeypatch: pytest.MonkeyP
     assert {settings.observation for settings, _ in short} == {"gray", "rgb", "ram"}
     assert {autoreset for _, autoreset in short} == {"same_step", "next_step", "disabled"}
 
+    played.clear()
+    verification.compare_game(("pooyan", Comparison(device="cuda", steps=2000, grid=False)))
+    assert [(p["settings"], p["autoreset"]) for p in played] == long
+
 
 def test_processes_do_not_crowd_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "process_cpu_count", lambda: 100)
@@ -378,6 +382,7 @@ def test_a_comparison_of_nothing_is_refused(
     ("changes", "message"),
     [
         ({"steps": 7}, "--steps would be ignored: this comparison counts frames"),
+        ({"grid": False}, "--no-grid would be ignored: it is for --device cuda"),
         ({"modes": True, "steps": 7}, "--steps would be ignored: this comparison counts frames"),
         ({"vector": True, "frames": 7}, "--frames would be ignored: this comparison counts steps"),
         ({"device": "cuda", "frames": 7}, "--frames would be ignored: this comparison counts st"),
