@@ -28,7 +28,7 @@ from coordrl.experiments import (
     with_time_of,
 )
 from coordrl.files import RunError
-from coordrl.generative.settings import GenerativeSettings, TrainingSettings
+from coordrl.generative.settings import GenerativeSettings, Recipe
 from coordrl.runs import RunFolder, open_run
 
 
@@ -124,7 +124,7 @@ def detection_run(folder: RunFolder) -> Any:
 
 
 def generative_run(folder: RunFolder) -> Any:
-    settings = GenerativeSettings(training=TrainingSettings(pictures=16))
+    settings = GenerativeSettings(training=Recipe(pictures=16))
     return coordrl.generative.training.Run(settings, folder=folder)
 
 

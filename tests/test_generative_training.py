@@ -32,8 +32,8 @@ from coordrl.generative.settings import (
     GanSettings,
     GenerativeSettings,
     NetworkSettings,
+    Recipe,
     Scale,
-    TrainingSettings,
     VaeSettings,
     load_generative_settings,
 )
@@ -54,9 +54,7 @@ def tiny(**changes: object) -> GenerativeSettings:
         network=NetworkSettings(
             latent=4, generator_channels=2, discriminator_channels=2, discriminator_norm="none"
         ),
-        training=TrainingSettings(
-            iterations=6, batch_size=4, pictures=10, evaluation_interval=3, samples=20
-        ),
+        training=Recipe(iterations=6, batch_size=4, pictures=10, evaluation_interval=3, samples=20),
         gan=GanSettings(objective="r3gan", average=0.5),
     )
     return replace(settings, **changes)  # type: ignore[arg-type]
@@ -321,8 +319,9 @@ def test_a_small_autoencoder_learns_its_pictures() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TrainingSettings(batch_size=1), "batch_size must be at least 2, got 1"),
-        (lambda: TrainingSettings(iterations=0), "iterations must be at least 1, got 0"),
+        (lambda: Recipe(batch_size=1), "batch_size must be at least 2, got 1"),
+        (lambda: Recipe(iterations=0), "iterations must be at least 1, got 0"),
+        (lambda: Recipe(max_seconds=-5), "max_seconds must be positive, got -5"),
         (lambda: GanSettings(generator_lr=0), r"must be positive, got 0\.0 and"),
         (lambda: GanSettings(beta2=1.0), "must be below 1, got 0.9, 1.0"),
         (lambda: GanSettings(gamma=-1), "gamma must be at least 0, got -1"),
@@ -365,7 +364,7 @@ def test_the_shipped_settings_fit(scale: str, recipe: str) -> None:
 def test_paper_scale_and_recipe_are_the_papers() -> None:
     settings = load_generative_settings(CONFIG, "paper", "gan", "all", "paper")
     assert settings.gan == GanSettings()
-    assert settings.training == TrainingSettings()
+    assert settings.training == Recipe()
     assert settings.training.iterations == 50 * 50_000 / settings.training.batch_size
 
 

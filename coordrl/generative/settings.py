@@ -104,7 +104,7 @@ class VaeSettings:
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
+class Recipe:
     """For how long, on how many pictures, and what is looked at on the way.
 
     Raises:
@@ -155,7 +155,7 @@ class GenerativeSettings:
     """Seed of the run, split into weights, pictures, latent vectors and evaluation."""
     canvas: Canvas = field(default_factory=Canvas)
     network: NetworkSettings = field(default_factory=NetworkSettings)
-    training: TrainingSettings = field(default_factory=TrainingSettings)
+    training: Recipe = field(default_factory=Recipe)
     gan: GanSettings = field(default_factory=GanSettings)
     vae: VaeSettings = field(default_factory=VaeSettings)
 
