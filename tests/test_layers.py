@@ -1336,9 +1336,17 @@ def test_compiles_for_any_size() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("ours", [CoordConv2d, CoordConvTranspose2d])
-def test_compiles_for_any_size_with_inductor(ours: type[nn.Module]) -> None:
-    assert_compiles_for_any_size(ours(2, 4, 3, stride=2, with_r=True))
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: CoordConv2d(2, 4, 3, stride=2, with_r=True),
+        lambda: CoordConvTranspose2d(2, 4, 3, stride=2, with_r=True),
+        Cropped,
+    ],
+    ids=["forward", "transposed", "given places"],
+)
+def test_compiles_for_any_size_with_inductor(make: Callable[[], nn.Module]) -> None:
+    assert_compiles_for_any_size(make())
 
 
 @pytest.mark.slow

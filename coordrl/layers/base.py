@@ -115,17 +115,12 @@ class CoordConv(NotedDown, _ConvNd):
         return described if self.system == PAPER_SYSTEM else f"{described}, system={self.system}"
 
     def _forward(self, x: Tensor, output_padding: tuple[int, ...], given: Tensor | None) -> Tensor:
+        """Return the sum of the two terms, in the way that is fastest where the layer runs."""
         # Once: a module takes long to find it, and spectral norm iterates each time it is read.
         wide_weight = self.weight
         place = self._place(x, wide_weight, output_padding)
-        # In a graph, and under the transforms of torch.func, plain operations serve best.
         if given is not None or not is_plain(wide_weight):
-            if x.ndim == self.axes + 2 and compiles_any_size(x.shape[2:]):
-                return self._concatenate(x, wide_weight, output_padding, given)
-            weight, coord_weight = self._split(wide_weight)
-            y = self._convolve(x, weight, self.bias, self.groups, output_padding)
-            maps = self._convolve_grid(coord_weight, place, given)
-            return (y + (maps if x.ndim == self.axes + 2 else maps.squeeze(0))).to(y.dtype)
+            return self._by_plain_operations(x, wide_weight, place, given)
         learns = wide_weight.requires_grad and torch.is_grad_enabled()
         if learns and self._remembered is not None:
             self._remembered = None  # its weights are about to change
@@ -141,6 +136,21 @@ class CoordConv(NotedDown, _ConvNd):
             summed: Tensor = AddMap.apply(y, coord_map)  # type: ignore[no-untyped-call]
             return summed
         return y.add_(coord_map)
+
+    def _by_plain_operations(
+        self, x: Tensor, wide_weight: Tensor, place: Place, given: Tensor | None
+    ) -> Tensor:
+        """Return the sum as graphs, and the transforms of torch.func, take it best.
+
+        ``given`` are coordinates in place of the layer's own, which may differ between samples.
+        """
+        batched = x.ndim == self.axes + 2
+        if batched and compiles_any_size(x.shape[2:]):
+            return self._concatenate(x, wide_weight, place.output_padding, given)
+        weight, coord_weight = self._split(wide_weight)
+        y = self._convolve(x, weight, self.bias, self.groups, place.output_padding)
+        maps = self._convolve_grid(coord_weight, place, given)
+        return (y + (maps if batched else maps.squeeze(0))).to(y.dtype)
 
     def _place(self, x: Tensor, weight: Tensor, output_padding: tuple[int, ...]) -> Place:
         """Return where the map of an input lies, in the layout that the output will have."""
