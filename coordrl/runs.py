@@ -190,12 +190,19 @@ def _require_same(
     settings_file: Path, settings: str, may_differ: Collection[str], defaults: str
 ) -> None:
     try:
-        known = _flat(tomllib.loads(settings_file.read_text(encoding="utf-8")))
+        known = tomllib.loads(settings_file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(
             f"{settings_file} cannot be read: {reason(error)}; start anew elsewhere"
         ) from error
-    old, new = _flat(tomllib.loads(defaults)) | known, _flat(tomllib.loads(settings))
+    given = tomllib.loads(settings)
+    lost = [name for name, value in given.items() if isinstance(value, dict) and name not in known]
+    if lost:
+        raise RunError(
+            f"{settings_file} was cut off, it lacks [{lost[0]}]; put it back, or start anew"
+            " elsewhere"
+        )
+    old, new = _flat(tomllib.loads(defaults)) | _flat(known), _flat(given)
     for key in sorted((old.keys() | new.keys()) - set(may_differ)):
         if old.get(key) != new.get(key):
             raise RunError(

@@ -205,6 +205,18 @@ def test_a_checkpoint_has_lost_its_name_before_any_of_it_is_deleted(
     assert names == [".partial-000000000001", "000000000002"]
 
 
+def test_settings_that_were_cut_off_are_not_those_of_the_defaults(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with open_run(run, SETTINGS):
+        pass
+    (run / "settings.toml").write_text(SETTINGS.partition("\n[run]")[0])
+    with (
+        pytest.raises(RunError, match=r"settings\.toml was cut off, it lacks \[run\]; put it back"),
+        open_run(run, SETTINGS, resume=True, defaults="[run]\nseed = 1\nsteps = 10\n"),
+    ):
+        pass
+
+
 def test_a_new_run_refuses_a_folder_with_a_run_or_anything_else(tmp_path: Path) -> None:
     with open_run(tmp_path / "run", SETTINGS):
         pass
