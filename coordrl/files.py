@@ -27,8 +27,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         >>> path.read_text()
         'step,return'
     """
-    _require_file(path)
-    target = path.resolve()  # a link stays, and what it leads to is replaced
+    target = _replaceable(path)
     partial = temporary_name(target)
     try:
         with partial.open("wb") as file:
@@ -57,8 +56,7 @@ def require_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise RunError(f"cannot write {path}: it is a folder; name a file in it")
-    _require_file(path)
-    partial = temporary_name(path.resolve())
+    partial = temporary_name(_replaceable(path))
     try:
         partial.touch()
     except OSError as error:
@@ -68,10 +66,20 @@ def require_writable(path: Path) -> None:
             partial.unlink()
 
 
-def _require_file(path: Path) -> None:
-    """Refuse a device, or a pipe, which a file would replace for everybody."""
-    if path.exists() and not path.is_file() and not path.is_dir():
+def _replaceable(path: Path) -> Path:
+    """Return what a path leads to, past links, which stay.
+
+    Raises:
+        RunError: If that is a device, or a pipe, which a file would replace for everybody.
+    """
+    try:
+        is_special = path.exists() and not path.is_file() and not path.is_dir()
+        target = path.resolve()
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {reason(error)}") from error
+    if is_special:
         raise RunError(f"cannot write {path}: it is no file that could be replaced; name another")
+    return target
 
 
 def make_folder(path: Path) -> None:

@@ -189,7 +189,7 @@ def _seen_by(agent: Agent) -> AtariSettings:
 
 
 _NUM_LEGAL_ACTIONS = 18
-_SCREENS = {(210, 160), (250, 160)}
+_SCREENS = {(210, 160), (250, 160)}  # that consoles for NTSC and for PAL show
 
 
 def _num_actions(space: spaces.Space[Any]) -> int | None:

@@ -33,7 +33,7 @@ _WIDE: dict[type[nn.Module], type[CoordConv]] = {
 _PLAIN: dict[type[nn.Module], type[nn.Module]] = {wide: plain for plain, wide in _WIDE.items()}
 # Attributes that the other layer has no use for: what is of coordinates, and the compiled call of
 # this layer, with its weights.
-_LEFT = frozenset(
+_LEFT_BEHIND = frozenset(
     {"with_r", "system", "num_coords", "_remembered", "_bases", "_compiled_call_impl"}
 )
 
@@ -256,7 +256,7 @@ def _filled(target: _ConvNd, weight: Tensor, source: _ConvNd) -> nn.Module:
     target.register_parameter("bias", cast(nn.Parameter | None, source.bias))
     # What padding modes other than zeros pad is fixed when a layer is made.
     target._reversed_padding_repeated_twice = source._reversed_padding_repeated_twice
-    for name in vars(source).keys() - vars(target).keys() - _LEFT:
+    for name in vars(source).keys() - vars(target).keys() - _LEFT_BEHIND:
         setattr(target, name, getattr(source, name))
     return target.train(source.training)
 

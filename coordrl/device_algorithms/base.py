@@ -22,6 +22,7 @@ _NOT_SAVED = (
     *("acceleration", "ranks", "episodes", "rollout_buffer_class", "rollout_buffer_kwargs"),
     *("replay_buffer_class", "replay_buffer_kwargs", "_last_obs", "_last_episode_starts"),
     *("_last_original_obs", "_network", "_act", "_update", "_learning_rate", "_totals", "_scalars"),
+    "_shortest_timeout",
 )
 
 

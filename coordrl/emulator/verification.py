@@ -296,19 +296,23 @@ def compare_games(games: Sequence[str], comparison: Comparison) -> Iterator[Resu
         yield from map(compare_game, jobs)
         return
     spawn, deaf_to_ctrl_c = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
-    pool = ProcessPoolExecutor(workers, spawn, initializer=signal.signal, initargs=deaf_to_ctrl_c)
-    try:
-        for compared in as_completed([pool.submit(compare_game, job) for job in jobs]):
-            yield compared.result()
-    except BrokenProcessPool as error:
-        raise RunError(
-            "a process that compares was killed, perhaps for want of memory; take fewer --workers. "
-            "With --json, --resume goes on"
-        ) from error
-    finally:
-        for process in multiprocessing.active_children():  # which are not waited for
-            process.terminate()
-        pool.shutdown(cancel_futures=True)
+    others = multiprocessing.active_children()
+    with ProcessPoolExecutor(
+        workers, spawn, initializer=signal.signal, initargs=deaf_to_ctrl_c
+    ) as pool:
+        try:
+            for compared in as_completed([pool.submit(compare_game, job) for job in jobs]):
+                yield compared.result()
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a process that compares was killed, perhaps for want of memory; take fewer "
+                "--workers. With --json, --resume goes on"
+            ) from error
+        except BaseException:  # a signal, or nobody asks any more: the rest is not waited for
+            for process in multiprocessing.active_children():
+                if process not in others:
+                    process.terminate()
+            raise
 
 
 def compare_game(job: tuple[str, Comparison]) -> Result:
