@@ -1457,6 +1457,7 @@ class TestScript:
                 marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
             ),
             (["{saved}", "--video-seconds", "0"], "--video-seconds must be above 0, got 0"),
+            (["{saved}", "--video", "a.gif", "--json", "a.gif"], "would both be a.gif; name two"),
             (["{saved}", "--video", "game.avi"], "a film ends in .mp4 or .gif, got game.avi"),
             (
                 ["{saved}", "--json", "{saved}/card.json", "--episodes", "1"],

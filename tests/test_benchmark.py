@@ -19,7 +19,7 @@ from rich.console import Console
 from torch.testing import assert_close
 
 import benchmark
-from benchmarking import cuda
+from benchmarking import cuda, record
 from benchmarking.cuda import Cuda, measured_for_targets, target_rows
 from benchmarking.device import DeviceTraining, training_row
 from benchmarking.generative import tiled, untiled
@@ -27,6 +27,7 @@ from benchmarking.layers import Layers
 from benchmarking.ratios import Ratio, Row, take_turns, times_as_fast
 from benchmarking.record import tables
 from coordrl import device_algorithms
+from coordrl.emulator.nvrtc import CudaError
 from coordrl.envs import games
 from coordrl.files import RunError
 from coordrl.generative.networks import CoordConvGenerator
@@ -143,6 +144,19 @@ def test_environments_that_games_cannot_share_are_refused_before_anything_is_com
     with pytest.raises(ValueError, match=r"multiples of the 56 games .* got 4096: take 4088"):
         Cuda(together=True).refuse()
     Cuda(together=True, num_envs=(4088, 65520)).refuse()
+
+
+def test_a_record_of_a_gpu_without_a_compiler_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> dict[str, str]:
+        raise CudaError("NVRTC is missing")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(record, "gpu_versions", missing)
+    assert record.surroundings()["machine"]["gpu"] == "NVIDIA H200"
+    versions = {"gpu": "NVIDIA H200", "driver": "13.0", "nvrtc": "13.5"}
+    monkeypatch.setattr(record, "gpu_versions", lambda: versions)
+    assert versions.items() <= record.surroundings()["machine"].items()
 
 
 def test_a_table_of_texts_has_all_of_them() -> None:

@@ -12,6 +12,7 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import gymnasium
@@ -24,7 +25,7 @@ from coordrl import envs
 from coordrl.config import AtariSettings, RunSettings, TrainingSettings
 from coordrl.device_algorithms import make_device_model
 from coordrl.emulator import Autoreset, Emulator, RomError, Step, load_rom, nvrtc, states
-from coordrl.emulator.device import DeviceEmulator, Occupancy, _Branches
+from coordrl.emulator.device import DeviceEmulator, Occupancy, _Branches, _filling
 from coordrl.emulator.lockstep import Tally, compare_devices
 from coordrl.envs import vector_env
 from coordrl.sb3_envs import make_sb3_env
@@ -256,6 +257,14 @@ def test_games_do_not_depend_on_how_they_are_spread(
 
     assert spread.save() == ours.save()
     assert launches == {(blocks, threads, 1 << 10)}
+
+
+def test_each_multiprocessor_of_a_gpu_has_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    spread = [_filling(count, torch.device("cuda:0")).threads for count in (1, 4096, 10**6)]
+    assert spread == [1, 32, 64]
+    assert _filling(4096, torch.device("cpu")) == Occupancy()
 
 
 @pytest.mark.parametrize(

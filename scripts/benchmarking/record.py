@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarking.games import has_envpool
 from benchmarking.ratios import Ratio, Row
-from coordrl.emulator.nvrtc import gpu_versions
+from coordrl.emulator.nvrtc import CudaError, gpu_versions
 from coordrl.records import processor, write_json
 
 # Of /proc/cpuinfo: what decides whether bfloat16 pays, which the processor's name may not tell.
@@ -36,7 +36,7 @@ def surroundings() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "torch threads": torch.get_num_threads(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
-            **(gpu_versions() if torch.cuda.is_available() else {"gpu": None}),
+            **_gpu(),
             "load": [round(load, 1) for load in os.getloadavg()],
         },
         "versions": {
@@ -44,6 +44,16 @@ def surroundings() -> dict[str, Any]:
             **{name: importlib.metadata.version(name) for name in libraries},
         },
     }
+
+
+def _gpu() -> dict[str, str | None]:
+    """Return the GPU, if any, and its versions, which layers can be measured without."""
+    if not torch.cuda.is_available():
+        return {"gpu": None}
+    try:
+        return {**gpu_versions()}
+    except CudaError:
+        return {"gpu": torch.cuda.get_device_name()}
 
 
 def write_record(path: Path, rows: list[Row], summary: Row, command: str) -> None:
