@@ -49,7 +49,7 @@ struct Albums {
 };
 
 /// Every game is begun anew: with such cartridges no beginning is like another.
-struct EmptyShelf {
+struct NoSnapshots {
   FreshGame none{};
   const FreshGame& at(i32) { return none; }
   static const Beginning* beginning(i32, i32) { return nullptr; }
@@ -202,12 +202,12 @@ i32 play(const std::vector<Bytes>& images, const std::vector<u32>& system_random
   Bytes memory(size_t(5 * size));
   u8* const pictures = memory.data();
   const u8* const shade = pictures_shade(setup);
-  const Desk desk{{{pictures, pictures + size}, shade},
+  const Scratch scratch{{{pictures, pictures + size}, shade},
                   {{pictures + 2 * size, pictures + 3 * size}, shade},
                   pictures + 4 * size,
                   false};
   Albums albums{size, {}};
-  EmptyShelf shelf;
+  NoSnapshots snapshots;
   const size_t obs_bytes = size_t(setup.stack_size * setup.plane_bytes);
   Bytes obs[2] = {Bytes(obs_bytes), Bytes(obs_bytes)}, final_obs(obs_bytes);
   i32 numbers[7];
@@ -227,14 +227,14 @@ i32 play(const std::vector<Bytes>& images, const std::vector<u32>& system_random
   seed(environment->idle_random, draw(chance));
   load<false>(environment->play, environment->random, setup.setup, Canvas{});
   const Row first = row_of(1);
-  Screen screen{setup, first};
-  begin_episode(*environment, setup, shelf, desk, albums, screen);
+  ObservationWriter observations{setup, first};
+  begin_episode(*environment, setup, snapshots, scratch, albums, observations);
   auto saved = std::make_unique<Environment>(*environment);
   i32 accepted = 0;
   for (i32 number = 0; number < 40; ++number) {
     const Row row = row_of(number);
-    Screen shown{setup, row};
-    step(*environment, setup, u8(pick(kNumActions)), shelf, desk, albums, shown, row);
+    ObservationWriter shown{setup, row};
+    step(*environment, setup, u8(pick(kNumActions)), snapshots, scratch, albums, shown, row);
     if (environment->play.console.draws > system_random.size() - 2000) break;
     if (pick(10) == 0) *saved = *environment;
     if (pick(3) != 0) continue;

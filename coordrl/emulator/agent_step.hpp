@@ -8,6 +8,14 @@
 // when a step ends early. A frame that stops before its picture is full is another matter: it goes
 // on showing what was drawn before, for as long as that takes. From such a frame on the environment
 // keeps its pictures in an album, and draws every frame, until two frames in a row are whole.
+//
+// CPU (host/) and GPU (kernels.cu) each bring memory and ways of their own, which are parameters:
+//
+//     Scratch        memory for one step: pictures to draw into
+//     Albums         lends albums by number: take(), give_back(i), at(i)
+//     Snapshots      games and episodes that have just begun, to copy: at(timer), loaded(),
+//                    beginning(timer, idle), plane(timer, idle)
+//     Observations   gets what a step shows: begin(view), push(view), keep_last(), flush()
 #pragma once
 
 #include "environment.hpp"
@@ -64,9 +72,9 @@ struct Album {
 };
 
 /// Memory for one step, lent by the caller. Both canvases have the shades of `pictures_shade`.
-struct Desk {
-  Canvas canvas;
-  Canvas past;
+struct Scratch {
+  Canvas canvas;    // what this step draws into,
+  Canvas past;      // and what frames of the past are drawn into again
   u8* spare;        // a picture that is neither in `canvas` nor in the environment's album
   bool past_holds;  // `past` has the two frames that the last step pooled; it need not be replayed
 };
@@ -144,17 +152,17 @@ COORDRL_HD inline void close_album(Environment& environment, Albums& albums) {
 
 /// Where the console draws in this step.
 template <class Albums>
-COORDRL_HD inline Canvas canvas_of(const Environment& environment, const Desk& desk,
+COORDRL_HD inline Canvas canvas_of(const Environment& environment, const Scratch& scratch,
                                    Albums& albums) {
-  return environment.album == kNoAlbum ? desk.canvas : albums.at(environment.album).canvas;
+  return environment.album == kNoAlbum ? scratch.canvas : albums.at(environment.album).canvas;
 }
 
 /// Plays one frame of an action. `draw`: its picture is wanted.
 template <class Albums>
 COORDRL_HD inline i32 play_frame(Environment& environment, const StepSetup& setup, u8 action,
-                                 bool draw, i32 step, const Desk& desk, Albums& albums) {
+                                 bool draw, i32 step, const Scratch& scratch, Albums& albums) {
   Play& play = environment.play;
-  const Canvas canvas = canvas_of(environment, desk, albums);
+  const Canvas canvas = canvas_of(environment, scratch, albums);
   const bool kept = environment.album != kNoAlbum;
   const i32 reward = kept || draw
                          ? act<true>(play, environment.random, setup.setup, action, canvas)
@@ -203,24 +211,24 @@ COORDRL_HD inline i32 older_bytes(const StepSetup& setup) {
   return (setup.stack_size - 1) * setup.plane_bytes;
 }
 
-/// Shows what a step has to show, at once. A GPU has another one, which leaves it to more threads.
-struct Screen {
+/// Writes what a step shows at once. A GPU's ObservationNotes leave it to more threads.
+struct ObservationWriter {
   const StepSetup& setup;
   const Row& row;
 
   /// Moves the stack of observations up by one and puts the newest on top.
-  COORDRL_HD void show(const View& view) const {
+  COORDRL_HD void push(const View& view) const {
     copy_bytes(row.obs, row.last_obs + setup.plane_bytes, older_bytes(setup));
     observe(setup, view, row.obs + older_bytes(setup));
   }
 
-  /// The episode is over: what was shown last is its last observation.
-  COORDRL_HD void end() const {
+  /// The episode is over: what was pushed last is its last observation.
+  COORDRL_HD void keep_last() const {
     copy_bytes(row.final_obs, row.obs, setup.stack_size * setup.plane_bytes);
   }
 
-  /// Says that what was shown so far, pictures or RAM, is about to be overwritten.
-  COORDRL_HD void finish() const {}
+  /// What was pushed so far, pictures or RAM, is about to be overwritten.
+  COORDRL_HD void flush() const {}
 
   /// Begins a stack of observations.
   COORDRL_HD void begin(const View& view) const {
@@ -265,13 +273,13 @@ COORDRL_HD inline void continue_counts(Play& play, u32 draws, i32 frame_number) 
   play.frame_number += frame_number < room ? frame_number : room;
 }
 
-/// Begins a game, like `reset_game`. `shelf.at(i)` is the FreshGame for timer seed i.
-template <class Shelf, class Albums>
+/// Begins a game, like `reset_game`. `snapshots.at(i)` is the FreshGame for timer seed i.
+template <class Snapshots, class Albums>
 COORDRL_HD COORDRL_NOINLINE inline void begin_game(Environment& environment, const StepSetup& setup,
-                                                   Shelf& shelf, Albums& albums) {
+                                                   Snapshots& snapshots, Albums& albums) {
   Play& play = environment.play;
   const Setup& game = setup.setup;
-  const FreshGame& fresh = shelf.at(timer_seed(play.console, game.machine));
+  const FreshGame& fresh = snapshots.at(timer_seed(play.console, game.machine));
   close_album(environment, albums);
   if (fresh.exact && !play.console.tia.partial) {
     const u32 draws = play.console.draws;
@@ -302,26 +310,27 @@ COORDRL_HD COORDRL_NOINLINE inline void begin_game(Environment& environment, con
 }
 
 /// Plays a game up to its first observation, and returns that: FIRE, then `idle` frames in all.
-template <class Shelf, class Albums>
+template <class Snapshots, class Albums>
 COORDRL_HD inline View play_beginning(Environment& environment, const StepSetup& setup, i32 idle,
-                                      Shelf& shelf, const Desk& desk, Albums& albums) {
+                                      Snapshots& snapshots, const Scratch& scratch,
+                                      Albums& albums) {
   Play& play = environment.play;
-  begin_game(environment, setup, shelf, albums);
+  begin_game(environment, setup, snapshots, albums);
   if (setup.fire_reset) {
-    play_frame(environment, setup, kFire, false, 0, desk, albums);
+    play_frame(environment, setup, kFire, false, 0, scratch, albums);
     if (idle > 0) --idle;
   }
   bool drawn = false;
   for (; idle > 0; --idle) {
     drawn = idle == 1 && setup.observation != Observation::kRam;
-    play_frame(environment, setup, kNoop, drawn, 0, desk, albums);
+    play_frame(environment, setup, kNoop, drawn, 0, scratch, albums);
     if (play.score.terminal) {
-      begin_game(environment, setup, shelf, albums);
+      begin_game(environment, setup, snapshots, albums);
       drawn = false;
     }
   }
   const bool kept = environment.album != kNoAlbum;
-  const u8* picture = canvas_of(environment, desk, albums).picture[play.picture];
+  const u8* picture = canvas_of(environment, scratch, albums).picture[play.picture];
   if (kept) {
     const Album album = albums.at(environment.album);
     copy_bytes(album.last, picture, picture_bytes(setup));
@@ -331,26 +340,26 @@ COORDRL_HD inline View play_beginning(Environment& environment, const StepSetup&
   if (setup.observation == Observation::kRam) return view_of(play.console.riot.ram);
   if (!kept && !drawn) {
     const i32 frames = play.history.frames;
-    picture = desk.past.picture[replay(play, setup.setup, frames, frames - 1, desk.past)];
+    picture = scratch.past.picture[replay(play, setup.setup, frames, frames - 1, scratch.past)];
   }
   return view_of({{picture}, 1, nullptr}, kept);
 }
 
 /// Begins an episode: a game, FIRE, a random number of idle frames.
 ///
-/// Where `shelf.beginning(timer, idle)` is not nullptr and exact, it is copied, and its observation
-/// is the plane `shelf.plane(timer, idle)`.
-template <class Shelf, class Albums, class Screen>
+/// Where `snapshots.beginning(timer, idle)` is not nullptr and exact, it is copied, and its
+/// observation is the plane `snapshots.plane(timer, idle)`.
+template <class Snapshots, class Albums, class Observations>
 COORDRL_HD COORDRL_NOINLINE inline void begin_episode(Environment& environment,
-                                                      const StepSetup& setup, Shelf& shelf,
-                                                      const Desk& desk, Albums& albums,
-                                                      Screen& screen) {
+                                                      const StepSetup& setup, Snapshots& snapshots,
+                                                      const Scratch& scratch, Albums& albums,
+                                                      Observations& observations) {
   Play& play = environment.play;
   const i32 idle = i32(draw_below(environment.idle_random, u32(setup.noop_max)));
   const i32 timer = timer_seed(play.console, setup.setup.machine);
-  const Beginning* const beginning = shelf.beginning(timer, idle);
+  const Beginning* const beginning = snapshots.beginning(timer, idle);
   const bool copied = beginning != nullptr && beginning->exact && !play.console.tia.partial;
-  if (!copied || setup.observation == Observation::kRam) screen.finish();
+  if (!copied || setup.observation == Observation::kRam) observations.flush();
   if (copied) {
     const u32 draws = play.console.draws + beginning->draws;
     const i32 frame_number = play.frame_number;
@@ -358,9 +367,9 @@ COORDRL_HD COORDRL_NOINLINE inline void begin_episode(Environment& environment,
     assign(play, beginning->play);
     continue_counts(play, draws, frame_number);
     for (u32 i = 0; i < beginning->random_draws; ++i) draw(environment.random);
-    screen.begin(view_of(shelf.plane(timer, idle)));
+    observations.begin(view_of(snapshots.plane(timer, idle)));
   } else {
-    screen.begin(play_beginning(environment, setup, idle, shelf, desk, albums));
+    observations.begin(play_beginning(environment, setup, idle, snapshots, scratch, albums));
   }
   environment.lives = play.score.lives;
   environment.elapsed = 0;
@@ -382,7 +391,7 @@ COORDRL_HD COORDRL_NOINLINE inline void begin_episode(Environment& environment,
 /// more, the one that ended the step included.
 template <class Albums>
 COORDRL_HD inline View view_step(Environment& environment, const StepSetup& setup, i32 step,
-                                 i32 missing, const u8* last_but_one, const Desk& desk,
+                                 i32 missing, const u8* last_but_one, const Scratch& scratch,
                                  Albums& albums, const Row& row) {
   Play& play = environment.play;
   if (setup.observation == Observation::kRam) return view_of(play.console.riot.ram);
@@ -391,7 +400,7 @@ COORDRL_HD inline View view_step(Environment& environment, const StepSetup& setu
     return view_of(row.last_obs + older_bytes(setup));
   }
   const bool kept = environment.album != kNoAlbum;
-  const Canvas canvas = canvas_of(environment, desk, albums);
+  const Canvas canvas = canvas_of(environment, scratch, albums);
   const u8* const last = canvas.picture[play.picture];
   if (last_but_one == nullptr) last_but_one = canvas.picture[play.picture ^ 1];
   if (missing == 1) {
@@ -400,11 +409,11 @@ COORDRL_HD inline View view_step(Environment& environment, const StepSetup& setu
       observed = albums.at(environment.album).last;
       pooled = albums.at(environment.album).last_but_one;
     } else {
-      const u8 picture = desk.past_holds
+      const u8 picture = scratch.past_holds
                              ? u8(play.picture ^ ((play.history.frames - step) & 1))
-                             : replay(play, setup.setup, step, step - 2, desk.past);
-      observed = desk.past.picture[picture];
-      pooled = desk.past.picture[picture ^ 1];
+                             : replay(play, setup.setup, step, step - 2, scratch.past);
+      observed = scratch.past.picture[picture];
+      pooled = scratch.past.picture[picture ^ 1];
     }
     return view_of({{last_but_one, observed, pooled}, environment.pooled ? 3 : 2, nullptr}, kept);
   }
@@ -455,16 +464,16 @@ COORDRL_HD inline void stand_still(const Environment& environment, const StepSet
 }
 
 /// Plays one action of an agent: `action` is one of ale-py's 18.
-template <class Shelf, class Albums, class Screen>
+template <class Snapshots, class Albums, class Observations>
 COORDRL_HD inline void step(Environment& environment, const StepSetup& setup, u8 action,
-                            Shelf& shelf, const Desk& desk, Albums& albums, Screen& screen,
-                            const Row& row) {
+                            Snapshots& snapshots, const Scratch& scratch, Albums& albums,
+                            Observations& observations, const Row& row) {
   Play& play = environment.play;
   if (environment.ended && setup.autoreset == Autoreset::kDisabled) {
     return stand_still(environment, setup, row);
   }
   if (environment.ended && setup.autoreset == Autoreset::kNextStep) {
-    begin_episode(environment, setup, shelf, desk, albums, screen);
+    begin_episode(environment, setup, snapshots, scratch, albums, observations);
     *row.reward = *row.unclipped_reward = 0;
     *row.terminated = *row.truncated = *row.ended = *row.life_lost = false;
   } else {
@@ -477,7 +486,7 @@ COORDRL_HD inline void step(Environment& environment, const StepSetup& setup, u8
     for (;;) {
       const bool draw = missing == 1 || (missing == 2 && setup.max_pool);
       reward += play_frame(environment, setup, action,
-                           draw && setup.observation != Observation::kRam, start, desk, albums);
+                           draw && setup.observation != Observation::kRam, start, scratch, albums);
       ++environment.elapsed;
       const i32 lives = play.score.lives;
       life_lost = lives < environment.lives && lives > 0;
@@ -486,14 +495,14 @@ COORDRL_HD inline void step(Environment& environment, const StepSetup& setup, u8
       if (over) break;
       if (missing == 2 && environment.album != kNoAlbum) {
         // In an album the next frame may go on in the same picture.
-        last_but_one = desk.spare;
-        copy_bytes(desk.spare, albums.at(environment.album).canvas.picture[play.picture],
+        last_but_one = scratch.spare;
+        copy_bytes(scratch.spare, albums.at(environment.album).canvas.picture[play.picture],
                    picture_bytes(setup));
       }
       if (--missing == 0) break;
     }
-    screen.show(
-        view_step(environment, setup, start, missing, last_but_one, desk, albums, row));
+    observations.push(
+        view_step(environment, setup, start, missing, last_but_one, scratch, albums, row));
     if (missing == 0) settle_album(environment, setup, albums);
     environment.lives = play.score.lives;
     environment.life_lost = life_lost && !over;
@@ -512,8 +521,8 @@ COORDRL_HD inline void step(Environment& environment, const StepSetup& setup, u8
   *row.episode_return = environment.episode_return;
   *row.episode_length = environment.episode_length;
   if (environment.ended && setup.autoreset == Autoreset::kSameStep) {
-    screen.end();
-    begin_episode(environment, setup, shelf, desk, albums, screen);
+    observations.keep_last();
+    begin_episode(environment, setup, snapshots, scratch, albums, observations);
   }
   *row.lives = environment.lives;
   *row.frame_number = play.frame_number;
@@ -521,13 +530,13 @@ COORDRL_HD inline void step(Environment& environment, const StepSetup& setup, u8
 }
 
 /// Loads the game anew: everything that follows is determined by the seed.
-template <class Shelf, class Albums>
+template <class Snapshots, class Albums>
 COORDRL_HD inline void reload(Environment& environment, const Setup& default_setup, u32 value,
-                              Shelf& shelf, Albums& albums) {
+                              Snapshots& snapshots, Albums& albums) {
   seed(environment.random, value);
   seed(environment.idle_random, value);
   close_album(environment, albums);
-  const FreshGame& loaded = shelf.loaded();
+  const FreshGame& loaded = snapshots.loaded();
   if (loaded.exact) {
     assign(environment.play, loaded.play);
     for (u32 i = 0; i < loaded.random_draws; ++i) draw(environment.random);

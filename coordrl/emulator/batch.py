@@ -99,7 +99,8 @@ def _one_at_a_time(
 class Emulator:
     """``num_envs`` games of one kind that are stepped together, without the GIL.
 
-    Threads of Python may share it: a call waits for the one before.
+    Threads of Python may share it: a call waits for the one before. A process that is forked
+    meanwhile must not use it in the child; one that is forked while nobody steps may.
 
     Everything is as in ale-py 0.12.1's ``AtariVectorEnv`` with the same settings: which frames are
     seen, when an episode ends, how long it begins with idle frames, what a seed means. Beyond that
@@ -117,9 +118,6 @@ class Emulator:
         num_threads: Threads that share the work; 0 takes as many as the process may use. Results
             do not depend on it.
         rom_path: ROM image to play, or a folder with it; by default the one in ale-py.
-
-    Threads may share an emulator, which steps for one of them at a time. A process that is forked
-    meanwhile must not use it in the child; one that is forked while nobody steps may.
 
     Raises:
         UnknownGameError: If there is no such game.

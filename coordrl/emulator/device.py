@@ -325,9 +325,9 @@ class _Group:
         self._occupancy = occupancy
         self._rows = rows
         self._num_envs = len(rows.obs)
-        plan = self._plan = compiled.native().Plan(native, rom, process_cpu_count())
+        tables = self._tables = compiled.native().DeviceTables(native, rom, process_cpu_count())
         obs_shape = tuple(rows.obs.shape[1:])
-        self._key = state_key(game, settings, native, obs_shape, plan.environment_bytes)
+        self._key = state_key(game, settings, native, obs_shape, tables.environment_bytes)
         device = rows.obs.device
 
         def tensor(content: bytes) -> Tensor:
@@ -338,21 +338,21 @@ class _Group:
             return torch.zeros(shape, dtype=torch.uint8, device=device)
 
         if system_random is None:
-            system_random = tensor(plan.system_random())
+            system_random = tensor(tables.system_random())
         self.system_random = system_random
-        self._environments = zeros(self._num_envs, plan.environment_bytes)
-        self._album = slice(plan.album_offset, plan.album_offset + 4)
+        self._environments = zeros(self._num_envs, tables.environment_bytes)
+        self._album = slice(tables.album_offset, tables.album_offset + 4)
         self._environments[:, self._album] = 255  # none
         self._notes = zeros(self._num_envs, _NOTE_BYTES)
-        self._pictures = zeros(self._num_envs, _PICTURES, plan.picture_bytes)
+        self._pictures = zeros(self._num_envs, _PICTURES, tables.picture_bytes)
         self._rom = tensor(rom + b"\0" * 8)
-        fresh_pictures = tensor(plan.fresh_pictures())
+        fresh_pictures = tensor(tables.fresh_pictures())
         actions = game.actions(full=settings.full_action_space)
         shared = [
-            tensor(plan.setups(self._rom.data_ptr(), system_random.data_ptr())),
-            tensor(plan.fresh_games(fresh_pictures.data_ptr())),
-            tensor(plan.beginnings()),
-            tensor(plan.planes()),
+            tensor(tables.setups(self._rom.data_ptr(), system_random.data_ptr())),
+            tensor(tables.fresh_games(fresh_pictures.data_ptr())),
+            tensor(tables.beginnings()),
+            tensor(tables.planes()),
             tensor(bytes(actions)),
         ]
         self._shared = [self._rom, fresh_pictures, *shared]  # which the kernels know by address
@@ -365,7 +365,7 @@ class _Group:
             fresh,
             beginnings,
             planes,
-            plan.idle_counts,
+            tables.idle_counts,
             codes,
             len(actions),
             self._num_envs,
@@ -391,7 +391,7 @@ class _Group:
 
     @property
     def ram(self) -> Tensor:
-        at = self._plan.ram_offset
+        at = self._tables.ram_offset
         return self._environments[:, at : at + 128].clone()
 
     def save(self) -> list[bytes]:
@@ -407,17 +407,17 @@ class _Group:
 
     def unpack(self, saved: Sequence[bytes]) -> list[bytes]:
         obs_bytes = self._rows.obs[0].numel()
-        largest = self._plan.environment_bytes + 4 * self._plan.picture_bytes + obs_bytes
+        largest = self._tables.environment_bytes + 4 * self._tables.picture_bytes + obs_bytes
         unpacked = [states.unpack(self._key, s, largest=largest) for s in saved]
         for content in unpacked:
-            if not self._plan.fits(content[:-obs_bytes]):
+            if not self._tables.fits(content[:-obs_bytes]):
                 raise ValueError(
                     "the saved environment is damaged: no console can be in that state"
                 )
         return unpacked
 
     def restore(self, contents: Sequence[bytes]) -> None:
-        size, obs_bytes = self._plan.environment_bytes, self._rows.obs[0].numel()
+        size, obs_bytes = self._tables.environment_bytes, self._rows.obs[0].numel()
         device = self._rows.obs.device
         bytes_of = [np.frombuffer(content, np.uint8) for content in contents]
         environments = np.stack([content[:size] for content in bytes_of])

@@ -17,11 +17,6 @@
 //
 // The tests compile this file with a C++ compiler, too, and compare it with the CPU's emulator.
 #define COORDRL_GPU
-#if defined(__CUDACC_VER_MAJOR__) && __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1302
-// Compilers before CUDA 13.2 break where they are told what lies in a thread's own memory
-// (`in_local`): "Broken function found". Without that they write longer code.
-#define __isLocal(pointer) true
-#endif
 #include "agent_step.hpp"
 
 namespace coordrl {
@@ -82,7 +77,7 @@ struct DeviceAlbums {
 };
 
 /// What episodes are begun from.
-struct DeviceShelf {
+struct DeviceSnapshots {
   const Batch& batch;
   i32 plane_bytes;
 
@@ -135,21 +130,21 @@ COORDRL_HD inline u8 reduced_pixel(const Reduction& plan, const Pixel& pixel, i3
   return round_to_byte(sum);
 }
 
-/// Notes what is to be shown.
-struct NotingScreen {
+/// Notes what is to be shown, for `show_observations`.
+struct ObservationNotes {
   const StepSetup& setup;
   const Row& row;
   Note& note;
 
-  COORDRL_HD void show(const View& view) {
+  COORDRL_HD void push(const View& view) {
     note.step = view;
     note.steps = true;
   }
 
-  COORDRL_HD void end() { note.keeps_last = true; }
+  COORDRL_HD void keep_last() { note.keeps_last = true; }
 
   /// Writes the last observation of an episode, which what comes next would overwrite.
-  COORDRL_HD COORDRL_NOINLINE void finish() {
+  COORDRL_HD COORDRL_NOINLINE void flush() {
     if (!note.steps) return;
     note.steps = false;
     const View& view = note.step;
@@ -192,8 +187,8 @@ COORDRL_HD inline Row row_of(const Batch& batch, const StepSetup& setup, i64 i) 
 
 /// The two halves of the pictures are drawn into by turns, so that a step that ends early finds the
 /// pictures of the step before.
-COORDRL_HD inline Desk desk_of(const StepSetup& setup, const DeviceAlbums& albums,
-                               const Note& note) {
+COORDRL_HD inline Scratch scratch_of(const StepSetup& setup, const DeviceAlbums& albums,
+                                     const Note& note) {
   const u8* const shade = pictures_shade(setup);
   const i32 half = note.flipped ? 2 : 0;
   return {{{albums.picture(half), albums.picture(half + 1)}, shade},
@@ -277,16 +272,16 @@ __global__ void __launch_bounds__(kMaxLanes, 8)
   const Row row = row_of(batch, setup, i);
   Note& note = batch.notes[i];
   DeviceAlbums albums = albums_of(batch, setup, i);
-  const DeviceShelf shelf{batch, setup.plane_bytes};
-  NotingScreen screen{setup, row, note};
+  const DeviceSnapshots snapshots{batch, setup.plane_bytes};
+  ObservationNotes observations{setup, row, note};
   note.steps = note.begins = note.keeps_last = false;
   rewind_numbers(environment, setup);
   if (actions != nullptr) {
     const i64 most = batch.num_actions - 1;
     const i64 action = actions[i] < 0 ? 0 : actions[i] > most ? most : actions[i];
     note.flipped = !note.flipped;
-    const Desk desk = desk_of(setup, albums, note);
-    step(environment, setup, batch.codes[action], shelf, desk, albums, screen, row);
+    const Scratch scratch = scratch_of(setup, albums, note);
+    step(environment, setup, batch.codes[action], snapshots, scratch, albums, observations, row);
     // An album that was closed behind the step has drawn elsewhere, or in other colors.
     note.holds = environment.pooled && environment.album == kNoAlbum && !note.begins &&
                  !note.step.kept;
@@ -294,10 +289,11 @@ __global__ void __launch_bounds__(kMaxLanes, 8)
   }
   if (mask[i]) {
     if (seeds[i] >= 0) {
-      reload(environment, batch.setups[1].setup, u32(seeds[i]), shelf, albums);
+      reload(environment, batch.setups[1].setup, u32(seeds[i]), snapshots, albums);
     }
     note.holds = false;
-    begin_episode(environment, setup, shelf, desk_of(setup, albums, note), albums, screen);
+    begin_episode(environment, setup, snapshots, scratch_of(setup, albums, note), albums,
+                  observations);
   }
   report(environment, row);
 }

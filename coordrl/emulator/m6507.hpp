@@ -23,8 +23,8 @@
 //     i32 rounds_of_timer(u16 address, i32 round, i32 floor, u8& value);  // see `branch`
 //     static constexpr i32 kMeeting;                 // cycles; see staged.hpp
 //
-// Those of the zero page are `read` and `write` of addresses below $100, those of the stack of $100
-// and more, as far as anybody can tell: they are there to be shorter.
+// The accesses to the zero page do what `read` and `write` do below $100, those to the stack what they
+// do from $100 to $1FF. They are there because they are shorter: fewer chips can answer.
 //
 // An instruction takes effect at its last cycle: the clock is advanced by its whole length, then
 // it reads and writes. That is the oracle's view of time (ale-py), not the chip's, and everything

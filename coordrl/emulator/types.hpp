@@ -100,9 +100,12 @@ COORDRL_HD COORDRL_INLINE T& in_shared(T& thing) {
 }
 
 /// Something that lies in a thread's own memory.
+///
+/// Compilers before CUDA 13.2 break where they are told so ("Broken function found"). Without it
+/// they write longer code.
 template <class T>
 COORDRL_HD COORDRL_INLINE T& in_local(T& thing) {
-#ifdef __CUDA_ARCH__
+#if defined(__CUDA_ARCH__) && __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1302
   __builtin_assume(__isLocal(&thing));
 #endif
   return thing;

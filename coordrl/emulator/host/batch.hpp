@@ -10,7 +10,7 @@
 
 #include "host/albums.hpp"
 #include "host/settings.hpp"
-#include "host/shelf.hpp"
+#include "host/snapshots.hpp"
 #include "host/workers.hpp"
 
 namespace coordrl::host {
@@ -23,13 +23,13 @@ class Batch {
         setup_(make_step_setup(settings, rom_)),
         default_setup_(setup_.setup),
         albums_(picture_bytes(setup_)),
-        shelf_(setup_, default_setup_, system_random_),
+        snapshots_(setup_, default_setup_, system_random_),
         workers_(num_threads),
         environments_(size_t(num_envs)) {
     default_setup_.mode = settings.default_mode;
     default_setup_.difficulty = 0;
     for (i32 worker = 0; worker < num_threads; ++worker) {
-      desks_.emplace_back(size_t(4 * picture_bytes(setup_)));
+      scratch_.emplace_back(size_t(4 * picture_bytes(setup_)));
     }
     for (Environment& environment : environments_) environment.album = kNoAlbum;
   }
@@ -38,14 +38,14 @@ class Batch {
   /// numbers of an environment as they are; another one loads the game anew.
   void reset(Array<const i64> seeds, Array<const bool> mask, const Outputs& outputs,
              const Outputs& last) {
-    for_each([&](size_t i, Environment& environment, const Desk& desk) {
+    for_each([&](size_t i, Environment& environment, const Scratch& scratch) {
       const Row row = outputs.row(i, obs_bytes(), last);
-      Screen screen{setup_, row};
+      ObservationWriter observations{setup_, row};
       if (mask.data()[i]) {
         if (seeds.data()[i] >= 0) {
-          reload(environment, default_setup_, u32(seeds.data()[i]), shelf_, albums_);
+          reload(environment, default_setup_, u32(seeds.data()[i]), snapshots_, albums_);
         }
-        begin_episode(environment, setup_, shelf_, desk, albums_, screen);
+        begin_episode(environment, setup_, snapshots_, scratch, albums_, observations);
       } else {
         std::memcpy(row.obs, row.last_obs, obs_bytes());
       }
@@ -54,10 +54,11 @@ class Batch {
   }
 
   void step(Array<const i32> actions, const Outputs& outputs, const Outputs& last) {
-    for_each([&](size_t i, Environment& environment, const Desk& desk) {
+    for_each([&](size_t i, Environment& environment, const Scratch& scratch) {
       const Row row = outputs.row(i, obs_bytes(), last);
-      Screen screen{setup_, row};
-      coordrl::step(environment, setup_, u8(actions.data()[i]), shelf_, desk, albums_, screen, row);
+      ObservationWriter observations{setup_, row};
+      coordrl::step(environment, setup_, u8(actions.data()[i]), snapshots_, scratch, albums_,
+                    observations, row);
     });
   }
 
@@ -70,7 +71,7 @@ class Batch {
   /// The color indices of the last frame of an environment.
   void read_screen(i32 index, Array<u8> screen) {
     const Environment& environment = environments_.at(size_t(index));
-    Canvas canvas = desk_of(0).past;
+    Canvas canvas = scratch_of(0).past;
     canvas.shade = nullptr;
     const Play& play = environment.play;
     const i32 frames = play.history.frames;
@@ -126,8 +127,8 @@ class Batch {
  private:
   size_t obs_bytes() const { return size_t(setup_.stack_size) * size_t(setup_.plane_bytes); }
 
-  Desk desk_of(i32 worker) {
-    u8* const pictures = desks_[size_t(worker)].data();
+  Scratch scratch_of(i32 worker) {
+    u8* const pictures = scratch_[size_t(worker)].data();
     const i32 size = picture_bytes(setup_);
     const u8* const shade = pictures_shade(setup_);
     return {{{pictures, pictures + size}, shade},
@@ -136,7 +137,8 @@ class Batch {
             false};
   }
 
-  /// Calls work(index, environment, desk) for every environment, on all threads, without the GIL.
+  /// Calls work(index, environment, scratch) for every environment, on all threads, without the
+  /// GIL.
   template <class Work>
   void for_each(const Work& work) {
     const nb::gil_scoped_release release;
@@ -147,10 +149,10 @@ class Batch {
     const size_t piece = std::max<size_t>(1, count / (4 * size_t(workers_.count())));
     std::atomic<size_t> next{0};
     workers_.run([&](i32 worker) {
-      const Desk desk = desk_of(worker);
+      const Scratch scratch = scratch_of(worker);
       for (size_t begin; (begin = next.fetch_add(piece)) < count;) {
         const size_t end = std::min(begin + piece, count);
-        for (size_t i = begin; i < end; ++i) work(i, environments_[i], desk);
+        for (size_t i = begin; i < end; ++i) work(i, environments_[i], scratch);
       }
     });
   }
@@ -173,11 +175,11 @@ class Batch {
   StepSetup setup_;
   Setup default_setup_;
   Albums albums_;
-  Shelf shelf_;
+  Snapshots snapshots_;
   Workers workers_;
   std::mutex mutex_;
   std::vector<Environment> environments_;
-  std::vector<Bytes> desks_;
+  std::vector<Bytes> scratch_;  // of each worker
 };
 
 }  // namespace coordrl::host

@@ -7,7 +7,7 @@
 #include <nanobind/ndarray.h>
 
 #include "host/batch.hpp"
-#include "host/device_plan.hpp"
+#include "host/device_tables.hpp"
 #include "host/player.hpp"
 #include "sources.hpp"
 
@@ -106,27 +106,25 @@ NB_MODULE(_native, module) {
       .def_prop_ro("picture_bytes", &Batch::picture_bytes_each)
       .def_prop_ro("albums_in_use", &Batch::albums_in_use);
 
-  nb::class_<Plan>(module, "Plan")
+  nb::class_<DeviceTables>(module, "DeviceTables")
       .def(nb::init<const Settings&, nb::bytes, i32>())
-      .def("setups", &Plan::setups)
-      .def("system_random", &Plan::system_random)
-      .def("fresh_games", &Plan::fresh_games)
-      .def("fresh_pictures", &Plan::fresh_pictures)
-      .def("beginnings", &Plan::beginnings)
-      .def("planes", &Plan::planes)
-      .def("fits", &Plan::fits)
-      .def_prop_ro("album_offset", &Plan::album_offset)
-      .def_prop_ro("ram_offset", &Plan::ram_offset)
-      .def_prop_ro("environment_bytes", &Plan::environment_bytes)
-      .def_prop_ro("idle_counts", &Plan::idle_counts)
-      .def_prop_ro("plane_bytes", &Plan::plane_bytes)
-      .def_prop_ro("picture_bytes", &Plan::picture_bytes_each);
+      .def("setups", &DeviceTables::setups)
+      .def("system_random", &DeviceTables::system_random)
+      .def("fresh_games", &DeviceTables::fresh_games)
+      .def("fresh_pictures", &DeviceTables::fresh_pictures)
+      .def("beginnings", &DeviceTables::beginnings)
+      .def("planes", &DeviceTables::planes)
+      .def("fits", &DeviceTables::fits)
+      .def_prop_ro("album_offset", &DeviceTables::album_offset)
+      .def_prop_ro("ram_offset", &DeviceTables::ram_offset)
+      .def_prop_ro("environment_bytes", &DeviceTables::environment_bytes)
+      .def_prop_ro("idle_counts", &DeviceTables::idle_counts)
+      .def_prop_ro("picture_bytes", &DeviceTables::picture_bytes_each);
 
   nb::class_<Player>(module, "Player")
       .def(nb::init<const Settings&, nb::bytes, u32>())
       .def("begin", &Player::begin)
       .def("act", &Player::act)
-      .def("set_mode", &Player::set_mode)
       .def("set_difficulty", &Player::set_difficulty)
       .def("read_ram", &Player::read_ram)
       .def("read_screen", &Player::read_screen)
@@ -135,8 +133,7 @@ NB_MODULE(_native, module) {
       .def_prop_ro("terminal", [](const Player& self) { return self.play().score.terminal != 0; })
       .def_prop_ro("frame_number", [](const Player& self) { return self.play().frame_number; })
       .def_prop_ro("episode_frame_number",
-                   [](const Player& self) { return self.play().episode_frame_number; })
-      .def_prop_ro("whole", [](const Player& self) { return self.play().whole_frames > 0; });
+                   [](const Player& self) { return self.play().episode_frame_number; });
 
   module.def("score_images", &score_images);
   module.def("reduce_pictures", &reduce_pictures);

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "host/settings.hpp"
-#include "host/shelf.hpp"
+#include "host/snapshots.hpp"
 
 namespace coordrl::host {
 
@@ -36,7 +36,6 @@ class Player {
     return coordrl::act<true>(play_, random_, setup_, action, canvas());
   }
 
-  void set_mode(i32 mode) { setup_.mode = mode; }
   void set_difficulty(i32 difficulty) { setup_.difficulty = difficulty; }
 
   const Play& play() const { return play_; }

@@ -17,9 +17,9 @@ namespace coordrl::host {
 /// Whether a beginning can be copied is found out by trying: a reset is run from consoles with
 /// different RAM and a different past, with the same timer and different random numbers otherwise.
 /// Only if everything comes out the same is the FreshGame `exact`.
-class Shelf {
+class Snapshots {
  public:
-  Shelf(const StepSetup& setup, const Setup& default_setup, const SystemRandom& system_random)
+  Snapshots(const StepSetup& setup, const Setup& default_setup, const SystemRandom& system_random)
       : setup_(setup), default_setup_(default_setup), system_random_(system_random) {}
 
   /// What `load` leaves behind. Not exact if that depends on the environment's generator.

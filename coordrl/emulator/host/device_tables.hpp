@@ -8,7 +8,7 @@
 
 #include "host/albums.hpp"
 #include "host/settings.hpp"
-#include "host/shelf.hpp"
+#include "host/snapshots.hpp"
 #include "host/workers.hpp"
 
 namespace coordrl::host {
@@ -16,13 +16,13 @@ namespace coordrl::host {
 /// What the environments of a GPU share: their setup, and games and episodes to copy.
 ///
 /// It is made here and used there, so that pointers in it are addresses of the GPU.
-class Plan {
+class DeviceTables {
  public:
-  Plan(const Settings& settings, nb::bytes rom, i32 num_threads)
+  DeviceTables(const Settings& settings, nb::bytes rom, i32 num_threads)
       : rom_(copied(rom)),
         setup_(make_step_setup(settings, rom_)),
         default_setup_(setup_.setup),
-        shelf_(setup_, default_setup_, system_random_),
+        snapshots_(setup_, default_setup_, system_random_),
         workers_(num_threads) {
     default_setup_.mode = settings.default_mode;
     default_setup_.difficulty = 0;
@@ -54,13 +54,13 @@ class Plan {
   nb::bytes fresh_games(u64 pictures) {
     std::vector<FreshGame> games;
     for (i32 timer = 0; timer < kTimerSeeds; ++timer) {
-      games.push_back(shelf_.at(timer));
+      games.push_back(snapshots_.at(timer));
       for (u8*& picture : games.back().canvas.picture) {
         picture = reinterpret_cast<u8*>(pictures);
         pictures += u64(picture_bytes(setup_));
       }
     }
-    games.push_back(shelf_.loaded());
+    games.push_back(snapshots_.loaded());
     return nb::bytes(games.data(), games.size() * sizeof(FreshGame));
   }
 
@@ -69,7 +69,7 @@ class Plan {
     const size_t size = size_t(2 * picture_bytes(setup_));
     Bytes pictures;
     for (i32 timer = 0; timer < kTimerSeeds; ++timer) {
-      const FreshGame& game = shelf_.at(timer);
+      const FreshGame& game = snapshots_.at(timer);
       if (!game.exact || game.play.whole_frames >= 2) continue;
       pictures.resize(kTimerSeeds * size);
       std::memcpy(pictures.data() + size_t(timer) * size, game.canvas.picture[0], size);
@@ -84,7 +84,6 @@ class Plan {
   nb::bytes planes() const { return nb::bytes(planes_.data(), planes_.size()); }
 
   i32 idle_counts() const { return i32(beginnings_.size()) / kTimerSeeds; }
-  i32 plane_bytes() const { return setup_.plane_bytes; }
   i32 picture_bytes_each() const { return picture_bytes(setup_); }
 
   /// Whether an environment of these bytes can be put on a GPU.
@@ -115,7 +114,7 @@ class Plan {
     workers_.run([&](i32) {
       Bytes pictures(size_t(4 * picture_bytes(setup_)));
       for (i32 timer; (timer = next.fetch_add(1)) < kTimerSeeds;) {
-        shelf_.at(timer);
+        snapshots_.at(timer);
         for (i32 idle = 0; kept && idle < idle_counts; ++idle) {
           make_beginning(timer, idle, size_t(timer * idle_counts + idle), pictures);
         }
@@ -124,12 +123,12 @@ class Plan {
   }
 
   void make_beginning(i32 timer, i32 idle, size_t index, Bytes& pictures) {
-    const FreshGame& fresh = shelf_.at(timer);
+    const FreshGame& fresh = snapshots_.at(timer);
     if (!fresh.exact || fresh.play.whole_frames < 2) return;
     u8* const memory = pictures.data();
     const i32 size = picture_bytes(setup_);
     const u8* const shade = pictures_shade(setup_);
-    const Desk desk{{{memory, memory + size}, shade},
+    const Scratch scratch{{{memory, memory + size}, shade},
                     {{memory + 2 * size, memory + 3 * size}, shade},
                     nullptr,
                     false};
@@ -139,7 +138,7 @@ class Plan {
     environment.random = seeded(0);
     environment.play.console.draws = place_of(timer);
     const u32 draws = environment.play.console.draws;
-    const View view = play_beginning(environment, setup_, idle, shelf_, desk, none);
+    const View view = play_beginning(environment, setup_, idle, snapshots_, scratch, none);
     Beginning& beginning = beginnings_[index];
     beginning.play = environment.play;
     beginning.draws = environment.play.console.draws - draws;
@@ -161,7 +160,7 @@ class Plan {
   SystemRandom system_random_;
   StepSetup setup_;
   Setup default_setup_;
-  Shelf shelf_;
+  Snapshots snapshots_;
   Workers workers_;
   std::vector<Beginning> beginnings_;
   Bytes planes_;
