@@ -370,7 +370,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[AutoresetMode], Any]:
     def make(mode: AutoresetMode) -> tuple[AtariVectorEnv, Any]:
         envs = AtariVectorEnv("pong", 2, emulator="coordrl", autoreset_mode=mode)
         envs.reset()
-        return envs, envs._backend
+        return envs, envs._games._backend  # type: ignore[attr-defined]
 
     return make
 
@@ -1030,8 +1030,11 @@ def test_ale_py_cannot_save() -> None:
         envs.reset(seed=0)
         with pytest.raises(ValueError, match="cannot save its games; emulator='coordrl' can"):
             envs.save()
+        with playing("pong", 1, emulator="coordrl") as ours:
+            ours.reset(seed=0)
+            state = ours.save()
         with pytest.raises(ValueError, match="cannot restore its games; emulator='coordrl' can"):
-            envs.restore(b"")
+            envs.restore(state)
 
 
 def test_without_a_compiled_emulator_ale_py_plays_and_says_why(

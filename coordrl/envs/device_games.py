@@ -1,16 +1,17 @@
 """The games of an environment on a GPU."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from coordrl.emulator.device import DeviceEmulator, DeviceStep
 from coordrl.envs.backends import Flags
+from coordrl.envs.episode_state import EpisodeState, new_episode_state
 
 
 class DeviceGames:
@@ -23,101 +24,103 @@ class DeviceGames:
         self._emulator = emulator
         self._mode = autoreset_mode
         self._frame_skip = emulator.settings.frame_skip
-        self.device = emulator.device
-        self.action_meanings = emulator.action_meanings
+        self._device = emulator.device
+        self.action_meanings = meanings = emulator.action_meanings
         self.obs_shape = emulator.obs_shape
-        meanings = emulator.action_meanings
         self._noop = meanings.index("NOOP") if "NOOP" in meanings else 0
-
-        def zeros(dtype: torch.dtype) -> Tensor:
-            return torch.zeros(emulator.num_envs, dtype=dtype, device=self.device)
-
-        self._state = {
-            "_game_ended": zeros(torch.bool),
-            "_life_ended": zeros(torch.bool),
-            "_started_at": zeros(torch.int32),
-            "_reset_frames": zeros(torch.int32),
-            "_lives": zeros(torch.int32),
-        }
+        self._state = new_episode_state(emulator.num_envs).map(
+            lambda array: torch.from_numpy(array).to(self._device)
+        )
 
     @property
     def lives(self) -> Tensor:
         """Lives left in every game."""
-        return self._state["_lives"].clone()
+        return self._state.lives.clone()
 
     @property
     def is_over(self) -> Tensor:
         """Whether the last step ended the episode of each game."""
-        return self._state["_game_ended"] | self._state["_life_ended"]
+        return self._state.game_ended | self._state.life_ended
 
     def reset(
         self, seeds: NDArray[np.int64] | None, mask: Flags
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Begin new games where the mask is true; return observations and info."""
         step = self._emulator.reset(seed=seeds, mask=mask)
-        masked = torch.from_numpy(mask).to(self.device)
-        self._state["_game_ended"] &= ~masked
-        self._state["_life_ended"] &= ~masked
+        masked = torch.from_numpy(mask).to(self._device)
+        self._state.game_ended &= ~masked
+        self._state.life_ended &= ~masked
         self._begin_games(step, masked)
-        self._state["_lives"].copy_(step.lives)
+        self._state.lives.copy_(step.lives)
         return step.obs, self._info(step)
 
-    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+    def step(
+        self, actions: ArrayLike | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Play one action in every game; return what ``AtariVectorEnv.step`` does."""
+        actions = torch.as_tensor(actions, device=self._device)
         state = self._state
         next_step = self._mode is AutoresetMode.NEXT_STEP
-        if next_step and actions.shape == state["_life_ended"].shape:  # others are refused
-            actions = torch.where(state["_life_ended"], self._noop, actions)
+        if next_step and actions.shape == state.life_ended.shape:  # others are refused
+            actions = torch.where(state.life_ended, self._noop, actions)
         step = self._emulator.step(actions)
         rewards = step.rewards.float()
         if next_step:
-            rewards = rewards.masked_fill(state["_life_ended"], 0)
+            rewards = rewards.masked_fill(state.life_ended, 0)
         info = self._info(step)
         frames = step.episode_frame_number
         if self._mode is AutoresetMode.SAME_STEP:
-            # As in AtariVectorEnv._report_ends: the counters are those of the new game.
+            # As in HostGames._report_ends: the counters are those of the new game.
             started_at = step.frame_number - step.episode_frame_number
             played = step.episode_length * self._frame_skip
-            last = torch.minimum(started_at - state["_started_at"], state["_reset_frames"] + played)
+            last = torch.minimum(started_at - state.started_at, state.reset_frames + played)
             frames = torch.where(step.ended, last, frames)
             info["final_obs"] = step.final_obs
         ended = step.ended
         if self._mode is AutoresetMode.DISABLED:
-            ended = ended & ~state["_game_ended"]
+            ended = ended & ~state.game_ended
         info["_game"] = ended
         info["game"] = {
             "episode_return": step.episode_return * ended,
             "agent_steps": step.episode_length * ended,
-            "frames": (frames - state["_reset_frames"]) * ended,
+            "frames": (frames - state.reset_frames) * ended,
         }
         if self._mode is AutoresetMode.SAME_STEP:
             self._begin_games(step, ended)
         elif next_step:
-            self._begin_games(step, state["_game_ended"])
-        state["_game_ended"].copy_(step.ended)
-        state["_life_ended"].copy_(step.terminated & ~step.ended)
-        state["_lives"].copy_(step.lives)
+            self._begin_games(step, state.game_ended)
+        state.game_ended.copy_(step.ended)
+        state.life_ended.copy_(step.terminated & ~step.ended)
+        state.lives.copy_(step.lives)
         return step.obs, rewards, step.terminated, step.truncated, info
 
-    def save(self) -> tuple[list[bytes], dict[str, NDArray[Any]]]:
-        """Return the consoles, and what is known beside them."""
-        arrays = {name: tensor.cpu().numpy() for name, tensor in self._state.items()}
-        return self._emulator.save(), arrays
+    def require_screens(self) -> NoReturn:
+        """Refuse to draw screens: nothing here can."""
+        raise ValueError(
+            "games on a GPU cannot render; restore what they save in an environment of the CPU"
+        )
 
-    def restore(self, saved: Sequence[bytes], arrays: Mapping[str, NDArray[Any]]) -> Tensor:
+    def screens(self) -> NoReturn:
+        """Refuse to draw screens."""
+        self.require_screens()
+
+    def save(self) -> tuple[list[bytes], EpisodeState[NDArray[Any]]]:
+        """Return the consoles, and what is known beside them."""
+        return self._emulator.save(), self._state.map(lambda tensor: tensor.cpu().numpy())
+
+    def restore(self, saved: Sequence[bytes], state: EpisodeState[NDArray[Any]]) -> Tensor:
         """Go on from what :meth:`save` returned; return the observations."""
         step = self._emulator.restore(saved)
-        for name, tensor in self._state.items():
+        arrays = state.saved()
+        for name, tensor in self._state.saved().items():  # in place: a CUDA graph has its address
             tensor.copy_(torch.from_numpy(arrays[name]))
         return step.obs
 
     def _begin_games(self, step: DeviceStep, mask: Tensor) -> None:
+        state = self._state
         started_at = step.frame_number - step.episode_frame_number
-        for name, value in (
-            ("_started_at", started_at),
-            ("_reset_frames", step.episode_frame_number),
-        ):
-            self._state[name].copy_(torch.where(mask, value, self._state[name]))
+        state.started_at.copy_(torch.where(mask, started_at, state.started_at))
+        state.reset_frames.copy_(torch.where(mask, step.episode_frame_number, state.reset_frames))
 
     def _info(self, step: DeviceStep) -> dict[str, Any]:
         return {

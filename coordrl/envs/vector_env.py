@@ -4,7 +4,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, Protocol
 
 import gymnasium
 import numpy as np
@@ -16,12 +16,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from coordrl.config import AtariSettings
-from coordrl.emulator import Autoreset, Emulator, Step, available, unavailable_reason
-from coordrl.emulator.arguments import NUM_SEEDS, checked_actions, in_range
+from coordrl.emulator import Autoreset, available, unavailable_reason
+from coordrl.emulator.arguments import NUM_SEEDS, in_range
 from coordrl.emulator.device import DeviceEmulator
 from coordrl.emulator.nvrtc import indexed
-from coordrl.envs.backends import BACKENDS, Backend, Flags
+from coordrl.envs.backends import BACKENDS, Flags
 from coordrl.envs.device_games import DeviceGames
+from coordrl.envs.episode_state import EpisodeState, restored_episode_state
+from coordrl.envs.host_games import HostGames
 from coordrl.envs.names import canonical_game
 from coordrl.envs.states import pack_state, unpack_state
 
@@ -33,8 +35,41 @@ _AUTORESETS: dict[AutoresetMode, Autoreset] = {
     AutoresetMode.DISABLED: "disabled",
 }
 
-# What an environment knows beside the consoles' states.
-SAVED = ("_game_ended", "_life_ended", "_started_at", "_reset_frames", "_lives")
+
+class Games(Protocol):
+    """The games of an environment, with its bookkeeping: of the CPU or of a GPU.
+
+    The arrays are NumPy's on the CPU and tensors on a GPU.
+    """
+
+    action_meanings: tuple[str, ...]
+    obs_shape: tuple[int, ...]
+
+    @property
+    def lives(self) -> Any:
+        """Lives left in every game."""
+
+    @property
+    def is_over(self) -> Any:
+        """Whether the last step ended the episode of each game."""
+
+    def reset(self, seeds: NDArray[np.int64] | None, mask: Flags) -> tuple[Any, dict[str, Any]]:
+        """Begin new games where the mask is true; return observations and info."""
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Play one action in every game; return what ``AtariVectorEnv.step`` does."""
+
+    def require_screens(self) -> None:
+        """Raise ValueError where screens cannot be drawn."""
+
+    def screens(self) -> tuple[NDArray[np.uint8], ...]:
+        """Return the screen of every game."""
+
+    def save(self) -> tuple[list[bytes], EpisodeState[NDArray[Any]]]:
+        """Return the consoles, and what is known beside them."""
+
+    def restore(self, saved: Sequence[bytes], state: EpisodeState[NDArray[Any]]) -> Any:
+        """Go on from what :meth:`save` returned; return the observations."""
 
 
 class AtariVectorEnv(VectorEnv[Any, Any, Any]):
@@ -147,37 +182,11 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         if self.emulator not in BACKENDS:
             raise ValueError(f"emulator must be 'coordrl' or 'ale', got {emulator!r}")
         self.device = _cpu_or_gpu(device)
-        self._backend: Backend | DeviceGames
-        if self.device.type == "cpu":
-            if len(self.games) != 1:
-                raise ValueError(
-                    "device='cpu' plays one game, several in one batch need device='cuda', got"
-                    f" {game!r}"
-                )
-            self._backend = BACKENDS[self.emulator](
-                self.game,
-                num_envs,
-                self.settings,
-                autoreset=_AUTORESETS[autoreset_mode],
-                num_threads=in_range("num_threads", num_threads, 0, None),
-                rom_path=rom_path,
-            )
-        else:
-            if self.emulator == "ale":
-                raise ValueError(
-                    "emulator='ale' plays on the CPU; emulator='coordrl' on a GPU, too"
-                )
-            self._backend = DeviceGames(
-                DeviceEmulator(
-                    self.games,
-                    num_envs,
-                    self.settings,
-                    autoreset=_AUTORESETS[autoreset_mode],
-                    device=self.device,
-                    rom_path=rom_path,
-                ),
-                autoreset_mode,
-            )
+        self._games: Games = (
+            self._on_cpu(autoreset_mode, num_threads, rom_path)
+            if self.device.type == "cpu"
+            else self._on_gpu(autoreset_mode, rom_path)
+        )
         self.metadata = {
             "autoreset_mode": autoreset_mode,
             "render_modes": ["rgb_array"],
@@ -185,20 +194,47 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         }
         self.render_mode = render_mode
         if render_mode is not None:
-            self._own_emulator("render")
-        self.action_meanings = self._backend.action_meanings
-        self.single_observation_space = Box(0, 255, self._backend.obs_shape, np.uint8)
+            self._games.require_screens()
+        self.action_meanings = self._games.action_meanings
+        self.single_observation_space = Box(0, 255, self._games.obs_shape, np.uint8)
         self.single_action_space = Discrete(len(self.action_meanings))
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
         self._autoreset_mode = autoreset_mode
         self._was_reset = False
-        self._game_ended = np.zeros(num_envs, np.bool_)  # in the last step
-        self._life_ended = np.zeros(num_envs, np.bool_)  # likewise, ending no more than an episode
-        self._started_at = np.zeros(num_envs, np.int32)  # frame_number when the game began
-        self._reset_frames = np.zeros(num_envs, np.int32)  # that were played before the agent
-        self._lives = np.zeros(num_envs, np.int32)
+
+    def _on_cpu(
+        self, mode: AutoresetMode, num_threads: int, rom_path: str | os.PathLike[str] | None
+    ) -> HostGames:
+        if len(self.games) != 1:
+            raise ValueError(
+                "device='cpu' plays one game, several in one batch need device='cuda', got "
+                f"{list(self.games)}"
+            )
+        backend = BACKENDS[self.emulator](
+            self.game,
+            self.num_envs,
+            self.settings,
+            autoreset=_AUTORESETS[mode],
+            num_threads=in_range("num_threads", num_threads, 0, None),
+            rom_path=rom_path,
+        )
+        skip = self.settings.frame_skip
+        return HostGames(backend, self.game, self.num_envs, frame_skip=skip, autoreset_mode=mode)
+
+    def _on_gpu(self, mode: AutoresetMode, rom_path: str | os.PathLike[str] | None) -> DeviceGames:
+        if self.emulator == "ale":
+            raise ValueError("emulator='ale' plays on the CPU; emulator='coordrl' on a GPU, too")
+        emulator = DeviceEmulator(
+            self.games,
+            self.num_envs,
+            self.settings,
+            autoreset=_AUTORESETS[mode],
+            device=self.device,
+            rom_path=rom_path,
+        )
+        return DeviceGames(emulator, mode)
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be copied or pickled."""
@@ -211,17 +247,13 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
     def lives(self) -> Any:
         """Lives left in every game; 0 in games without lives."""
         self._require_open()
-        if isinstance(self._backend, DeviceGames):
-            return self._backend.lives
-        return self._lives.copy()
+        return self._games.lives
 
     @property
     def is_over(self) -> Any:
         """Whether the last step ended the episode of each game, ``(num_envs,)``."""
         self._require_open()
-        if isinstance(self._backend, DeviceGames):
-            return self._backend.is_over
-        return self._game_ended | self._life_ended
+        return self._games.is_over
 
     def get_action_meanings(self) -> list[str]:
         """Return the name of each action, as ale-py's single environment does."""
@@ -255,14 +287,7 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         if isinstance(seed, int | np.integer):
             super().reset(seed=int(seed))
         self._was_reset = True
-        if isinstance(self._backend, DeviceGames):
-            return self._backend.reset(seeds, mask)
-        step = self._backend.reset(seed=seeds, mask=mask)
-        self._game_ended &= ~mask
-        self._life_ended &= ~mask
-        self._begin_games(step, mask)
-        self._lives = step.lives.copy()
-        return step.obs, _info(step)
+        return self._games.reset(seeds, mask)
 
     def step(self, actions: ArrayLike | Tensor) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Play one action in every game.
@@ -279,36 +304,9 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
                 end of a game.
         """
         self._require_open()
-        if isinstance(self._backend, DeviceGames):
-            self._require_reset()
-            return self._backend.step(torch.as_tensor(actions, device=self._backend.device))
-        self._require_games()
-        # `count_nonzero` is the fastest question that numpy answers, and a step asks several.
-        next_step = self._autoreset_mode is AutoresetMode.NEXT_STEP
-        between_lives = next_step and np.count_nonzero(self._life_ended) > 0
-        if between_lives:
-            noop = self.action_meanings.index("NOOP") if "NOOP" in self.action_meanings else 0
-            asked = checked_actions(actions, self.num_envs, len(self.action_meanings), self.game)
-            actions = np.where(self._life_ended, noop, asked)
-
-        step = self._backend.step(actions)
-
-        rewards = step.rewards.astype(np.float32)
-        if between_lives:
-            rewards[self._life_ended] = 0
-        terminated, truncated = step.terminated.copy(), step.truncated.copy()
-        ended = step.ended.copy()
-        info = _info(step)
-        episode_ended = terminated | truncated
-        if np.count_nonzero(episode_ended):
-            self._report_ends(info, step, episode_ended)
-        reset = ended if self._autoreset_mode is AutoresetMode.SAME_STEP else self._game_ended
-        if np.count_nonzero(reset):
-            self._begin_games(step, reset)
-        self._game_ended = ended
-        self._life_ended = terminated > ended
-        self._lives = step.lives.copy()
-        return step.obs, rewards, terminated, truncated, info
+        if not self._was_reset:
+            raise gymnasium.error.ResetNeeded("call reset before the first step")
+        return self._games.step(actions)
 
     def render(self) -> tuple[NDArray[np.uint8], ...]:
         """Return the screen of every game, of shape ``(height, 160, 3)``, as it is now.
@@ -319,8 +317,7 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         self._require_open()
         if self.render_mode is None:
             raise ValueError("to render, make the environment with render_mode='rgb_array'")
-        emulator = self._own_emulator("render")
-        return tuple(emulator.screen(i) for i in range(self.num_envs))
+        return self._games.screens()
 
     def save(self) -> bytes:
         """Return the games as bytes, to go on exactly from here with :meth:`restore`.
@@ -343,13 +340,9 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         self._require_open()
         if not self._was_reset:
             raise gymnasium.error.ResetNeeded("call reset before save")
-        if isinstance(self._backend, DeviceGames):
-            saved, arrays = self._backend.save()
-        else:
-            saved = self._own_emulator("save its games").save()
-            arrays = {name: getattr(self, name) for name in SAVED}
+        saved, episodes = self._games.save()
         consoles = {f"console_{i}": state for i, state in enumerate(saved)}
-        return pack_state(self._state_key(), arrays, consoles)
+        return pack_state(self._state_key(), episodes.saved(), consoles)
 
     def restore(self, state: bytes) -> Any:
         """Go on from where :meth:`save` was called, in this environment or one made like it.
@@ -367,30 +360,14 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
                 settings or autoreset mode. Nothing has changed then.
         """
         self._require_open()
-        device = self._backend if isinstance(self._backend, DeviceGames) else None
-        emulator = None if device else self._own_emulator("restore its games")
-        arrays, parts = unpack_state(self._state_key(), state)
+        arrays, consoles = unpack_state(self._state_key(), state)
         try:
-            saved = [parts[f"console_{i}"] for i in range(self.num_envs)]
-            known = {name: arrays[name] for name in SAVED}
+            saved = [consoles[f"console_{i}"] for i in range(self.num_envs)]
         except KeyError as error:
             raise ValueError(f"the saved games are damaged: {error} is missing") from error
-        for name, array in known.items():
-            here = getattr(self, name)
-            if (array.shape, array.dtype) != (here.shape, here.dtype):
-                raise ValueError(
-                    f"the saved games are damaged: {name} is {array.dtype} of shape {array.shape}"
-                )
-        if device:
-            obs = device.restore(saved, known)
-            self._was_reset = True
-            return obs
-        assert emulator is not None
-        step = emulator.restore(saved)
-        for name, array in known.items():
-            setattr(self, name, array)
+        obs = self._games.restore(saved, restored_episode_state(arrays, self.num_envs))
         self._was_reset = True
-        return step.obs
+        return obs
 
     def _state_key(self) -> dict[str, Any]:
         return {
@@ -402,16 +379,7 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Let go of the games."""
-        del self._backend
-
-    def _own_emulator(self, deed: str) -> Emulator:
-        if isinstance(self._backend, Emulator):
-            return self._backend
-        if isinstance(self._backend, DeviceGames):
-            raise ValueError(
-                f"games on a GPU cannot {deed}; restore what they save in an environment of the CPU"
-            )
-        raise ValueError(f"emulator='ale' cannot {deed}; emulator='coordrl' can")
+        del self._games
 
     def _require_open(self) -> None:
         if self.closed:
@@ -435,54 +403,6 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
             raise gymnasium.error.ResetNeeded("the first reset must be one of all environments")
         return mask.copy()  # contiguous and writable, as torch needs it
 
-    def _require_reset(self) -> None:
-        if not self._was_reset:
-            raise gymnasium.error.ResetNeeded("call reset before the first step")
-
-    def _require_games(self) -> None:
-        self._require_reset()
-        if self._autoreset_mode is AutoresetMode.DISABLED and self._game_ended.any():
-            raise gymnasium.error.ResetNeeded(
-                f"the games of environments {np.flatnonzero(self._game_ended).tolist()} have "
-                "ended; reset them before the next step"
-            )
-
-    def _begin_games(self, step: Step, mask: Flags) -> None:
-        started_at = step.frame_number - step.episode_frame_number
-        self._started_at = np.where(mask, started_at, self._started_at)
-        self._reset_frames = np.where(mask, step.episode_frame_number, self._reset_frames)
-
-    def _report_ends(self, info: dict[str, Any], step: Step, episode_ended: Flags) -> None:
-        last_info, ended = _info(step), step.ended.copy()
-        same_step = self._autoreset_mode is AutoresetMode.SAME_STEP
-        if same_step:
-            # The counters are those of the new game. It began with the frame after the last one of
-            # the old game, whose counters are thus known; its lives are not. But a game may end
-            # while nothing is done before the first observation, and another one be begun (Demon
-            # Attack in modes 3, 5 and 7): those frames are nobody's.
-            del last_info["lives"]
-            started_at = step.frame_number - step.episode_frame_number
-            played = step.episode_length * self.settings.frame_skip
-            frames = np.minimum(started_at - self._started_at, self._reset_frames + played)
-            frames = np.where(ended, frames, step.episode_frame_number)
-            last_info["frame_number"][ended] = (self._started_at + frames)[ended]
-            last_info["episode_frame_number"] = frames
-        if ended.any():
-            frames = last_info["episode_frame_number"] - self._reset_frames
-            info["_game"] = ended
-            info["game"] = {
-                "episode_return": np.where(ended, step.episode_return, 0),
-                "agent_steps": np.where(ended, step.episode_length, 0),
-                "frames": np.where(ended, frames, 0),
-            }
-        if same_step:
-            # A game that goes on after a lost life was not reset: its last picture is its first.
-            info["final_obs"] = np.full(self.num_envs, None, object)
-            for i in np.flatnonzero(episode_ended):
-                info["final_obs"][i] = (step.final_obs if ended[i] else step.obs)[i].copy()
-            info["final_info"] = last_info
-            info["_final_obs"], info["_final_info"] = episode_ended, episode_ended.copy()
-
 
 def _as_settings(settings: AtariSettings | Mapping[str, Any] | None) -> AtariSettings:
     if settings is None:
@@ -502,14 +422,6 @@ def info_of(info: dict[str, Any], i: int) -> dict[str, Any]:
         if not key.startswith("_") and (has_value is None or has_value[i]):
             row[key] = info_of(value, i) if isinstance(value, dict) else value[i]
     return row
-
-
-def _info(step: Step) -> dict[str, Any]:
-    return {
-        "lives": step.lives.copy(),
-        "frame_number": step.frame_number.copy(),
-        "episode_frame_number": step.episode_frame_number.copy(),
-    }
 
 
 def _cpu_or_gpu(device: torch.device | str) -> torch.device:
