@@ -1,5 +1,6 @@
 """What the commands that train share: arguments, what to refuse, how to end."""
 
+import io
 import os
 import shlex
 import sys
@@ -12,7 +13,7 @@ from typing import Annotated, Literal, TextIO, TypeVar
 import tyro
 
 from coordrl.config import Override, SettingsError, parse_overrides
-from coordrl.files import RunError
+from coordrl.errors import UserError
 from coordrl.stopping import Interrupted
 
 _Arguments = TypeVar("_Arguments")
@@ -69,7 +70,6 @@ def run_command(
     work: Callable[[_Arguments, str], str],
     script: str,
     argv: Sequence[str] | None,
-    *others: type[Exception],
 ) -> int:
     """Parse a command, do its work, and return the exit status as :func:`exit_status` does.
 
@@ -78,11 +78,11 @@ def run_command(
         work: Does the work of the arguments and of what the user typed, and returns a text.
         script: Name of the script.
         argv: What to parse; what the process was called with if None.
-        *others: As for :func:`exit_status`.
     """
+    escape_what_stdout_lacks()
     parsed = tyro.cli(arguments, args=argv)
     command = typed_command(script, argv)
-    return exit_status(script, lambda: work(parsed, command), *others)
+    return exit_status(script, lambda: work(parsed, command))
 
 
 def typed_command(script: str, argv: Sequence[str] | None = None) -> str:
@@ -99,23 +99,21 @@ def typed_command(script: str, argv: Sequence[str] | None = None) -> str:
     return shlex.join(["python", f"scripts/{script}", *(sys.argv[1:] if argv is None else argv)])
 
 
-def exit_status(script: str, work: Callable[[], str], *others: type[Exception]) -> int:
+def exit_status(script: str, work: Callable[[], str]) -> int:
     """Do a script's work, print the text that it returns, and return the exit status.
 
     Args:
         script: Name of the script, for messages.
         work: Returns the text.
-        *others: Errors that a user can mend, beside :class:`RunError` and :class:`SettingsError`.
 
     Returns:
-        0; 2 after an error that a user can mend, told in one line; 130 after a signal.
+        0; 2 after a :class:`~coordrl.errors.UserError`, told in one line; 130 after a signal.
 
     Example:
         >>> exit_status("table.py", lambda: "3 runs")
         3 runs
         0
     """
-    mendable: tuple[type[Exception], ...] = (RunError, SettingsError, *others)
     try:
         text = work()
     except Interrupted:
@@ -124,12 +122,18 @@ def exit_status(script: str, work: Callable[[], str], *others: type[Exception]) 
     except KeyboardInterrupt:
         _write("aborted; the same command goes on from what was saved", sys.stderr)
         return 130
-    except mendable as error:
+    except UserError as error:
         _write(f"{script}: {error}", sys.stderr)
         return 2
     with reader_may_leave():
         _write(text, sys.stdout)
     return 0
+
+
+def escape_what_stdout_lacks() -> None:
+    """Print characters that the output has no bytes for, such as those of a file name, escaped."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _write(text: str, file: TextIO | None) -> None:

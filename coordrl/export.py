@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from coordrl.errors import UserError
 from coordrl.files import atomic_file
 from coordrl.modes import evaluating
 
@@ -26,7 +27,7 @@ TOLERANCE = 1e-4
 _TOLERANCES = {torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
-class ExportError(ValueError):
+class ExportError(UserError, ValueError):
     """A model cannot be exported; the message is one sentence that says why."""
 
 

@@ -40,11 +40,13 @@ def provenance(command: str) -> dict[str, str]:
 def write_text(text: str, path: Path) -> None:
     """Write a text whole or not at all.
 
+    What is no UTF-8, as the bytes of a file name may be, is escaped as JSON and Python do.
+
     Raises:
         RunError: If the file cannot be written; ``path`` is as it was.
     """
     with atomic_file(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def write_json(

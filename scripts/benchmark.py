@@ -37,8 +37,8 @@ from benchmarking.layers import Layers
 from benchmarking.ratios import Row
 from benchmarking.record import tables, write_record
 from benchmarking.training import Training
-from coordrl.commands import typed_command
-from coordrl.emulator.nvrtc import CudaError
+from coordrl.commands import escape_what_stdout_lacks, typed_command
+from coordrl.errors import UserError
 from coordrl.files import RunError
 from coordrl.stopping import StopNow, StopRequest
 
@@ -54,10 +54,11 @@ BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
 }
 
 # What is told in a sentence.
-_TOLD = (CudaError, RunError, ValueError, gymnasium.error.Error, torch.OutOfMemoryError)
+_TOLD = (UserError, gymnasium.error.Error, torch.OutOfMemoryError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    escape_what_stdout_lacks()
     benchmark = tyro.extras.subcommand_cli_from_dict(BENCHMARKS, description=__doc__, args=argv)
     command = typed_command("benchmark.py", argv)
     torch.set_num_threads(1)

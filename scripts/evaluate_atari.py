@@ -30,9 +30,10 @@ from coordrl.agents import (
 )
 from coordrl.agents.saving import CARD_FILE, WEIGHTS_FILE, ZIP_FILE
 from coordrl.agents.video import FRAMES_PER_SECOND
-from coordrl.commands import reader_may_leave
+from coordrl.commands import escape_what_stdout_lacks, reader_may_leave
 from coordrl.config import Protocol
-from coordrl.files import RunError, require_writable
+from coordrl.errors import UserError
+from coordrl.files import require_writable
 from coordrl.progress import Progress
 from coordrl.records import write_text
 
@@ -70,6 +71,7 @@ class Arguments:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    escape_what_stdout_lacks()
     arguments = tyro.cli(Arguments, args=argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if arguments.rom_path is not None:
@@ -92,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped before the end; nothing was reported", file=sys.stderr)
         return 130
-    except (AgentError, RunError, ValueError) as error:
+    except UserError as error:
         print(f"evaluate_atari.py: {error}", file=sys.stderr)
         return 2
     return 0

@@ -17,10 +17,11 @@ from typing import Literal
 
 import tyro
 
-from coordrl.agents import ActionScores, AgentError, load_agent, random_observations
-from coordrl.commands import reader_may_leave
+from coordrl.agents import ActionScores, load_agent, random_observations
+from coordrl.commands import escape_what_stdout_lacks, reader_may_leave
+from coordrl.errors import UserError
 from coordrl.export import ExportError, export_onnx, export_program
-from coordrl.files import RunError, require_writable
+from coordrl.files import require_writable
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Arguments:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    escape_what_stdout_lacks()
     arguments = tyro.cli(Arguments, args=argv)
     targets = [(arguments.onnx, export_onnx), (arguments.program, export_program)]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; no file was written in part", file=sys.stderr)
         return 130
-    except (AgentError, ExportError, RunError) as error:
+    except UserError as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
     return 0

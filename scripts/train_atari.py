@@ -15,12 +15,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from coordrl.agents import AgentError
 from coordrl.algorithms import ALGORITHMS
 from coordrl.backbone import Coords
-from coordrl.commands import reader_may_leave
+from coordrl.commands import escape_what_stdout_lacks, reader_may_leave
 from coordrl.config import Override, Protocol, SettingsError, TrainingSettings, parse_overrides
-from coordrl.files import RunError
+from coordrl.errors import UserError
 from coordrl.ranks import is_first
 from coordrl.runs import SETTINGS_FILE
 from coordrl.training import (
@@ -115,6 +114,7 @@ class Arguments:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    escape_what_stdout_lacks()
     arguments = tyro.cli(Arguments, args=argv, config=(tyro.conf.DisallowNone,))
     if arguments.rom_path is not None:
         os.environ["ALE_ROMS_DIR"] = str(arguments.rom_path)
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("aborted; --resume goes on from the last checkpoint", file=sys.stderr)
         return 130
-    except (SettingsError, RunError, AgentError) as error:
+    except UserError as error:
         print(f"train_atari.py: {error}", file=sys.stderr)
         return 2
     if not is_first():

@@ -17,7 +17,6 @@ from coordrl.commands import ExperimentArguments, refuse_ignored, run_command
 from coordrl.config import Override, refuse_overruled
 from coordrl.devices import use_device
 from coordrl.generative.experiments import Experiments
-from coordrl.generative.folders import DataError
 from coordrl.generative.objectives import ObjectiveName
 from coordrl.generative.settings import Arm, Model, Scale
 from coordrl.generative.table import ARMS, TableSize
@@ -53,7 +52,7 @@ class Arguments(ExperimentArguments):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(Arguments, train, "train_gan.py", argv, DataError)
+    return run_command(Arguments, train, "train_gan.py", argv)
 
 
 def train(arguments: Arguments, command: str) -> str:

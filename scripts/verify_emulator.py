@@ -27,9 +27,10 @@ import torch
 import tyro
 from rich.console import Console
 
-from coordrl.commands import reader_may_leave, typed_command
+from coordrl.commands import escape_what_stdout_lacks, reader_may_leave, typed_command
+from coordrl.config import SettingsError
 from coordrl.emulator import available, unavailable_reason
-from coordrl.emulator.nvrtc import CudaError, require_gpu
+from coordrl.emulator.nvrtc import require_gpu
 from coordrl.emulator.verification import (
     Comparison,
     Record,
@@ -40,6 +41,7 @@ from coordrl.emulator.verification import (
     totals,
 )
 from coordrl.envs import canonical_game, games
+from coordrl.errors import UserError
 from coordrl.files import RunError
 from coordrl.progress import Progress
 from coordrl.stopping import StopNow, StopRequest
@@ -62,6 +64,7 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    escape_what_stdout_lacks()
     options = tyro.cli(Options, description=__doc__, args=argv)
     return compare(options, typed_command("verify_emulator.py", argv))
 
@@ -77,7 +80,7 @@ def compare(options: Options, command: str) -> int:
         refuse_nothing(options.comparison)
         refuse_contradictions(options.comparison)
         if options.resume and options.json is None:
-            raise ValueError("--resume goes on with a record; name it with --json")
+            raise SettingsError("--resume goes on with a record; name it with --json")
         refuse_stale()
         if options.comparison.device == "cuda":
             require_gpu()
@@ -99,7 +102,7 @@ def compare(options: Options, command: str) -> int:
     except StopNow:
         print("stopped; with --json, --resume goes on", file=sys.stderr)
         return 130
-    except (ValueError, RunError, CudaError, torch.OutOfMemoryError) as error:
+    except (UserError, torch.OutOfMemoryError) as error:
         print(f"verify_emulator.py: {error}", file=sys.stderr)
         return 2
     results = [record.results[name] for name in names]

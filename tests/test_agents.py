@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -914,7 +915,14 @@ class TestEvaluation:
         with pytest.raises(AgentError, match=r"observes \(2, 40, 36\), .* as \(262144, 40, 36\)"):
             evaluate(load_agent(folder), episodes=1)
         rewrite_card(folder, lambda card: card["env"].update(stack_size=10**9))
-        with pytest.raises(ValueError, match="an observation may have 2,147,483,647 bytes at most"):
+        with pytest.raises(AgentError, match="played so: an observation may have 2,147,483,647 by"):
+            evaluate(load_agent(folder), episodes=1)
+
+    def test_a_card_cannot_ask_for_what_the_game_does_not_have(self, folder: Path) -> None:
+        rewrite_card(folder, lambda card: card["env"].update(mode=77))
+        with pytest.raises(
+            AgentError, match=r"^Breakout cannot be played so: breakout has no mode 77; it has 0, 4"
+        ):
             evaluate(load_agent(folder), episodes=1)
 
     def test_short_games_get_no_more_weight_than_long_ones(
@@ -1401,6 +1409,22 @@ def script() -> Iterator[Callable[..., int]]:
     signal.signal(signal.SIGTERM, previous)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names are texts there")
+def test_a_folder_of_any_bytes_is_evaluated_and_named(saved: Path, tmp_path: Path) -> None:
+    folder, record = tmp_path / os.fsdecode(b"pong-\xff-\xc3\xa9"), tmp_path / "record.json"
+    shutil.copytree(saved, folder)
+    command = [sys.executable, evaluate_atari.__file__, str(folder), "--json", str(record)]
+    ended = subprocess.run(
+        [*command, "--episodes", "1", "--num-envs", "1", "--policy", "deterministic"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert "pong-\\udcff-\\xe9: Breakout" in ended.stdout
+    assert json.loads(record.read_text())["agent"] == str(folder)
+
+
 class TestScript:
     def test_prints_a_table_and_writes_json(
         self,
@@ -1479,6 +1503,16 @@ class TestScript:
         assert code == 2
         assert error.startswith("evaluate_atari.py: ")
         assert message in error
+
+    def test_a_fault_of_the_program_keeps_its_traceback(
+        self, script: Callable[..., int], saved: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(*_: Any, **__: Any) -> Any:
+            raise ValueError("operands could not be broadcast together")
+
+        monkeypatch.setattr(sys.modules["evaluate_atari"], "evaluate", broken)
+        with pytest.raises(ValueError, match="operands could not be broadcast"):
+            script(saved, "--episodes", 1)
 
     def test_an_unknown_flag_is_exit_code_2(
         self, script: Callable[..., int], saved: Path, capsys: pytest.CaptureFixture[str]

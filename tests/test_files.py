@@ -1,6 +1,8 @@
 """Files that are written whole or not at all."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,26 @@ def test_a_file_is_on_the_disk_before_it_replaces_another(tmp_path: Path, disk: 
         file.write(b"new")
 
     assert disk == ["flush partial", "partial becomes curve.csv", f"flush {tmp_path.name}"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders are not locked there")
+def test_two_processes_change_a_file_one_after_the_other(tmp_path: Path) -> None:
+    file = tmp_path / "count"
+    file.write_text("0")
+    program = f"""
+import time
+from pathlib import Path
+from coordrl.files import alone_in
+file = Path({str(file)!r})
+for _ in range(20):
+    with alone_in(file.parent):
+        count = int(file.read_text())
+        time.sleep(0.005)
+        file.write_text(str(count + 1))
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert file.read_text() == "40"
 
 
 def test_what_a_link_leads_to_is_replaced_and_what_is_no_file_is_not(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import inspect
 import itertools
 import json
 import math
+import os
 import pickle
 import random
 import resource
@@ -655,6 +656,16 @@ class TestRun:
         with pytest.raises(SettingsError, match=r"needs the package wandb: pip install 'coordrl"):
             train(settings("ppo", "run.track=wandb"), tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="names are texts there")
+    def test_a_folder_that_tensorboard_cannot_write_to_is_refused_before_it_is_made(
+        self, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / os.fsdecode(b"\xff")
+        with pytest.raises(SettingsError, match=r"paths of UTF-8 alone, .* or --track none$"):
+            train(settings("ppo", "run.track=tensorboard"), folder)
+        assert not folder.exists()
+        assert train(settings("ppo", "run.track=none"), folder).agent.exists()
 
     def test_wandb_gets_one_run_over_an_interruption(
         self,

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 import verify_emulator
 from coordrl.config import AtariSettings
 from coordrl.emulator import GAMES, Console, lockstep, verification
-from coordrl.emulator.lockstep import POLICIES
+from coordrl.emulator.lockstep import POLICIES, Tally
 from coordrl.emulator.source_checksum import source_checksum
-from coordrl.emulator.verification import Comparison, compare_games
+from coordrl.emulator.verification import Comparison, Record, Result, compare_games
 from coordrl.files import RunError
 
 
@@ -96,6 +96,24 @@ def test_games_compared_in_the_same_way_stay_in_the_record(tmp_path: Path) -> No
     assert content["compared"]["frames"] == 2 * 3 * 40
     command = "python scripts/verify_emulator.py --games"
     assert content["commands"] == [f"{command} boxing", f"{command} pong"]
+
+
+def test_two_that_compare_at_the_same_time_share_a_record(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    comparison = Comparison(frames=40, seeds=(0,))
+    one, other = (
+        Record.open(path, comparison, [game], f"verify_emulator.py --games {game}")
+        for game in ("pong", "boxing")
+    )
+    pong, boxing, enduro = (Result(game, Tally(), "", 1.0) for game in ("pong", "boxing", "enduro"))
+
+    one.add(pong)
+    other.add(boxing)
+    one.add(enduro)
+
+    content = json.loads(path.read_text())["frames"]
+    assert [result["game"] for result in content["results"]] == ["boxing", "enduro", "pong"]
+    assert content["commands"] == [f"verify_emulator.py --games {n}" for n in ("boxing", "pong")]
 
 
 def test_a_few_games_do_not_replace_the_record_of_many(

@@ -11,13 +11,14 @@ from coordrl.agents.network import NetworkSpec
 from coordrl.agents.results import EvaluationResult, dump_json
 from coordrl.backbone import Coords
 from coordrl.config import AtariSettings, Protocol, parse_value
+from coordrl.errors import UserError
 
 Algorithm = Literal["A2C", "PPO", "DQN"]
 
 FORMAT_VERSION = 1
 
 
-class AgentError(ValueError):
+class AgentError(UserError, ValueError):
     """An agent cannot be saved, opened or evaluated; the message is one sentence that says why."""
 
 

@@ -17,6 +17,7 @@ from coordrl.config import AtariSettings, Protocol, settings_for
 from coordrl.emulator import GAMES, observation_shape
 from coordrl.emulator.arguments import in_range
 from coordrl.envs import AtariVectorEnv, canonical_game, gymnasium_name
+from coordrl.errors import UserError
 
 
 class Episode(NamedTuple):
@@ -214,8 +215,7 @@ class Play:
         self.env_seeds = env_stream.generate_state(num_envs)
         policy_seed = int(policy_stream.generate_state(1)[0])
         self._random = torch.Generator(agent.policy.device).manual_seed(policy_seed)
-        _require_sight(agent, match)
-        self.envs = AtariVectorEnv(match.game, num_envs, match.settings)
+        self.envs = _games(agent, match, num_envs)
         try:
             _require_actions(agent, self.envs)
             self._obs, _ = self.envs.reset(seed=self.env_seeds)
@@ -253,6 +253,16 @@ class Play:
             )
             for i in np.flatnonzero(info["_game"])
         ]
+
+
+def _games(agent: Agent, match: Match, num_envs: int) -> AtariVectorEnv:
+    try:
+        _require_sight(agent, match)
+        return AtariVectorEnv(match.game, num_envs, match.settings)
+    except UserError:
+        raise
+    except ValueError as error:  # settings that the game or the emulator does not have
+        raise AgentError(f"{match.game} cannot be played so: {error}") from error
 
 
 def _require_sight(agent: Agent, match: Match) -> None:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from coordrl.config.values import parse_value
+from coordrl.errors import UserError
 
 Settings = TypeVar("Settings")
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError, ValueError):
     """A setting that its writer can mend; the message is one sentence that says how."""
 
 

@@ -17,6 +17,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from coordrl.errors import UserError
+
 
 @dataclass(frozen=True)
 class Game:
@@ -58,7 +60,7 @@ class Game:
         return self.legal_actions if full else self.minimal_actions
 
 
-class RomError(ValueError):
+class RomError(UserError, ValueError):
     """A ROM image that is missing or is not the one that the game's rules were written for."""
 
 
@@ -72,7 +74,11 @@ class _Games(Mapping[str, Game]):
         try:
             return self._games[name]
         except KeyError:
-            raise UnknownGameError(name, self._games) from None
+            near = difflib.get_close_matches(str(name).lower(), self._games, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UnknownGameError(
+                f"there is no game {name!r} among the {len(self._games)} of ale-py{hint}"
+            ) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._games)
@@ -81,15 +87,10 @@ class _Games(Mapping[str, Game]):
         return len(self._games)
 
 
-class UnknownGameError(KeyError, ValueError):
+class UnknownGameError(UserError, KeyError, ValueError):
     """A name that no game has."""
 
-    def __init__(self, name: str, known: Mapping[str, Game]) -> None:
-        near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        super().__init__(f"there is no game {name!r} among the {len(known)} of ale-py{hint}")
-
-    def __str__(self) -> str:
+    def __str__(self) -> str:  # which a KeyError would put into quotation marks
         return str(self.args[0])
 
 

@@ -24,13 +24,14 @@ import torch
 from coordrl.emulator.arguments import process_cpu_count
 from coordrl.emulator.games import GAMES
 from coordrl.emulator.generate_games import generate
+from coordrl.errors import UserError
 from coordrl.files import atomic_file
 
 KERNELS = ("play_environments", "show_observations")
 _OPTIONS = ("--std=c++17", "--fmad=false", "--device-as-default-execution-space")
 
 
-class CudaError(RuntimeError):
+class CudaError(UserError, RuntimeError):
     """The emulator can't run on a GPU: there is none, or something that it needs is missing."""
 
 

@@ -4,7 +4,6 @@ Games are shared by processes; each is compared until its first difference. The 
 themselves, of one game in one way, are in :mod:`coordrl.emulator.lockstep`.
 """
 
-import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import coordrl.emulator
-from coordrl.config import AtariSettings
+from coordrl.config import AtariSettings, SettingsError
 from coordrl.emulator import (
     GAMES,
     Autoreset,
@@ -47,7 +46,7 @@ from coordrl.emulator.lockstep import (
 )
 from coordrl.emulator.nvrtc import gpu_versions
 from coordrl.emulator.source_checksum import source_checksum
-from coordrl.files import RunError, reason, require_writable
+from coordrl.files import RunError, alone_in, reason, require_writable
 from coordrl.records import machine, write_json
 
 # All that ale-py's vector environment can be set to, one change at a time and some together.
@@ -190,16 +189,8 @@ class Record:
         if earlier is None:
             return record
         if earlier["conditions"] == record.conditions:
-            results = [
-                Result(**{**result, "tally": Tally(**result["tally"])})
-                for result in earlier["results"]
-            ]
-            commands = [text for text in earlier["commands"] if text != command]
-            return dataclasses.replace(
-                record,
-                commands=[*commands, command],
-                results={result.game: result for result in results},
-            )
+            record.merge(earlier)
+            return record
         others = {result["game"] for result in earlier["results"]} - set(games)
         mend = "leave out --resume to make them anew" if resume else ""
         if others:
@@ -211,14 +202,32 @@ class Record:
             )
         return record
 
+    def merge(self, earlier: dict[str, Any]) -> None:
+        """Add what a file has of other games, compared in the same way, and its commands."""
+        for result in earlier["results"]:
+            restored = Result(**{**result, "tally": Tally(**result["tally"])})
+            self.results.setdefault(restored.game, restored)
+        self.commands[:0] = [text for text in earlier["commands"] if text not in self.commands]
+
     def add(self, result: Result) -> None:
-        """Add a result, in place of an earlier one, and write the file."""
+        """Add a result, in place of an earlier one, and write the file.
+
+        Several processes may add to one file: what others added meanwhile stays.
+        """
         self.results[result.game] = result
         if self.path is None:
             return
+        with alone_in(self.path.parent):
+            content = read_records(self.path)
+            earlier = content.get(self.kind)
+            if earlier is not None and earlier["conditions"] == self.conditions:
+                self.merge(earlier)
+            content[self.kind] = self._content()
+            write_json(content, self.path)
+
+    def _content(self) -> dict[str, Any]:
         in_order = [self.results[game] for game in sorted(self.results)]
-        content = read_records(self.path)
-        content[self.kind] = {
+        return {
             "commands": self.commands,
             "date": datetime.date.today().isoformat(),
             "conditions": self.conditions,
@@ -232,7 +241,6 @@ class Record:
             "CPU seconds": round(sum(result.cpu_seconds for result in in_order)),
             "results": [asdict(result) for result in in_order],
         }
-        write_json(content, self.path)
 
 
 def read_records(path: Path) -> dict[str, Any]:
@@ -253,29 +261,29 @@ def read_records(path: Path) -> dict[str, Any]:
 
 
 def refuse_nothing(comparison: Comparison) -> None:
-    """Raise a ValueError if nothing would be compared, and so nothing differ."""
+    """Raise a SettingsError if nothing would be compared, and so nothing differ."""
     for name in ("frames", "steps", "num_envs", "workers"):
         number = getattr(comparison, name)
         if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+            raise SettingsError(f"{name} must be at least 1, got {number}")
     if not comparison.seeds:
-        raise ValueError("there must be a seed or more, got none")
+        raise SettingsError("there must be a seed or more, got none")
 
 
 def refuse_contradictions(comparison: Comparison) -> None:
-    """Raise a ValueError for settings that would change nothing beside the others."""
+    """Raise a SettingsError for settings that would change nothing beside the others."""
     ways = {"--modes": comparison.modes, "--vector": comparison.vector}
     ways["--device cuda"] = comparison.device == "cuda"
     chosen = [way for way, is_chosen in ways.items() if is_chosen]
     if len(chosen) > 1:
-        raise ValueError(f"{' and '.join(chosen)} are different comparisons; choose one")
+        raise SettingsError(f"{' and '.join(chosen)} are different comparisons; choose one")
     if not comparison.grid and comparison.device != "cuda":
-        raise ValueError("--no-grid would be ignored: it is for --device cuda")
+        raise SettingsError("--no-grid would be ignored: it is for --device cuda")
     counts_steps = comparison.vector or comparison.device == "cuda"
     unused = "frames" if counts_steps else "steps"
     if getattr(comparison, unused) != getattr(Comparison, unused):
         used = "steps" if counts_steps else "frames"
-        raise ValueError(f"--{unused} would be ignored: this comparison counts {used}")
+        raise SettingsError(f"--{unused} would be ignored: this comparison counts {used}")
 
 
 def refuse_stale() -> None:

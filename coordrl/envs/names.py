@@ -3,7 +3,7 @@
 import difflib
 import re
 
-from coordrl.emulator import GAMES
+from coordrl.emulator import GAMES, UnknownGameError
 
 
 def games(*, atari57: bool = False) -> tuple[str, ...]:
@@ -26,7 +26,7 @@ def canonical_game(name: str) -> str:
 
     Raises:
         TypeError: If the name is not a text.
-        ValueError: If there is no such game; the message suggests the nearest names.
+        UnknownGameError: If there is no such game; the message suggests the nearest names.
 
     Example:
         >>> canonical_game("MsPacman"), canonical_game("ALE/Pong-v5")
@@ -44,7 +44,7 @@ def canonical_game(name: str) -> str:
         return known[folded]
     near = difflib.get_close_matches(folded, known, n=3, cutoff=0.5)
     hint = " or ".join(gymnasium_name(known[match]) for match in near)
-    raise ValueError(
+    raise UnknownGameError(
         f"there is no Atari game {name!r}; "
         + (f"did you mean {hint}?" if hint else "coordrl.envs.games() lists all games")
     )

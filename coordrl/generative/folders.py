@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from coordrl.errors import UserError
 from coordrl.files import reason
 from coordrl.generative.data import Pictures
 
@@ -24,7 +25,7 @@ _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 _LSUN_FOLDER = Path("bedroom_train_lmdb")
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """Pictures that are not there or cannot be read; the message is one sentence that says more."""
 
 

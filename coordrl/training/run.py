@@ -117,7 +117,7 @@ def train(
         ('finished', 64, 'last')
     """
     device = use_device(settings.run.device, threads)
-    require_tracker(settings.run.track)
+    require_tracker(settings.run.track, Path(folder))
     with (
         _ranks(settings, device) as ranks,
         closing(_environments(settings, device, ranks, threads)) as env,

@@ -19,13 +19,21 @@ Tracker = Literal["tensorboard", "wandb", "none"]
 WANDB_ID_FILE = "wandb_id"
 
 
-def require_tracker(track: Tracker) -> None:
-    """Raise a SettingsError if the package of a tracker is not installed."""
+def require_tracker(track: Tracker, folder: Path) -> None:
+    """Raise a SettingsError if a tracker is not installed, or cannot write to the run folder."""
     if track == "wandb" and importlib.util.find_spec("wandb") is None:
         raise SettingsError(
             "run.track = 'wandb' needs the package wandb: pip install 'coordrl[track]', or choose "
             "--track tensorboard"
         )
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError:
+        if track == "tensorboard":
+            raise SettingsError(
+                f"TensorBoard writes to paths of UTF-8 alone, and {folder} is none; choose another "
+                "folder, or --track none"
+            ) from None
 
 
 def make_logger(track: Tracker, folder: Path, settings: dict[str, Any], step: int) -> Logger:

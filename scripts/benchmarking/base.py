@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from benchmarking.ratios import Row
+from coordrl.config import SettingsError
 from coordrl.emulator import available, unavailable_reason
 from coordrl.files import RunError, require_writable
 
@@ -32,7 +33,7 @@ class Benchmark:
         Raises:
             RunError: If there is no compiled emulator where one is measured, or the record cannot
                 be written.
-            ValueError: If an option is below its least.
+            SettingsError: If an option is below its least.
         """
         if self.plays and not available():
             raise RunError(unavailable_reason())
@@ -43,7 +44,7 @@ class Benchmark:
             for value in values if isinstance(values, tuple) else (values,):
                 if not least <= value < math.inf:
                     option = f"--{name.replace('_', '-')}"
-                    raise ValueError(f"{option} must be at least {least}, got {value}")
+                    raise SettingsError(f"{option} must be at least {least}, got {value}")
 
     def rows(self) -> Iterator[Row]:
         """Measure, and yield the rows of the table one after another; columns are keys."""

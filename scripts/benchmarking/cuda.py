@@ -14,7 +14,7 @@ import torch
 from benchmarking.base import Benchmark
 from benchmarking.device import DeviceTraining, has_reached
 from benchmarking.ratios import Row
-from coordrl.config import AtariSettings
+from coordrl.config import AtariSettings, SettingsError
 from coordrl.emulator import GAMES
 from coordrl.emulator.device import DeviceEmulator, Occupancy
 from coordrl.emulator.nvrtc import kernels_for, require_gpu
@@ -61,7 +61,7 @@ class Cuda(Benchmark):
         super().refuse()
         for batch, num_envs in itertools.product(self._batches(), self.num_envs):
             if num_envs % len(batch) != 0:
-                raise ValueError(
+                raise SettingsError(
                     f"--num-envs must be multiples of the {len(batch)} games that are played "
                     f"together, got {num_envs}: take {num_envs - num_envs % len(batch)}"
                 )

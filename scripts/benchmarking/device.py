@@ -18,7 +18,7 @@ from benchmarking.base import CONFIGS, Benchmark
 from benchmarking.ratios import Row
 from benchmarking.training import as_in_a_long_run, stock_model
 from coordrl.agents import evaluate
-from coordrl.config import AtariSettings, parse_overrides
+from coordrl.config import AtariSettings, SettingsError, parse_overrides
 from coordrl.device_algorithms import make_device_model
 from coordrl.envs import canonical_game, gymnasium_name
 from coordrl.files import RunError
@@ -71,7 +71,7 @@ class DeviceTraining(Benchmark):
         """Refuse a target that no return can be compared with, too."""
         super().refuse()
         if self.target is not None and not math.isfinite(self.target):
-            raise ValueError(f"--target must be a return, or None, got {self.target}")
+            raise SettingsError(f"--target must be a return, or None, got {self.target}")
 
     def rows(self) -> Iterator[Row]:
         """Yield a row for the rate, one for the way to the target, and one for stock SB3."""
