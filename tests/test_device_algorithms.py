@@ -892,7 +892,7 @@ def test_dqn_plays_greedily_as_sb3_does_and_counts_episodes_so(frames: int, step
 
 
 def test_a_model_computes_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "ALGORITHMS", {"ppo": lambda *_, **given: given})
+    monkeypatch.setattr(building, "DEVICE_ALGORITHMS", {"ppo": lambda *_, **given: given})
     settings = TrainingSettings(
         run=RunSettings(on_device=True), acceleration=AccelerationSettings(cuda_graphs=True)
     )

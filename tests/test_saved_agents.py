@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from coordrl.agents import Agent, AgentCard, load_agent
-from coordrl.agents.agent import ALGORITHMS
+from coordrl.agents.agent import STOCK_ALGORITHMS
 from coordrl.agents.network import stored_state
 
 AGENTS = Path(__file__).parent.parent / "agents"
@@ -35,7 +35,7 @@ def test_pong_comes_with_and_without_coordinates() -> None:
 def test_opens_both_ways_as_the_same_agent(folder: Path) -> None:
     safe = load_agent(folder)
     assert safe.card is not None
-    plain = ALGORITHMS[safe.algorithm].load(folder / "agent.zip", device="cpu")
+    plain = STOCK_ALGORITHMS[safe.algorithm].load(folder / "agent.zip", device="cpu")
 
     from_folder, from_zip = stored_state(safe.policy), stored_state(Agent.of(plain).policy)
     assert from_folder.keys() == from_zip.keys()

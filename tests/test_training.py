@@ -62,7 +62,7 @@ from coordrl.training.checkpoint import (
     write_checkpoints,
 )
 from coordrl.training.profiling import Profile
-from coordrl.training.run import _STREAMS, _Run, _stream
+from coordrl.training.run import _STREAMS, _Leader, _stream
 from coordrl.training.settings import DEFAULTS, describe_acceleration
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -508,7 +508,7 @@ class TestRun:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         chosen = settings("ppo", "run.evaluation_interval=32", "run.target_return=1000")
-        between = _Run.between_updates
+        between = _Leader.between_updates
 
         def stop_at_48(run: Any, **options: Any) -> None:
             if run._steps == 48:
@@ -516,7 +516,7 @@ class TestRun:
             between(run, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(_Run, "between_updates", stop_at_48)
+            patch.setattr(_Leader, "between_updates", stop_at_48)
             stopped = train(chosen, tmp_path / "run")
         assert (stopped.ending, stopped.steps) == ("stopped", 48)
         lower = dataclasses.replace(chosen.run, target_return=0.0)
@@ -591,7 +591,7 @@ class TestRun:
     ) -> None:
         monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", validates)
         chosen = settings(algo, where, "run.checkpoint_interval=16", "run.evaluation_interval=0")
-        between = _Run.between_updates
+        between = _Leader.between_updates
 
         def spoil(run: Any, **options: Any) -> None:
             between(run, **options)
@@ -599,7 +599,7 @@ class TestRun:
                 with torch.no_grad():
                     next(run._model.policy.parameters()).fill_(math.nan)
 
-        monkeypatch.setattr(_Run, "between_updates", spoil)
+        monkeypatch.setattr(_Leader, "between_updates", spoil)
         with pytest.raises(RunError, match=r"weights are no numbers any more; the checkpoint of"):
             train(chosen, tmp_path / "run")
         for step in checkpoints(tmp_path / "run"):
@@ -1009,7 +1009,7 @@ class TestResume:
     ) -> None:
         train(settings("a2c"), tmp_path / "run")
         later = Restored('{"seconds": 1.5, "mood": "good"}')
-        monkeypatch.setattr("coordrl.training.run._Run._restore", lambda self, path: later)
+        monkeypatch.setattr("coordrl.training.run._Leader._restore", lambda self, path: later)
         with pytest.raises(RunError, match=r"journal of another version .*'mood'.*; resume with"):
             train(settings("a2c"), tmp_path / "run", resume=True)
 
@@ -1091,14 +1091,14 @@ class TestEdges:
     def test_weights_that_are_no_numbers_are_no_best_agent(
         self, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        between = _Run.between_updates
+        between = _Leader.between_updates
 
         def spoil(run: Any, **options: Any) -> None:
             with torch.no_grad():
                 run._model.policy.q_net.q_net[-1].weight.fill_(math.nan)
             between(run, **options)
 
-        monkeypatch.setattr(_Run, "between_updates", spoil)
+        monkeypatch.setattr(_Leader, "between_updates", spoil)
         chosen = settings(
             "dqn", where, "run.evaluation_interval=16", "run.checkpoint_interval=1000"
         )
@@ -1271,7 +1271,7 @@ class TestEdges:
     ) -> None:
         train(settings("a2c"), tmp_path / "run")
         restored = Restored(journal)
-        monkeypatch.setattr("coordrl.training.run._Run._restore", lambda self, path: restored)
+        monkeypatch.setattr("coordrl.training.run._Leader._restore", lambda self, path: restored)
         with pytest.raises(RunError, match="has a journal of another version of coordrl"):
             train(settings("a2c"), tmp_path / "run", resume=True)
 

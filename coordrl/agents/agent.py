@@ -14,7 +14,7 @@ from stable_baselines3.dqn.policies import DQNPolicy
 
 from coordrl.agents.card import AgentCard, AgentError, Algorithm
 
-ALGORITHMS: Mapping[Algorithm, type[BaseAlgorithm]] = {"A2C": A2C, "PPO": PPO, "DQN": DQN}
+STOCK_ALGORITHMS: Mapping[Algorithm, type[BaseAlgorithm]] = {"A2C": A2C, "PPO": PPO, "DQN": DQN}
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Agent:
         Raises:
             AgentError: If the model is not one of A2C, PPO and DQN.
         """
-        for algorithm, stock in ALGORITHMS.items():
+        for algorithm, stock in STOCK_ALGORITHMS.items():
             if isinstance(model, stock):
                 policy = cast(BasePolicy, getattr(model.policy, "_orig_mod", model.policy))
                 final = float(getattr(model, "exploration_final_eps", 0.0))
                 return cls(policy, algorithm, final)
         raise AgentError(
-            f"an agent is a model of {', '.join(ALGORITHMS)}, got {type(model).__name__}"
+            f"an agent is a model of {', '.join(STOCK_ALGORITHMS)}, got {type(model).__name__}"
         )
 
     @torch.no_grad()

@@ -42,7 +42,7 @@ from stable_baselines3.common.utils import get_device, get_system_info
 from stable_baselines3.common.vec_env import VecEnvWrapper
 from torch import Tensor
 
-from coordrl.agents.agent import ALGORITHMS, Agent
+from coordrl.agents.agent import STOCK_ALGORITHMS, Agent
 from coordrl.agents.card import AgentCard, AgentError, Algorithm
 from coordrl.agents.network import NetworkSpec, TensorType, plain_values, state_names, stored_state
 from coordrl.agents.results import EvaluationResult
@@ -233,7 +233,7 @@ def load_agent(
     # The replay buffer of a DQN model would take gigabytes, to stay empty.
     unused_buffer: dict[str, Any] = {"buffer_size": 1} if algorithm == "DQN" else {}
     try:
-        model = ALGORITHMS[algorithm].load(path, device=device, **unused_buffer)
+        model = STOCK_ALGORITHMS[algorithm].load(path, device=device, **unused_buffer)
     except Exception as error:  # whatever the pickle raises
         raise AgentError(f"{algorithm}.load cannot open {path}: {_first_line(error)}") from error
     return Agent.of(model)
@@ -287,7 +287,7 @@ def zip_algorithm(path: Path) -> Algorithm:
         if {"gae_lambda", "normalize_advantage"} <= keys and "batch_size" not in keys:
             return "A2C"
     raise AgentError(
-        f"{path} is not a model of {', '.join(ALGORITHMS)} of Stable-Baselines3"
+        f"{path} is not a model of {', '.join(STOCK_ALGORITHMS)} of Stable-Baselines3"
         + (f" (its policy comes from {module[:80]})" if module else "")
     )
 
@@ -513,7 +513,7 @@ _MAX_STOCK_BUFFER = 100_000
 
 def _portable_attributes(model: BaseAlgorithm, agent: Agent) -> dict[str, Any]:
     """Return the attributes of a fresh model of the stock class, with the values of this one."""
-    fresh = vars(ALGORITHMS[agent.algorithm]("CnnPolicy", env=None, _init_setup_model=False))  # type: ignore[call-arg]
+    fresh = vars(STOCK_ALGORITHMS[agent.algorithm]("CnnPolicy", env=None, _init_setup_model=False))  # type: ignore[call-arg]
     attributes = {
         name: fresh[name] if name in _RUN_STATE else getattr(model, name)
         for name in fresh.keys() - set(model._excluded_save_params())

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from coordrl.algorithms import ALGORITHMS as HOST_ALGORITHMS
-from coordrl.algorithms import model_keywords
+from coordrl.algorithms import ALGORITHMS, model_keywords
 from coordrl.config import TrainingSettings
 from coordrl.device_algorithms.base import OnDevice
 from coordrl.device_algorithms.dqn import DQN
@@ -14,7 +13,7 @@ from coordrl.device_algorithms.on_policy import A2C, PPO
 from coordrl.ranks import Ranks
 from coordrl.sb3_envs import VectorEnvAdapter
 
-ALGORITHMS: Mapping[str, type[OnDevice]] = {"a2c": A2C, "ppo": PPO, "dqn": DQN}
+DEVICE_ALGORITHMS: Mapping[str, type[OnDevice]] = {"a2c": A2C, "ppo": PPO, "dqn": DQN}
 
 # What the ranks share out, so that together they do what one process does with these settings.
 _SHARED = ("batch_size", "buffer_size", "target_update_interval")
@@ -52,9 +51,9 @@ def make_device_model(
         >>> env.close()
     """
     ranks = ranks or Ranks()
-    cls, algo = ALGORITHMS[settings.run.algo], settings.run.algo
+    cls, algo = DEVICE_ALGORITHMS[settings.run.algo], settings.run.algo
     keywords = model_keywords(settings, env.num_envs * ranks.count)
-    defaults = inspect.signature(HOST_ALGORITHMS[algo]).parameters
+    defaults = inspect.signature(ALGORITHMS[algo]).parameters
     for key in _SHARED:
         if key in defaults:
             value = keywords.get(key, defaults[key].default)

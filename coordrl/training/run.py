@@ -136,8 +136,8 @@ def train(
             stop = stack.enter_context(StopRequest())
             if ranks.index > 0:
                 return _Follower(settings, run_folder, env, model, stop, ranks).go(resume=resume)
-            run = _Run(settings, run_folder, env, model, stop, ranks, profile=profile)
-            return run.go(resume=resume)
+            leader = _Leader(settings, run_folder, env, model, stop, ranks, profile=profile)
+            return leader.go(resume=resume)
 
 
 _STREAMS = ("environment", "policy", "data", "evaluation")
@@ -255,17 +255,17 @@ class _Stop(Exception):
 
 
 class _Hooks(BaseCallback):
-    """Lets SB3 call the run."""
+    """Lets SB3 call the learner."""
 
-    def __init__(self, run: "_Learner") -> None:
+    def __init__(self, learner: "_Learner") -> None:
         super().__init__()
-        self._run = run
+        self._learner = learner
 
     def _on_rollout_start(self) -> None:
-        self._run.between_updates()
+        self._learner.between_updates()
 
     def _on_step(self) -> bool:
-        self._run.show()
+        self._learner.show()
         return True
 
 
@@ -374,8 +374,8 @@ class _Follower(_Learner):
             raise _Stop(ending)
 
 
-class _Run(_Learner):
-    """Between updates looks what is due: a log, an evaluation, a checkpoint, the end.
+class _Leader(_Learner):
+    """What the first rank does: between updates a log, an evaluation, a checkpoint, the end.
 
     Nothing of this draws from the random streams of the training.
     """
