@@ -3,14 +3,15 @@
 The layers can be had from here; everything else is imported from its module. Modules import from
 floors below their own only (``tests/test_floors.py``):
 
-- 0: ``memory``, ``modes``, ``config``, ``files``, ``stopping``, ``progress``, ``ranks``, ``digits``
-- 1: ``layers``, ``records``, ``runs``, ``devices``
-- 2: ``convert``, ``backbone``, ``export``, ``emulator``, ``commands``, ``experiments``
-- 3: ``extractors``, ``envs``, ``coordinates``, ``generative``, ``detection``, ``recognition``
-- 4: ``sb3_envs``, ``algorithms``
-- 5: ``device_algorithms``
-- 6: ``agents``
-- 7: ``training``
+- 0: ``errors``
+- 1: ``memory``, ``modes``, ``config``, ``files``, ``stopping``, ``progress``, ``ranks``, ``digits``
+- 2: ``layers``, ``records``, ``runs``, ``devices``
+- 3: ``convert``, ``backbone``, ``export``, ``emulator``, ``commands``, ``experiments``
+- 4: ``extractors``, ``envs``, ``coordinates``, ``generative``, ``detection``, ``recognition``
+- 5: ``sb3_envs``, ``algorithms``
+- 6: ``device_algorithms``
+- 7: ``agents``
+- 8: ``training``
 """
 
 from coordrl.layers import (

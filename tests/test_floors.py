@@ -12,6 +12,7 @@ import coordrl
 PACKAGE = Path(coordrl.__file__).parent
 
 FLOORS = [
+    {"errors"},
     {"memory", "modes", "config", "files", "stopping", "progress", "ranks", "digits"},
     {"layers", "records", "runs", "devices"},
     {"convert", "backbone", "export", "emulator", "commands", "experiments"},
