@@ -20,8 +20,8 @@ def keep_freed_memory() -> None:
     """Let the process keep memory that tensors have freed, from here on.
 
     It stays as large as it once was. What this saves depends on the sizes of tensors and on the
-    machine: of the processor time of the GAN of ``configs/generative.toml`` at 32x32 a quarter on
-    one, 6 and 16 % on another (``scripts/benchmark.py gan``).
+    machine: of the processor time of the GAN of ``configs/generative.toml`` at 32x32, 5 % without
+    and 26 % with coordinates on one (``benchmarks/gan.json``).
 
     Example:
         >>> keep_freed_memory()
