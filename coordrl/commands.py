@@ -1,5 +1,6 @@
 """What the commands that train share: arguments, what to refuse, how to end."""
 
+import errno
 import io
 import os
 import shlex
@@ -144,11 +145,16 @@ def _write(text: str, file: TextIO | None) -> None:
 
 @contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """Print without an error where nobody reads any more, as behind ``| head -1``, or ever did."""
+    """Print without an error where nobody reads any more, or ever did.
+
+    So it is behind ``| head -1``, and where a terminal was closed.
+    """
     try:
         yield
         if sys.stdout is not None:
             sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
         # Python flushes once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

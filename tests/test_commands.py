@@ -54,6 +54,23 @@ def test_who_reads_a_text_may_leave(words: int) -> None:
     assert (process.returncode, said) == (0, b"")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="terminals elsewhere are others")
+def test_a_terminal_may_be_closed() -> None:
+    ours, theirs = os.openpty()
+    program = "import coordrl.commands as c; input(); c.exit_status('x.py', lambda: 'a table')"
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # no signal tells that the terminal is gone
+    ) as process:
+        os.close(theirs)
+        os.close(ours)
+        _, said = process.communicate(b"go on\n")
+    assert (process.returncode, said) == (0, b"")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="shells elsewhere are others")
 @pytest.mark.parametrize(
     ("work", "closed", "status"),
