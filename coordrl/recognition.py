@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from coordrl.config import SettingsError, require_at_least, take_types
 from coordrl.experiments import RESULT_FILE, run_folder
+from coordrl.files import RunError
 from coordrl.layers import CoordConv2d
 from coordrl.progress import Progress
 from coordrl.records import machine, provenance, read_json, write_json, write_text
@@ -165,6 +166,7 @@ def recognize(
     Raises:
         Interrupted: If ``on_step`` says so.
         SettingsError: If there is no digit left to learn from.
+        RunError: If the network diverged.
     """
     if settings.held_back >= len(images):
         raise SettingsError(
@@ -204,11 +206,17 @@ def recognize(
     network.eval()
     with torch.inference_mode():
         logits = torch.cat([network(images[part]) for part in torch.split(test, 256)])
+    test_loss = float(F.cross_entropy(logits, labels[test]))
+    if not math.isfinite(test_loss):  # an accuracy of which would pass for one of chance
+        raise RunError(
+            f"the network of seed {settings.seed}, {settings.arm}, diverged; choose a smaller "
+            f"learning_rate than {settings.learning_rate:g}"
+        )
     return RecognitionResult(
         settings,
         parameters=sum(p.numel() for p in network.parameters()),
         accuracy=float((logits.argmax(dim=1) == labels[test]).float().mean()),
-        loss=float(F.cross_entropy(logits, labels[test])),
+        loss=test_loss,
         cpu_seconds=cpu_seconds,
     )
 

@@ -170,6 +170,13 @@ def test_arms_that_agree_differ_by_nothing() -> None:
     assert not test.is_loss
 
 
+def test_a_network_that_diverged_is_no_result() -> None:
+    with pytest.raises(
+        RunError, match=r"network of seed 1, coordconv, diverged; choose a smaller .* than 1e\+30$"
+    ):
+        recognize(dataclasses.replace(TINY, seed=1, learning_rate=1e30), *bars(80))
+
+
 def test_something_must_be_left_to_learn_from() -> None:
     with pytest.raises(ValueError, match="held_back must leave digits to learn from, got 40 of 40"):
         recognize(TINY, *bars(40))
