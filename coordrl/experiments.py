@@ -6,7 +6,7 @@ stopped goes on.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,6 +51,25 @@ class ManyRuns:
         """Raise a SettingsError unless there is a seed to train with."""
         if seeds < 1:
             raise SettingsError(f"--seeds must be at least 1, got {seeds}")
+
+
+def swept_values(table: Mapping[str, object], source: str) -> list[list[Override]]:
+    """Return the settings of a table ``[... .sweep]``, a list for each key.
+
+    Args:
+        table: For each setting a list of values.
+        source: Where it stands, for errors.
+
+    Raises:
+        SettingsError: If a setting has no list of values, or an empty one.
+    """
+    for key, values in table.items():
+        if not isinstance(values, list) or not values:
+            raise SettingsError(f"{source}: {key!r} must be a list of values, got {values!r}")
+    return [
+        [Override(key, value, source) for value in values]  # type: ignore[attr-defined]
+        for key, values in table.items()
+    ]
 
 
 def run_folder(path: Path, settings: object) -> AbstractContextManager[RunFolder]:

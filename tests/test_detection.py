@@ -221,6 +221,14 @@ def no_archive(folder: Path) -> Path:
     return folder / "own.npz"
 
 
+def encrypted(folder: Path) -> Path:
+    path = npz(x=TEN, y=np.arange(10))(folder)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # the flag of the first entry
+    path.write_bytes(content)
+    return path
+
+
 def bare_array(folder: Path) -> Path:
     np.save(folder / "own.npy", np.ones((10, 28, 28), np.uint8))
     return folder / "own.npy"
@@ -249,6 +257,7 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no labels": (without_labels, "lacks t10k-labels-idx1-ubyte, plain or .gz"),
     "other sizes": (with_other_sizes, r"bytes of shape \(N, 28, 28\), got uint8 of \(7, 32, 30\)"),
     "no archive": (no_archive, "cannot be read"),
+    "encrypted": (encrypted, "own.npz: cannot be read: File .* is encrypted"),
     "bare array": (bare_array, "is no .npz file"),
     "other names": (npz(a=TEN), "holds a; it needs x_train, y_train, x_test and y_test, or x and"),
     "floats": (npz(x=TEN / 2, y=np.arange(10)), r"must be bytes of shape .* got float64"),
@@ -589,6 +598,14 @@ def test_the_middle_of_the_first_feature_follows_from_the_padding(
     specs = (ConvSpec(2, 5, padding=padding, pool=2), ConvSpec(2, 5, padding=padding, pool=2))
     assert feature_spacing(specs) == (4, middle)
     assert feature_spacing((ConvSpec(2, 3, stride=2, padding=1), *specs)) == (8, 2 * middle - 0.5)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+def test_a_kernel_of_even_size_sees_more_behind_than_before() -> None:
+    middles = torch.arange(0.5, 20).view(1, 1, -1)
+    seen = F.conv1d(middles, torch.full((1, 1, 4), 1 / 4), padding="same")
+    stride, middle = feature_spacing((ConvSpec(2, 4, padding="same"),))
+    assert (stride, middle) == (1, float(seen[0, 0, 10]) - 10)
 
 
 @pytest.mark.parametrize(
@@ -1246,6 +1263,71 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_pat
         assert checkpoint.step == 2
 
 
+def test_the_table_goes_on_behind_a_run_that_diverges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiments = Experiments(
+        config=write_small_config(tmp_path), out=tmp_path / "runs", digits=small_digits()
+    )
+    train = Experiments.train
+
+    def spoiled(self: Experiments, settings: DetectorSettings) -> RunResult:
+        if settings.coords == "all" and settings.stage == "rpn":
+            raise DivergedError("the loss became nan at step 3")
+        return train(self, settings)
+
+    monkeypatch.setattr(Experiments, "train", spoiled)
+    text = experiments.make_table("quick", tmp_path)
+
+    assert text.count("| rpn |") == 2
+    kinds = ("rpn-grid-all-s0", "rpn-released-all-s0")
+    told = "; ".join(f"{kind} (the loss became nan at step 3)" for kind in kinds)
+    assert f"Diverged, and in no row: {told}." in text
+    assert text in (tmp_path / "detection.md").read_text()
+    assert len(json.loads((tmp_path / "detection.json").read_text())["diverged"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("sweep", "runs", "name"),
+    [
+        ('"training.learning_rate" = [0.001, 0.01]', 26, "rpn-grid-none-lr0.01-s0"),
+        ('"training.batch_size" = [2, 4]', 26, "rpn-grid-none-batch_size=2-s0"),
+    ],
+    ids=["step size", "batch size"],
+)
+def test_a_sweep_may_vary_anything_and_hold_the_recipes_own_value(
+    sweep: str, runs: int, name: str, tmp_path: Path
+) -> None:
+    config = write_small_config(tmp_path)
+    config.write_text(f"{config.read_text()}[rpn.sweep]\n{sweep}\n")
+    experiments = Experiments(config=config, out=tmp_path, digits=small_digits())
+    folders = [experiments._folder(settings).name for settings in experiments._plan("full")]
+    assert len(set(folders)) == len(folders) == runs
+    assert name in folders
+
+
+@pytest.mark.parametrize("values", ["0.1", "[]"])
+def test_a_sweep_of_no_values_is_refused(values: str, tmp_path: Path) -> None:
+    config = write_small_config(tmp_path)
+    config.write_text(f'{config.read_text()}[rpn.sweep]\n"training.learning_rate" = {values}\n')
+    experiments = Experiments(config=config, out=tmp_path, digits=small_digits())
+    with pytest.raises(SettingsError, match=r"\[rpn.sweep\]: '.*_rate' must be a list of values"):
+        experiments.make_table("full", tmp_path)
+
+
+def test_what_is_measured_of_test_pictures_does_not_teach() -> None:
+    specs = tuple(replace(spec, norm="batch") for spec in SMALL.specs)
+    run = small_run(specs=specs)
+    before = {name: value.clone() for name, value in run.detector.state_dict().items()}
+    run._test_iou_of_pairs()
+    assert_close(run.detector.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_detector_that_cannot_be_built_is_one_sentence() -> None:
+    with pytest.raises(SettingsError, match=r"^no detector can be built so: "):
+        small_run(specs=(ConvSpec(4, 4, stride=2, transposed=True),))
+
+
 def test_a_run_that_diverges_at_once_says_that_nothing_is_kept() -> None:
     run = small_run()
     damage(run, torch.inf)
@@ -1414,6 +1496,13 @@ def test_the_table_has_a_row_for_each_kind_and_says_what_the_paper_has() -> None
     assert json.loads(json.dumps(table.to_json(results)))["rows"][0]["parameters"] == 81_590
     with pytest.raises(ValueError, match="runs of one kind"):
         table.summarize(results)
+    with pytest.raises(ValueError, match=r"a run of each seed, got seeds \(0, 0\)"):
+        table.summarize([results[0], results[0]])
+
+
+def test_what_cannot_be_measured_is_no_number() -> None:
+    results = [result_of("none", 0, math.nan), result_of("none", 1, 0.5)]
+    assert "| not measurable |" in table.to_markdown(results)
 
 
 def test_rows_and_gains_are_of_the_last_evaluation() -> None:

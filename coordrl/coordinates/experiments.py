@@ -34,12 +34,12 @@ from coordrl.experiments import (
     may_go_on,
     require_trained,
     run_folder,
+    swept_values,
     watched,
     with_time_of,
 )
 from coordrl.files import make_folder
 from coordrl.records import machine, provenance, read_json, write_json, write_text
-from coordrl.stopping import Interrupted
 
 TRACE_FILE = "trace.json"
 
@@ -86,7 +86,8 @@ class Experiments(ManyRuns):
             sign = -1 if metric == "error" else 1
             finite = [r for r in results if math.isfinite(r.last["test"][metric])] or results
             top = max(finite, key=lambda result: sign * result.last["test"][metric])
-            text = f"best of {len(results)} runs:\n" + table.to_markdown([table.summarize([top])])
+            head = f"best of {len(results)} runs, by the test set:\n"
+            text = head + table.to_markdown([table.summarize([top])])
         else:
             figures.save(figures.learning_curves(results, metric), report / f"{name}.png")
             text = table.to_markdown([table.summarize(results)])
@@ -183,8 +184,6 @@ class Experiments(ManyRuns):
                             write_json(dataclasses.asdict(follower), path / TRACE_FILE)
 
                 result = run.train(stop=watch.stop, on_step=report)
-            if result.ended == "stopped":
-                raise Interrupted
             write_json(result.to_json(), result_file)
         return result
 
@@ -325,11 +324,7 @@ def sweep_points(config: Path, task: TaskName, model: Model) -> list[tuple[Overr
     grid = read_table(config, task, model).get("sweep")
     if not grid:
         raise SettingsError(f"{config} has no table [{task}.{model}.sweep]")
-    source = f"{config}, [{task}.{model}.sweep]"
-    return [
-        tuple(Override(key, value, source) for key, value in zip(grid, values, strict=True))
-        for values in itertools.product(*grid.values())
-    ]
+    return list(itertools.product(*swept_values(grid, f"{config}, [{task}.{model}.sweep]")))
 
 
 def _name(settings: CoordinateSettings) -> str:

@@ -5,6 +5,8 @@ stopped goes on.
 """
 
 import dataclasses
+import itertools
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -19,6 +21,7 @@ from coordrl.detection.rpn import AnchorLayout
 from coordrl.detection.sources import DigitSplit
 from coordrl.detection.training import (
     DetectorSettings,
+    DivergedError,
     Evaluation,
     Run,
     RunResult,
@@ -27,8 +30,8 @@ from coordrl.detection.training import (
     load_detector_settings,
     read_table,
 )
-from coordrl.experiments import RESULT_FILE, ManyRuns, run_folder, watched
-from coordrl.files import atomic_file, make_folder
+from coordrl.experiments import RESULT_FILE, ManyRuns, run_folder, swept_values, watched
+from coordrl.files import RunError, atomic_file, make_folder, reason
 from coordrl.records import machine, provenance, read_json, write_json, write_text
 from coordrl.runs import RunFolder
 from coordrl.stopping import Interrupted
@@ -65,15 +68,14 @@ class Experiments(ManyRuns):
         self.require_seeds(seeds)
         make_folder(report)
         results = [self.train(self._settings(stage, coords, layout, seed)) for seed in range(seeds)]
-        self._write_table(results, report, planned=seeds)
         self._draw(results, report)
-        return table.to_markdown(results)
+        return self._write_table(results, report, planned=seeds)
 
     def make_table(self, size: table.TableSize, report: Path) -> str:
         """Train everything that the table needs; write ``detection.md``, ``.json`` and figures.
 
         The arms of one seed are trained one after another, so that a table which is cut short
-        compares what it has.
+        compares what it has. Runs that diverge are named under it and are in no row.
 
         Args:
             size: ``"quick"``: one seed, cut short, in a folder of their own. ``"full"``: the
@@ -89,12 +91,18 @@ class Experiments(ManyRuns):
             refuse_overruled(self.overrides, varied)
         make_folder(report)
         own = self if size == "full" else dataclasses.replace(self, out=self.out / "quick")
-        plan, results = own._plan(size), []
+        plan, results, diverged = own._plan(size), [], []
         for settings in plan:
-            results.append(own.train(settings))
-            own._write_table(results, report, planned=len(plan))
+            try:
+                results.append(own.train(settings))
+            except DivergedError as error:
+                diverged.append(f"{own._folder(settings).name} ({error})")
+                continue
+            own._write_table(results, report, planned=len(plan), diverged=diverged)
+        if not results:
+            raise RunError(f"all runs diverged: {'; '.join(diverged)}")
         own._draw(results, report)
-        return table.to_markdown(results)
+        return own._write_table(results, report, planned=len(plan), diverged=diverged)
 
     def train(self, settings: DetectorSettings) -> RunResult:
         """Train one run, go on with it, or read what came of it.
@@ -147,7 +155,7 @@ class Experiments(ManyRuns):
         arms: list[Coords] = ["none", "all"]
         layouts: tuple[AnchorLayout, ...] = get_args(AnchorLayout)
         short = [Override("training.epochs", 2, "the quick table")] if size == "quick" else []
-        return [
+        plan = [
             *(
                 self._settings("rpn", coords, layout, seed, short)
                 for seed in range(1 if size == "quick" else 5)
@@ -162,24 +170,42 @@ class Experiments(ManyRuns):
                 for coords in arms
             ),
         ]
+        # A value that is swept may be the recipe's own.
+        return [settings for i, settings in enumerate(plan) if settings not in plan[:i]]
 
     def _sweep(self) -> list[Override]:
         sweep = read_table(self.config, "rpn").get("sweep", {})
-        source = f"{self.config}, [rpn.sweep]"
-        return [Override(key, value, source) for key, values in sweep.items() for value in values]
+        return list(itertools.chain(*swept_values(sweep, f"{self.config}, [rpn.sweep]")))
 
     def _folder(self, settings: DetectorSettings) -> Path:
-        swept = f"-lr{settings.training.learning_rate:g}" if self._is_swept(settings) else ""
-        kind = f"{settings.stage}-{settings.proposals.anchor_layout}-{settings.coords}{swept}"
-        return self.out / f"{kind}-s{settings.seed}"
+        kind = f"{settings.stage}-{settings.proposals.anchor_layout}-{settings.coords}"
+        return self.out / f"{kind}{self._swept(settings)}-s{settings.seed}"
 
-    def _is_swept(self, settings: DetectorSettings) -> bool:
-        recipe = load_detector_settings(self.config, settings.stage, self.overrides).training
-        return settings.training.learning_rate != recipe.learning_rate
+    def _swept(self, settings: DetectorSettings) -> str:
+        """Return how a run that the sweep varies is named, nothing for one of the recipe."""
+        recipe = load_detector_settings(self.config, settings.stage, self.overrides)
+        parts = []
+        for key in dict.fromkeys(item.key for item in self._sweep()):
+            value = operator.attrgetter(key)(settings)
+            if value != operator.attrgetter(key)(recipe):
+                name = key.rpartition(".")[2]
+                is_rate = name == "learning_rate"
+                parts.append(f"-lr{value:g}" if is_rate else f"-{name}={value}")
+        return "".join(parts)
 
-    def _write_table(self, results: Sequence[RunResult], report: Path, *, planned: int) -> None:
-        """Write ``detection.md`` and ``.json`` of the runs that have ended, of those planned."""
+    def _write_table(
+        self,
+        results: Sequence[RunResult],
+        report: Path,
+        *,
+        planned: int,
+        diverged: Sequence[str] = (),
+    ) -> str:
+        """Write ``detection.md`` and ``.json`` of the runs that have ended; return the table."""
         last = results[-1]
+        text = table.to_markdown(results)
+        if diverged:
+            text += f"\nDiverged, and in no row: {'; '.join(diverged)}.\n"
         head = (
             "# Scattered MNIST\n\n"
             f"{len(results)} of the {planned} runs of `{self.command}` on {machine()}; torch"
@@ -193,10 +219,10 @@ class Experiments(ManyRuns):
             " overlaps by 0.5.\n\n"
         )
         link = _CURVES_LINK if self._drawn(results) else ""
-        write_text(head + table.to_markdown(results) + link, report / "detection.md")
-        write_json(
-            {**provenance(self.command), **table.to_json(results)}, report / "detection.json"
-        )
+        write_text(head + text + link, report / "detection.md")
+        record = {**provenance(self.command), **table.to_json(results), "diverged": list(diverged)}
+        write_json(record, report / "detection.json")
+        return text
 
     def _draw(self, results: Sequence[RunResult], report: Path) -> None:
         """Write the learning curves, and the picture of each kind of run with seed 0.
@@ -210,9 +236,15 @@ class Experiments(ManyRuns):
             figures.save_figure(curves, report / _CURVES_FILE)
         for result in results:
             settings = result.settings
-            if settings.seed == 0 and not self._is_swept(settings):
+            if settings.seed == 0 and not self._swept(settings):
                 path = self._folder(settings)
-                picture = (path / PICTURE_FILE).read_bytes()
+                try:
+                    picture = (path / PICTURE_FILE).read_bytes()
+                except OSError as error:
+                    raise RunError(
+                        f"{path / PICTURE_FILE} cannot be read ({reason(error)}); delete {path},"
+                        " and the same command trains that run again"
+                    ) from error
                 with atomic_file(report / f"detection-{path.name}.png") as file:
                     file.write(picture)
 
@@ -221,7 +253,7 @@ class Experiments(ManyRuns):
         return [
             result
             for result in results
-            if result.settings.stage == "rpn" and not self._is_swept(result.settings)
+            if result.settings.stage == "rpn" and not self._swept(result.settings)
         ]
 
 

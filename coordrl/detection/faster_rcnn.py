@@ -40,8 +40,9 @@ def feature_spacing(specs: Sequence[ConvSpec]) -> tuple[int, float]:
     for spec in specs:
         if spec.transposed:
             raise ValueError("a detector's backbone must not have transposed convolutions")
-        reach = (spec.kernel_size - 1) / 2
-        middle += stride * (reach - (reach if spec.padding == "same" else spec.padding))
+        # "same" pads an even kernel by one pixel less before than behind.
+        before = (spec.kernel_size - 1) // 2 if spec.padding == "same" else spec.padding
+        middle += stride * ((spec.kernel_size - 1) / 2 - before)
         stride *= spec.stride
         middle += stride * (spec.pool - 1) / 2
         stride *= spec.pool

@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import hashlib
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -25,7 +26,10 @@ Bytes = npt.NDArray[np.uint8]
 
 _SHIPPED_SHA256 = "d8870085e085c862e254ac1fd4a7b109021b7fd4ff9d6cf52ccc9f29042a0ec0"
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff"}
-_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, struct.error)
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, struct.error),
+    *(NotImplementedError, RuntimeError, SyntaxError, tokenize.TokenError),  # of spoiled .npz files
+)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import scipy.stats
@@ -38,7 +38,7 @@ class Interval:
             Interval(mean=2.0, low=-0.484..., high=4.484...)
         """
         mean = statistics.fmean(values)
-        if len(values) < 2:
+        if len(values) < 2 or not math.isfinite(mean):
             return cls(mean, math.nan, math.nan)
         error = statistics.stdev(values) / math.sqrt(len(values))
         reach = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error
@@ -101,6 +101,9 @@ def summarize(results: Sequence[RunResult]) -> Row:
     """
     if len({kind(result) for result in results}) != 1:
         raise ValueError(f"a row needs runs of one kind, got {[kind(own) for own in results]}")
+    seeds = tuple(result.settings.seed for result in results)
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"a row needs a run of each seed, got seeds {seeds}")
     own = results[0].settings
     last = [result.curve[-1] for result in results]
 
@@ -116,7 +119,7 @@ def summarize(results: Sequence[RunResult]) -> Row:
         objects=own.scatter.objects,
         is_cropped=own.scatter.crop is not None,
         parameters=results[0].parameters,
-        seeds=tuple(result.settings.seed for result in results),
+        seeds=seeds,
         epochs=own.training.epochs,
         learning_rate=own.training.learning_rate,
         train_iou=Interval.of([point.train_iou for point in last]),
@@ -151,16 +154,18 @@ def gains(results: Sequence[RunResult]) -> list[Gain]:
     Where step sizes were swept, the gain of each arm's best follows: the step size of the greatest
     test IOU with the first seed, which favors neither arm. The mean is that of ratios.
     """
-    curves: dict[tuple[AnchorLayout, Coords], dict[float, dict[int, float]]] = {}
+    curves: dict[tuple[Any, Coords], dict[float, dict[int, float]]] = {}
     for result in results:
         own = result.settings
         if own.stage == "rpn":
-            rates = curves.setdefault((own.proposals.anchor_layout, own.coords), {})
+            # But for the arm and its step size, runs that are compared are alike.
+            shared = own.proposals, own.scatter, replace(own.training, learning_rate=1.0)
+            rates = curves.setdefault((shared, own.coords), {})
             by_seed = rates.setdefault(own.training.learning_rate, {})
             by_seed[own.seed] = result.curve[-1].test["best_iou"]
     found = []
-    for (layout, coords), rates in curves.items():
-        baseline = curves.get((layout, "none"), {})
+    for (shared, coords), rates in curves.items():
+        layout, baseline = shared[0].anchor_layout, curves.get((shared, "none"), {})
         if coords == "none" or not baseline:
             continue
         pairs = [(rate, rate) for rate in rates if rate in baseline]
@@ -250,6 +255,8 @@ def to_json(results: Sequence[RunResult]) -> dict[str, Any]:
 def _cell(spread: Interval | None) -> str:
     if spread is None:
         return "-"
+    if math.isnan(spread.mean):
+        return "not measurable"
     if math.isnan(spread.low):
         return f"{spread.mean:.3f}"
     return f"{spread.mean:.3f} ({spread.low:.3f} to {spread.high:.3f})"

@@ -236,13 +236,16 @@ class Run:
             )
         )
         weights, self._order_seed, self._sampling_seed = _seeds(settings.seed)
-        detector = build_detector(
-            settings.coords,
-            settings.specs,
-            settings.proposals,
-            settings.roi if settings.stage == "full" else None,
-            torch.Generator().manual_seed(weights),
-        )
+        try:
+            detector = build_detector(
+                settings.coords,
+                settings.specs,
+                settings.proposals,
+                settings.roi if settings.stage == "full" else None,
+                torch.Generator().manual_seed(weights),
+            )
+        except ValueError as error:
+            raise SettingsError(f"no detector can be built so: {error}") from error
         # Channels last: a tenth less processor time on a CPU, and what tensor cores want.
         self.detector: FasterRCNN = detector.to(
             device=self.device, memory_format=torch.channels_last
@@ -360,9 +363,11 @@ class Run:
     @torch.no_grad()
     def _test_iou_of_pairs(self) -> float:
         total = 0.0
-        for index, part in enumerate(_parts(self.test_scenes)):
-            sampling = torch.Generator().manual_seed(_seed(self._sampling_seed, self.step, index))
-            total += float(self.detector.losses(part, sampling).proposals.iou) * len(part)
+        with evaluating(self.detector):
+            for index, part in enumerate(_parts(self.test_scenes)):
+                seed = _seed(self._sampling_seed, self.step, index)
+                sampling = torch.Generator().manual_seed(seed)
+                total += float(self.detector.losses(part, sampling).proposals.iou) * len(part)
         return total / len(self.test_scenes)
 
     def _save(self) -> None:
