@@ -34,3 +34,9 @@ def use_device(name: str, threads: int | None = None) -> str:
     if name == "auto":
         return "cuda" if has_gpu else "cpu"
     return name
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given, so that a clock times that; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -52,7 +52,7 @@ from coordrl.coordinates.training import (
 from coordrl.files import RunError
 from coordrl.layers import coordinate_grid
 from coordrl.runs import open_run
-from coordrl.stopping import StopRequest
+from coordrl.stopping import Interrupted, StopRequest
 
 CANVAS = Canvas()
 SMALL = Canvas(size=16, square=5)
@@ -419,11 +419,11 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_never_had(tmp_path: Path) -> No
             stop.signal_number = 15
 
     with open_run(tmp_path / "run", "seed = 0\n") as folder:
-        stopped = Run(settings, folder=folder).train(stop=stop, on_step=stop_at_step_seven)
+        with pytest.raises(Interrupted):
+            Run(settings, folder=folder).train(stop=stop, on_step=stop_at_step_seven)
         resumed = Run(settings, folder=folder)
         result = resumed.train()
 
-    assert stopped.ended == "stopped"
     assert resumed.step == whole.step
     assert without_times(result) == without_times(expected)
     assert result.last == expected.last
@@ -451,7 +451,25 @@ def test_a_run_whose_loss_is_not_finite_ends_and_says_so() -> None:
         next(run.network.parameters()).fill_(float("nan"))
     result = run.train()
     assert result.ended == "diverged"
-    assert result.last["test"]["accuracy"] == 0
+    assert math.isnan(result.last["test"]["accuracy"])
+    text = table.to_markdown([table.summarize([result])])
+    assert "not finite (not finite to not finite)" in text
+    assert " (1 diverged) " in text
+
+
+def test_a_run_that_diverges_behind_its_last_evaluation_says_so() -> None:
+    settings = small(evaluation_interval=1000)
+    run = Run(settings)
+    with torch.no_grad():
+        next(run.network.parameters()).fill_(float("nan"))
+    assert run.train().ended == "diverged"
+
+
+def test_neighbors_of_a_place_are_drawn_where_the_network_is() -> None:
+    task = Classification(Canvas(size=8, square=3))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(2, 64), nn.Unflatten(1, (1, 8, 8))).to("meta")
+    logits = analysis.logits_of_neighbors(network, task, torch.tensor([5, 5]))
+    assert (logits.shape, logits.device.type) == ((3, 8, 8), "meta")
 
 
 def test_best_is_chosen_by_training_loss() -> None:
@@ -1088,7 +1106,7 @@ def test_the_best_of_a_sweep_has_the_highest_accuracy(
     text = tiny.train_seeds(
         "classification", "coordconv", "uniform", "pixel", seeds=1, sweep=True, report=tiny.out
     )
-    assert text.startswith("best of 4 runs:")
+    assert text.startswith("best of 4 runs, by the test set:")
     assert "| 75.0 % (75.0 % to 75.0 %)" in text
     name = "classification-coordconv-uniform-pixel-sweep"
     record = json.loads((tiny.out / f"{name}.json").read_text())
@@ -1126,7 +1144,7 @@ def test_the_best_of_a_sweep_has_the_least_error(
     text = Experiments(config=CONFIG, out=tmp_path).train_seeds(
         "regression", "conv", "uniform", "unit", seeds=1, sweep=True, report=tmp_path
     )
-    assert text.startswith("best of 9 runs:")
+    assert text.startswith("best of 9 runs, by the test set:")
     assert "| 0.25 px (0.25 px to 0.25 px)" in text
 
 

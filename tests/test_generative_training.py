@@ -39,7 +39,7 @@ from coordrl.generative.settings import (
 )
 from coordrl.generative.training import Run, RunResult, advice
 from coordrl.runs import open_run
-from coordrl.stopping import StopRequest
+from coordrl.stopping import Interrupted, StopRequest
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "generative.toml"
@@ -79,13 +79,13 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_never_had(
                 stop.signal_number = 15
 
         with open_run(tmp_path, "", resume=False) as folder:
-            part = Run(settings, folder=folder).train(stop=stop, on_step=stop_at_four)
+            with pytest.raises(Interrupted):
+                Run(settings, folder=folder).train(stop=stop, on_step=stop_at_four)
     with open_run(tmp_path, "", resume=True) as folder:
         resumed = Run(settings, folder=folder)
         assert resumed.step == 4
         rest = resumed.train()
 
-    assert part.ended == "stopped"
     assert [point.step for point in rest.curve] == [3, 6]
     assert timeless(rest) == timeless(whole)
     assert rest.motion is not None
@@ -422,6 +422,30 @@ def test_a_picture_that_is_cut_off_is_named(folder: Path) -> None:
         PictureFolder(folder, 16).batch(torch.arange(8), CPU)
 
 
+def test_a_picture_with_a_broken_chunk_is_named(folder: Path) -> None:
+    file = folder / "0.png"
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file)
+    content = bytearray(file.read_bytes())
+    second = content.index(b"IDAT", content.index(b"IDAT") + 4)
+    content[second : second + 4] = bytes(4)
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"0\.png cannot be read as a picture: broken PNG file"):
+        PictureFolder(folder, 16).batch(torch.arange(8), CPU)
+
+
+def test_an_lmdb_that_was_cut_off_is_named(folder: Path, tmp_path: Path) -> None:
+    lmdb = pytest.importorskip("lmdb")
+    path = tmp_path / "cut"
+    with lmdb.open(str(path), map_size=2**24) as database, database.begin(write=True) as writer:
+        for index in range(100):
+            writer.put(f"{index:04d}".encode(), bytes(10_000))
+    data = path / "data.mdb"
+    data.write_bytes(data.read_bytes()[: data.stat().st_size * 2 // 3])
+    with pytest.raises(DataError, match=r"cut/data.mdb was cut off; unpack or download it again"):
+        open_pictures(str(path), 16)
+
+
 def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no pictures; expected files that end in"):
         open_pictures(str(tmp_path), 16)
@@ -721,6 +745,7 @@ def test_the_script_trains_autoencoders_and_from_folders(
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["--threads", "0"], "threads must be at least 1, got 0"),
         (["--data", "nowhere"], "there is no folder nowhere"),
+        (["--data", ""], "there is no folder ''; name a folder of pictures"),
         (["--set", "training.iteration=3"], "unknown key 'training.iteration'"),
         (["--set", "training.batch_size=1"], "batch_size must be at least 2, got 1"),
         (["--set", "canvas={size=40, radius=5}"], "canvas.size must be a multiple of 16"),

@@ -73,7 +73,8 @@ def total_variation(probabilities: Tensor, centers: Tensor, canvas: Canvas) -> f
 def logits_of_neighbors(network: nn.Module, task: Classification, center: Tensor) -> Tensor:
     """Return the logits for a place and the two on its right, ``(3, size, size)``."""
     network.eval()
-    centers = center + torch.tensor([[0, 0], [1, 0], [2, 0]], device=center.device)
+    device = next(network.parameters(), center).device
+    centers = (center + torch.tensor([[0, 0], [1, 0], [2, 0]])).to(device)
     with torch.inference_mode():
         logits: Tensor = network(task.inputs(centers)).squeeze(1)
     return logits

@@ -43,12 +43,14 @@ class Range:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Range":
-        """Return mean, minimum and maximum.
+        """Return mean, minimum and maximum; NaN if one value is.
 
         Example:
             >>> Range.of([1.0, 2.0, 6.0])
             Range(mean=3.0, least=1.0, most=6.0)
         """
+        if any(math.isnan(value) for value in values):
+            return cls(math.nan, math.nan, math.nan)
         return cls(statistics.fmean(values), min(values), max(values))
 
 
@@ -198,6 +200,8 @@ def _section(task: TaskName, rows: Sequence[Row]) -> str:
             for time, reached in zip(row.cpu_seconds_to, row.reached, strict=True)
         ]
         cut = " (cut short)" if "time" in row.ended else ""
+        if "diverged" in row.ended:
+            cut = f" ({row.ended.count('diverged')} diverged)"
         cells = [
             row.split,
             row.model,

@@ -6,6 +6,7 @@ evaluations stop the clocks.
 """
 
 import copy
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -37,8 +38,9 @@ from coordrl.coordinates.networks import (
     initialize_like_the_authors,
 )
 from coordrl.coordinates.tasks import Goal, Task, TaskName, make_task
+from coordrl.devices import wait_for
 from coordrl.runs import RunFolder, save_tensors
-from coordrl.stopping import StopRequest
+from coordrl.stopping import Interrupted, StopRequest
 
 Model = Literal["coordconv", "conv", "robust"]
 
@@ -224,7 +226,7 @@ class RunResult:
         settings: What was run.
         parameters: Trainable parameters of the network.
         ended: ``"solved"``, ``"epochs"`` (the whole run), ``"time"`` (``max_seconds`` was reached),
-            ``"diverged"`` (the loss was no longer finite) or ``"stopped"`` (to be resumed).
+            or ``"diverged"`` (the loss was no longer finite).
         curve: All evaluations, the first first.
         last: Every metric on ``"train"`` and ``"test"``, with the weights at the end.
         best: The same with the weights of the least training loss; the test set has no say.
@@ -340,34 +342,42 @@ class Run:
         stop: StopRequest | None = None,
         on_step: Callable[["Run"], None] | None = None,
     ) -> RunResult:
-        """Train to the end, to a stop or to a solution, and judge the network.
+        """Train to the end or to a solution, and judge the network.
 
         Args:
             stop: Ask it after each step whether to stop.
             on_step: Called after each step, outside of the counted time.
+
+        Raises:
+            Interrupted: If asked to stop; the run can go on.
         """
         ended, saved = self._end(), time.monotonic()
         while ended is None:
             self._train_step()
             if self.step % self.settings.training.evaluation_interval == 0:
                 self._evaluate()
-            if self.folder is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            if time.monotonic() - saved > _CHECKPOINT_SECONDS:
                 self._save()
                 saved = time.monotonic()
             if on_step is not None:
                 on_step(self)
-            ended = "stopped" if stop is not None and stop.requested else self._end()
-        if ended != "stopped" and (not self.curve or self.curve[-1].step != self.step):
+            if stop is not None and stop.requested:
+                self._save()
+                raise Interrupted
+            ended = self._end()
+        if not self.curve or self.curve[-1].step != self.step:
             self._evaluate()
-        if self.folder is not None:
-            self._save()
-        return self._result(ended)
+        self._save()
+        return self._result("diverged" if self._has_diverged() else ended)
+
+    def _has_diverged(self) -> bool:
+        return bool(self.curve) and not np.isfinite(self.curve[-1].loss)
 
     def _end(self) -> str | None:
         """Return why the run is at its end, or None if it is not."""
         recipe, goal = self.settings.training, self.task.goal
         last = self.curve[-1] if self.curve else None
-        if last is not None and not np.isfinite(last.loss):
+        if self._has_diverged():
             return "diverged"
         if recipe.stop_when_solved and last is not None and last.step == self.step:
             if goal.is_reached(last.train) and goal.is_reached(last.test):
@@ -396,11 +406,12 @@ class Run:
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
 
+        wait_for(self.device)
         progress.step += 1
         progress.seconds += time.perf_counter() - wall
         progress.cpu_seconds += time.process_time() - cpu
         with torch.no_grad():
-            metric = self.task.metrics(outputs, centers)[self.task.goal.metric].sum()
+            metric = _metrics(self.task, outputs, centers)[self.task.goal.metric].sum()
             self._sums += torch.stack([loss * len(batch), metric, loss.new_tensor(len(batch))])
 
     def _order_of(self, epoch: int) -> Tensor:
@@ -449,7 +460,8 @@ class Run:
         return {name: evaluate(self.network, self.task, own) for name, own in sets.items()}
 
     def _save(self) -> None:
-        assert self.folder is not None
+        if self.folder is None:
+            return
         state = {
             "network": self.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -481,9 +493,16 @@ def evaluate(network: nn.Module, task: Task, centers: Tensor) -> dict[str, float
     sums: dict[str, Tensor] = {}
     with torch.inference_mode():
         for part in torch.split(centers, _PICTURES_AT_ONCE):
-            for name, values in task.metrics(network(task.inputs(part)), part).items():
+            for name, values in _metrics(task, network(task.inputs(part)), part).items():
                 sums[name] = sums.get(name, 0) + values.double().sum()
     return {name: float(total) / len(centers) for name, total in sums.items()}
+
+
+def _metrics(task: Task, outputs: Tensor, centers: Tensor) -> dict[str, Tensor]:
+    """Return each metric of each picture, NaN where an output is no number."""
+    is_number = outputs.flatten(1).isfinite().all(dim=1)
+    measured = task.metrics(outputs, centers)
+    return {name: values.where(is_number, math.nan) for name, values in measured.items()}
 
 
 def _seeds(seed: int) -> tuple[int, int]:

@@ -43,7 +43,6 @@ from coordrl.generative.training import (
     evaluation_from_json,
 )
 from coordrl.records import machine, provenance, read_json, write_json, write_text
-from coordrl.stopping import Interrupted
 
 SAMPLES_FOLDER = "samples"
 
@@ -90,18 +89,19 @@ class Experiments(ManyRuns):
         All models are trained with one seed before the next, and both arms in turn, so that a table
         that was stopped is whole in the seeds it came to.
         """
-        make_folder(report)
         results: list[RunResult] = []
         cells, seeds = table.plan(size)
-        try:
-            for seed, cell, coords in itertools.product(range(seeds), cells, table.ARMS):
-                settings = load_generative_settings(
-                    self.config, cell.scale, cell.model, coords, cell.objective, self.overrides
-                )
-                results.append(self.train(dataclasses.replace(settings, seed=seed)))
-                self._write(results, report)
-        finally:
-            self._draw(results, report)
+        chosen = [  # before any is trained: settings may not fit
+            load_generative_settings(
+                self.config, cell.scale, cell.model, coords, cell.objective, self.overrides
+            )
+            for cell, coords in itertools.product(cells, table.ARMS)
+        ]
+        make_folder(report)
+        for seed, settings in itertools.product(range(seeds), chosen):
+            results.append(self.train(dataclasses.replace(settings, seed=seed)))
+            self._write(results, report)
+        self._draw(results, report)
         return table.to_markdown(results)
 
     def make_step_table(self, report: Path) -> str:
@@ -180,8 +180,6 @@ class Experiments(ManyRuns):
                         f"{path.name}: a loss was no longer finite; the weights of batch {run.step}"
                         f" are kept. To go further, {advice(settings)}, in another folder"
                     )
-            if result.ended == "stopped":
-                raise Interrupted
             figures.save_film(_film(run), path / "interpolation.gif", enlarge=2)
             write_json(result.to_json(), result_file)
         return result

@@ -84,6 +84,10 @@ class LmdbPictures:
         self.path, self.size = path, size
         try:
             self._database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+            pages = self._database.info()["last_pgno"] + 1
+            if (path / "data.mdb").stat().st_size < pages * self._database.stat()["psize"]:
+                # To read behind its end would kill the process.
+                raise DataError(f"{path}/data.mdb was cut off; unpack or download it again")
             with self._database.begin() as transaction:
                 self.keys = list(transaction.cursor().iternext(keys=True, values=False))
         except lmdb.Error as error:
@@ -118,14 +122,14 @@ def open_pictures(name: str, size: int) -> Pictures:
         DataError: If there is no such folder, or no picture in it.
     """
     path = _LSUN_FOLDER if name == "lsun" else Path(name)
-    if not path.is_dir():
+    if not name or not path.is_dir():
         hint = (
             "; download the category bedroom from the authors of LSUN and unpack it here, or name"
             " its folder"
             if name == "lsun"
             else "; name a folder of pictures, an LMDB, clevr or lsun"
         )
-        raise DataError(f"there is no folder {path}{hint}")
+        raise DataError(f"there is no folder {str(path) if name else repr(name)}{hint}")
     if (path / "data.mdb").exists():
         return LmdbPictures(path, size)
     return PictureFolder(path, size)
@@ -143,6 +147,9 @@ def _decode(open_file: Callable[[], BinaryIO], size: int, name: str) -> Tensor:
     try:
         with open_file() as file, Image.open(file) as image:
             square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (
+        *(OSError, UnidentifiedImageError, Image.DecompressionBombError),
+        *(SyntaxError, ValueError),  # Pillow's for damaged PNGs
+    ) as error:
         raise DataError(f"{name} cannot be read as a picture: {reason(error)}") from error
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)

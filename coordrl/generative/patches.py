@@ -16,16 +16,16 @@ _SMALLEST = 16
 def laplacian_pyramid(pictures: Tensor) -> list[Tensor]:
     """Return the bands of detail of pictures ``(N, C, H, W)``, the finest first.
 
-    Pictures are halved while their shorter side is 32 pixels or more; sides must be even then. Each
-    band is what the picture of half the size cannot show; the last is that picture. They add
-    up to the pictures when enlarged.
+    Pictures are halved while their sides are even and 32 pixels or more. Each band is what the
+    picture of half the size cannot show; the last is that picture. They add up to the pictures when
+    enlarged.
 
     Example:
         >>> [tuple(band.shape[2:]) for band in laplacian_pyramid(torch.zeros(1, 3, 64, 64))]
         [(64, 64), (32, 32), (16, 16)]
     """
     bands = []
-    while min(pictures.shape[-2:]) >= 2 * _SMALLEST:
+    while min(pictures.shape[-2:]) >= 2 * _SMALLEST and not any(n % 2 for n in pictures.shape[-2:]):
         halved = F.avg_pool2d(pictures, 2)
         bands.append(pictures - _enlarged(halved))
         pictures = halved

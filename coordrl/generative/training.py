@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coordrl.devices import wait_for
 from coordrl.generative.data import Objects, Pictures, SortOfClevr, draw_objects, draw_pictures
 from coordrl.generative.folders import open_pictures
 from coordrl.generative.interpolation import Motion, follow, interpolate
@@ -23,7 +24,7 @@ from coordrl.generative.models import Gan, Vae, build_model
 from coordrl.generative.patches import sliced_wasserstein
 from coordrl.generative.settings import GenerativeSettings
 from coordrl.runs import RunFolder, save_tensors
-from coordrl.stopping import StopRequest
+from coordrl.stopping import Interrupted, StopRequest
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class RunResult:
         settings: What was run.
         parameters: Trainable parameters of each network.
         ended: ``"iterations"`` (the whole run), ``"time"`` (``max_seconds`` was reached),
-            ``"diverged"`` (a loss was no longer finite) or ``"stopped"`` (to be resumed).
+            or ``"diverged"`` (a loss was no longer finite).
         curve: All evaluations, the first first; the last is of the weights at the end.
         real: The measures of as many real pictures against others.
         motion: What objects do from one latent vector to another; None for pictures of anything.
@@ -145,11 +146,14 @@ class Run:
         stop: StopRequest | None = None,
         on_step: Callable[["Run"], None] | None = None,
     ) -> RunResult:
-        """Train to the end or to a stop, and judge the model.
+        """Train to the end, and judge the model.
 
         Args:
             stop: Ask it after each step whether to stop.
             on_step: Called after each step, outside of the counted time.
+
+        Raises:
+            Interrupted: If asked to stop; the run can go on.
         """
         training = self.settings.training
         ended, saved = self._end(), time.monotonic()
@@ -165,9 +169,13 @@ class Run:
                 saved = time.monotonic()
             if on_step is not None:
                 on_step(self)
-            ended = "stopped" if stop is not None and stop.requested else self._end()
+            if stop is not None and stop.requested:
+                self._check()
+                self._save()
+                raise Interrupted
+            ended = self._end()
         self._check()
-        if ended != "stopped" and (not self.curve or self.curve[-1].step != self.step):
+        if not self.curve or self.curve[-1].step != self.step:
             self._evaluate()
         self._save()
         return self._result("diverged" if self._progress.has_diverged else ended)
@@ -187,6 +195,7 @@ class Run:
         wall, cpu = time.perf_counter(), time.process_time()
         real = self.pictures.batch(self._batch_indices(), self.device)
         losses = self.model.learn(real, self._latents)
+        wait_for(self.device)
         self._progress.step += 1
         self._progress.seconds += time.perf_counter() - wall
         self._progress.cpu_seconds += time.process_time() - cpu
