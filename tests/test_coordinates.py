@@ -827,6 +827,27 @@ def test_ratios_to_a_baseline_that_never_arrives_are_bounds() -> None:
     assert "5 times to 80.0 %; more than 5 times to 99.0 %" in text
 
 
+def test_the_bound_is_the_time_of_the_seed_that_was_cut_off_first() -> None:
+    ours = table.summarize([result(0, "coordconv", [1.0])])
+    baseline = table.summarize([result(0, "conv", [0.1] * 4), result(1, "conv", [0.1] * 9)])
+    assert [ratio.time for ratio in table.compare(ours, baseline)] == [4, 4, 4]
+
+
+def test_the_limit_of_the_command_is_that_of_baselines_alone() -> None:
+    experiments = Experiments(config=CONFIG, out=CONFIG.parent)
+    limits = {
+        (cell.model, cell.input_scale): experiments._cell_settings(
+            cell, 0, 7.0
+        ).training.max_seconds
+        for cell in table.plan("full")
+    }
+    is_slow = {key: limit == 7 for key, limit in limits.items()}
+    assert {key for key, slow in is_slow.items() if slow} == {
+        key for key in limits if key[0] == "conv" or key[1] == "pixel"
+    }
+    assert {"coordconv", "robust"} <= {model for model, _ in limits if not is_slow[model, "unit"]}
+
+
 def test_seeds_that_never_arrive_count_as_the_slowest() -> None:
     curves = [[0.9, 0.9], [0.5, 1.0], [0.1, 0.1, 1.0], [0.1]]
     runs = [result(seed, "coordconv", curve) for seed, curve in enumerate(curves)]

@@ -23,6 +23,7 @@ from coordrl.recognition import (
     compare_arms,
     paired_test,
     recognize,
+    to_json,
     to_markdown,
 )
 
@@ -253,6 +254,11 @@ def test_the_table_says_what_was_lost() -> None:
     assert "| none | 100 | 98.00 % | 97.00 % | 97.50 % | 5 |" in text
     assert "-1.00 percentage points" in text
     assert ": a significant loss." in text
+    held_back = RecognitionSettings().held_back
+    accuracies = arms["none"], arms["coordconv"]
+    expected = paired_test(*accuracies, overlap=held_back / (10_000 - held_back))
+    assert f"{100 * expected.low:+.2f} to {100 * expected.high:+.2f}" in text
+    assert to_json(results, pool=10_000)["test"] == dataclasses.asdict(expected)
 
 
 def test_finished_runs_are_read_and_not_repeated(tmp_path: Path) -> None:
@@ -281,9 +287,14 @@ def test_the_script_writes_record_and_table(tmp_path: Path) -> None:
 
     record = json.loads((tmp_path / "digits.json").read_text())
     assert len(record["runs"]) == 4
-    assert (
-        "no significant loss" in (tmp_path / "digits.md").read_text() or record["test"]["high"] < 0
-    )
+    accuracies = [
+        [run["accuracy"] for run in record["runs"] if run["settings"]["arm"] == arm]
+        for arm in ("none", "coordconv")
+    ]
+    expected = paired_test(accuracies[0], accuracies[1], overlap=9900 / 100)
+    assert record["test"] == dataclasses.asdict(expected)
+    verdict = "a significant loss" if expected.is_loss else "no significant loss"
+    assert f": {verdict}." in (tmp_path / "digits.md").read_text()
 
 
 @pytest.mark.parametrize(

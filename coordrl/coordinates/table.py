@@ -335,9 +335,10 @@ class Cell:
 def plan(size: TableSize) -> list[Cell]:
     """Return what the table trains, the quick tasks first.
 
-    ``"quick"`` takes one seed and cuts every run after 45 s of processor time, so that both arms
-    have the same. ``"full"`` takes five seeds, trains all to the end of their recipe, and adds two
-    seeds that see places as raw pixels (classification alone: rendering has to classify first).
+    ``"quick"`` takes one seed and cuts every run after 45 s of processor time. ``"full"`` takes
+    five seeds, trains all to the end of their recipe, and adds two seeds that see places as raw
+    pixels (classification alone: rendering has to classify first). ``--max-seconds`` cuts baselines
+    and what sees raw pixels, and nothing else.
     """
     seeds, limit = (1, 45.0) if size == "quick" else (5, None)
     tasks: list[TaskName] = ["classification", "regression", "rendering"]

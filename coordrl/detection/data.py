@@ -132,10 +132,6 @@ class Scenes:
         """Return some of the scenes."""
         return Scenes(self.images[chosen], self.boxes[chosen], self.labels[chosen])
 
-    def to(self, device: torch.device) -> "Scenes":
-        """Return the scenes on a device."""
-        return Scenes(self.images.to(device), self.boxes.to(device), self.labels.to(device))
-
 
 def scatter_digits(
     digits: DigitSet,

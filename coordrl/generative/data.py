@@ -18,10 +18,6 @@ from coordrl.config import take_types
 class Pictures(Protocol):
     """A set of pictures that hands out batches of them."""
 
-    @property
-    def size(self) -> int:
-        """Height and width of a picture, in pixels."""
-
     def __len__(self) -> int:
         """Return the number of pictures."""
 
@@ -170,11 +166,6 @@ class SortOfClevr:
             raise ValueError(f"a set needs at least one picture, got count={count}")
         self.canvas = canvas
         self.objects = draw_objects(canvas, count, torch.Generator().manual_seed(seed))
-
-    @property
-    def size(self) -> int:
-        """Height and width of a picture, in pixels."""
-        return self.canvas.size
 
     def __len__(self) -> int:
         """Return the number of pictures."""
