@@ -15,6 +15,7 @@ import tyro
 
 from coordrl.config import Override, SettingsError, parse_overrides
 from coordrl.errors import UserError
+from coordrl.memory import lacking_memory
 from coordrl.stopping import Interrupted
 
 _Arguments = TypeVar("_Arguments")
@@ -108,7 +109,8 @@ def exit_status(script: str, work: Callable[[], str]) -> int:
         work: Returns the text.
 
     Returns:
-        0; 2 after a :class:`~coordrl.errors.UserError`, told in one line; 130 after a signal.
+        0; 2 after a :class:`~coordrl.errors.UserError`, or where memory is not enough, told in one
+        line; 130 after a signal.
 
     Example:
         >>> exit_status("table.py", lambda: "3 runs")
@@ -125,6 +127,13 @@ def exit_status(script: str, work: Callable[[], str]) -> int:
         return 130
     except UserError as error:
         _write(f"{script}: {error}", sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        reason = lacking_memory(error)
+        if reason is None:
+            raise
+        advice = "lower the sizes and numbers that were set"
+        _write(f"{script}: there is not enough memory; {advice} ({reason})", sys.stderr)
         return 2
     with reader_may_leave():
         _write(text, sys.stdout)

@@ -6,6 +6,7 @@ more time on that than on computing. Other allocators, and GPUs, are left as the
 """
 
 import ctypes
+import re
 import sys
 
 _MALLOPT = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
@@ -14,6 +15,24 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # from glibc's malloc.h
 # (DEFAULT_MMAP_THRESHOLD_MAX in its malloc.c).
 _MIN_FETCHED = 2**25
 _keeps_all = False
+
+
+# Of torch on the CPU and on a GPU, and of a driver; not "an illegal memory access".
+_NO_MEMORY = re.compile(r"not enough memory|out.of.memory|allocate memory", re.IGNORECASE)
+
+
+def lacking_memory(error: MemoryError | RuntimeError) -> str | None:
+    """Return what an error says of memory that was not enough, in one line; None if it does not.
+
+    Example:
+        >>> lacking_memory(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"))
+        'CUDA out of memory. Tried to allocate 2 GiB'
+        >>> lacking_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    """
+    reason = str(error).strip().partition("\n")[0]
+    if isinstance(error, MemoryError):
+        return reason or type(error).__name__
+    return reason if _NO_MEMORY.search(reason) else None
 
 
 def keep_freed_memory() -> None:

@@ -27,6 +27,18 @@ def fail(error: BaseException) -> str:
         (KeyboardInterrupt(), 130, "aborted; the same command goes on from what was saved\n"),
         (RunError("the disk is full"), 2, "train.py: the disk is full\n"),
         (SettingsError("no such key"), 2, "train.py: no such key\n"),
+        (
+            MemoryError(),
+            2,
+            "train.py: there is not enough memory; lower the sizes and numbers that were set"
+            " (MemoryError)\n",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried\nat 0x1"),
+            2,
+            "train.py: there is not enough memory; lower the sizes and numbers that were set"
+            " (DefaultCPUAllocator: can't allocate memory: you tried)\n",
+        ),
     ],
 )
 def test_what_a_user_can_mend_is_told_in_one_line(
@@ -90,6 +102,8 @@ def test_a_text_is_printed_and_other_errors_are_raised(
     assert capsys.readouterr() == ("| a table |\n", "")
     with pytest.raises(FileNotFoundError, match="no pictures"):
         exit_status("train.py", lambda: fail(FileNotFoundError("no pictures")))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        exit_status("train.py", lambda: fail(RuntimeError("shapes cannot be multiplied")))
 
 
 @dataclass(frozen=True)

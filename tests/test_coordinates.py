@@ -465,6 +465,16 @@ def test_a_run_that_diverges_behind_its_last_evaluation_says_so() -> None:
     assert run.train().ended == "diverged"
 
 
+def test_a_canvas_that_a_network_cannot_halve_is_refused() -> None:
+    settings = CoordinateSettings(
+        task="regression", model="conv", split="quadrant", canvas=Canvas(size=40, square=5)
+    )
+    with pytest.raises(
+        SettingsError, match=r"regression.conv: canvas_size must be a multiple of 3"
+    ):
+        build_network(settings)
+
+
 def test_neighbors_of_a_place_are_drawn_where_the_network_is() -> None:
     task = Classification(Canvas(size=8, square=3))
     network = nn.Sequential(nn.Flatten(), nn.Linear(2, 64), nn.Unflatten(1, (1, 8, 8))).to("meta")

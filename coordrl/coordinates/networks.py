@@ -323,6 +323,10 @@ class StridedConvRegressor(nn.Module):
 
     Args:
         multiplier: Factor of the number of channels.
+        canvas_size: Height and width of the pictures.
+
+    Raises:
+        ValueError: If the canvas is no multiple of 32: five convolutions halve it.
 
     Shape:
         - Input: pictures ``(N, 1, H, W)``, H and W multiples of 32.
@@ -333,8 +337,10 @@ class StridedConvRegressor(nn.Module):
         12914
     """
 
-    def __init__(self, multiplier: int = 1) -> None:
+    def __init__(self, multiplier: int = 1, canvas_size: int = 64) -> None:
         super().__init__()
+        if canvas_size % 32 != 0:
+            raise ValueError(f"canvas_size must be a multiple of 32, got {canvas_size}")
         width = 16 * multiplier
         first = [ConvSpec(width, 5, 2, 2), ConvSpec(width, 1)]
         rest: Sequence[ConvSpec] = [

@@ -5,7 +5,6 @@ import csv
 import dataclasses
 import io
 import json
-import re
 import statistics
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from coordrl.device_algorithms import make_device_model
 from coordrl.devices import use_device
 from coordrl.emulator.nvrtc import CudaError
 from coordrl.files import RunError
+from coordrl.memory import lacking_memory
 from coordrl.progress import Progress
 from coordrl.ranks import Ranks, join, leave
 from coordrl.records import write_text
@@ -163,23 +163,19 @@ def _ranks(settings: TrainingSettings, device: str) -> Iterator[Ranks]:
         leave()
 
 
-# Of torch on the CPU and on a GPU, and of a driver; not "an illegal memory access".
-_NO_MEMORY = re.compile(r"not enough memory|out.of.memory|allocate memory", re.IGNORECASE)
-
-
 @contextmanager
 def _naming_memory() -> Iterator[None]:
     """Say which settings to lower where memory is not enough."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        if isinstance(error, RuntimeError) and not _NO_MEMORY.search(reason):  # torch has others
+        reason = lacking_memory(error)
+        if reason is None:
             raise
         raise SettingsError(
             "there is not enough memory; lower run.num_envs, algorithm.n_steps, "
             "algorithm.batch_size or algorithm.buffer_size, in another folder if the run had begun "
-            f"({reason or type(error).__name__})"
+            f"({reason})"
         ) from error
 
 
