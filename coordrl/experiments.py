@@ -6,7 +6,7 @@ stopped goes on.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,6 +70,16 @@ def swept_values(table: Mapping[str, object], source: str) -> list[list[Override
         [Override(key, value, source) for value in values]  # type: ignore[attr-defined]
         for key, values in table.items()
     ]
+
+
+def each_once(made_on: Iterable[str]) -> str:
+    """Return the machines that results were made on, for the head of their table.
+
+    Example:
+        >>> each_once(["a Xeon", "an EPYC", "a Xeon"])
+        'a Xeon and on an EPYC'
+    """
+    return " and on ".join(dict.fromkeys(made_on))
 
 
 def run_folder(path: Path, settings: object) -> AbstractContextManager[RunFolder]:

@@ -9,7 +9,7 @@ known; here nothing does, so that the image can pass it unchanged.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coordrl.config import SettingsError, require_at_least, take_types
-from coordrl.experiments import RESULT_FILE, run_folder
+from coordrl.experiments import RESULT_FILE, each_once, run_folder
 from coordrl.files import RunError
 from coordrl.layers import CoordConv2d
 from coordrl.progress import Progress
-from coordrl.records import machine, provenance, read_json, write_json, write_text
+from coordrl.records import made_on, provenance, read_json, write_json, write_text
 from coordrl.stopping import Interrupted, StopRequest
 
 Arm = Literal["none", "coordconv"]
@@ -146,6 +146,8 @@ class RecognitionResult:
     """Mean cross-entropy of the held-back digits."""
     cpu_seconds: float
     """Processor time of training, over all threads."""
+    made_on: str = field(default_factory=made_on)
+    """The machine, and the PyTorch."""
 
 
 def recognize(
@@ -336,9 +338,10 @@ def write_report(
         RunError: If a file cannot be written.
     """
     settings, text = results["none"][0].settings, to_markdown(results, pool=pool)
+    places = each_once(result.made_on for own in results.values() for result in own)
     head = (
         "# Does a CoordConv harm where position hardly matters?\n\n"
-        f"Made by `{command}` on {machine()}, with torch {torch.__version__} and"
+        f"Made by `{command}` on {places} and"
         f" {torch.get_num_threads()} thread(s). A ResNet with 9"
         " convolutions learns 28x28 digits, with and without one 1x1 CoordConv of 8 channels"
         f" and r before its first layer: {settings.epochs} epochs on"

@@ -27,6 +27,16 @@ def machine() -> str:
     return f"{processor().get('model name', platform.machine())}, {os.cpu_count()} cores"
 
 
+def made_on() -> str:
+    """Return where a result comes from, to be kept with it: the machine, and the PyTorch.
+
+    Example:
+        >>> ", with torch " in made_on()
+        True
+    """
+    return f"{machine()}, with torch {torch.__version__}"
+
+
 def provenance(command: str) -> dict[str, str]:
     """Return what a record says of its making.
 

@@ -25,6 +25,7 @@ from coordrl.recognition import (
     recognize,
     to_json,
     to_markdown,
+    write_report,
 )
 
 TINY = RecognitionSettings(held_back=40, epochs=3, batch_size=16)
@@ -268,6 +269,22 @@ def test_finished_runs_are_read_and_not_repeated(tmp_path: Path) -> None:
     again = compare_arms(settings, *bars(60), seeds=2, out=tmp_path)
 
     assert again == first  # the processor time as well
+
+
+def test_a_table_names_the_machines_that_its_runs_were_made_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(TINY, epochs=1)
+    monkeypatch.setattr("coordrl.records.machine", lambda: "a Xeon")
+    compare_arms(settings, *bars(60), seeds=2, out=tmp_path)
+    monkeypatch.setattr("coordrl.records.machine", lambda: "an EPYC")
+
+    results = compare_arms(settings, *bars(60), seeds=3, out=tmp_path)
+    write_report(results, tmp_path, pool=60, command="train")
+
+    version = f", with torch {torch.__version__}"
+    head = (tmp_path / "digits.md").read_text()
+    assert f"Made by `train` on a Xeon{version} and on an EPYC{version} and " in head
 
 
 def test_a_result_that_cannot_be_read_is_named(tmp_path: Path) -> None:

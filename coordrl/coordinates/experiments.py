@@ -31,6 +31,7 @@ from coordrl.coordinates.training import (
 from coordrl.experiments import (
     RESULT_FILE,
     ManyRuns,
+    each_once,
     may_go_on,
     require_trained,
     run_folder,
@@ -39,7 +40,7 @@ from coordrl.experiments import (
     with_time_of,
 )
 from coordrl.files import make_folder
-from coordrl.records import machine, provenance, read_json, write_json, write_text
+from coordrl.records import provenance, read_json, write_json, write_text
 
 TRACE_FILE = "trace.json"
 
@@ -216,9 +217,10 @@ class Experiments(ManyRuns):
         runs = [result for own in results.values() for result in own]
         wanted = sum(cell.seeds for cell in results)
         part = "" if len(runs) == wanted else f" So far {len(runs)} of {wanted} runs are done."
+        places = each_once(own.made_on for own in runs)
         head = (
             "# The coordinate tasks\n\n"
-            f"Made by `{self.command}` on {machine()}, with torch {torch.__version__} and"
+            f"Made by `{self.command}` on {places} and"
             f" {runs[-1].threads} thread(s).{part} Times are of training alone; processor time is"
             " the one to compare on a shared machine. A test set decides nothing but when a run"
             " may end. A row that is cut short has runs that were ended by the clock before the"

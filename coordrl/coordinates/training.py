@@ -39,6 +39,7 @@ from coordrl.coordinates.networks import (
 )
 from coordrl.coordinates.tasks import Goal, Task, TaskName, make_task
 from coordrl.devices import wait_for
+from coordrl.records import made_on
 from coordrl.runs import RunFolder, save_tensors
 from coordrl.stopping import Interrupted, StopRequest
 
@@ -231,6 +232,7 @@ class RunResult:
         last: Every metric on ``"train"`` and ``"test"``, with the weights at the end.
         best: The same with the weights of the least training loss; the test set has no say.
         threads: Threads of PyTorch.
+        made_on: The machine, and the PyTorch.
     """
 
     settings: CoordinateSettings
@@ -240,6 +242,7 @@ class RunResult:
     last: Mapping[str, Mapping[str, float]]
     best: Mapping[str, Mapping[str, float]]
     threads: int
+    made_on: str = field(default_factory=made_on)
 
     def first_at(self, goal: Goal, threshold: float) -> Evaluation | None:
         """Return the first evaluation that is as good as the threshold on the test set, if any."""

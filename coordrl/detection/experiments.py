@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from coordrl.backbone import Coords
@@ -30,9 +29,9 @@ from coordrl.detection.training import (
     load_detector_settings,
     read_table,
 )
-from coordrl.experiments import RESULT_FILE, ManyRuns, run_folder, swept_values, watched
+from coordrl.experiments import RESULT_FILE, ManyRuns, each_once, run_folder, swept_values, watched
 from coordrl.files import RunError, atomic_file, make_folder, reason
-from coordrl.records import machine, provenance, read_json, write_json, write_text
+from coordrl.records import provenance, read_json, write_json, write_text
 from coordrl.runs import RunFolder
 from coordrl.stopping import Interrupted
 
@@ -206,10 +205,11 @@ class Experiments(ManyRuns):
         text = table.to_markdown(results)
         if diverged:
             text += f"\nDiverged, and in no row: {'; '.join(diverged)}.\n"
+        places = each_once(own.made_on for own in results)
         head = (
             "# Scattered MNIST\n\n"
-            f"{len(results)} of the {planned} runs of `{self.command}` on {machine()}; torch"
-            f" {torch.__version__}, {last.device}, {last.threads} thread(s); {last.source}. The"
+            f"{len(results)} of the {planned} runs of `{self.command}` on {places},"
+            f" {last.device}, {last.threads} thread(s); {last.source}. The"
             " mean over seeds and its"
             " 95 % interval (Student's t); seeds change weights, order and sampling, not the"
             " pictures. Both arms are trained alike.\n\n"

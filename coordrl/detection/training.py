@@ -31,6 +31,7 @@ from coordrl.detection.rpn import Proposals, ProposalSettings
 from coordrl.detection.sources import DigitSplit
 from coordrl.files import RunError
 from coordrl.modes import evaluating
+from coordrl.records import made_on
 from coordrl.runs import RunFolder, save_tensors
 from coordrl.stopping import StopRequest
 
@@ -173,6 +174,7 @@ class RunResult:
         test_iou_of_pairs: Mean overlap of sampled positive pairs in the test pictures.
         threads: Threads of PyTorch.
         device: Where it was trained.
+        made_on: The machine, and the PyTorch.
     """
 
     settings: DetectorSettings
@@ -182,6 +184,7 @@ class RunResult:
     test_iou_of_pairs: float
     threads: int
     device: str
+    made_on: str = field(default_factory=made_on)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as what JSON can hold."""

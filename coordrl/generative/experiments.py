@@ -18,6 +18,7 @@ from coordrl.config import SettingsError, refuse_overruled
 from coordrl.experiments import (
     RESULT_FILE,
     ManyRuns,
+    each_once,
     may_go_on,
     require_trained,
     run_folder,
@@ -42,7 +43,7 @@ from coordrl.generative.training import (
     advice,
     evaluation_from_json,
 )
-from coordrl.records import machine, provenance, read_json, write_json, write_text
+from coordrl.records import provenance, read_json, write_json, write_text
 
 SAMPLES_FOLDER = "samples"
 
@@ -197,9 +198,10 @@ class Experiments(ManyRuns):
         self, name: str, text: str, results: Sequence[RunResult], report: Path
     ) -> None:
         last = results[-1]
+        places = each_once(own.made_on for own in results)
         head = (
             "# Generative models\n\n"
-            f"Made by `{self.command}` on {machine()}, with torch {torch.__version__},"
+            f"Made by `{self.command}` on {places},"
             f" {last.threads} thread(s), {self.device}. Mean over seeds, and the range behind it."
             " CPU seconds are of training alone. Measures are of"
             f" {last.settings.training.samples:,} generated pictures; those of data are of as many"

@@ -8,7 +8,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from coordrl.generative.measures import Entropies, Row, measure, paper_entropies
 from coordrl.generative.models import Gan, Vae, build_model
 from coordrl.generative.patches import sliced_wasserstein
 from coordrl.generative.settings import GenerativeSettings
+from coordrl.records import made_on
 from coordrl.runs import RunFolder, save_tensors
 from coordrl.stopping import Interrupted, StopRequest
 
@@ -61,6 +62,7 @@ class RunResult:
         motion: What objects do from one latent vector to another; None for pictures of anything.
             The autoencoder's vectors are those of real pictures, the generator's are random.
         threads: Threads of PyTorch.
+        made_on: The machine, and the PyTorch.
     """
 
     settings: GenerativeSettings
@@ -70,6 +72,7 @@ class RunResult:
     real: Evaluation
     motion: Motion | None
     threads: int
+    made_on: str = field(default_factory=made_on)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as what JSON can hold."""
