@@ -211,8 +211,8 @@ def recognize(
     test_loss = float(F.cross_entropy(logits, labels[test]))
     if not math.isfinite(test_loss):  # an accuracy of which would pass for one of chance
         raise RunError(
-            f"the network of seed {settings.seed}, {settings.arm}, diverged; choose a smaller "
-            f"learning_rate than {settings.learning_rate:g}"
+            f"the network of seed {settings.seed}, {settings.arm}, diverged; start anew in another "
+            f"folder with a learning_rate below {settings.learning_rate:g}"
         )
     return RecognitionResult(
         settings,

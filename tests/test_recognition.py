@@ -174,7 +174,8 @@ def test_arms_that_agree_differ_by_nothing() -> None:
 
 def test_a_network_that_diverged_is_no_result() -> None:
     with pytest.raises(
-        RunError, match=r"network of seed 1, coordconv, diverged; choose a smaller .* than 1e\+30$"
+        RunError,
+        match=r"seed 1, coordconv, diverged; start anew in another folder .* below 1e\+30$",
     ):
         recognize(dataclasses.replace(TINY, seed=1, learning_rate=1e30), *bars(80))
 
