@@ -6,7 +6,8 @@ floors below their own only (``tests/test_floors.py``):
 - 0: ``errors``
 - 1: ``memory``, ``modes``, ``config``, ``files``, ``stopping``, ``progress``, ``ranks``, ``digits``
 - 2: ``layers``, ``records``, ``runs``, ``devices``
-- 3: ``convert``, ``backbone``, ``export``, ``emulator``, ``commands``, ``experiments``
+- 3: ``convert``, ``backbone``, ``export``, ``emulator``, ``commands``, ``experiments``,
+  ``resumable``
 - 4: ``extractors``, ``envs``, ``coordinates``, ``generative``, ``detection``, ``recognition``
 - 5: ``sb3_envs``, ``algorithms``
 - 6: ``device_algorithms``

@@ -6,7 +6,7 @@ stopped goes on.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from coordrl.config import Override, SettingsError, dump_settings
 from coordrl.files import RunError, reason
 from coordrl.progress import Progress
+from coordrl.records import write_json
 from coordrl.runs import SETTINGS_FILE, RunFolder, open_run
 from coordrl.stopping import StopRequest
 
@@ -25,6 +26,7 @@ RESULT_FILE = "result.json"
 _MAX_SECONDS = "training.max_seconds"
 
 _Settings = TypeVar("_Settings")
+_Result = TypeVar("_Result")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,37 @@ def run_folder(path: Path, settings: object) -> AbstractContextManager[RunFolder
     is_known = (path / SETTINGS_FILE).exists()
     text = dump_settings(settings)
     return open_run(path, text, resume=is_known, may_differ={_MAX_SECONDS})
+
+
+def train_once(
+    path: Path,
+    settings: object,
+    *,
+    read: Callable[[Path], _Result],
+    train: Callable[[RunFolder], _Result],
+    goes_on: Callable[[_Result], bool] = lambda _: False,
+) -> _Result:
+    """Train a run, go on with it, or read what came of it.
+
+    Args:
+        path: Its folder.
+        settings: A dataclass, the run's.
+        read: Reads its result, a dataclass, from a file.
+        train: Trains it to its end, from where its folder says it stands.
+        goes_on: Tells whether a run with that result is to be trained further.
+
+    Raises:
+        RunError: If the folder holds a run with other settings, anything else, or is in use.
+    """
+    with run_folder(path, settings) as folder:
+        file = path / RESULT_FILE
+        if file.exists():
+            result = read(file)
+            if not goes_on(result):
+                return result
+        result = train(folder)
+        write_json(dataclasses.asdict(result), file)  # type: ignore[call-overload]
+    return result
 
 
 def require_trained(step: int, folder: RunFolder) -> None:

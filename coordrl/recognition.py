@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coordrl.config import SettingsError, require_at_least, take_types
-from coordrl.experiments import RESULT_FILE, each_once, run_folder
+from coordrl.experiments import each_once, train_once
 from coordrl.files import RunError
 from coordrl.layers import CoordConv2d
 from coordrl.progress import Progress
 from coordrl.records import made_on, provenance, read_json, write_json, write_text
+from coordrl.resumable import split_seed
+from coordrl.runs import RunFolder
 from coordrl.stopping import Interrupted, StopRequest
 
 Arm = Literal["none", "coordconv"]
@@ -174,9 +176,7 @@ def recognize(
         raise SettingsError(
             f"held_back must leave digits to learn from, got {settings.held_back} of {len(images)}"
         )
-    split, weights, order = (
-        int(seed) for seed in np.random.SeedSequence(settings.seed).generate_state(3)
-    )
+    split, weights, order = split_seed(settings.seed, 3)
     dealt = torch.randperm(len(images), generator=torch.Generator().manual_seed(split))
     test, train = dealt[: settings.held_back], dealt[settings.held_back :]
     with torch.random.fork_rng(devices=[]):
@@ -303,24 +303,21 @@ def compare_arms(
 def _run(
     settings: RecognitionSettings, images: Tensor, labels: Tensor, out: Path
 ) -> RecognitionResult:
-    path = out / f"digits-{settings.arm}-s{settings.seed}"
-    with run_folder(path, settings):
-        result_file = path / RESULT_FILE
-        if result_file.exists():
-            return read_json(
-                result_file,
-                lambda record: RecognitionResult(**{**record, "settings": settings}),
-            )
+    def build(record: dict[str, Any]) -> RecognitionResult:
+        return RecognitionResult(**{**record, "settings": settings})
+
+    def train(folder: RunFolder) -> RecognitionResult:
         steps = settings.epochs * ((len(images) - settings.held_back) // settings.batch_size or 1)
-        with StopRequest() as stop, Progress(path.name, steps, "steps") as progress:
+        with StopRequest() as stop, Progress(folder.path.name, steps, "steps") as progress:
 
             def on_step(done: int) -> bool:
                 progress.update(done)
                 return stop.requested
 
-            result = recognize(settings, images, labels, on_step=on_step)
-        write_json(asdict(result), result_file)
-    return result
+            return recognize(settings, images, labels, on_step=on_step)
+
+    path = out / f"digits-{settings.arm}-s{settings.seed}"
+    return train_once(path, settings, read=lambda file: read_json(file, build), train=train)
 
 
 def write_report(

@@ -5,11 +5,14 @@ import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from coordrl.files import RunError, atomic_file, reason
+
+if TYPE_CHECKING:  # which only experiments need at run time
+    from matplotlib.figure import Figure
 
 _Result = TypeVar("_Result")
 
@@ -73,6 +76,21 @@ def write_json(
         RunError: If the file cannot be written; ``path`` is as it was.
     """
     write_text(json.dumps(record, indent=1, allow_nan=True, default=default) + "\n", path)
+
+
+def write_figure(figure: "Figure", path: Path, *, dpi: int = 100) -> None:
+    """Write a figure as PNG, whole or not at all.
+
+    Args:
+        figure: What to write.
+        path: File to write.
+        dpi: Pixels to an inch of the figure.
+
+    Raises:
+        RunError: If the file cannot be written; ``path`` is as it was.
+    """
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=dpi)
 
 
 def read_json(path: Path, build: Callable[[Any], _Result]) -> _Result:

@@ -51,6 +51,7 @@ from coordrl.coordinates.training import (
 )
 from coordrl.files import RunError
 from coordrl.layers import coordinate_grid
+from coordrl.records import write_figure
 from coordrl.runs import open_run
 from coordrl.stopping import Interrupted, StopRequest
 
@@ -567,10 +568,10 @@ def test_a_long_run_saves_itself_now_and_then(
         Run(small(), folder=folder).train(on_step=note)
     assert not saved
 
-    monkeypatch.setattr("coordrl.coordinates.training._CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr("coordrl.resumable.CHECKPOINT_SECONDS", -1.0)
     with open_run(tmp_path / "long", "seed = 0\n") as folder:
         Run(small(), folder=folder).train(on_step=note)
-    assert saved == list(range(1, 17))
+    assert saved == list(range(1, 16))  # after each step but the last
     Run(small()).train()  # keeps none
 
 
@@ -581,7 +582,7 @@ def test_l2_is_the_sum_of_squared_kernels_without_biases() -> None:
         return run
 
     run = Run(small())
-    centers = run.train_centers[run._order_of(0)[:16]]
+    centers = run.train_centers[run._batch_indices()]
     loss = run.task.loss(run.network(run.task.inputs(centers)), centers)
     kernels = [p for p in run.network.parameters() if p.ndim > 1]
     penalized = loss + 0.1 * torch.stack([kernel.square().sum() for kernel in kernels]).sum()
@@ -1218,7 +1219,7 @@ def test_figures_are_drawn_from_what_analysis_returns(tmp_path: Path) -> None:
         "translation": figures.translation({"coordconv": trace}),
     }
     for name, figure in drawn.items():
-        figures.save(figure, tmp_path / f"{name}.png")
+        write_figure(figure, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert figure.axes
 

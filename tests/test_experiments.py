@@ -24,11 +24,13 @@ from coordrl.experiments import (
     may_go_on,
     require_trained,
     run_folder,
+    train_once,
     watched,
     with_time_of,
 )
 from coordrl.files import RunError
 from coordrl.generative.settings import GenerativeSettings, Recipe
+from coordrl.records import read_json
 from coordrl.runs import RunFolder, open_run
 
 
@@ -55,6 +57,33 @@ def test_a_folder_is_found_again_with_more_or_less_time_but_no_other_settings(
         run_folder(tmp_path, Settings(training=Training(batch_size=8))),
     ):
         pass
+
+
+@dataclass(frozen=True)
+class Result:
+    score: int
+
+
+def test_a_run_is_trained_once_and_then_read_unless_it_goes_on(tmp_path: Path) -> None:
+    trained = []
+
+    def train(folder: RunFolder) -> Result:
+        trained.append(folder.path)
+        return Result(len(trained))
+
+    def score(*, below: int = 0, settings: Settings | None = None) -> int:
+        return train_once(
+            tmp_path / "run",
+            settings or Settings(),
+            read=lambda file: read_json(file, lambda record: Result(**record)),
+            train=train,
+            goes_on=lambda result: result.score < below,
+        ).score
+
+    assert [score(), score(), score(below=2), score(below=2), score()] == [1, 1, 2, 2, 2]
+    assert trained == [tmp_path / "run"] * 2
+    with pytest.raises(RunError, match="seed is 0 there and 1 here"):
+        score(settings=Settings(seed=1))
 
 
 def test_a_watch_forgets_what_tensorboard_has_of_steps_that_are_done_again(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The plan of the house: modules import from floors below their own, and from few libraries."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ FLOORS = [
     {"errors"},
     {"memory", "modes", "config", "files", "stopping", "progress", "ranks", "digits"},
     {"layers", "records", "runs", "devices"},
-    {"convert", "backbone", "export", "emulator", "commands", "experiments"},
+    {"convert", "backbone", "export", "emulator", "commands", "experiments", "resumable"},
     {"extractors", "envs", "coordinates", "generative", "detection", "recognition"},
     {"sb3_envs", "algorithms"},
     {"device_algorithms"},
@@ -89,6 +90,7 @@ def test_the_package_re_exports_layers_alone() -> None:
 
 def test_the_docstring_lists_the_floors() -> None:
     assert coordrl.__doc__ is not None
+    told = dict(re.findall(r"^- (\d): (.*(?:\n  .*)*)$", coordrl.__doc__, flags=re.MULTILINE))
+    assert len(told) == len(FLOORS)
     for floor, rooms in enumerate(FLOORS):
-        line = next(line for line in coordrl.__doc__.splitlines() if line.startswith(f"- {floor}:"))
-        assert {room.strip("` ") for room in line.removeprefix(f"- {floor}:").split(",")} == rooms
+        assert set(re.findall(r"``(\w+)``", told[str(floor)])) == rooms

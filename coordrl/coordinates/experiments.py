@@ -29,18 +29,19 @@ from coordrl.coordinates.training import (
     read_table,
 )
 from coordrl.experiments import (
-    RESULT_FILE,
     ManyRuns,
     each_once,
     may_go_on,
     require_trained,
     run_folder,
     swept_values,
+    train_once,
     watched,
     with_time_of,
 )
 from coordrl.files import make_folder
-from coordrl.records import provenance, read_json, write_json, write_text
+from coordrl.records import provenance, read_json, write_figure, write_json, write_text
+from coordrl.runs import RunFolder
 
 TRACE_FILE = "trace.json"
 
@@ -83,14 +84,14 @@ class Experiments(ManyRuns):
         name = _name(results[0].settings) + ("-sweep" if sweep else "")
         metric = Run(results[0].settings).task.goal.metric
         if sweep:
-            figures.save(figures.sweep_scatter(results, metric), report / f"{name}.png")
+            write_figure(figures.sweep_scatter(results, metric), report / f"{name}.png")
             sign = -1 if metric == "error" else 1
             finite = [r for r in results if math.isfinite(r.last["test"][metric])] or results
             top = max(finite, key=lambda result: sign * result.last["test"][metric])
             head = f"best of {len(results)} runs, by the test set:\n"
             text = head + table.to_markdown([table.summarize([top])])
         else:
-            figures.save(figures.learning_curves(results, metric), report / f"{name}.png")
+            write_figure(figures.learning_curves(results, metric), report / f"{name}.png")
             text = table.to_markdown([table.summarize(results)])
         groups: dict[str, list[RunResult]] = {}
         for result in results:
@@ -160,33 +161,34 @@ class Experiments(ManyRuns):
         Raises:
             Interrupted: If a signal asked to stop; the run can go on.
         """
-        path, limit = self._folder(settings, suffix), settings.training.max_seconds
-        with run_folder(path, settings) as folder:
-            result_file = path / RESULT_FILE
-            if result_file.exists():
-                result = _read_result(result_file, settings)
-                if not may_go_on(result.ended, result.curve[-1].cpu_seconds, limit):
-                    return result
-            run = Run(settings, device=self.device, folder=folder)
-            follower = _read_trace(path, run) if trace else None
-            if follower is not None and run.step == 0:
-                follower(run)
-            with watched(folder, run.total_steps, "steps", done=run.step) as watch:
+        limit = settings.training.max_seconds
+        return train_once(
+            self._folder(settings, suffix),
+            settings,
+            read=lambda file: _read_result(file, settings),
+            train=lambda folder: self._train(settings, folder, trace=trace),
+            goes_on=lambda result: may_go_on(result.ended, result.curve[-1].cpu_seconds, limit),
+        )
 
-                def report(run: Run) -> None:
-                    last = run.curve[-1] if run.curve else None
-                    note = "" if last is None else f"test {run.task.goal.metric} {last.test:.3f}"
-                    watch.progress.update(run.step, note)
-                    if last is not None and last.step == run.step:
-                        _log(watch.tensorboard, last)
-                    if follower is not None:
-                        follower(run)
-                        if follower.steps and follower.steps[-1] == run.step:
-                            write_json(dataclasses.asdict(follower), path / TRACE_FILE)
+    def _train(self, settings: CoordinateSettings, folder: RunFolder, *, trace: bool) -> RunResult:
+        run = Run(settings, device=self.device, folder=folder)
+        follower = _read_trace(folder.path, run) if trace else None
+        if follower is not None and run.step == 0:
+            follower(run)
+        with watched(folder, run.total_steps, "steps", done=run.step) as watch:
 
-                result = run.train(stop=watch.stop, on_step=report)
-            write_json(result.to_json(), result_file)
-        return result
+            def report(run: Run) -> None:
+                last = run.curve[-1] if run.curve else None
+                note = "" if last is None else f"test {run.task.goal.metric} {last.test:.3f}"
+                watch.progress.update(run.step, note)
+                if last is not None and last.step == run.step:
+                    _log(watch.tensorboard, last)
+                if follower is not None:
+                    follower(run)
+                    if follower.steps and follower.steps[-1] == run.step:
+                        write_json(dataclasses.asdict(follower), folder.path / TRACE_FILE)
+
+            return run.train(stop=watch.stop, on_step=report)
 
     def _settings(
         self,
@@ -246,7 +248,7 @@ class Experiments(ManyRuns):
             ]
             metric = Run(own[0].settings).task.goal.metric
             figure = figures.learning_curves(own, metric)
-            figures.save(figure, report / f"coordinates-{task}-{split}.png")
+            write_figure(figure, report / f"coordinates-{task}-{split}.png")
 
     def _draw_all_painters(
         self, results: Mapping[table.Cell, Sequence[RunResult]], report: Path
@@ -303,7 +305,7 @@ class Experiments(ManyRuns):
             "translation": figures.translation(traces),
         }
         for kind, figure in drawn.items():
-            figures.save(figure, report / f"{name}-{kind}.png")
+            write_figure(figure, report / f"{name}-{kind}.png")
         return [
             table.Misplaced(settings.split, settings.model, *misplaced[settings.model])
             for settings in runs

@@ -4,7 +4,6 @@ Every function returns a figure; :func:`save` writes it.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
@@ -12,16 +11,9 @@ from torch import Tensor
 
 from coordrl.coordinates.analysis import Trace
 from coordrl.coordinates.training import RunResult
-from coordrl.files import atomic_file
 
 _COLORS = {"coordconv": "tab:blue", "robust": "tab:green", "conv": "tab:red"}
 _NAMES = {"accuracy": "accuracy", "iou": "IOU", "error": "error in pixels"}
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    with atomic_file(path) as file:
-        figure.savefig(file, format="png")
 
 
 def learning_curves(results: Sequence[RunResult], metric: str) -> Figure:

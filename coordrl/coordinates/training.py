@@ -7,7 +7,6 @@ evaluations stop the clocks.
 
 import copy
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,10 +37,10 @@ from coordrl.coordinates.networks import (
     initialize_like_the_authors,
 )
 from coordrl.coordinates.tasks import Goal, Task, TaskName, make_task
-from coordrl.devices import wait_for
 from coordrl.records import made_on
-from coordrl.runs import RunFolder, save_tensors
-from coordrl.stopping import Interrupted, StopRequest
+from coordrl.resumable import ResumableRun, TrainingClock, order_of_epoch, split_seed
+from coordrl.runs import RunFolder
+from coordrl.stopping import StopRequest
 
 Model = Literal["coordconv", "conv", "robust"]
 
@@ -144,7 +143,8 @@ def build_network(settings: CoordinateSettings) -> nn.Module:
         network = cls(**keywords)
     except ValueError as error:
         raise SettingsError(f"the network of {settings.task}.{settings.model}: {error}") from error
-    initialize_like_the_authors(network, torch.Generator().manual_seed(_seeds(settings.seed)[0]))
+    weights, _ = split_seed(settings.seed, 2)
+    initialize_like_the_authors(network, torch.Generator().manual_seed(weights))
     return network
 
 
@@ -254,17 +254,14 @@ class RunResult:
 
 
 @dataclass
-class _Progress:
+class _Progress(TrainingClock):
     """Where a run stands, beside the state of network and optimizer."""
 
-    step: int = 0
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
     best_loss: float = float("inf")
     best_step: int = -1
 
 
-class Run:
+class Run(ResumableRun):
     """One training run, which can stop after any step and go on in another process.
 
     Args:
@@ -292,8 +289,8 @@ class Run:
         device: torch.device | str = "cpu",
         folder: RunFolder | None = None,
     ) -> None:
-        recipe = settings.training
-        self.settings, self.device, self.folder = settings, torch.device(device), folder
+        super().__init__(device, folder)
+        recipe, self.settings = settings.training, settings
         self.task: Task = make_task(settings.task, settings.canvas, settings.input_scale)
         centers, held_back = places(settings.canvas), is_test(settings.canvas, settings.split)
         self.train_centers = centers[~held_back].to(self.device)
@@ -305,6 +302,7 @@ class Run:
                 f" {len(self.test_centers)} to test on; take a larger canvas or a smaller square"
             )
         self.network = build_network(settings).to(self.device)
+        _, self._order_seed = split_seed(settings.seed, 2)
         kernels = [p for p in self.network.parameters() if p.ndim > 1]
         others = [p for p in self.network.parameters() if p.ndim == 1]
         # The gradient of l2 * w^2 is 2 * l2 * w.
@@ -325,9 +323,7 @@ class Run:
         self._order: Tensor | None = None
         self._steps_per_epoch = -(-len(self.train_centers) // recipe.batch_size)
         self._total_steps = recipe.epochs * self._steps_per_epoch
-        checkpoint = folder.newest_checkpoint() if folder is not None else None
-        if checkpoint is not None:
-            self._load(checkpoint.path / _STATE_FILE)
+        self._resume()
 
     @property
     def step(self) -> int:
@@ -354,30 +350,21 @@ class Run:
         Raises:
             Interrupted: If asked to stop; the run can go on.
         """
-        ended, saved = self._end(), time.monotonic()
-        while ended is None:
-            self._train_step()
-            if self.step % self.settings.training.evaluation_interval == 0:
-                self._evaluate()
-            if time.monotonic() - saved > _CHECKPOINT_SECONDS:
-                self._save()
-                saved = time.monotonic()
-            if on_step is not None:
-                on_step(self)
-            if stop is not None and stop.requested:
-                self._save()
-                raise Interrupted
-            ended = self._end()
+        ended = self._train(stop, on_step)
         if not self.curve or self.curve[-1].step != self.step:
             self._evaluate()
         self._save()
         return self._result("diverged" if self._has_diverged() else ended)
 
+    def _advance(self) -> None:
+        self._train_step()
+        if self.step % self.settings.training.evaluation_interval == 0:
+            self._evaluate()
+
     def _has_diverged(self) -> bool:
         return bool(self.curve) and not np.isfinite(self.curve[-1].loss)
 
     def _end(self) -> str | None:
-        """Return why the run is at its end, or None if it is not."""
         recipe, goal = self.settings.training, self.task.goal
         last = self.curve[-1] if self.curve else None
         if self._has_diverged():
@@ -392,36 +379,29 @@ class Run:
         return None
 
     def _train_step(self) -> None:
-        wall, cpu = time.perf_counter(), time.process_time()
-        recipe, progress = self.settings.training, self._progress
-        epoch, index = divmod(progress.step, self._steps_per_epoch)
-        if self._order is None or index == 0:
-            self._order = self._order_of(epoch)
-        batch = self._order[index * recipe.batch_size : (index + 1) * recipe.batch_size]
-        centers = self.train_centers[batch]
-
-        for group in self._optimizer.param_groups:
-            group["lr"] = recipe.learning_rate_at(progress.step / self._total_steps)
-        self.network.train()
-        outputs = self.network(self.task.inputs(centers))
-        loss = self.task.loss(outputs, centers)
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-
-        wait_for(self.device)
-        progress.step += 1
-        progress.seconds += time.perf_counter() - wall
-        progress.cpu_seconds += time.process_time() - cpu
+        with self._progress.counting_step(self.device):
+            centers = self.train_centers[self._batch_indices()]
+            for group in self._optimizer.param_groups:
+                fraction = self.step / self._total_steps
+                group["lr"] = self.settings.training.learning_rate_at(fraction)
+            self.network.train()
+            outputs = self.network(self.task.inputs(centers))
+            loss = self.task.loss(outputs, centers)
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
         with torch.no_grad():
             metric = _metrics(self.task, outputs, centers)[self.task.goal.metric].sum()
-            self._sums += torch.stack([loss * len(batch), metric, loss.new_tensor(len(batch))])
+            count = loss.new_tensor(len(centers))
+            self._sums += torch.stack([loss * count, metric, count])
 
-    def _order_of(self, epoch: int) -> Tensor:
-        entropy = [_seeds(self.settings.seed)[1], epoch]
-        (seed,) = np.random.SeedSequence(entropy).generate_state(1)
-        generator = torch.Generator().manual_seed(int(seed))
-        return torch.randperm(len(self.train_centers), generator=generator).to(self.device)
+    def _batch_indices(self) -> Tensor:
+        size = self.settings.training.batch_size
+        epoch, index = divmod(self.step, self._steps_per_epoch)
+        if self._order is None or index == 0:
+            order = order_of_epoch(len(self.train_centers), self._order_seed, epoch)
+            self._order = order.to(self.device)
+        return self._order[index * size : (index + 1) * size]
 
     def _evaluate(self) -> None:
         loss, metric, pictures = self._sums.tolist()
@@ -462,10 +442,8 @@ class Run:
         sets = {"train": self.train_centers, "test": self.test_centers}
         return {name: evaluate(self.network, self.task, own) for name, own in sets.items()}
 
-    def _save(self) -> None:
-        if self.folder is None:
-            return
-        state = {
+    def _state(self) -> dict[str, Any]:
+        return {
             "network": self.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "best": self._best,
@@ -473,11 +451,8 @@ class Run:
             "progress": asdict(self._progress),
             "curve": [asdict(evaluation) for evaluation in self.curve],
         }
-        with self.folder.checkpoint(self.step) as path:
-            save_tensors(state, path / _STATE_FILE)
 
-    def _load(self, path: Path) -> None:
-        state = torch.load(path, map_location=self.device, weights_only=True)
+    def _restore(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._best, self._sums = state["best"], state["sums"]
@@ -485,8 +460,6 @@ class Run:
         self.curve = [Evaluation(**evaluation) for evaluation in state["curve"]]
 
 
-_STATE_FILE = "state.pt"
-_CHECKPOINT_SECONDS = 30.0
 _PICTURES_AT_ONCE = 4  # activations that stay in a core's cache make evaluation 3 times as fast
 
 
@@ -506,9 +479,3 @@ def _metrics(task: Task, outputs: Tensor, centers: Tensor) -> dict[str, Tensor]:
     is_number = outputs.flatten(1).isfinite().all(dim=1)
     measured = task.metrics(outputs, centers)
     return {name: values.where(is_number, math.nan) for name, values in measured.items()}
-
-
-def _seeds(seed: int) -> tuple[int, int]:
-    """Return the seeds of initial weights and of the pictures' order."""
-    weights, order = np.random.SeedSequence(seed).generate_state(2)
-    return int(weights), int(order)

@@ -29,11 +29,10 @@ from coordrl.detection.training import (
     load_detector_settings,
     read_table,
 )
-from coordrl.experiments import RESULT_FILE, ManyRuns, each_once, run_folder, swept_values, watched
+from coordrl.experiments import ManyRuns, each_once, swept_values, train_once, watched
 from coordrl.files import RunError, atomic_file, make_folder, reason
-from coordrl.records import provenance, read_json, write_json, write_text
+from coordrl.records import provenance, read_json, write_figure, write_json, write_text
 from coordrl.runs import RunFolder
-from coordrl.stopping import Interrupted
 
 PICTURE_FILE = "detections.png"
 _DRAWN = 6  # scenes in a picture
@@ -109,14 +108,14 @@ class Experiments(ManyRuns):
         Raises:
             Interrupted: If a signal asked to stop; the run can go on.
         """
-        path = self._folder(settings)
-        with run_folder(path, settings) as folder:
-            if (path / RESULT_FILE).exists():
-                return _read_result(path / RESULT_FILE, settings)
-            return self._train(settings, folder)
+        return train_once(
+            self._folder(settings),
+            settings,
+            read=lambda file: _read_result(file, settings),
+            train=lambda folder: self._train(settings, folder),
+        )
 
     def _train(self, settings: DetectorSettings, folder: RunFolder) -> RunResult:
-        path = folder.path
         run = Run(settings, self.digits, device=self.device, folder=folder)
         with watched(folder, run.total_steps, "steps", done=run.step) as watch:
 
@@ -130,10 +129,7 @@ class Experiments(ManyRuns):
                     watch.tensorboard.add_image("test", _picture(run), run.step, dataformats="HWC")
 
             result = run.train(stop=watch.stop, on_step=report)
-        if result is None:
-            raise Interrupted
-        figures.save_picture(_picture(run), path / PICTURE_FILE)
-        write_json(result.to_json(), path / RESULT_FILE)
+        figures.save_picture(_picture(run), folder.path / PICTURE_FILE)
         return result
 
     def _settings(
@@ -233,7 +229,7 @@ class Experiments(ManyRuns):
         layouts = dict.fromkeys(own.settings.proposals.anchor_layout for own in proposals)
         if proposals:
             curves = figures.learning_curves(proposals, list(layouts))
-            figures.save_figure(curves, report / _CURVES_FILE)
+            write_figure(curves, report / _CURVES_FILE, dpi=80)
         for result in results:
             settings = result.settings
             if settings.seed == 0 and not self._swept(settings):

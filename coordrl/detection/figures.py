@@ -124,9 +124,3 @@ def learning_curves(results: Sequence[RunResult], layouts: Sequence[str]) -> Fig
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    with atomic_file(path) as file:
-        figure.savefig(file, format="png", dpi=80)

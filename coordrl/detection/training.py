@@ -5,14 +5,13 @@ for training alone: evaluations stop the clocks.
 """
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from coordrl.backbone import ConvSpec, Coords, count_parameters
 from coordrl.config import (
@@ -32,7 +31,14 @@ from coordrl.detection.sources import DigitSplit
 from coordrl.files import RunError
 from coordrl.modes import evaluating
 from coordrl.records import made_on
-from coordrl.runs import RunFolder, save_tensors
+from coordrl.resumable import (
+    ResumableRun,
+    TrainingClock,
+    order_of_epoch,
+    seed_of,
+    split_seed,
+)
+from coordrl.runs import RunFolder
 from coordrl.stopping import StopRequest
 
 Stage = Literal["rpn", "full"]
@@ -191,7 +197,7 @@ class RunResult:
         return asdict(self)
 
 
-class Run:
+class Run(ResumableRun):
     """One training run, which can stop after any step and go on in another process.
 
     Args:
@@ -206,7 +212,6 @@ class Run:
         train_scenes: Pictures to train with.
         test_scenes: Pictures to test with.
         curve: Evaluations so far, one an epoch.
-        step: Steps of the optimizer so far.
 
     Raises:
         SettingsError: If there are too few pictures, or a second stage is to be measured and
@@ -229,8 +234,8 @@ class Run:
             )
         if settings.stage == "full":
             require_coco()
-        self.settings, self.folder, self.source = settings, folder, digits.source
-        self.device = torch.device(device)
+        super().__init__(device, folder)
+        self.settings, self.source = settings, digits.source
         # The released generator's seeds of training and test pictures.
         self.train_scenes, self.test_scenes = (
             scatter_digits(own, settings.scatter, count=count, seed=seed, device=self.device)
@@ -238,7 +243,7 @@ class Run:
                 [(digits.train, settings.train_images), (digits.test, settings.test_images)]
             )
         )
-        weights, self._order_seed, self._sampling_seed = _seeds(settings.seed)
+        weights, self._order_seed, self._sampling_seed = split_seed(settings.seed, 3)
         try:
             detector = build_detector(
                 settings.coords,
@@ -255,12 +260,15 @@ class Run:
         )  # type: ignore[call-overload]  # the stub lacks memory_format
         self._optimizer = _optimizer(self.detector, settings.training)
         self.curve: list[Evaluation] = []
-        self.step, self._cpu_seconds = 0, 0.0
+        self._clock = TrainingClock()
         self._sums = {"loss": 0.0, "iou": 0.0}
-        self._order = torch.empty(0)
-        checkpoint = folder.newest_checkpoint() if folder is not None else None
-        if checkpoint is not None:
-            self._load(checkpoint.path / _STATE_FILE)
+        self._order: Tensor | None = None
+        self._resume()
+
+    @property
+    def step(self) -> int:
+        """Steps of the optimizer so far."""
+        return self._clock.step
 
     @property
     def steps_per_epoch(self) -> int:
@@ -277,8 +285,8 @@ class Run:
         *,
         stop: StopRequest | None = None,
         on_step: Callable[["Run"], None] | None = None,
-    ) -> RunResult | None:
-        """Train to the end, and judge the detector; return None if asked to stop before.
+    ) -> RunResult:
+        """Train to the end, and judge the detector.
 
         Args:
             stop: Ask it after each step whether to stop.
@@ -286,20 +294,9 @@ class Run:
 
         Raises:
             DivergedError: If the loss is no number; the last checkpoint is kept.
+            Interrupted: If asked to stop; the run can go on.
         """
-        saved = time.monotonic()
-        while self.step < self.total_steps:
-            self._train_step()
-            if self.step % self.steps_per_epoch == 0:
-                self._evaluate()
-            if on_step is not None:
-                on_step(self)
-            is_asked = stop is not None and stop.requested
-            if is_asked or time.monotonic() - saved > _CHECKPOINT_SECONDS:
-                self._save()
-                saved = time.monotonic()
-            if is_asked:
-                return None
+        self._train(stop, on_step)
         self._save()
         return RunResult(
             settings=self.settings,
@@ -311,32 +308,39 @@ class Run:
             device=self.device.type,
         )
 
+    def _end(self) -> str | None:
+        return "epochs" if self.step >= self.total_steps else None
+
+    def _advance(self) -> None:
+        self._train_step()
+        if self.step % self.steps_per_epoch == 0:
+            self._evaluate()
+
     def _train_step(self) -> None:
-        clock = time.process_time()
         recipe = self.settings.training
-        epoch, index = divmod(self.step, self.steps_per_epoch)
-        if index == 0 or len(self._order) == 0:
-            order = torch.Generator().manual_seed(_seed(self._order_seed, epoch))
-            self._order = torch.randperm(len(self.train_scenes), generator=order).to(self.device)
-        batch = self._order[index * recipe.batch_size : (index + 1) * recipe.batch_size]
-        for group in self._optimizer.param_groups:
-            group["lr"] = recipe.learning_rate_at(self.step / self.total_steps)
-
-        sampling = torch.Generator().manual_seed(_seed(self._sampling_seed, self.step))
-        is_half = recipe.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_half):
-            losses = self.detector.losses(self.train_scenes[batch], sampling)
-        loss = float(losses.total.detach())
-        if not math.isfinite(loss):
-            raise DivergedError(self._advice(loss))
-        self._optimizer.zero_grad()
-        losses.total.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-
-        self.step += 1
+        with self._clock.counting_step(self.device):
+            for group in self._optimizer.param_groups:
+                group["lr"] = recipe.learning_rate_at(self.step / self.total_steps)
+            sampling = torch.Generator().manual_seed(seed_of(self._sampling_seed, self.step))
+            is_half = recipe.precision == "bfloat16"
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=is_half):
+                losses = self.detector.losses(self.train_scenes[self._batch_indices()], sampling)
+            loss = float(losses.total.detach())
+            if not math.isfinite(loss):
+                raise DivergedError(self._advice(loss))
+            self._optimizer.zero_grad()
+            losses.total.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
         self._sums["loss"] += loss
         self._sums["iou"] += float(losses.proposals.iou)
-        self._cpu_seconds += time.process_time() - clock
+
+    def _batch_indices(self) -> Tensor:
+        size = self.settings.training.batch_size
+        epoch, index = divmod(self.step, self.steps_per_epoch)
+        if self._order is None or index == 0:
+            order = order_of_epoch(len(self.train_scenes), self._order_seed, epoch)
+            self._order = order.to(self.device)
+        return self._order[index * size : (index + 1) * size]
 
     def _advice(self, loss: float) -> str:
         checkpoint = self.folder.newest_checkpoint() if self.folder is not None else None
@@ -356,7 +360,7 @@ class Run:
         self.curve.append(
             Evaluation(
                 step=self.step,
-                cpu_seconds=self._cpu_seconds,
+                cpu_seconds=self._clock.cpu_seconds,
                 loss=means["loss"],
                 train_iou=means["iou"],
                 test=evaluate(self.detector, self.test_scenes),
@@ -368,36 +372,28 @@ class Run:
         total = 0.0
         with evaluating(self.detector):
             for index, part in enumerate(_parts(self.test_scenes)):
-                seed = _seed(self._sampling_seed, self.step, index)
+                seed = seed_of(self._sampling_seed, self.step, index)
                 sampling = torch.Generator().manual_seed(seed)
                 total += float(self.detector.losses(part, sampling).proposals.iou) * len(part)
         return total / len(self.test_scenes)
 
-    def _save(self) -> None:
-        if self.folder is None:
-            return
-        state = {
+    def _state(self) -> dict[str, Any]:
+        return {
             "detector": self.detector.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "sums": self._sums,
-            "step": self.step,
-            "cpu_seconds": self._cpu_seconds,
+            **asdict(self._clock),
             "curve": [asdict(evaluation) for evaluation in self.curve],
         }
-        with self.folder.checkpoint(self.step) as path:
-            save_tensors(state, path / _STATE_FILE)
 
-    def _load(self, path: Path) -> None:
-        state = torch.load(path, map_location=self.device, weights_only=True)
+    def _restore(self, state: dict[str, Any]) -> None:
         self.detector.load_state_dict(state["detector"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._sums, self.step = state["sums"], state["step"]
-        self._cpu_seconds = state["cpu_seconds"]
+        self._sums = state["sums"]
+        self._clock = TrainingClock(state["step"], state.get("seconds", 0.0), state["cpu_seconds"])
         self.curve = [Evaluation(**evaluation) for evaluation in state["curve"]]
 
 
-_STATE_FILE = "state.pt"
-_CHECKPOINT_SECONDS = 30.0
 _PICTURES_AT_ONCE = 50
 
 
@@ -440,14 +436,3 @@ def _optimizer(detector: FasterRCNN, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adam":
         return torch.optim.Adam(detector.parameters(), lr=recipe.learning_rate, fused=True)
     return torch.optim.SGD(detector.parameters(), lr=recipe.learning_rate, momentum=0.9)
-
-
-def _seeds(seed: int) -> tuple[int, int, int]:
-    """Return the seeds of initial weights, of the pictures' order and of the sampling."""
-    weights, order, sampling = np.random.SeedSequence(seed).generate_state(3)
-    return int(weights), int(order), int(sampling)
-
-
-def _seed(*numbers: int) -> int:
-    """Return a seed that is new for each of these."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -16,12 +16,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from coordrl.config import SettingsError, refuse_overruled
 from coordrl.experiments import (
-    RESULT_FILE,
     ManyRuns,
     each_once,
     may_go_on,
     require_trained,
     run_folder,
+    train_once,
     watched,
     with_time_of,
 )
@@ -43,7 +43,8 @@ from coordrl.generative.training import (
     advice,
     evaluation_from_json,
 )
-from coordrl.records import provenance, read_json, write_json, write_text
+from coordrl.records import provenance, read_json, write_figure, write_json, write_text
+from coordrl.runs import RunFolder
 
 SAMPLES_FOLDER = "samples"
 
@@ -152,37 +153,39 @@ class Experiments(ManyRuns):
         Raises:
             Interrupted: If a signal asked to stop; the run can go on.
         """
-        path, training = self._folder(settings), settings.training
-        with run_folder(path, settings) as folder:
-            result_file = path / RESULT_FILE
-            if result_file.exists():
-                result = _read_result(result_file, settings)
-                spent = result.curve[-1].cpu_seconds
-                if not may_go_on(result.ended, spent, training.max_seconds):
-                    return result
-            run = Run(settings, device=self.device, folder=folder)
-            (path / SAMPLES_FOLDER).mkdir(exist_ok=True)
-            with watched(folder, training.iterations, "batches", done=run.step) as watch:
+        limit = settings.training.max_seconds
+        return train_once(
+            self._folder(settings),
+            settings,
+            read=lambda file: _read_result(file, settings),
+            train=lambda folder: self._train(settings, folder),
+            goes_on=lambda result: may_go_on(result.ended, result.curve[-1].cpu_seconds, limit),
+        )
 
-                def report(run: Run) -> None:
-                    last = run.curve[-1] if run.curve else None
-                    watch.progress.update(run.step, "" if last is None else _note(last))
-                    if last is not None and last.step == run.step:
-                        _log(watch.tensorboard, last)
-                        sheet = figures.grid(run.samples(100))
-                        shown = figures.to_bytes(sheet).numpy()
-                        watch.tensorboard.add_image("samples", shown, run.step, dataformats="HWC")
-                        name = path / SAMPLES_FOLDER / f"{run.step:08d}.png"
-                        figures.save_picture(sheet, name, enlarge=2)
+    def _train(self, settings: GenerativeSettings, folder: RunFolder) -> RunResult:
+        path = folder.path
+        run = Run(settings, device=self.device, folder=folder)
+        (path / SAMPLES_FOLDER).mkdir(exist_ok=True)
+        with watched(folder, settings.training.iterations, "batches", done=run.step) as watch:
 
-                result = run.train(stop=watch.stop, on_step=report)
-                if result.ended == "diverged":
-                    watch.progress.say(
-                        f"{path.name}: a loss was no longer finite; the weights of batch {run.step}"
-                        f" are kept. To go further, {advice(settings)}, in another folder"
-                    )
-            figures.save_film(_film(run), path / "interpolation.gif", enlarge=2)
-            write_json(result.to_json(), result_file)
+            def report(run: Run) -> None:
+                last = run.curve[-1] if run.curve else None
+                watch.progress.update(run.step, "" if last is None else _note(last))
+                if last is not None and last.step == run.step:
+                    _log(watch.tensorboard, last)
+                    sheet = figures.grid(run.samples(100))
+                    shown = figures.to_bytes(sheet).numpy()
+                    watch.tensorboard.add_image("samples", shown, run.step, dataformats="HWC")
+                    name = path / SAMPLES_FOLDER / f"{run.step:08d}.png"
+                    figures.save_picture(sheet, name, enlarge=2)
+
+            result = run.train(stop=watch.stop, on_step=report)
+            if result.ended == "diverged":
+                watch.progress.say(
+                    f"{path.name}: a loss was no longer finite; the weights of batch {run.step}"
+                    f" are kept. To go further, {advice(settings)}, in another folder"
+                )
+        figures.save_film(_film(run), path / "interpolation.gif", enlarge=2)
         return result
 
     def _folder(self, settings: GenerativeSettings) -> Path:
@@ -234,10 +237,10 @@ class Experiments(ManyRuns):
         words = {"none": "without coordinates", "all": "with coordinates"}
         pictures |= {words[coords]: run.samples() for coords, run in runs.items()}
         canvas = first.settings.canvas
-        figures.save(figures.comparison(pictures, canvas), path.with_suffix(".png"))
+        write_figure(figures.comparison(pictures, canvas), path.with_suffix(".png"))
         if first.settings.model == "gan":
             curves = figures.entropy_curves([result for own in arms.values() for result in own])
-            figures.save(curves, path.with_name(f"{path.name}-curves.png"))
+            write_figure(curves, path.with_name(f"{path.name}-curves.png"))
         films = torch.cat([_film(run) for run in runs.values()], dim=2)  # one above the other
         figures.save_film(films, path.with_suffix(".gif"), enlarge=2)
 

@@ -65,12 +65,6 @@ def _enlarged(picture: Tensor, enlarge: int) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    with atomic_file(path) as file:
-        figure.savefig(file, format="png", dpi=100)
-
-
 def comparison(pictures: Mapping[str, Tensor], canvas: Canvas) -> Figure:
     """Draw samples, their average and the centers of their objects, a row for each name.
 

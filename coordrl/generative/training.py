@@ -6,16 +6,13 @@ ends the run with the weights of a moment when it was.
 
 import copy
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from coordrl.devices import wait_for
 from coordrl.generative.data import Objects, Pictures, SortOfClevr, draw_objects, draw_pictures
 from coordrl.generative.folders import open_pictures
 from coordrl.generative.interpolation import Motion, follow, interpolate
@@ -24,8 +21,9 @@ from coordrl.generative.models import Gan, Vae, build_model
 from coordrl.generative.patches import sliced_wasserstein
 from coordrl.generative.settings import GenerativeSettings
 from coordrl.records import made_on
-from coordrl.runs import RunFolder, save_tensors
-from coordrl.stopping import Interrupted, StopRequest
+from coordrl.resumable import ResumableRun, TrainingClock, order_of_epoch, split_seed
+from coordrl.runs import RunFolder
+from coordrl.stopping import StopRequest
 
 
 @dataclass(frozen=True)
@@ -80,16 +78,13 @@ class RunResult:
 
 
 @dataclass
-class _Progress:
+class _Progress(TrainingClock):
     """Where a run stands, beside the states of its model and random numbers."""
 
-    step: int = 0
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
     has_diverged: bool = False
 
 
-class Run:
+class Run(ResumableRun):
     """One training run, which can stop after any step and go on in another process.
 
     Args:
@@ -115,9 +110,9 @@ class Run:
         device: torch.device | str = "cpu",
         folder: RunFolder | None = None,
     ) -> None:
-        self.settings, self.device, self.folder = settings, torch.device(device), folder
-        seeds = np.random.SeedSequence(settings.seed).generate_state(4)
-        weights, self._data_seed, latents, self._evaluation_seed = (int(seed) for seed in seeds)
+        super().__init__(device, folder)
+        self.settings = settings
+        weights, self._data_seed, latents, self._evaluation_seed = split_seed(settings.seed, 4)
         self.model: Gan | Vae = build_model(
             settings, torch.Generator().manual_seed(weights), self.device
         )
@@ -132,10 +127,7 @@ class Run:
         self._sums: dict[str, Tensor] = {}
         self._summed = 0
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
-        checkpoint = folder.newest_checkpoint() if folder is not None else None
-        if checkpoint is not None:
-            path = checkpoint.path / _STATE_FILE
-            self._restore(torch.load(path, map_location=self.device, weights_only=True))
+        self._resume()
         self._good = self._state()
 
     @property
@@ -158,33 +150,23 @@ class Run:
         Raises:
             Interrupted: If asked to stop; the run can go on.
         """
-        training = self.settings.training
-        ended, saved = self._end(), time.monotonic()
-        while ended is None:
-            self._train_step()
-            if self.step % training.evaluation_interval == 0 or self.step % _CHECK_INTERVAL == 0:
-                self._check()
-            if self.step % training.evaluation_interval == 0 and not self._progress.has_diverged:
-                self._evaluate()
-                self._good = self._state()
-            if time.monotonic() - saved > _CHECKPOINT_SECONDS:
-                self._save()
-                saved = time.monotonic()
-            if on_step is not None:
-                on_step(self)
-            if stop is not None and stop.requested:
-                self._check()
-                self._save()
-                raise Interrupted
-            ended = self._end()
+        ended = self._train(stop, on_step)
         self._check()
         if not self.curve or self.curve[-1].step != self.step:
             self._evaluate()
         self._save()
         return self._result("diverged" if self._progress.has_diverged else ended)
 
+    def _advance(self) -> None:
+        self._train_step()
+        is_time = self.step % self.settings.training.evaluation_interval == 0
+        if is_time or self.step % _CHECK_INTERVAL == 0:
+            self._check()
+        if is_time and not self._progress.has_diverged:
+            self._evaluate()
+            self._good = self._state()
+
     def _end(self) -> str | None:
-        """Return why the run is at its end, or None if it is not."""
         training = self.settings.training
         if self._progress.has_diverged:
             return "diverged"
@@ -195,13 +177,9 @@ class Run:
         return None
 
     def _train_step(self) -> None:
-        wall, cpu = time.perf_counter(), time.process_time()
-        real = self.pictures.batch(self._batch_indices(), self.device)
-        losses = self.model.learn(real, self._latents)
-        wait_for(self.device)
-        self._progress.step += 1
-        self._progress.seconds += time.perf_counter() - wall
-        self._progress.cpu_seconds += time.process_time() - cpu
+        with self._progress.counting_step(self.device):
+            real = self.pictures.batch(self._batch_indices(), self.device)
+            losses = self.model.learn(real, self._latents)
         for name, loss in losses.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(loss)) + loss
         self._summed += 1
@@ -213,15 +191,10 @@ class Run:
         while missing:
             epoch, index = divmod(first, count)
             if self._order[0] != epoch:
-                self._order = epoch, self._order_of(epoch)
+                self._order = epoch, order_of_epoch(count, self._data_seed, epoch)
             parts.append(self._order[1][index : index + missing])
             first, missing = first + len(parts[-1]), missing - len(parts[-1])
         return torch.cat(parts)
-
-    def _order_of(self, epoch: int) -> Tensor:
-        (seed,) = np.random.SeedSequence([self._data_seed, epoch]).generate_state(1)
-        generator = torch.Generator().manual_seed(int(seed))
-        return torch.randperm(len(self.pictures), generator=generator)
 
     def _check(self) -> None:
         """Go back to the last weights that were good, if losses or weights are not finite."""
@@ -330,11 +303,8 @@ class Run:
         )
 
     def _save(self) -> None:
-        if self.folder is None:
-            return
         self._check()
-        with self.folder.checkpoint(self.step) as path:
-            save_tensors(self._state(), path / _STATE_FILE)
+        super()._save()
 
     def _state(self) -> dict[str, Any]:
         return copy.deepcopy(
@@ -357,8 +327,6 @@ class Run:
 
 
 _WAYS = 100  # pairs of latent vectors that objects are followed between
-_STATE_FILE = "state.pt"
-_CHECKPOINT_SECONDS = 60.0
 _CHECK_INTERVAL = 100  # reading a loss waits for the device
 
 

@@ -1,0 +1,155 @@
+"""Training that stops after any step and goes on in another process: loop, checkpoints, clocks."""
+
+import abc
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coordrl.devices import wait_for
+from coordrl.runs import RunFolder, save_tensors
+from coordrl.stopping import Interrupted, StopRequest
+
+STATE_FILE = "state.pt"
+CHECKPOINT_SECONDS = 30.0
+"""Between two checkpoints."""
+
+
+@dataclass
+class TrainingClock:
+    """Steps of a run, and what they took without evaluations.
+
+    Example:
+        >>> clock = TrainingClock()
+        >>> with clock.counting_step(torch.device("cpu")):
+        ...     product = torch.ones(8, 8) @ torch.ones(8, 8)
+        >>> clock.step, clock.seconds > 0
+        (1, True)
+    """
+
+    step: int = 0
+    """Steps of the optimizer so far."""
+    seconds: float = 0.0
+    """Wall-clock time."""
+    cpu_seconds: float = 0.0
+    """Processor time over all threads."""
+
+    @contextlib.contextmanager
+    def counting_step(self, device: torch.device) -> Iterator[None]:
+        """Count the block as a step on a device; one that raises is not counted."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        wait_for(device)
+        self.step += 1
+        self.seconds += time.perf_counter() - wall
+        self.cpu_seconds += time.process_time() - cpu
+
+
+class ResumableRun(abc.ABC):
+    """One training run, which can stop after any step and go on in another process.
+
+    A subclass makes itself from its settings and ends its ``__init__`` with :meth:`_resume`. What
+    it draws at random comes from generators in its state, or from :func:`seed_of` a step or epoch.
+
+    Args:
+        device: Where to run it.
+        folder: Where to keep checkpoints; the run goes on from the newest one there. None keeps
+            none.
+    """
+
+    def __init__(self, device: torch.device | str, folder: RunFolder | None) -> None:
+        self.device, self.folder = torch.device(device), folder
+
+    @property
+    @abc.abstractmethod
+    def step(self) -> int:
+        """Steps of the optimizer so far."""
+
+    @abc.abstractmethod
+    def _advance(self) -> None:
+        """Train a step, and evaluate where it is time."""
+
+    @abc.abstractmethod
+    def _end(self) -> str | None:
+        """Return why the run is at its end, or None if it is not."""
+
+    @abc.abstractmethod
+    def _state(self) -> dict[str, Any]:
+        """Return all that the run's future depends on, as what ``torch.load`` takes for data."""
+
+    @abc.abstractmethod
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`_state` returned."""
+
+    def _train(self, stop: StopRequest | None, on_step: Callable[[Self], None] | None) -> str:
+        """Train to the end, with a checkpoint now and then, and return why it is there.
+
+        Args:
+            stop: Ask it after each step whether to stop.
+            on_step: Called after each step.
+
+        Raises:
+            Interrupted: If asked to stop; the run can go on.
+        """
+        ended, saved = self._end(), time.monotonic()
+        while ended is None:
+            self._advance()
+            if on_step is not None:
+                on_step(self)
+            is_asked = stop is not None and stop.requested
+            if is_asked or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                self._save()
+                saved = time.monotonic()
+            if is_asked:
+                raise Interrupted
+            ended = self._end()
+        return ended
+
+    def _save(self) -> None:
+        if self.folder is not None:
+            with self.folder.checkpoint(self.step) as path:
+                save_tensors(self._state(), path / STATE_FILE)
+
+    def _resume(self) -> None:
+        checkpoint = None if self.folder is None else self.folder.newest_checkpoint()
+        if checkpoint is not None:
+            path = checkpoint.path / STATE_FILE
+            self._restore(torch.load(path, map_location=self.device, weights_only=True))
+
+
+def split_seed(seed: int, count: int) -> tuple[int, ...]:
+    """Return seeds for the ``count`` things that a run draws at random.
+
+    Example:
+        >>> split_seed(0, 2)
+        (2968811710, 3677149159)
+    """
+    return tuple(int(own) for own in np.random.SeedSequence(seed).generate_state(count))
+
+
+def seed_of(*numbers: int) -> int:
+    """Return a seed that is new for each of these, such as a seed and the number of an epoch.
+
+    Of as many numbers each time: to NumPy's SeedSequence, zeros at the end are nothing.
+
+    Example:
+        >>> seed_of(7, 0), seed_of(7, 1)
+        (2083679832, 369571992)
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def order_of_epoch(count: int, seed: int, epoch: int) -> Tensor:
+    """Return the numbers below ``count`` in an order, on the CPU, that each epoch has for itself.
+
+    Example:
+        >>> order_of_epoch(4, seed=0, epoch=1).sort().values
+        tensor([0, 1, 2, 3])
+    """
+    generator = torch.Generator().manual_seed(seed_of(seed, epoch))
+    return torch.randperm(count, generator=generator)

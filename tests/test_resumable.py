@@ -1,0 +1,127 @@
+"""Training that stops after any step: its loop, its checkpoints, its clocks and seeds."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from coordrl.resumable import (
+    CHECKPOINT_SECONDS,
+    ResumableRun,
+    TrainingClock,
+    order_of_epoch,
+    seed_of,
+    split_seed,
+)
+from coordrl.runs import RunFolder, open_run
+from coordrl.stopping import Interrupted, StopRequest
+
+CPU = torch.device("cpu")
+
+
+class Sum(ResumableRun):
+    """Adds up the numbers of its steps."""
+
+    def __init__(self, folder: RunFolder | None = None, *, steps: int = 5) -> None:
+        super().__init__("cpu", folder)
+        self.total, self._clock, self._steps = torch.zeros(()), TrainingClock(), steps
+        self._resume()
+
+    @property
+    def step(self) -> int:
+        return self._clock.step
+
+    def _advance(self) -> None:
+        with self._clock.counting_step(self.device):
+            self.total = self.total + self.step
+
+    def _end(self) -> str | None:
+        return "steps" if self.step >= self._steps else None
+
+    def _state(self) -> dict[str, Any]:
+        return {"total": self.total, "step": self.step}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.total, self._clock = state["total"], TrainingClock(state["step"])
+
+
+def stopping_at(step: int) -> tuple[StopRequest, Callable[[Sum], None]]:
+    """Return a request, and what asks for it once a run has come to a step."""
+    stop = StopRequest()
+
+    def look(run: Sum) -> None:
+        if run.step == step:
+            stop.signal_number = 15
+
+    return stop, look
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_a_run_that_was_stopped_ends_like_one_that_was_not(step: int, tmp_path: Path) -> None:
+    whole = Sum()
+    assert whole._train(None, None) == "steps"
+    with open_run(tmp_path, "") as folder:
+        stop, look = stopping_at(step)
+        with pytest.raises(Interrupted):
+            Sum(folder)._train(stop, look)
+        rest = Sum(folder)
+        assert rest.step == step
+        assert rest._train(None, None) == "steps"
+    assert rest.total == whole.total == 0 + 1 + 2 + 3 + 4
+
+
+def test_a_run_at_its_end_takes_no_step() -> None:
+    run, seen = Sum(steps=0), []
+    assert run._train(None, lambda run: seen.append(run.step)) == "steps"
+    assert seen == []
+
+
+def test_a_checkpoint_is_kept_whenever_the_last_is_old_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    kept: list[int | None] = []
+
+    def look(run: Sum) -> None:
+        nonlocal now
+        checkpoint = folder.newest_checkpoint()
+        kept.append(None if checkpoint is None else checkpoint.step)
+        now += 0.4 * CHECKPOINT_SECONDS
+
+    with open_run(tmp_path, "") as folder:
+        Sum(folder, steps=8)._train(None, look)
+    assert kept == [None, None, None, 3, 3, 3, 6, 6]
+
+
+def test_a_clock_counts_steps_but_neither_what_lies_between_nor_what_fails() -> None:
+    clock = TrainingClock()
+    for _ in range(2):
+        with clock.counting_step(CPU):
+            time.sleep(0.01)
+        time.sleep(0.1)
+    with contextlib.suppress(ZeroDivisionError), clock.counting_step(CPU):
+        time.sleep(0.1)
+        raise ZeroDivisionError
+    assert clock.step == 2
+    assert 0.02 <= clock.seconds < 0.1
+    assert clock.cpu_seconds < clock.seconds
+
+
+def test_a_seed_is_split_into_many_that_do_not_depend_on_their_number() -> None:
+    assert split_seed(3, 4)[:2] == split_seed(3, 2)
+    assert len({*split_seed(3, 4), *split_seed(4, 4)}) == 8
+    assert len({seed_of(3, 0), seed_of(3, 1), seed_of(4, 0), seed_of(4, 1)}) == 4
+
+
+def test_epochs_have_orders_of_their_own() -> None:
+    first, second, other = orders = [order_of_epoch(9, *own) for own in [(0, 0), (0, 1), (1, 0)]]
+    for order in orders:
+        assert order.sort().values.tolist() == list(range(9))
+    assert first.tolist() == order_of_epoch(9, 0, 0).tolist()
+    assert first.tolist() != second.tolist()
+    assert first.tolist() != other.tolist()
