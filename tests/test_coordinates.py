@@ -1143,10 +1143,11 @@ def test_misplaced_shares_are_of_training_and_of_test_places(
         return float(len(centers))
 
     monkeypatch.setattr(analysis, "total_variation", counted)
-    tiny.train_seeds(
-        "classification", "coordconv", "quadrant", "unit", seeds=1, sweep=False, report=tiny.out
+    text = tiny.train_seeds(
+        "classification", "coordconv", "quadrant", "pixel", seeds=1, sweep=False, report=tiny.out
     )
-    record = json.loads((tiny.out / "classification-coordconv-quadrant.json").read_text())
+    assert "classification, places as pixel, seed 0" in text
+    record = json.loads((tiny.out / "classification-coordconv-quadrant-pixel.json").read_text())
     [share] = record["misplaced"]
     # Of the 6x6 places those of x and y above 4.
     assert (share["train"], share["test"]) == (36 - 4, 4)

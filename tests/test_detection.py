@@ -1565,8 +1565,10 @@ def test_the_script_trains_seeds_and_does_not_repeat_them(
     assert code == 0
     assert f"digits: 10 digits from {tmp_path}" in err
     assert "| rpn | 5 digits, 64 px, cropped | grid | all |" in out
-    assert len(json.loads((tmp_path / "runs" / "detection.json").read_text())["runs"]) == 2
-    assert (tmp_path / "runs" / "detection-curves.png").is_file()
+    name = tmp_path / "runs" / "detection-rpn-grid-all"
+    assert len(json.loads(name.with_suffix(".json").read_text())["runs"]) == 2
+    assert f"]({name.name}-curves.png)" in name.with_suffix(".md").read_text()
+    assert name.with_name(f"{name.name}-curves.png").is_file()
     assert again[1] == out
     assert "steps" not in again[2]
     folder = tmp_path / "runs" / "rpn-grid-all-s1"
@@ -1608,9 +1610,11 @@ def test_the_table_of_all_arms_is_written_with_its_figures(
     code, out, _ = run_script(
         *("--config", str(write_small_config(tmp_path)), "--mnist", str(tmp_path)),
         *("--set", "training.epochs=2", "--out", str(tmp_path / "runs")),
+        *("--report", str(report)),
         capsys=capsys,
     )
     assert (code, out.count("| rpn |")) == (0, 1)
+    assert json.loads((report / "detection.json").read_text()) == record
 
 
 @pytest.mark.parametrize(

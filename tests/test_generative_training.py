@@ -709,10 +709,11 @@ def test_the_script_trains_both_arms_and_goes_on_without_repeating(
     first = capsys.readouterr().out
     assert "| without |" in first
     assert "| with |" in first
-    record = json.loads((tmp_path / "generative.json").read_text())
+    record = json.loads((tmp_path / "generative-gan-r3gan-16.json").read_text())
     assert [run["settings"]["seed"] for run in record["runs"]] == [0, 1, 0, 1]
     assert record["command"].startswith("python scripts/train_gan.py --coords both --seeds 2")
-    assert (tmp_path / "generative.md").read_text().endswith(first.strip() + "\n")
+    written = (tmp_path / "generative-gan-r3gan-16.md").read_text()
+    assert written.endswith(first.strip() + "\n")
     path = tmp_path / "gan-r3gan-all-16-s1"
     assert len(list((path / "samples").glob("*.png"))) == 2
     for file in (path / "interpolation.gif", tmp_path / "generative-gan-r3gan-16.gif"):
@@ -735,7 +736,9 @@ def test_the_script_trains_autoencoders_and_from_folders(
     out = ["--out", str(tmp_path / "runs")]
     assert run_script("--model", "vae", *out) == 0
     assert "| from one picture to another | visible" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "generative-vae-all-16.png").exists()
     assert run_script("--data", str(folder), *out) == 0
+    assert (tmp_path / "runs" / f"generative-gan-r3gan-all-16-{folder.name}.md").exists()
     assert "GAN, objective r3gan" in capsys.readouterr().out
 
 

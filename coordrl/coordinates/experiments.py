@@ -99,7 +99,7 @@ class Experiments(ManyRuns):
         record = self._record([table.summarize(own) for own in groups.values()], results)
         if task == "classification" and not sweep:
             shares = self._draw_painters([results[0].settings], report, name)
-            text += "\n" + table.misplaced_to_markdown(shares)
+            text += "\n" + table.misplaced_to_markdown(shares, input_scale)
             record["misplaced"] = [dataclasses.asdict(share) for share in shares]
         write_json(record, report / f"{name}.json")
         return text
@@ -232,7 +232,7 @@ class Experiments(ManyRuns):
         text = table.to_markdown(rows)
         record = self._record(rows, runs)
         if shares:
-            text += "\n" + table.misplaced_to_markdown(shares)
+            text += "\n" + table.misplaced_to_markdown(shares, "unit")
             record["misplaced"] = [dataclasses.asdict(share) for share in shares]
         write_text(head + text, report / "coordinates.md")
         write_json(record, report / "coordinates.json")

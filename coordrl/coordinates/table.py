@@ -273,13 +273,13 @@ class Misplaced:
     test: float
 
 
-def misplaced_to_markdown(shares: Sequence[Misplaced]) -> str:
-    """Write the shares as a table."""
+def misplaced_to_markdown(shares: Sequence[Misplaced], input_scale: InputScale) -> str:
+    """Write the shares as a table, of networks that saw their places in one way."""
     lines = [
         "## Summed probability maps",
         "",
         "Share of the probability that lies in wrong pixels when the softmax maps of all places are"
-        " added up; classification, places as unit, seed 0.",
+        f" added up; classification, places as {input_scale}, seed 0.",
         "",
         "| split | model | train | test |",
         "| --- | --- | ---: | ---: |",

@@ -36,8 +36,7 @@ from coordrl.runs import RunFolder
 
 PICTURE_FILE = "detections.png"
 _DRAWN = 6  # scenes in a picture
-_CURVES_FILE = "detection-curves.png"
-_CURVES_LINK = f"\n![Test IOU of proposals while learning]({_CURVES_FILE})\n"
+_TABLE = "detection"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,12 +61,17 @@ class Experiments(ManyRuns):
         seeds: int,
         report: Path,
     ) -> str:
-        """Train with each seed; return the table's row, and write it and its figures."""
+        """Train with each seed; return the table's row, and write it and its figures.
+
+        Writes ``detection-<stage>-<anchors>-<coords>.md`` and ``.json``, of which the table's own
+        know nothing.
+        """
         self.require_seeds(seeds)
         make_folder(report)
         results = [self.train(self._settings(stage, coords, layout, seed)) for seed in range(seeds)]
-        self._draw(results, report)
-        return self._write_table(results, report, planned=seeds)
+        name = f"{_TABLE}-{_kind(results[0].settings)}"
+        self._draw(results, report, name)
+        return self._write_table(results, report, name, planned=seeds)
 
     def make_table(self, size: table.TableSize, report: Path) -> str:
         """Train everything that the table needs; write ``detection.md``, ``.json`` and figures.
@@ -96,11 +100,11 @@ class Experiments(ManyRuns):
             except DivergedError as error:
                 diverged.append(f"{own._folder(settings).name} ({error})")
                 continue
-            own._write_table(results, report, planned=len(plan), diverged=diverged)
+            own._write_table(results, report, _TABLE, planned=len(plan), diverged=diverged)
         if not results:
             raise RunError(f"all runs diverged: {'; '.join(diverged)}")
-        own._draw(results, report)
-        return own._write_table(results, report, planned=len(plan), diverged=diverged)
+        own._draw(results, report, _TABLE)
+        return own._write_table(results, report, _TABLE, planned=len(plan), diverged=diverged)
 
     def train(self, settings: DetectorSettings) -> RunResult:
         """Train one run, go on with it, or read what came of it.
@@ -173,8 +177,7 @@ class Experiments(ManyRuns):
         return list(itertools.chain(*swept_values(sweep, f"{self.config}, [rpn.sweep]")))
 
     def _folder(self, settings: DetectorSettings) -> Path:
-        kind = f"{settings.stage}-{settings.proposals.anchor_layout}-{settings.coords}"
-        return self.out / f"{kind}{self._swept(settings)}-s{settings.seed}"
+        return self.out / f"{_kind(settings)}{self._swept(settings)}-s{settings.seed}"
 
     def _swept(self, settings: DetectorSettings) -> str:
         """Return how a run that the sweep varies is named, nothing for one of the recipe."""
@@ -192,11 +195,12 @@ class Experiments(ManyRuns):
         self,
         results: Sequence[RunResult],
         report: Path,
+        name: str,
         *,
         planned: int,
         diverged: Sequence[str] = (),
     ) -> str:
-        """Write ``detection.md`` and ``.json`` of the runs that have ended; return the table."""
+        """Write ``<name>.md`` and ``.json`` of the runs that have ended; return the table."""
         last = results[-1]
         text = table.to_markdown(results)
         if diverged:
@@ -214,13 +218,13 @@ class Experiments(ManyRuns):
             " from. Recall is the share of digits, at least half visible, that some proposal"
             " overlaps by 0.5.\n\n"
         )
-        link = _CURVES_LINK if self._drawn(results) else ""
-        write_text(head + text + link, report / "detection.md")
+        link = f"\n![Test IOU of proposals while learning]({name}-curves.png)\n"
+        write_text(head + text + (link if self._drawn(results) else ""), report / f"{name}.md")
         record = {**provenance(self.command), **table.to_json(results), "diverged": list(diverged)}
-        write_json(record, report / "detection.json")
+        write_json(record, report / f"{name}.json")
         return text
 
-    def _draw(self, results: Sequence[RunResult], report: Path) -> None:
+    def _draw(self, results: Sequence[RunResult], report: Path, name: str) -> None:
         """Write the learning curves, and the picture of each kind of run with seed 0.
 
         Runs with step sizes other than the recipe's are left out.
@@ -229,7 +233,7 @@ class Experiments(ManyRuns):
         layouts = dict.fromkeys(own.settings.proposals.anchor_layout for own in proposals)
         if proposals:
             curves = figures.learning_curves(proposals, list(layouts))
-            write_figure(curves, report / _CURVES_FILE, dpi=80)
+            write_figure(curves, report / f"{name}-curves.png", dpi=80)
         for result in results:
             settings = result.settings
             if settings.seed == 0 and not self._swept(settings):
@@ -241,7 +245,7 @@ class Experiments(ManyRuns):
                         f"{path / PICTURE_FILE} cannot be read ({reason(error)}); delete {path},"
                         " and the same command trains that run again"
                     ) from error
-                with atomic_file(report / f"detection-{path.name}.png") as file:
+                with atomic_file(report / f"{_TABLE}-{path.name}.png") as file:
                     file.write(picture)
 
     def _drawn(self, results: Sequence[RunResult]) -> list[RunResult]:
@@ -251,6 +255,10 @@ class Experiments(ManyRuns):
             for result in results
             if result.settings.stage == "rpn" and not self._swept(result.settings)
         ]
+
+
+def _kind(settings: DetectorSettings) -> str:
+    return f"{settings.stage}-{settings.proposals.anchor_layout}-{settings.coords}"
 
 
 def _picture(run: Run) -> figures.Picture:

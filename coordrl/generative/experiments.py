@@ -47,6 +47,7 @@ from coordrl.records import provenance, read_json, write_figure, write_json, wri
 from coordrl.runs import RunFolder
 
 SAMPLES_FOLDER = "samples"
+_TABLE = "generative"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,12 @@ class Experiments(ManyRuns):
         seeds: int,
         report: Path,
     ) -> str:
-        """Train each arm with each seed; return the table, and write it and its figures."""
+        """Train each arm with each seed; return the table, and write it and its figures.
+
+        Writes ``generative-<model>-<objective>-<size>.md`` and ``.json``, of which the tables' own
+        know nothing; the name has the arm, too, if there is but one, and the pictures, if they are
+        not of Sort-of-Clevr.
+        """
         self.require_seeds(seeds)
         chosen = [
             load_generative_settings(self.config, scale, model, coords, objective, self.overrides)
@@ -81,9 +87,11 @@ class Experiments(ManyRuns):
             for settings in chosen
             for seed in range(seeds)
         ]
-        self._write(results, report)
+        text = table.to_markdown(results)
+        name = _name(table.Kind.of(chosen[0]), arms)
+        self._write_table(f"{_TABLE}-{name}", text, results, report)
         self._draw(results, report)
-        return table.to_markdown(results)
+        return text
 
     def make_table(self, size: table.TableSize, report: Path) -> str:
         """Train everything that the table needs; write ``generative.md``, ``.json`` and figures.
@@ -102,7 +110,7 @@ class Experiments(ManyRuns):
         make_folder(report)
         for seed, settings in itertools.product(range(seeds), chosen):
             results.append(self.train(dataclasses.replace(settings, seed=seed)))
-            self._write(results, report)
+            self._write_table(_TABLE, table.to_markdown(results), results, report)
         self._draw(results, report)
         return table.to_markdown(results)
 
@@ -137,7 +145,7 @@ class Experiments(ManyRuns):
             folder = self.out / f"steps-{generator:g}-{discriminator:g}"
             own = dataclasses.replace(self, out=folder)
             results.append(own.train(dataclasses.replace(settings, gan=gan, seed=seed)))
-            self._write_table("generative-steps", table.steps_to_markdown(results), results, report)
+            self._write_table(f"{_TABLE}-steps", table.steps_to_markdown(results), results, report)
 
         for steps, coords in itertools.product(table.STEP_SIZES, table.ARMS):
             train(coords, steps, seed=0)
@@ -189,13 +197,8 @@ class Experiments(ManyRuns):
         return result
 
     def _folder(self, settings: GenerativeSettings) -> Path:
-        kind = table.Kind.of(settings)
-        data = "" if settings.data == "clevr" else f"-{Path(settings.data).name}"
-        names = (settings.model, kind.objective, settings.coords, str(settings.canvas.size))
-        return self.out / f"{'-'.join(name for name in names if name)}{data}-s{settings.seed}"
-
-    def _write(self, results: Sequence[RunResult], report: Path) -> None:
-        self._write_table("generative", table.to_markdown(results), results, report)
+        name = _name(table.Kind.of(settings), [settings.coords])
+        return self.out / f"{name}-s{settings.seed}"
 
     def _write_table(
         self, name: str, text: str, results: Sequence[RunResult], report: Path
@@ -224,11 +227,8 @@ class Experiments(ManyRuns):
                 for coords in table.ARMS
                 if (own := kinds.get(section._replace(coords=coords))) is not None
             }
-            name = "-".join(
-                part for part in (section.model, section.objective, str(section.size)) if part
-            )
             if section.data == "clevr":
-                self._draw_arms(arms, report / f"generative-{name}")
+                self._draw_arms(arms, report / f"{_TABLE}-{_name(section, list(arms))}")
 
     def _draw_arms(self, arms: dict[Arm, list[RunResult]], path: Path) -> None:
         runs = {coords: self._trained(own[0].settings) for coords, own in arms.items()}
@@ -249,6 +249,14 @@ class Experiments(ManyRuns):
             run = Run(settings, device=self.device, folder=folder)
         require_trained(run.step, folder)
         return run
+
+
+def _name(kind: table.Kind, arms: Sequence[Arm]) -> str:
+    """Return the name of what is of one kind, with that of its arm unless it is of both."""
+    arm = arms[0] if len(arms) == 1 else ""
+    data = "" if kind.data == "clevr" else Path(kind.data).name
+    parts = (kind.model, kind.objective, arm, str(kind.size), data)
+    return "-".join(part for part in parts if part)
 
 
 def _film(run: Run) -> Tensor:
