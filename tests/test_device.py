@@ -634,14 +634,40 @@ def test_several_games_share_a_batch_on_a_gpu_alone() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_a_gpu_renders_the_screens_of_a_cpu(mode: AutoresetMode) -> None:
+    settings = AtariSettings(full_action_space=True, max_frames_per_episode=30)
+    # Of different heights: one is of PAL television.
+    names = ["pong", "air_raid"]
+    cuda = envs.AtariVectorEnv(
+        names, 4, settings, device="cuda", autoreset_mode=mode, render_mode="rgb_array"
+    )
+    cpus = [
+        envs.AtariVectorEnv(name, 2, settings, autoreset_mode=mode, render_mode="rgb_array")
+        for name in names
+    ]
+    cuda.reset(seed=[7, 8, 7, 8])
+    for cpu in cpus:
+        cpu.reset(seed=7)
+    for action in (3, 4, 11, 2, 0, 1):
+        cuda.step(torch.full((4,), action))
+        before = cuda.save()
+        drawn = cuda.render()
+        for cpu in cpus:
+            cpu.step([action] * 2)
+        expected = [screen for cpu in cpus for screen in cpu.render()]
+        assert [own.shape for own in drawn] == [own.shape for own in expected]
+        assert all(map(np.array_equal, drawn, expected))
+        assert cuda.save() == before
+
+
+@pytest.mark.usefixtures("gpu")
 def test_what_a_gpu_can_not_do_is_said() -> None:
     cuda = envs.AtariVectorEnv("Pong", 2, device="cuda")
     with pytest.raises(gymnasium.error.ResetNeeded, match="before the first step"):
         cuda.step(torch.zeros(2, dtype=torch.int64))
     with pytest.raises(gymnasium.error.ResetNeeded, match="before save"):
         cuda.save()
-    with pytest.raises(ValueError, match="games on a GPU cannot render"):
-        envs.AtariVectorEnv("Pong", 2, device="cuda", render_mode="rgb_array")
     with pytest.raises(ValueError, match="emulator='ale' plays on the CPU"):
         envs.AtariVectorEnv("Pong", 2, device="cuda", emulator="ale")
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from coordrl.config import AtariSettings
 from coordrl.emulator import compiled, nvrtc, states
 from coordrl.emulator.arguments import checked_mask, in_range, process_cpu_count, reset_seeds
+from coordrl.emulator.batch import Emulator
 from coordrl.emulator.games import ACTIONS, GAMES, Game, load_rom
 from coordrl.emulator.settings import (
     MAX_COUNT,
@@ -145,6 +146,9 @@ class DeviceEmulator:
     ) -> None:
         names = (games,) if isinstance(games, str) else tuple(games)
         self.games = tuple(GAMES[name] for name in names)
+        self.autoreset = autoreset
+        self._rom_path = rom_path
+        self._on_host: dict[str, Emulator] = {}  # one environment, which draws screens
         self.settings = AtariSettings() if settings is None else settings
         self.num_envs = in_range("num_envs", num_envs, 1, MAX_COUNT)
         if not names or num_envs % len(names) != 0:
@@ -260,6 +264,24 @@ class DeviceEmulator:
     def ram(self) -> Tensor:
         """The 128 bytes of RAM of every console, ``(num_envs, 128)``, copied."""
         return torch.cat([group.ram for group in self._groups])
+
+    def screen(self, index: int) -> NDArray[np.uint8]:
+        """Return the last frame of an environment as it was on screen, ``(height, 160, 3)``.
+
+        It is drawn for this call, on the CPU, from what is copied there.
+        """
+        if not self._was_reset:
+            raise ValueError("call reset before looking at the screen")
+        group, row = divmod(
+            in_range("index", index, 0, self.num_envs - 1), self.num_envs // len(self._groups)
+        )
+        name = self.games[group].name
+        if name not in self._on_host:
+            self._on_host[name] = Emulator(
+                name, 1, self.settings, autoreset=self.autoreset, rom_path=self._rom_path
+            )
+        self._on_host[name].restore(self._groups[group].save(slice(row, row + 1)))
+        return self._on_host[name].screen(0)
 
     def _launch(self, **arguments: Tensor) -> None:
         """Play all games side by side: any that is alone would leave most of a GPU idle."""
@@ -394,14 +416,15 @@ class _Group:
         at = self._tables.ram_offset
         return self._environments[:, at : at + 128].clone()
 
-    def save(self) -> list[bytes]:
-        environments = self._environments.cpu().numpy()
-        obs = self._rows.obs.cpu().numpy()
+    def save(self, rows: slice = slice(None)) -> list[bytes]:
+        environments = self._environments[rows].cpu().numpy()
+        obs = self._rows.obs[rows].cpu().numpy()
+        pictures = self._pictures[rows, :4]
         saved = []
         for i, environment in enumerate(environments):
             parts = [environment.tobytes()]
             if int.from_bytes(environment[self._album].tobytes(), "little", signed=True) >= 0:
-                parts.append(self._pictures[i, :4].cpu().numpy().tobytes())
+                parts.append(pictures[i].cpu().numpy().tobytes())
             saved.append(states.pack(self._key, *parts, obs[i].tobytes()))
         return saved
 

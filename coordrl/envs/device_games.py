@@ -1,7 +1,7 @@
 """The games of an environment on a GPU."""
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,15 +94,12 @@ class DeviceGames:
         state.lives.copy_(step.lives)
         return step.obs, rewards, step.terminated, step.truncated, info
 
-    def require_screens(self) -> NoReturn:
-        """Refuse to draw screens: nothing here can."""
-        raise ValueError(
-            "games on a GPU cannot render; restore what they save in an environment of the CPU"
-        )
+    def require_screens(self) -> None:
+        """Do nothing: screens can be drawn."""
 
-    def screens(self) -> NoReturn:
-        """Refuse to draw screens."""
-        self.require_screens()
+    def screens(self) -> tuple[NDArray[np.uint8], ...]:
+        """Return the screen of every game."""
+        return tuple(self._emulator.screen(i) for i in range(self._emulator.num_envs))
 
     def save(self) -> tuple[list[bytes], EpisodeState[NDArray[Any]]]:
         """Return the consoles, and what is known beside them."""

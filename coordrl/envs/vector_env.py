@@ -311,6 +311,8 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
     def render(self) -> tuple[NDArray[np.uint8], ...]:
         """Return the screen of every game, of shape ``(height, 160, 3)``, as it is now.
 
+        Screens of games on a GPU are drawn on the CPU, one after the other: look at a few games.
+
         Raises:
             ValueError: If the environment was made without ``render_mode="rgb_array"``.
         """
