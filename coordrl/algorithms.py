@@ -10,6 +10,7 @@ between the environment and the network, and DQN's exploration in many environme
   which a callback stops it.
 """
 
+import contextlib
 from collections.abc import Generator, Mapping
 from typing import Any
 
@@ -256,14 +257,16 @@ class FrameReplayBuffer(ReplayBuffer):
         stack = self._stacks(batch_inds, envs)
         at = (batch_inds, envs)
         dones = self.dones[at] * (1 - self.timeouts[at])
-        rest = (dones.reshape(-1, 1), self.rewards[at].reshape(-1, 1))
-        dones_tensor, rewards = (torch.from_numpy(array).to(self.device) for array in rest)
+        rewards = self._normalize_reward(self.rewards[at], env).astype(np.float32)
+        dones_tensor, rewards_tensor = (
+            torch.from_numpy(array.reshape(-1, 1)).to(self.device) for array in (dones, rewards)
+        )
         return ReplayBufferSamples(
             observations=_channels_last(stack[:, :-1]).to(self.device),
             actions=torch.from_numpy(self.actions[at]).to(self.device),
             next_observations=_channels_last(stack[:, 1:]).to(self.device),
             dones=dones_tensor,
-            rewards=rewards,
+            rewards=rewards_tensor,
         )
 
     def _stacks(self, slots: NDArray[Any], envs: NDArray[Any]) -> Tensor:
@@ -361,15 +364,28 @@ class DQN(stable_baselines3.DQN):
     ) -> RolloutReturn:
         """Play until the next update, as SB3's method of this name does.
 
-        SB3 loses the step at which a callback stops it. The games have played that step, so here
-        it is kept, and training that goes on in them goes on from there.
+        SB3 loses the step at which a callback stops it, or raises. The games have played that
+        step, so here it is kept, and training that goes on in them goes on from there.
         """
-        rollout = super().collect_rollouts(
-            env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
-        )
+        known = callback.locals.get("new_obs")  # of an earlier rollout
+
+        def store_latest() -> None:
+            latest = callback.locals.get("new_obs")
+            if latest is not known and latest is not self._last_obs:
+                names = ("buffer_actions", "new_obs", "rewards", "dones", "infos")
+                self._store_transition(replay_buffer, *(callback.locals[name] for name in names))
+
+        try:
+            rollout = super().collect_rollouts(
+                env, callback, train_freq, replay_buffer, action_noise, learning_starts,
+                log_interval,
+            )  # fmt: skip
+        except BaseException:
+            with contextlib.suppress(ValueError):  # if it is storing that has failed
+                store_latest()
+            raise
         if not rollout.continue_training:
-            names = ("buffer_actions", "new_obs", "rewards", "dones", "infos")
-            self._store_transition(replay_buffer, *(callback.locals[name] for name in names))
+            store_latest()
         return rollout
 
 

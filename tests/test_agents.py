@@ -782,6 +782,22 @@ class TestZips:
         assert (agent.algorithm, agent.card) == (arm, None)
         assert torch.equal(scores(agent), scores(Agent.of(model)))
 
+    def test_a_zip_with_a_buffer_that_sb3_makes_no_longer_is_opened(
+        self, models: dict[str, BaseAlgorithm], tmp_path: Path
+    ) -> None:
+        models["DQN"].save(tmp_path / "model.zip")
+        with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+            data = json.loads(archive.read("data"))
+        data |= {"optimize_memory_usage": True, "replay_buffer_kwargs": {}}
+        content = {"data": json.dumps(data).encode()}
+        old = rewrite_zip(tmp_path / "model.zip", tmp_path / "old.zip", **content)
+        with pytest.raises(ValueError, match="handle_timeout_termination = True simultaneously"):
+            DQN.load(old, device="cpu")
+
+        agent = load_agent(old, trust_pickle=True)
+
+        assert torch.equal(scores(agent), scores(Agent.of(models["DQN"])))
+
     def test_a_bomb_goes_off_only_if_trusted(self, saved: Path, tmp_path: Path) -> None:
         crater = tmp_path / "crater"
         with zipfile.ZipFile(saved / "agent.zip") as archive:

@@ -1,5 +1,6 @@
 """SB3's algorithms with fewer copies: the same samples and updates as SB3's own."""
 
+import contextlib
 from typing import Any
 
 import gymnasium
@@ -11,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch.testing import assert_close
 
 from coordrl.algorithms import (
@@ -23,6 +24,7 @@ from coordrl.algorithms import (
     setting_keywords,
 )
 from coordrl.config import OptimizerSettings, RunSettings, Schedule, TrainingSettings
+from coordrl.extractors import policy_kwargs
 
 STACK, HEIGHT, WIDTH = 3, 20, 25
 SPACE = spaces.Box(0, 255, (STACK, HEIGHT, WIDTH), np.uint8)
@@ -277,6 +279,27 @@ def test_dqn_explores_in_each_environment_on_its_own() -> None:
     assert agrees.max() < 0.95
 
 
+def test_replayed_rewards_are_normalized_as_sb3_does_it() -> None:
+    sampled = []
+    kwargs: dict[str, Any] = EXTRACTOR
+    for replay in (ReplayBuffer, FrameReplayBuffer):
+        env = VecNormalize(NoiseEnv(2), norm_obs=False)
+        model = stable_baselines3.DQN(
+            "CnnPolicy", env, replay_buffer_class=replay, buffer_size=100, seed=0,
+            learning_starts=1000, policy_kwargs=policy_kwargs(**kwargs),
+        )  # fmt: skip
+        seed_everything(0)
+        ACTIONS.seed(0)
+        model.learn(60)
+        assert model.replay_buffer is not None
+        seed_everything(1)
+        sampled.append(model.replay_buffer.sample(20, env=env).rewards)
+        seed_everything(1)
+        raw = model.replay_buffer.sample(20).rewards
+        assert not torch.allclose(sampled[-1], raw)
+    assert torch.equal(*sampled)
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
 def test_dqn_with_one_environment_explores_as_sb3s(rate: float) -> None:
     ours = make_model(settings("dqn", buffer_size=10), NoiseEnv(1), seed=0)
@@ -314,24 +337,29 @@ def test_dqn_explores_as_much_where_an_observation_has_parts() -> None:
 
 
 class StopAfter(BaseCallback):
-    """Stops within a rollout."""
+    """Stops within a rollout, or as Ctrl-C does."""
 
-    def __init__(self, calls: int) -> None:
+    def __init__(self, calls: int, *, raises: bool) -> None:
         super().__init__()
         self.calls = calls
+        self.raises = raises
 
     def _on_step(self) -> bool:
+        if self.raises and self.n_calls == self.calls:
+            raise KeyboardInterrupt
         return self.n_calls < self.calls
 
 
-def test_dqn_that_a_callback_stopped_goes_on_where_its_games_are() -> None:
+@pytest.mark.parametrize("raises", [False, True])
+def test_dqn_that_a_callback_stopped_goes_on_where_its_games_are(raises: bool) -> None:
     def model_of(train_freq: int) -> Any:
         keywords = {"train_freq": train_freq, "learning_starts": 1000, "buffer_size": 200}
         return make_model(settings("dqn", **keywords), NoiseEnv(2, seed=5), seed=0)
 
     stopped, whole = model_of(4), model_of(1)
     ACTIONS.seed(3)
-    stopped.learn(1000, callback=StopAfter(6))
+    with pytest.raises(KeyboardInterrupt) if raises else contextlib.nullcontext():
+        stopped.learn(1000, callback=StopAfter(6, raises=raises))
     stopped.learn(32, reset_num_timesteps=False)
     ACTIONS.seed(3)
     whole.learn(44)
@@ -340,6 +368,30 @@ def test_dqn_that_a_callback_stopped_goes_on_where_its_games_are() -> None:
     ours, expected = stopped.replay_buffer.state(), whole.replay_buffer.state()
     for name, array in expected.items():
         np.testing.assert_array_equal(ours[name], array, err_msg=name)
+
+
+def test_dqn_stores_no_step_of_an_earlier_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = make_model(settings("dqn", buffer_size=200), NoiseEnv(2), seed=0)
+    callback = StopAfter(4, raises=False)
+    model.learn(1000, callback=callback)
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, "_sample_action", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(1000, callback=callback)
+    assert model.replay_buffer.pos == 4
+
+
+def test_dqn_tells_once_that_its_games_were_stepped_by_others() -> None:
+    model: Any = make_model(settings("dqn", buffer_size=200), NoiseEnv(2), seed=0)
+    model.learn(10)
+    for _ in range(3):
+        model.env.step(np.zeros(2, np.int64))
+    with pytest.raises(ValueError, match="reset or stepped between two calls") as caught:
+        model.learn(10, reset_num_timesteps=False)
+    assert caught.value.__context__ is None
 
 
 @pytest.mark.parametrize(("num_envs", "given", "made"), [(1, 1, 1), (8, 1, 8), (4, -1, -1)])

@@ -45,7 +45,7 @@ from coordrl.device_algorithms import (
 )
 from coordrl.device_algorithms.base import OnDevice
 from coordrl.device_algorithms.buffers import TimeoutFrames
-from coordrl.device_algorithms.callbacks import EpisodeLog, HostView
+from coordrl.device_algorithms.callbacks import EpisodeLog, HostView, Infos, Moment
 from coordrl.device_algorithms.networks import Recorded, draw, entropy
 from coordrl.extractors import policy_kwargs
 from coordrl.ranks import Ranks
@@ -371,6 +371,8 @@ def test_the_games_of_a_rollout_are_told_with_their_returns_in_their_order() -> 
 class Watch(BaseCallback):
     """Notes what a callback sees of each step."""
 
+    arrays = ("values", "log_probs", "obs_tensor", "clipped_actions", "buffer_actions")
+
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Any] = []
@@ -386,6 +388,7 @@ class Watch(BaseCallback):
             if "episode" in info:
                 info["episode"] = (info["episode"]["r"], info["episode"]["l"])
         arrays = [np.asarray(look[key]).tolist() for key in ("actions", "rewards", "dones")]
+        arrays += [(key, np.shape(look[key])) for key in sorted(look) if key in self.arrays]
         self.seen.append((arrays, int(np.sum(look["new_obs"])), infos, self.num_timesteps))
         return True
 
@@ -394,13 +397,17 @@ class Watch(BaseCallback):
 def test_callbacks_see_what_they_see_in_sb3(name: str) -> None:
     greedy = {"exploration_initial_eps": 0.0, "exploration_final_eps": 0.0, "learning_rate": 0.0}
     ours, stock = pair(name, **(greedy if name == "DQN" else {}))
-    seen = []
+    seen, keys = [], []
     for algorithm in (ours, stock):
         watch = Watch()
         learn(algorithm, 20 * NUM_ENVS, watch)
         seen.append(watch.seen)
+        keys.append(set(watch.locals))
+    # What SB3 calculates with on the way is nobody's.
+    missing = keys[1] - keys[0] - {"idx", "done", "terminal_obs", "terminal_value", "i", "kwargs"}
     assert seen[0] == seen[1]
     assert any(info for step in seen[0] for info in step[2])
+    assert missing == set()
 
 
 class Calculate(BaseCallback):
@@ -442,6 +449,31 @@ def test_one_number_is_true_or_false_and_several_are_neither() -> None:
         bool(HostView(torch.tensor([0.0, 1.0])))
 
 
+def test_what_a_callback_keeps_too_long_is_refused_where_it_is_overwritten() -> None:
+    class Keep(BaseCallback):
+        kept: ClassVar[list[Any]] = []
+
+        def _on_step(self) -> bool:
+            if self.n_calls == 1:
+                self.kept.append(self.locals["new_obs"])
+            return True
+
+    ours = model(device_algorithms, "A2C")
+    learn(ours, 20 * NUM_ENVS, Keep())
+    assert np.asarray(Keep.kept[0]).shape == (NUM_ENVS, *ours.observation_space.shape)
+
+    moment = Moment()
+    rewards, nothing = HostView(torch.ones(3), moment), torch.zeros(2, dtype=torch.bool)
+    step = TorchStep(*[nothing] * len(TorchStep._fields))
+    looked_at, not_looked_at = (Infos(step, 0.0, moment) for _ in range(2))
+    assert looked_at[1] == {}
+    moment.is_over = True
+    assert looked_at[1] == {}
+    for look in (lambda: rewards + 1, lambda: not_looked_at[0]):
+        with pytest.raises(RuntimeError, match=r"overwritten by the next step .* np\.array\(self"):
+            look()
+
+
 def test_what_a_callback_sees_is_not_for_writing() -> None:
     rewards = HostView(torch.tensor([0.0, 1.0]))
     with pytest.raises(TypeError, match="a copy, which cannot be written to"):
@@ -455,15 +487,20 @@ def test_what_a_callback_sees_is_not_for_writing() -> None:
 @pytest.mark.usefixtures("same_minibatches")
 def test_a_callback_ends_the_training_within_a_rollout() -> None:
     ended = []
-    for algorithm in pair("A2C"):
+    ours, stock = pair("A2C")
+    for algorithm in (ours, stock):
+        callback = StopTrainingOnMaxEpisodes(2)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("builtins.print", lambda *_: None)
-            learn(algorithm, 10_000, StopTrainingOnMaxEpisodes(2))
-        last = (np.asarray(algorithm._last_obs), np.asarray(algorithm._last_episode_starts))
-        ended.append((algorithm.num_timesteps, len(algorithm.ep_info_buffer), *last))
-    for ours, stock in zip(*ended, strict=True):
-        np.testing.assert_array_equal(ours, stock)
+            learn(algorithm, 10_000, callback)
+        shown = (np.asarray(callback.locals[name]) for name in ("new_obs", "dones"))
+        ended.append((algorithm.num_timesteps, len(algorithm.ep_info_buffer), *shown))
+    for own, its in zip(*ended, strict=True):
+        np.testing.assert_array_equal(own, its)
     assert ended[0][0] < 200
+    # SB3 forgets what the last step has shown, and goes on from what was before.
+    np.testing.assert_array_equal(ours._last_obs, ended[0][2])
+    np.testing.assert_array_equal(ours._last_episode_starts, ended[0][3])
 
 
 class Interrupt(BaseCallback):
@@ -478,15 +515,16 @@ class Interrupt(BaseCallback):
 @pytest.mark.parametrize("name", ALL)
 def test_training_goes_on_after_a_rollout_that_was_broken_off(name: str) -> None:
     reached = []
-    for algorithm in pair(name):
+    ours, stock = pair(name)
+    for algorithm in (ours, stock):
+        interrupt = Interrupt()
         with pytest.raises(KeyboardInterrupt):
-            learn(algorithm, 10_000, Interrupt())
-        last = np.asarray(algorithm._last_obs).copy()
+            learn(algorithm, 10_000, interrupt)
+        if algorithm is ours:
+            np.testing.assert_array_equal(ours._last_obs, interrupt.locals["new_obs"])
         learn(algorithm, 40 * NUM_ENVS, reset=False)
-        reached.append((algorithm.num_timesteps, len(algorithm.ep_info_buffer), last))
-    assert reached[0][:2] == reached[1][:2]
-    if name != "DQN":  # which explores by other random numbers
-        np.testing.assert_array_equal(reached[0][2], reached[1][2])
+        reached.append((algorithm.num_timesteps, len(algorithm.ep_info_buffer)))
+    assert reached[0] == reached[1]
 
 
 def replayed(algorithm: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -896,16 +934,30 @@ def test_a_model_computes_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -
     settings = TrainingSettings(
         run=RunSettings(on_device=True), acceleration=AccelerationSettings(cuda_graphs=True)
     )
-    for device in ("cpu", "cuda"):
+    for device in ("cpu", "auto", "cuda", "cuda:1"):
         given: Any = make_device_model(settings, games(), seed=0, device=device)
         assert given["acceleration"] == settings.acceleration
         assert given["device"] == device
         # Without it the optimizer counts its steps on the host, where no graph sees them.
         is_capturable = given["policy_kwargs"]["optimizer_kwargs"].get("capturable", False)
-        assert is_capturable is (device == "cuda")
+        assert is_capturable is device.startswith("cuda")
     rmsprop = dataclasses.replace(settings, optimizer=OptimizerSettings(name="RMSprop"))
     with pytest.raises(ValueError, match=r"which RMSprop does not allow: choose optimizer.name = "):
         make_device_model(rmsprop, games(), seed=0, device="cuda")
+
+
+@pytest.mark.parametrize("is_alias", [False, True])
+def test_dqn_refuses_games_that_somebody_else_has_stepped(is_alias: bool) -> None:
+    dqn = model(device_algorithms, "DQN")
+    learn(dqn, 30 * NUM_ENVS)
+    learn(dqn, 10 * NUM_ENVS, reset=False)
+    for _ in range(2):
+        step = dqn.env.step_torch(torch.full((NUM_ENVS,), 3))
+    if is_alias:  # on a GPU the last observation is what the games show now
+        dqn._last_obs = step.obs
+    with pytest.raises(ValueError, match=r"did not go on from where they were.* Evaluate in other"):
+        learn(dqn, 10 * NUM_ENVS, reset=False)
+    learn(dqn, 10 * NUM_ENVS)
 
 
 def test_dqn_explores_in_each_environment_on_its_own() -> None:
@@ -955,12 +1007,17 @@ class Replayed:
 
     def __init__(self) -> None:
         self.replays = 0
+        self.addresses: list[int] = []
 
     def replay(self) -> None:
         self.replays += 1
+        graph: Any = self
+        [own] = [recorded for recorded in self.recorded if recorded._graph is graph]
+        if self.replays == 1:
+            self.addresses = [tensor.data_ptr() for tensor in own._inputs]
+        # A graph reads from where its inputs lay when it was recorded.
+        assert [tensor.data_ptr() for tensor in own._inputs] == self.addresses
         if self.replays > 1:
-            graph: Any = self
-            [own] = [recorded for recorded in self.recorded if recorded._graph is graph]
             results = own._function(*own._inputs)
             is_one = isinstance(results, torch.Tensor)
             for kept, result in zip(
@@ -974,11 +1031,13 @@ class Replayed:
 def test_recorded_functions_do_what_they_do_unrecorded(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keywords = {"batch_size": 16} if name == "PPO" else {}  # the last of an epoch is smaller
+    # The last minibatch of an epoch is smaller.
+    keywords: dict[str, Any] = {"batch_size": 16} if name == "PPO" else {}
+    keywords["learning_rate"] = lambda left: 0.001 * left
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SB3 advises against it
         plain = model(device_algorithms, name, **keywords)
-        learn(plain, 20 * NUM_ENVS * 4)
+        expected = [learn(plain, 20 * NUM_ENVS * 4, reset=reset) for reset in (True, False)]
 
         def record(_: Any, function: Any) -> Recorded:
             Replayed.recorded.append(Recorded(function))
@@ -989,8 +1048,21 @@ def test_recorded_functions_do_what_they_do_unrecorded(
         monkeypatch.setattr(torch.cuda, "CUDAGraph", Replayed)
         monkeypatch.setattr(torch.cuda, "graph", lambda _: nullcontext())
         recorded = model(device_algorithms, name, **keywords)
-        learn(recorded, 20 * NUM_ENVS * 4)
+        logged, addresses = [], []
+        for reset in (True, False):
+            logged.append(learn(recorded, 20 * NUM_ENVS * 4, reset=reset))
+            # A graph reads and writes where these lay when it was recorded.
+            tensors = [group["lr"] for group in recorded.policy.optimizer.param_groups]
+            if name == "PPO":
+                tensors += [recorded._totals, recorded._scalars]
+            addresses.append([name == "A2C" or tensor.data_ptr() for tensor in tensors])
 
+    assert addresses[0] == addresses[1]
+    for own, its in zip(logged, expected, strict=True):
+        assert [key for key in its if "train/" in key]
+        for key in its:
+            if "train/" in key:
+                assert own[key] == pytest.approx(its[key], rel=1e-3, abs=1e-5), key
     assert sum(own._graph is not None for own in Replayed.recorded) >= (1 if name == "A2C" else 2)
     Replayed.recorded.clear()
     for key, value in plain.policy.state_dict().items():
@@ -1018,6 +1090,28 @@ def test_updates_of_several_processes_are_not_recorded(
     assert alone._update == [alone._minibatch]
     assert together._update == together._minibatch  # gradients are exchanged in it
     assert together._act == [together._choose]
+
+
+def test_an_update_is_recorded_if_its_optimizer_can_be() -> None:
+    ppo = model(device_algorithms, "PPO", acceleration=AccelerationSettings(cuda_graphs=True))
+    assert ppo._update == ppo._minibatch  # on the CPU nothing is recorded
+    ppo.device = torch.device("cuda:1")
+    with pytest.raises(ValueError, match=r"optimizer_kwargs=dict\(capturable=True\), or set accel"):
+        ppo._recorded_update(ppo._minibatch)
+    for group in ppo.policy.optimizer.param_groups:
+        group["capturable"] = True
+    assert isinstance(ppo._recorded_update(ppo._minibatch), Recorded)
+
+
+def test_a_divergence_may_end_updates_that_are_not_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = AccelerationSettings(cuda_graphs=True)
+    ppo = model(device_algorithms, "PPO", acceleration=settings, target_kl=0.1)
+    assert "train/approx_kl" in learn(ppo, 2 * 20 * NUM_ENVS)
+    monkeypatch.setattr(OnDevice, "_recorded", lambda _, function: Recorded(function))
+    with pytest.raises(ValueError, match=r"target_kl may end an update, .*cuda_graphs = false"):
+        model(device_algorithms, "PPO", acceleration=settings, target_kl=0.1)
 
 
 def test_dqn_writes_its_log_whenever_so_many_episodes_have_ended() -> None:

@@ -62,7 +62,7 @@ from coordrl.training.checkpoint import (
     write_checkpoints,
 )
 from coordrl.training.profiling import Profile
-from coordrl.training.run import _STREAMS, _Leader, _stream
+from coordrl.training.run import _STREAMS, _Leader, _seeded_model, _stream
 from coordrl.training.settings import DEFAULTS, describe_acceleration
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -450,6 +450,27 @@ class TestRun:
         chosen = settings("ppo", "run.total_steps=16", where)
         train(chosen, tmp_path / "run")
         assert given[-1] == _stream(chosen, "environment")  # SB3 gives them the policy's before
+
+    def test_ranks_share_weights_but_neither_games_nor_random_numbers(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        chosen = settings("ppo", "run.on_device=true", "run.num_envs=6", "algorithm.batch_size=8")
+        given = note_seeds(monkeypatch)
+        models, drawn = [], []
+        for index in range(2):
+            games = make_sb3_env(chosen.run.game, 3, chosen.env)
+            models.append(_seeded_model(chosen, games, "cpu", Ranks(index, 2)))
+            first = given[-1]
+            assert first is not None
+            seeds = list(range(first, first + 3))
+            drawn.append((seeds, float(torch.rand(1)), float(np.random.rand())))  # noqa: NPY002
+        weights, others = (model.policy.state_dict() for model in models)
+        assert all(torch.equal(value, others[name]) for name, value in weights.items())
+        # The games are those that one process would play.
+        start = _stream(chosen, "environment")
+        assert drawn[0][0] + drawn[1][0] == list(range(start, start + 6))
+        assert drawn[0][1] != drawn[1][1]
+        assert drawn[0][2] != drawn[1][2]
 
     @WHEREVER
     def test_what_learns_is_where_the_settings_say(

@@ -230,10 +230,12 @@ def load_agent(
             " saved agent instead, or, if you trust where the zip comes from, --trust-pickle"
             " (trust_pickle=True)"
         )
-    # The replay buffer of a DQN model would take gigabytes, to stay empty.
-    unused_buffer: dict[str, Any] = {"buffer_size": 1} if algorithm == "DQN" else {}
+    # The replay buffer of a DQN model would take gigabytes, to stay empty. Old versions of SB3
+    # wrote models whose kind of buffer new ones refuse.
+    unused_buffer = {"buffer_size": 1, "optimize_memory_usage": False}
+    keywords: dict[str, Any] = unused_buffer if algorithm == "DQN" else {}
     try:
-        model = STOCK_ALGORITHMS[algorithm].load(path, device=device, **unused_buffer)
+        model = STOCK_ALGORITHMS[algorithm].load(path, device=device, **keywords)
     except Exception as error:  # whatever the pickle raises
         raise AgentError(f"{algorithm}.load cannot open {path}: {_first_line(error)}") from error
     return Agent.of(model)

@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from torch import Tensor
 
 from coordrl.config import AccelerationSettings
-from coordrl.device_algorithms.callbacks import EpisodeLog, HostView, Infos
+from coordrl.device_algorithms.callbacks import EpisodeLog, HostView, Infos, Moment
 from coordrl.device_algorithms.networks import Recorded
 from coordrl.envs import AtariVectorEnv
 from coordrl.modes import evaluating
@@ -22,7 +22,7 @@ _NOT_SAVED = (
     *("acceleration", "ranks", "episodes", "rollout_buffer_class", "rollout_buffer_kwargs"),
     *("replay_buffer_class", "replay_buffer_kwargs", "_last_obs", "_last_episode_starts"),
     *("_last_original_obs", "_network", "_act", "_update", "_learning_rate", "_totals", "_scalars"),
-    "_shortest_timeout",
+    *("_shortest_timeout", "_moment"),
 )
 
 
@@ -50,6 +50,8 @@ class OnDevice(BaseAlgorithm):
     """Chooses actions; likewise, recorded as a CUDA graph."""
     _update: Any = None
     """Makes one update; likewise."""
+    _moment = Moment()
+    """Until when what the last step returned holds."""
 
     def __init__(
         self,
@@ -128,20 +130,43 @@ class OnDevice(BaseAlgorithm):
         is_recorded = self.acceleration.cuda_graphs and self.device.type == "cuda"
         return Recorded(function) if is_recorded else function
 
+    def _recorded_update(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return an update, recorded if it can be and the settings ask for it.
+
+        Raises:
+            ValueError: If the optimizer counts its steps where no graph sees them.
+        """
+        if self.ranks.count > 1:  # their exchange of gradients is not recorded
+            return function
+        update, groups = self._recorded(function), self.policy.optimizer.param_groups
+        if self.device.type == "cuda" and isinstance(update, Recorded):
+            if not all(group.get("capturable", False) for group in groups):
+                raise ValueError(
+                    "a recorded update needs an optimizer that counts its steps on the GPU: give "
+                    "policy_kwargs optimizer_kwargs=dict(capturable=True), or set "
+                    "acceleration.cuda_graphs = false"
+                )
+        return update
+
     def _step(self, env: VectorEnvAdapter, actions: Tensor) -> TorchStep:
+        self._moment.is_over = self.device.type == "cuda"
         step = TorchStep(*(part.to(self.device) for part in env.step_torch(actions)))
+        self._moment = Moment()
         self.num_timesteps += env.num_envs * self.ranks.count
         return step
 
     def _locals(self, step: TorchStep, actions: Tensor, **others: Any) -> dict[str, Any]:
         """Return what SB3's callbacks expect to find in ``locals``."""
         return {
-            **{"self": self, "env": self.env, "actions": HostView(actions)},
-            **{"new_obs": HostView(step.obs), "rewards": HostView(step.rewards)},
-            "dones": HostView(step.terminated | step.truncated),
-            "infos": Infos(step, self._seconds()),
+            **{"self": self, "env": self.env, "actions": self._view(actions)},
+            **{"new_obs": self._view(step.obs), "rewards": self._view(step.rewards)},
+            "dones": self._view(step.terminated | step.truncated),
+            "infos": Infos(step, self._seconds(), self._moment),
             **others,
         }
+
+    def _view(self, tensor: Tensor) -> HostView:
+        return HostView(tensor, self._moment)
 
     def _seconds(self) -> float:
         """Return how long the training has been going on."""

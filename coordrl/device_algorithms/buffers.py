@@ -380,6 +380,24 @@ class DeviceReplayBuffer(ReplayBuffer):
         self._history[self.pos] = torch.where(game_starts, 0, history)
         self._frames[self._added % self._ring] = obs[:, -1]
 
+    def require_goes_on(self, next_obs: Tensor) -> None:
+        """Raise a ValueError if other games are seen than those that were observed before.
+
+        A device has to be waited for, so this is for once in a while.
+
+        Args:
+            next_obs: What follows from what :meth:`observe` was given, as :meth:`add` takes it.
+        """
+        offsets = torch.arange(2 - self.obs_shape[0], 1, device=self.device)
+        frames = self._frames[(self._added + offsets) % self._ring].movedim(0, 1)
+        before_game = offsets < -self._history[self.pos].long()[:, None]
+        if not torch.equal(frames.masked_fill(before_game[:, :, None, None], 0), next_obs[:, :-1]):
+            raise ValueError(
+                "the games did not go on from where they were: were the environments reset or "
+                "stepped between two calls of learn? Evaluate in others, or begin new games, with "
+                "reset_num_timesteps=True"
+            )
+
     def add(  # type: ignore[override]
         self,
         next_obs: Tensor,

@@ -3,7 +3,9 @@
 import inspect
 from collections.abc import Mapping
 
+import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import get_device
 
 from coordrl.algorithms import ALGORITHMS, model_keywords
 from coordrl.config import TrainingSettings
@@ -58,7 +60,8 @@ def make_device_model(
         if key in defaults:
             value = keywords.get(key, defaults[key].default)
             keywords[key] = ranks.share(value, f"algorithm.{key}")
-    if settings.acceleration.cuda_graphs and device == "cuda":
+    is_gpu = (get_device() if device == "auto" else torch.device(device)).type == "cuda"
+    if settings.acceleration.cuda_graphs and is_gpu:
         if settings.optimizer.name == "Adam":
             keywords["policy_kwargs"]["optimizer_kwargs"]["capturable"] = True
         elif algo != "a2c":  # whose updates are too few to be recorded

@@ -12,10 +12,35 @@ from torch import Tensor
 from coordrl.sb3_envs import TorchStep
 
 
+class Moment:
+    """The time in which what a step returned stays: the next may overwrite it.
+
+    Attributes:
+        is_over: Whether it has been.
+    """
+
+    is_over = False
+
+    def require(self) -> None:
+        """Raise a RuntimeError if a callback looks at something too late."""
+        if self.is_over:
+            raise RuntimeError(
+                "what a callback finds in locals is overwritten by the next step of the games: to "
+                "keep it, copy it within _on_step, such as np.array(self.locals['new_obs'])"
+            )
+
+
 class HostView(NDArrayOperatorsMixin):
     """A tensor that callbacks take for an array; each look copies it from the device.
 
     It can't be written to: ``np.asarray(view)`` can, but nobody reads that.
+
+    Args:
+        tensor: What to look at.
+        moment: Until when it holds; for ever if None.
+
+    Raises:
+        RuntimeError: If one looks at it when its moment is over.
 
     Example:
         >>> dones = HostView(torch.tensor([True, False, True]))
@@ -25,12 +50,14 @@ class HostView(NDArrayOperatorsMixin):
         array([False,  True, False])
     """
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, moment: Moment | None = None) -> None:
         self._tensor = tensor
+        self._moment = moment or Moment()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
             raise ValueError("what a callback finds in locals is copied to be looked at")
+        self._moment.require()
         return np.array(self._tensor.cpu().numpy(), dtype)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **keywords: Any) -> Any:
@@ -72,11 +99,13 @@ class Infos(Sequence[dict[str, Any]]):
     Args:
         step: What the step returned.
         seconds: Time to write to games that ended.
+        moment: Until when it holds; what was made before is kept.
     """
 
-    def __init__(self, step: TorchStep, seconds: float) -> None:
+    def __init__(self, step: TorchStep, seconds: float, moment: Moment) -> None:
         self._step = step
         self._seconds = seconds
+        self._moment = moment
         self._infos: list[dict[str, Any]] | None = None
 
     def __len__(self) -> int:
@@ -92,6 +121,7 @@ class Infos(Sequence[dict[str, Any]]):
         return self._infos[index]
 
     def _made(self) -> list[dict[str, Any]]:
+        self._moment.require()
         step = self._step
         infos: list[dict[str, Any]] = [{} for _ in range(len(self))]
         for i in (step.terminated | step.truncated).nonzero().flatten().tolist():

@@ -58,9 +58,7 @@ class DQN(OnDevice, stable_baselines3.DQN):
         self.episodes = EpisodeLog(train_freq.frequency, self.n_envs, self.device)
         self._network = accelerated(q_values, self.acceleration)
         self._act = self._recorded(self._choose)
-        # The ranks' exchange of gradients is not recorded.
-        alone = self.ranks.count == 1
-        self._update = self._recorded(self._minibatch) if alone else self._minibatch
+        self._update = self._recorded_update(self._minibatch)
 
     def _require_games(self, env: GymEnv) -> None:
         super()._require_games(env)
@@ -118,13 +116,21 @@ class DQN(OnDevice, stable_baselines3.DQN):
         num_episodes = torch.zeros((), dtype=torch.int64, device=self.device)
         goes_on = True
         for collected in range(1, train_freq.frequency + 1):
+            begins = self.num_timesteps == self._num_timesteps_at_start
             self.replay_buffer.observe(obs, starts)
             exploration = 1.0 if self.num_timesteps < learning_starts else self.exploration_rate
             actions = self._act(obs, torch.full((), exploration, device=self.device))
             step = self._step(env, actions)
-            others = {"replay_buffer": self.replay_buffer, "num_collected_steps": collected}
-            looked_at = self._locals(step, actions, buffer_actions=HostView(actions), **others)
-            callback.update_locals(looked_at)
+            if begins:  # somebody else may have stepped the games in the meantime
+                self.replay_buffer.require_goes_on(step.next_obs)
+            others = {
+                **{"callback": callback, "train_freq": train_freq, "action_noise": action_noise},
+                **{"learning_starts": learning_starts, "log_interval": log_interval},
+                **{"replay_buffer": self.replay_buffer, "num_collected_steps": collected},
+                **{"num_collected_episodes": HostView(num_episodes.clone())},
+                **{"buffer_actions": self._view(actions), "continue_training": True},
+            }
+            callback.update_locals(self._locals(step, actions, **others))
             try:
                 goes_on = callback.on_step()
             finally:

@@ -117,6 +117,11 @@ class Recorded:
 
     def __call__(self, *tensors: Tensor) -> Any:
         """Return what the function returns for these tensors."""
+        # Streams are those of the current GPU, which need not be that of the tensors.
+        with torch.cuda.device_of(tensors[0]):  # type: ignore[no-untyped-call]
+            return self._call(tensors)
+
+    def _call(self, tensors: Sequence[Tensor]) -> Any:
         shapes = [tensor.shape for tensor in tensors]
         if self._calls == 0:
             self._shapes = shapes

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from coordrl.device_algorithms.base import OnDevice
 from coordrl.device_algorithms.buffers import DeviceRolloutBuffer
-from coordrl.device_algorithms.callbacks import EpisodeLog, HostView
-from coordrl.device_algorithms.networks import accelerated, draw, entropy, estimate
+from coordrl.device_algorithms.callbacks import EpisodeLog
+from coordrl.device_algorithms.networks import Recorded, accelerated, draw, entropy, estimate
 from coordrl.sb3_envs import VectorEnvAdapter
 
 
@@ -76,18 +76,26 @@ class _OnPolicy(OnDevice, OnPolicyAlgorithm):
             obs = buffer.observe(obs)
             actions, values, log_probs = self._act(obs)
             step = self._step(env, actions)
-            others = {"values": values, "log_probs": log_probs, "rollout_buffer": buffer}
-            others |= {"obs_tensor": obs, "clipped_actions": HostView(actions)}
-            callback.update_locals(self._locals(step, actions, n_steps=n_steps, **others))
-            if not callback.on_step():
+            others = {
+                **{"callback": callback, "n_steps": n_steps, "n_rollout_steps": n_rollout_steps},
+                **{"rollout_buffer": buffer, "obs_tensor": obs, "log_probs": log_probs},
+                **{"values": values[:, None], "clipped_actions": self._view(actions)},
+            }
+            callback.update_locals(self._locals(step, actions, **others))
+            try:
+                goes_on = callback.on_step()
+            finally:
+                # Also where that stops the training, or Ctrl-C does: the games have moved on.
+                self._last_obs = step.obs  # type: ignore[assignment]
+                next_starts = step.terminated | step.truncated
+                self._last_episode_starts = next_starts  # type: ignore[assignment]
+            if not goes_on:
                 self._note_games()
                 return False
             self.episodes.add(step)
             buffer.add(obs, actions, step.rewards, starts, values, log_probs)
             buffer.add_timeouts(step.next_obs, step.truncated & ~step.terminated)
-            obs, starts = step.obs, step.terminated | step.truncated
-            self._last_obs = obs  # type: ignore[assignment]
-            self._last_episode_starts = starts  # type: ignore[assignment]
+            obs, starts = step.obs, next_starts
         buffer.bootstrap_timeouts(self._values)
         buffer.compute_returns_and_advantage(self._values(obs), starts)
         self._note_games()
@@ -136,14 +144,12 @@ class PPO(_OnPolicy, stable_baselines3.PPO):
         self._totals = torch.zeros(5, device=self.device)
         # Clip ranges of policy and values, weight of the entropy bonus.
         self._scalars = torch.zeros(3, device=self.device)
-        if self.acceleration.cuda_graphs and self.target_kl is not None:
+        self._update = self._recorded_update(self._minibatch)
+        if isinstance(self._update, Recorded) and self.target_kl is not None:
             raise ValueError(
                 "target_kl may end an update, so the host has to see it: a recorded update cannot "
                 "have one, set acceleration.cuda_graphs = false"
             )
-        # The ranks' exchange of gradients is not recorded.
-        alone = self.ranks.count == 1
-        self._update = self._recorded(self._minibatch) if alone else self._minibatch
 
     def train(self) -> None:
         """Update the policy with the rollout, as SB3's method of this name does.
