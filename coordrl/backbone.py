@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coordrl.layers import CoordConv2d, CoordConvTranspose2d
+from coordrl.layers.contexts import no_autocast
+from coordrl.layers.coord_map import map_dtype
 from coordrl.layers.grid import PAPER_SYSTEM, CoordinateSystem
 
 Coords = Literal["none", "first", "all"]
@@ -335,10 +337,14 @@ def pointwise(
         if isinstance(module, nn.Conv2d):
             weight = module.weight.flatten(1)
             if isinstance(module, CoordConv2d):
-                grid = module.coordinate_grid(height, width, device=x.device, dtype=x.dtype)
                 own, coords = torch.split(weight, [module.in_channels, module.num_coords], dim=1)
-                shared = F.linear(grid.flatten(2).mT, coords, module.bias)
-                x = F.linear(x, own).unsqueeze(1) + shared
+                dtype = map_dtype(weight)
+                grid = module.coordinate_grid(height, width, device=x.device, dtype=dtype)
+                bias = None if module.bias is None else module.bias.to(dtype)
+                with no_autocast(x.device):
+                    shared = F.linear(grid.flatten(2).mT, coords.to(dtype), bias)
+                x = F.linear(x, own).unsqueeze(1)
+                x = (x + shared).to(x.dtype)
             else:
                 x = F.linear(x, weight, module.bias)
                 x = x.unsqueeze(1).expand(-1, height * width, -1) if index == 0 else x

@@ -241,6 +241,23 @@ def test_pointwise_equals_the_convolutions_over_tiled_vectors(coords: Coords, wi
     assert_close(first.mT.reshape(2, 5, 6, 9), backbone[:2](tiled))
 
 
+def test_pointwise_rounds_coordinates_as_the_layer_does() -> None:
+    backbone = ConvBackbone(1, [ConvSpec(1, 1, activation="none")], "first")
+    with torch.no_grad():
+        backbone[0].weight.copy_(torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1))
+        backbone[0].bias.fill_(1.0)
+    vectors = torch.zeros(2, 1)
+    tiled = vectors[:, :, None, None].expand(-1, -1, 1, 1024)
+    with torch.autocast("cpu", torch.bfloat16):
+        pixels, expected = pointwise(backbone, vectors, 1, 1024), backbone(tiled)
+    assert torch.equal(pixels.mT.view_as(expected), expected)
+    half = backbone.bfloat16()
+    pixels, expected = (
+        pointwise(half, vectors.bfloat16(), 1, 1024), half(tiled.bfloat16())
+    )  # fmt: skip
+    assert torch.equal(pixels.mT.view_as(expected), expected)
+
+
 def test_pointwise_sees_the_coordinates_of_the_layers_system() -> None:
     backbone = ConvBackbone(2, [ConvSpec(4, 1), ConvSpec(3, 1)])
     to_coordconv(backbone, system=CoordinateSystem(anchor="centers"))

@@ -18,8 +18,9 @@ from coordrl.convert import (
     load_port,
     to_coordconv,
 )
+from coordrl.convert.report import LayerReport
 from coordrl.coordinates.networks import CoordConvPainter
-from coordrl.layers import CoordConv2d, CoordinateSystem, coordinate_grid
+from coordrl.layers import CoordBias, CoordConv2d, CoordinateSystem, coordinate_grid
 
 PLAIN: dict[str, Callable[[], nn.Module]] = {
     "1d": lambda: nn.Conv1d(2, 4, 3, stride=2, dilation=2, padding=1),
@@ -205,6 +206,36 @@ def test_a_layer_that_is_used_twice_is_swapped_in_both_places() -> None:
 class Standardized(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         return nn.functional.conv2d(input, self.weight - self.weight.mean(), self.bias)
+
+
+@pytest.mark.parametrize("conv", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_layer_that_was_given_another_weight_computes_what_it_did(conv: type[Any]) -> None:
+    plain = conv(3, 8, 3)
+    axis = 0 if plain.transposed else 1
+    plain.weight = nn.Parameter(plain.weight.sum(axis, keepdim=True))  # gray in place of RGB
+    x = torch.randn(2, 1, 9, 9)
+    expected = plain(x)
+
+    assert_close(to_coordconv(plain)(x), expected, rtol=0, atol=0)
+
+
+def test_coordinates_that_are_weighed_down_are_not_lost_in_silence() -> None:
+    layer = to_coordconv(nn.Conv2d(2, 3, 1))
+    assert isinstance(layer, CoordConv2d)
+    with torch.no_grad():
+        layer.weight[:, 2:] = -1.0
+    with pytest.raises(ValueError, match="the layer uses its coordinates"):
+        from_coordconv(layer)
+
+
+def test_a_ports_weights_stay_the_callers() -> None:
+    layer, stored = CoordConv2d(3, 4, 2), torch.randn(4, 5, 2, 2)
+    before = stored.clone()
+    for port in PORTS:
+        shape = (2, 2, 5, 4) if PORTS[port].layout == "HWIO" else (4, 5, 2, 2)
+        load_port(layer, port, stored.view(shape))
+        nn.init.zeros_(layer.weight)
+    assert torch.equal(stored, before)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
@@ -424,6 +455,63 @@ def test_report_of_a_model_that_names_its_layers_input() -> None:
     assert named.change_without == unnamed.change_without > 0
 
 
+def test_report_sees_coordinates_that_are_added() -> None:
+    bias = CoordBias(1)
+    with torch.no_grad():
+        bias.weight.copy_(torch.tensor([[3.0, 4.0]]))
+    layer = CoordConv2d(1, 1, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([1.0, 3.0, 4.0]).view(1, 3, 1, 1))
+    x = torch.randn(2, 1, 5, 5)
+
+    added, convolved = coordinate_report(bias, x), coordinate_report(layer, x)
+
+    assert added.change_without == pytest.approx(convolved.change_without, rel=1e-5)
+    assert added.shift_error_without == {1: 0, 2: 0, 4: 0}
+    assert added.layers[0] == LayerReport("", 1.0, convolved.layers[0].coordinate_norm, True)
+
+
+class Placed(nn.Module):
+    """A crop's layer, given its place in one of two ways."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.layer, self.how = CoordConv2d(1, 2, 1, bias=False), how
+        with torch.no_grad():
+            self.layer.weight.copy_(torch.arange(6.0).view(2, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        place: dict[str, Any] = {"origin": (5.0, 2.0), "extent": 0.5}
+        if self.how == "coords":
+            place = {"coords": coordinate_grid(*x.shape[2:], **place)}
+        y: Tensor = self.layer(x, **place)
+        return y
+
+
+def test_report_is_of_the_coordinates_that_a_model_gives() -> None:
+    x = torch.randn(2, 1, 6, 8)
+    reports = [coordinate_report(Placed(how), x, seed=3) for how in ("origin", "coords")]
+    whole = coordinate_report(nn.Sequential(Placed("origin").layer), x, seed=3)
+    assert reports[0] == reports[1]
+    # Far from the origin, coordinates differ little, but are large.
+    assert reports[0].change_shuffled < whole.change_shuffled / 2
+    assert reports[0].change_without > whole.change_without
+
+
+def test_reports_of_one_seed_are_equal() -> None:
+    model, x = nn.Sequential(CoordConv2d(1, 2, 3)), torch.randn(2, 1, 6, 8)
+    first, second, other = (coordinate_report(model, x, seed=seed) for seed in (0, 0, 1))
+    assert first == second
+    assert first.change_shuffled != other.change_shuffled
+
+
+def test_report_does_not_depend_on_the_default_device() -> None:
+    model, x = nn.Sequential(CoordConv2d(1, 2, 3)), torch.randn(2, 1, 6, 8)
+    expected = coordinate_report(model, x)
+    with torch.device("meta"):
+        assert coordinate_report(model, x) == expected
+
+
 def test_report_of_a_model_of_coordinates_alone() -> None:
     layer = CoordConv2d(1, 1, 1, bias=False)
     with torch.no_grad():
@@ -523,7 +611,7 @@ def test_report_of_vectors_has_no_shifts() -> None:
 
 def test_report_tells_layers_that_are_not_called() -> None:
     painter = CoordConvPainter(16)  # which reads the weights of its layer
-    with pytest.raises(ValueError, match=r"calls none of its CoordConv layers \(backbone\.0\), so"):
+    with pytest.raises(ValueError, match=r"calls none of its layers .* \(backbone\.0\), so"):
         coordinate_report(painter, torch.rand(4, 2))
 
     class Auxiliary(nn.Module):

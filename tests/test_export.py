@@ -22,6 +22,7 @@ from coordrl.export import ExportError, export_onnx, export_program
 from coordrl.extractors import policy_kwargs
 from coordrl.files import RunError
 from coordrl.layers import (
+    CoordBias,
     CoordConv1d,
     CoordConv2d,
     CoordConv3d,
@@ -93,6 +94,30 @@ def test_program_computes_what_the_model_does(dynamic: str, tmp_path: Path) -> N
     x = torch.randn(batch, 3, height, width)
     torch.testing.assert_close(loaded(x), model(x))
     assert model.training
+
+
+class Crop(nn.Module):
+    """Layers that see the coordinates of a part of a larger whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bias = CoordConv2d(3, 4, 3, with_r=True), CoordBias(4)
+        self.up = CoordConvTranspose2d(4, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bias(self.conv(x, origin=(-1.0, 0.0), extent=1.0), origin=0.5)
+        up: Tensor = self.up(y, origin=x.mean(dim=(2, 3))[:, :2])
+        return up
+
+
+@pytest.mark.parametrize("dynamic", ["batch", "all"])
+def test_program_of_a_crop_computes_what_the_model_does(dynamic: str, tmp_path: Path) -> None:
+    model, path = Crop(), tmp_path / "model.pt2"
+
+    assert export_program(model, torch.randn(5, 3, 9, 7), path, dynamic=dynamic) < 1e-5  # type: ignore[arg-type]
+
+    x = torch.randn(3, 3, 9, 7)
+    torch.testing.assert_close(torch.export.load(path).module()(x), model(x))
 
 
 class Branching(nn.Module):

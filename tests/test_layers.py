@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -500,13 +501,38 @@ def test_a_wrong_system_is_named(arguments: dict[str, Any], message: str) -> Non
         ({"origin": torch.zeros(3, 2)}, r"coordinates of shape \(2 or 1, 2, 4, 5\), got \(3, 2"),
         ({"coords": torch.zeros(2, 3, 4, 5)}, r"coordinates of shape \(2 or 1, 2, 4, 5\), got"),
         ({"coords": torch.zeros(1, 2, 4, 5), "origin": 0}, "takes coords, or origin and extent"),
+        (
+            {"origin": torch.zeros(2, 2), "extent": torch.ones(3, 2)},
+            "origin and extent must be of as many samples, got 2 and 3",
+        ),
     ],
 )
+@pytest.mark.parametrize("layer", [CoordConv2d(3, 2, 1), CoordBias(3)])
 def test_wrong_origins_extents_and_coordinates_are_named(
-    arguments: dict[str, Any], message: str
+    layer: nn.Module, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        CoordConv2d(3, 2, 1)(torch.zeros(2, 3, 4, 5), **arguments)
+        layer(torch.zeros(2, 3, 4, 5), **arguments)
+
+
+def test_coordinates_are_tensors_of_floating_point() -> None:
+    with pytest.raises(TypeError, match="expects coords as a tensor, got ndarray"):
+        CoordConv2d(3, 2, 1)(torch.zeros(2, 3, 4, 5), coords=np.zeros((1, 2, 4, 5)))
+    with pytest.raises(TypeError, match=r"is of a floating-point type, got torch\.int64"):
+        coordinate_grid(2, 5, dtype=torch.int64)
+
+
+def test_coord_bias_takes_coordinates_and_places() -> None:
+    bias = CoordBias(3, with_r=True)
+    nn.init.normal_(bias.weight)
+    x, origin = torch.randn(2, 3, 4, 5), torch.randn(2, 2)
+    grid = coordinate_grid(4, 5, with_r=True, origin=origin, extent=0.5)
+
+    placed = bias(x, origin=origin, extent=0.5)
+
+    assert_close(placed, x + torch.einsum("ck,nkhw->nchw", bias.weight, grid))
+    assert_close(bias(x, coords=grid), placed)
+    assert_close(bias(x, coords=bias.coordinate_grid(4, 5)), bias(x))
 
 
 def test_an_angle_needs_two_axes() -> None:
@@ -1245,7 +1271,7 @@ class Placed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bias(self.conv(x, origin=(1, 2), extent=(20, 30)), origin=1)
-        up: Tensor = self.up(y, [15, 12], origin=2)
+        up: Tensor = self.up(output_size=[15, 12], origin=2, input=y)
         return up
 
 
@@ -1295,12 +1321,12 @@ def test_a_layer_that_is_traced_alone_says_what_to_trace(layer: nn.Module) -> No
         torch.fx.symbolic_trace(layer)
 
 
-def assert_compiles_for_any_size(layer: nn.Module, **options: Any) -> None:
+def assert_compiles_for_any_size(layer: nn.Module, batch: int = 4, **options: Any) -> None:
     """Compile once, for all sizes, and compare values and gradients at two of them."""
     torch._dynamo.reset()  # another size seen before would make a graph of fixed size dynamic
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, **options)
     for size in ((9, 8), (6, 11)):
-        x = torch.randn(4, 2, *size)
+        x = torch.randn(batch, 2, *size)
         layer.zero_grad()
         y = compiled(x)
         y.square().sum().backward()
@@ -1328,8 +1354,10 @@ class Cropped(nn.Module):
         return placed
 
 
-def test_compiles_for_any_size_with_given_places() -> None:
-    assert_compiles_for_any_size(Cropped(), backend="aot_eager")
+# Of 2, batch and axes are one number to a compiler.
+@pytest.mark.parametrize("batch", [2, 4])
+def test_compiles_for_any_size_with_given_places(batch: int) -> None:
+    assert_compiles_for_any_size(Cropped(), batch, backend="aot_eager")
 
 
 def test_compiles_for_any_size() -> None:

@@ -8,19 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coordrl.layers import CoordBias
 from coordrl.layers.base import CoordConv
 from coordrl.modes import evaluating
 
 Coordinates = Callable[[Tensor], Tensor]
+Layer = CoordConv | CoordBias
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """The weights of a CoordConv layer."""
+    """The weights of a layer that sees coordinates."""
 
     name: str
     image_norm: float
-    """Root mean square of the weights of the input."""
+    """Root mean square of the weights of the input; 1 for a ``CoordBias``, which lets it pass."""
     coordinate_norm: float
     """Root mean square of the weights of the coordinates."""
     is_called: bool
@@ -79,13 +81,13 @@ def coordinate_report(
     output_of: Callable[[Any], Tensor] | None = None,
     seed: int = 0,
 ) -> CoordinateReport:
-    """Examine what a model does with the coordinates of its CoordConv layers.
+    """Examine what a model does with the coordinates of its CoordConv and CoordBias layers.
 
     The model is run as it is, in evaluation mode and without gradients; its weights and its mode
     are left as they were. Inputs are shifted around: what leaves on one side enters on the other.
 
     Args:
-        model: Model with CoordConv layers that takes a batch and returns a tensor, or what
+        model: Model with such layers that takes a batch and returns a tensor, or what
             ``output_of`` finds one in.
         inputs: Batch ``(N, C, H, W)``, or of another number of axes.
         metric: Figure of merit of an output, such as an accuracy, to compare with and without.
@@ -98,7 +100,7 @@ def coordinate_report(
 
     Raises:
         TypeError: If inputs, or what is to be looked at, are not one tensor of real numbers.
-        ValueError: If the model has no CoordConv layer, or calls none (as when
+        ValueError: If the model has no such layer, or calls none (as when
             :func:`~coordrl.backbone.pointwise` reads its weights, or when it was compiled before),
             a shift is below 1, or the inputs or the model's output for them are not finite, or
             the inputs empty.
@@ -110,7 +112,7 @@ def coordinate_report(
         >>> report.layers[0].coordinate_norm, report.change_without
         (0.0, 0.0)
     """
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, CoordConv)}
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Layer)}
     if not layers:
         raise ValueError("the model has no CoordConv layer; to_coordconv puts them in")
     if any(not isinstance(shift, int) or shift < 1 for shift in shifts):
@@ -122,15 +124,16 @@ def coordinate_report(
     if not inputs.isfinite().all():
         raise ValueError("inputs must be finite, got infinity or NaN in them")
     generator = torch.Generator().manual_seed(seed)
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
 
     def shuffle(grid: Tensor) -> Tensor:
-        order = torch.randperm(grid[0, 0].numel(), generator=generator).to(grid.device)
+        order = torch.randperm(grid[0, 0].numel(), generator=generator, device="cpu")
+        order = order.to(grid.device)
         return grid.flatten(2)[:, :, order].view_as(grid)
 
     def run(inputs: Tensor) -> Tensor:
         # What a model draws is no effect of coordinates: the same in each call.
-        with torch.random.fork_rng([inputs.device] if inputs.is_cuda else []):
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(gpus):
             returned = model(inputs)
         output = returned if output_of is None else output_of(returned)
         if not isinstance(output, Tensor) or output.is_complex():
@@ -165,16 +168,16 @@ def coordinate_report(
 
 
 @contextmanager
-def _coordinates(layers: Mapping[str, CoordConv], change: Coordinates) -> Iterator[set[nn.Module]]:
+def _coordinates(layers: Mapping[str, Layer], change: Coordinates) -> Iterator[set[nn.Module]]:
     """Have layers see changed coordinates; yield those that were called, as they are called."""
     called: set[nn.Module] = set()
 
     def replace(
         layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        assert isinstance(layer, CoordConv)
+        assert isinstance(layer, Layer)
         called.add(layer)
-        x: Tensor = args[0] if args else kwargs["input"]
+        x: Tensor = args[0] if args else kwargs["x" if isinstance(layer, CoordBias) else "input"]
         kwargs = dict(kwargs)
         grid = kwargs.pop("coords", None)
         placed = {key: kwargs.pop(key, None) for key in ("origin", "extent")}
@@ -192,16 +195,20 @@ def _coordinates(layers: Mapping[str, CoordConv], change: Coordinates) -> Iterat
             hook.remove()
     if not called:
         raise ValueError(
-            f"the model calls none of its CoordConv layers ({', '.join(layers)}), so what their"
-            " coordinates do cannot be seen; a compiled model has to be given uncompiled"
+            f"the model calls none of its layers with coordinates ({', '.join(layers)}), so what"
+            " they do cannot be seen; a compiled model has to be given uncompiled"
         )
 
 
-def _layer_report(name: str, layer: CoordConv, is_called: bool) -> LayerReport:
-    image_norm, coordinate_norm = (
-        part.detach().square().mean().sqrt().item() for part in layer.split_weight()
-    )
+def _layer_report(name: str, layer: Layer, is_called: bool) -> LayerReport:
+    if isinstance(layer, CoordBias):
+        return LayerReport(name, 1.0, _size(layer.weight), is_called)
+    image_norm, coordinate_norm = map(_size, layer.split_weight())
     return LayerReport(name, image_norm, coordinate_norm, is_called)
+
+
+def _size(weight: Tensor) -> float:
+    return weight.detach().square().mean().sqrt().item()
 
 
 def _shift_errors(

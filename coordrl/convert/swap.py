@@ -228,10 +228,11 @@ def _arguments(layer: _ConvNd) -> dict[str, Any]:
 
 def _widened(layer: _ConvNd, *, with_r: bool, system: CoordinateSystem) -> nn.Module:
     make: Callable[..., CoordConv] = _WIDE[type(layer)]
-    wide = make(
-        layer.in_channels, layer.out_channels, **_arguments(layer), with_r=with_r, system=system
-    )
     weight, groups = layer.weight.detach(), layer.groups
+    # Not in_channels: a plain layer never looks at it, and may have been given another weight.
+    channels = weight.shape[0], weight.shape[1] * groups
+    in_channels, out_channels = channels if layer.transposed else reversed(channels)
+    wide = make(in_channels, out_channels, **_arguments(layer), with_r=with_r, system=system)
     if layer.transposed:
         rows = weight.unflatten(0, (groups, -1))  # type: ignore[no-untyped-call]
         zeros = rows.new_zeros(groups, wide.num_coords, *rows.shape[2:])

@@ -50,7 +50,6 @@ from coordrl.layers.coord_map import (
 from coordrl.layers.grid import (
     PAPER_SYSTEM,
     CoordinateSystem,
-    PerAxis,
     channels_of,
     coordinate_grid,
 )
@@ -158,33 +157,6 @@ class CoordConv(NotedDown, _ConvNd):
         channels_last = is_channels_last(x, axes) or is_channels_last(weight, axes)
         sizes = x.shape[-axes:], weight.shape[2:]
         return Place(*sizes, output_padding, channels_last, map_dtype(weight), x.device)
-
-    def _given_grid(
-        self,
-        x: Tensor,
-        origin: PerAxis | None,
-        extent: PerAxis | None,
-        coords: Tensor | None,
-    ) -> Tensor | None:
-        """Return the coordinates that a caller gives, ``(1 or N, coordinates, *size)``, if any."""
-        if origin is None and extent is None and coords is None:
-            return None
-        size, batch = x.shape[-self.axes :], len(x) if x.ndim == self.axes + 2 else 1
-        dtype = map_dtype(x)
-        if coords is None:
-            placed = {"origin": origin, "extent": extent}
-            grid = self.coordinate_grid(*size, **placed, device=x.device, dtype=dtype)
-        elif origin is None and extent is None:
-            grid = coords.to(dtype)
-        else:
-            raise ValueError(f"{type(self).__name__} takes coords, or origin and extent, not both")
-        if grid.shape[0] not in (1, batch) or grid.shape[1:] != (self.num_coords, *size):
-            raise ValueError(
-                f"{type(self).__name__} expects coordinates of shape"
-                f" ({batch} or 1, {self.num_coords}, {', '.join(map(str, size))}),"
-                f" got {tuple(grid.shape)}"
-            )
-        return grid
 
     def _per_axis(self, name: str, value: int | Sequence[int]) -> tuple[int, ...]:
         values = tuple(value) if isinstance(value, Sequence) else (value,) * self.axes
@@ -367,7 +339,9 @@ class CoordConv(NotedDown, _ConvNd):
             return self._bases[place]
         taps = math.prod(place.kernel_size)
         rows = self.num_coords * taps
-        exact = place._replace(dtype=torch.float64) if place.device.type == "cpu" else place
+        has_double = place.device.type in ("cpu", "cuda")
+        # On a GPU it is no TF32 either, which would cut coordinates to 10 bits.
+        exact = place._replace(dtype=torch.float64) if has_double else place
         # A tensor made in inference mode could not take part in autograd later.
         with torch.inference_mode(False), torch.no_grad(), no_autocast(place.device):
             grid = self._own_grid(exact)

@@ -1,8 +1,11 @@
 """The coordinates without the convolution."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from coordrl.layers.given import given_grid
 from coordrl.layers.grid import (
     PAPER_SYSTEM,
     CoordinateSystem,
@@ -33,7 +36,8 @@ class CoordBias(NotedDown):
         device: Where the parameters lie.
         dtype: Type of the parameters.
 
-    ``forward`` takes ``origin`` and ``extent`` by name, as :class:`~coordrl.CoordConv2d` does.
+    ``forward`` takes ``origin``, ``extent`` and ``coords`` by name, as
+    :class:`~coordrl.CoordConv2d` does.
 
     Shape:
         - Input: ``(N, channels, H, W)``, floating point; with other axes accordingly.
@@ -66,8 +70,13 @@ class CoordBias(NotedDown):
         self.axes = axes
         self.with_r = with_r
         self.system = system
-        num_coords = channels_of("CoordBias", system, axes, with_r=with_r)
-        self.weight = nn.Parameter(torch.zeros(channels, num_coords, device=device, dtype=dtype))
+        self.num_coords = channels_of("CoordBias", system, axes, with_r=with_r)
+        shape = channels, self.num_coords
+        self.weight = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
+
+    def coordinate_grid(self, *size: int, **where: Any) -> Tensor:
+        """Return :func:`~coordrl.coordinate_grid` in the coordinates that the layer sees."""
+        return coordinate_grid(*size, with_r=self.with_r, system=self.system, **where)
 
     def extra_repr(self) -> str:
         """Describe the layer as ``torch.nn`` describes its own."""
@@ -75,9 +84,14 @@ class CoordBias(NotedDown):
         return described if self.system == PAPER_SYSTEM else f"{described}, system={self.system}"
 
     def forward(
-        self, x: Tensor, *, origin: PerAxis | None = None, extent: PerAxis | None = None
+        self,
+        x: Tensor,
+        *,
+        origin: PerAxis | None = None,
+        extent: PerAxis | None = None,
+        coords: Tensor | None = None,
     ) -> Tensor:
-        """Add the weighted coordinates to ``x``."""
+        """Add the weighted coordinates to ``x``, or the coordinates that are given."""
         self._refuse_traced(x)
         if x.ndim != self.axes + 2 or x.shape[1] != self.channels:
             letters = ", ".join("DHW"[-self.axes :])
@@ -87,15 +101,10 @@ class CoordBias(NotedDown):
             )
         if not x.is_floating_point():
             raise TypeError(f"CoordBias expects floating-point input, got {x.dtype}; use x.float()")
-        grid = coordinate_grid(
-            *x.shape[2:],
-            with_r=self.with_r,
-            system=self.system,
-            origin=origin,
-            extent=extent,
-            device=x.device,
-            dtype=torch.promote_types(self.weight.dtype, torch.float32),
-        )
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        grid = given_grid(self, x, origin, extent, coords)
+        if grid is None:
+            grid = self.coordinate_grid(*x.shape[2:], device=x.device, dtype=dtype)
         # Products and sums instead of a matrix product, which autocast would round to 16 bits.
-        weight = self.weight.to(grid.dtype).view(1, self.channels, -1, *[1] * self.axes)
-        return (x + (weight * grid.unsqueeze(1)).sum(dim=2)).to(x.dtype)
+        weight = self.weight.to(dtype).view(1, self.channels, -1, *[1] * self.axes)
+        return (x + (weight * grid.to(dtype).unsqueeze(1)).sum(dim=2)).to(x.dtype)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from coordrl.layers.base import CoordConv
+from coordrl.layers.given import given_grid
 from coordrl.layers.grid import PAPER_SYSTEM, CoordinateSystem, PerAxis
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -60,7 +61,7 @@ class _Convolution(CoordConv):
         """Convolve ``input`` and its coordinates, or the coordinates that are given."""
         self._refuse_traced(input)
         self._check_input(input)
-        return self._forward(input, (), self._given_grid(input, origin, extent, coords))
+        return self._forward(input, (), given_grid(self, input, origin, extent, coords))
 
 
 class _TransposedConvolution(CoordConv, _ConvTransposeNd):
@@ -115,7 +116,7 @@ class _TransposedConvolution(CoordConv, _ConvTransposeNd):
         """
         self._refuse_traced(input)
         self._check_input(input)
-        given = self._given_grid(input, origin, extent, coords)
+        given = given_grid(self, input, origin, extent, coords)
         if output_size is None:
             return self._forward(input, self.output_padding, given)
         assert not isinstance(self.padding, str)  # torch.nn has no such transposed convolution
@@ -162,8 +163,9 @@ class CoordConv2d(_Convolution, nn.Conv2d):
 
     Under autocast, and in layers of 16-bit types, the coordinates' part is computed in float32
     and rounded once, when added. bfloat16 itself has no more than 768 values for the 1,024
-    columns of a wide image. (A graph that is compiled to be trained at any size concatenates, and
-    computes all in one type.)
+    columns of a wide image. (On a GPU where TF32 is allowed, large
+    maps are of that. A graph that is compiled to be trained at any size concatenates, and computes
+    all in one type.)
 
     Args:
         in_channels: Channels of the input, without the coordinates.

@@ -52,7 +52,7 @@ def factorize(maps: Tensor, taps: int) -> list[Tensor]:
     Without padding, the maps of the taps of a kernel are one map, shifted. A shift adds a constant
     to coordinates along axes, so a constant and one map of each coordinate make up all the others.
     """
-    if maps.dtype != torch.float64 or maps.numel() < _MIN_FACTORIZED or maps.is_meta:
+    if maps.device.type != "cpu" or maps.numel() < _MIN_FACTORIZED:  # a GPU would be waited for
         return [maps]
     of_first_tap = torch.cat([torch.ones_like(maps[:1]), maps[::taps]])
     directions = torch.linalg.qr(of_first_tap.t()).Q.t()

@@ -162,7 +162,9 @@ def coordinate_grid(
 
     Raises:
         ValueError: If there are not 1, 2 or 3 sizes, one is below 1, origin or extent are not as
-            described, or not finite, an extent is 0, or the system is not one of so many axes.
+            described, not finite, or not of as many samples, an extent is 0, or the system is not
+            one of so many axes.
+        TypeError: If ``dtype`` is no floating-point type.
 
     Example:
         >>> coordinate_grid(2, 3)[0, 0]
@@ -173,7 +175,10 @@ def coordinate_grid(
         raise ValueError(f"coordinate_grid needs 1 to 3 whole sizes of at least 1, got {size}")
     system.require_fit(len(size))
     dtype = dtype or torch.get_default_dtype()
+    if not dtype.is_floating_point:
+        raise TypeError(f"coordinate_grid is of a floating-point type, got {dtype}")
     wide = torch.promote_types(dtype, torch.float32)
+    _require_same_samples(origin, extent)
     origins = _per_axis("origin", system.origin if origin is None else origin, len(size))
     extents = _per_axis("extent", system.extent if extent is None else extent, len(size))
 
@@ -198,6 +203,15 @@ def coordinate_grid(
         channels += [torch.sin(2**k * math.pi * c) for c in coordinates]
         channels += [torch.cos(2**k * math.pi * c) for c in coordinates]
     return torch.stack(channels, dim=1).to(dtype)
+
+
+def _require_same_samples(origin: PerAxis | None, extent: PerAxis | None) -> None:
+    if isinstance(origin, Tensor) and isinstance(extent, Tensor) and origin.ndim == extent.ndim:
+        rows = len(origin), len(extent)
+        if rows[0] != rows[1] and 1 not in rows and not torch.compiler.is_compiling():
+            raise ValueError(
+                f"origin and extent must be of as many samples, got {rows[0]} and {rows[1]}"
+            )
 
 
 def _longest(size: Sequence[int]) -> int:

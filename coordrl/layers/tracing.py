@@ -13,7 +13,9 @@ class NotedDown(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the layer, or note that down, once with its hooks and a subclass's ``forward``."""
-        x = args[0] if args else next(iter(kwargs.values()), None)
+        x = args[0] if args else None
+        for value in kwargs.values():  # one of which the input may be, not always the first
+            x = value if isinstance(value, fx.Proxy) else x
         if not isinstance(x, fx.Proxy):
             return super().__call__(*args, **kwargs)
         tracer = x.tracer

@@ -73,7 +73,7 @@ def install(folder: Path, spoiled_launch: int) -> None:
             "empty_cache": lambda: None,
             "get_rng_state": lambda _=None: torch.get_rng_state(),
             "set_rng_state": lambda state, _=None: torch.set_rng_state(state),
-            "device": contextlib.nullcontext,
+            **{"device": contextlib.nullcontext, "device_of": contextlib.nullcontext},
             **{"CUDAGraph": graphs.CUDAGraph, "graph": graphs.graph},
             **{"Stream": streams.Stream, "stream": streams.stream, "Event": streams.Event},
             **{"current_stream": streams.current_stream, "synchronize": streams.synchronize},
