@@ -1,6 +1,7 @@
 """SB3's algorithms with fewer copies: the same samples and updates as SB3's own."""
 
 import contextlib
+import dataclasses
 from typing import Any
 
 import gymnasium
@@ -405,6 +406,13 @@ def test_dqn_keeps_its_ratio_of_updates_whatever_the_number_of_environments(
     assert model.gradient_steps == made
 
 
+@pytest.mark.parametrize("algo", ["a2c", "ppo", "dqn"])
+def test_adam_takes_its_steps_fused(algo: Any) -> None:
+    chosen = dataclasses.replace(settings(algo), optimizer=OptimizerSettings(name="Adam"))
+    model: Any = make_model(chosen, NoiseEnv(2), seed=0)
+    assert model.policy.optimizer.defaults["fused"] is True
+
+
 def test_settings_reach_the_model() -> None:
     chosen = TrainingSettings(
         run=RunSettings(algo="ppo"),
@@ -421,6 +429,7 @@ def test_settings_reach_the_model() -> None:
 
     assert isinstance(model.learning_rate, LinearSchedule)
     assert model.clip_range(0.75) == pytest.approx(0.15)
+    assert "fused" not in model.policy.optimizer.defaults
     assert type(model.policy.optimizer).__name__ == "RMSpropTFLike"
     assert model.policy.optimizer.defaults["eps"] == 1e-3
     assert model.policy.pi_features_extractor is not model.policy.vf_features_extractor

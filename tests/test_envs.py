@@ -403,6 +403,7 @@ def test_same_step_step_by_step(scripted: Any) -> None:
     assert [infos[1]["final_obs"][0].tolist(), infos[1]["final_obs"][1]] == [[2], None]
     assert [infos[3]["final_obs"][0], infos[3]["final_obs"][1].tolist()] == [None, [4]]
     assert [infos[4]["final_obs"][0].tolist(), infos[4]["final_obs"][1]] == [[5], None]
+    assert infos[1]["_final_info"].tolist() == infos[1]["_final_obs"].tolist() == [True, False]
     assert infos[1]["final_info"]["episode_frame_number"][0] == 14
     assert infos[3]["final_info"]["frame_number"][1] == 18
     assert infos[3]["_game"].tolist() == infos[3]["_final_obs"].tolist() == [False, True]
@@ -451,6 +452,19 @@ def test_seeds_decide_the_game_and_are_folded_to_31_bits() -> None:
         assert idle_frames(2**31 + 5) == frames
         assert idle_frames([2**32 + 6, 5]) == frames[::-1]
         assert idle_frames(np.array([6, 5], np.uint64)) == frames[::-1]
+
+
+def test_seeds_of_some_environments_are_theirs_or_those_of_all() -> None:
+    mask = np.array([False, True, True])
+    with playing("pong", 3) as envs:
+        envs.reset(seed=0)
+        first, _ = envs.reset(seed=[8, 9], options={"reset_mask": mask})
+        assert_array_equal(envs.reset(seed=[7, 8, 9], options={"reset_mask": mask})[0], first)
+        assert_array_equal(envs.reset(seed=8, options={"reset_mask": mask})[0], first)
+        other, _ = envs.reset(seed=[8, 9, 7], options={"reset_mask": mask})
+        assert (other[1:] != first[1:]).any()
+        with pytest.raises(ValueError, match="reset of 2 environments needs 2 seeds, got 1"):
+            envs.reset(seed=[8], options={"reset_mask": mask})
 
 
 def test_seeds_may_have_any_number_of_digits(breakout: AtariVectorEnv) -> None:
@@ -528,16 +542,24 @@ def test_a_partial_reset_of_an_ended_game_with_next_step_is_its_reset() -> None:
 
 
 def test_what_step_returns_is_the_callers() -> None:
+    finals: list[tuple[Any, Any]] = []
+
     def play(*, scribble: bool) -> list[Any]:
         kept, obs = [], np.zeros(0, np.uint8)
-        with playing("breakout", 2, AtariSettings(max_frames_per_episode=120)) as envs:
+        settings = AtariSettings(max_frames_per_episode=120, life_loss="terminate")
+        with playing("breakout", 2, settings) as envs:
             envs.reset(seed=0)
             for actions in random_actions(envs, 80):
                 last_obs = obs
                 obs, rewards, terminated, truncated, info = envs.step(actions)
+                assert_array_equal(envs.lives, info["lives"])
                 arrays = [rewards, terminated, truncated, info["lives"]]
                 if "game" in info:
-                    arrays += [info["_game"], *info["game"].values(), info["_final_obs"]]
+                    arrays += [info["_game"], *info["game"].values()]
+                if "final_obs" in info:
+                    last = [final for final in info["final_obs"] if final is not None]
+                    finals.extend((final, final.copy()) for final in last if not scribble)
+                    arrays += [info["_final_obs"], info["_final_info"], *last]
                 kept.append([array.copy() for array in [obs, *arrays]])
                 for array in [last_obs, *arrays] if scribble else ():
                     array[...] = 1
@@ -546,6 +568,9 @@ def test_what_step_returns_is_the_callers() -> None:
     for ours, scribbled_on in zip(play(scribble=False), play(scribble=True), strict=True):
         for array, other in zip(ours, scribbled_on, strict=True):
             assert_array_equal(array, other)
+    assert len(finals) > 5
+    for final, before in finals:
+        assert_array_equal(final, before)
 
 
 def test_memory_of_observations_is_used_again_when_nobody_holds_it() -> None:
@@ -612,6 +637,41 @@ def test_one_game_is_a_vector_of_one_whose_resets_are_asked_for(
     assert ends > 2
     one.close()
     many.close()
+
+
+@pytest.mark.parametrize("emulator", ["coordrl", "ale"])
+def test_a_life_that_is_lost_as_time_runs_out_terminates(emulator: Any) -> None:
+    settings = AtariSettings(noop_max=0, life_loss="terminate")
+    keywords: dict[str, Any] = {"emulator": emulator, "autoreset_mode": NEXT_STEP}
+    with playing("breakout", 1, settings, **keywords) as envs:
+        envs.reset(seed=0)
+        lost_after = next(step for step in itertools.count(1) if envs.step([0])[2][0])
+
+    frames = settings.frame_skip * lost_after
+    settings = replace(settings, max_frames_per_episode=frames)
+    with playing("breakout", 1, settings, **keywords) as envs:
+        envs.reset(seed=0)
+        steps = iter(lambda: envs.step([0]), None)
+        _, _, terminated, truncated, info = next(s for s in steps if s[2][0] or s[3][0])
+    assert (terminated.tolist(), truncated.tolist()) == ([True], [False])
+    assert info["_game"].tolist() == [True]
+    assert info["game"]["frames"].tolist() == [frames]
+
+
+def test_a_seed_begins_a_new_game_also_behind_the_end_of_an_episode() -> None:
+    env = AtariEnv("Pong", AtariSettings(max_frames_per_episode=8))
+    first, _ = env.reset(seed=5)
+    while not env.step(2)[3]:
+        pass
+    again, _ = env.reset(seed=5)
+    np.testing.assert_array_equal(again, first)
+    env.close()
+
+
+def test_a_seed_is_that_of_the_environments_own_numbers_too() -> None:
+    with playing("pong", 2) as envs:
+        envs.reset(seed=7)
+        assert envs.np_random_seed == 7
 
 
 def test_a_game_that_ends_in_the_step_behind_a_lost_life_is_told_by_the_reset() -> None:

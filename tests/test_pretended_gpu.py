@@ -193,11 +193,12 @@ def expected_waits(algo: str, rollouts: int, updates: int) -> dict[str, int]:
     begin = {"ppo": "on_policy", "a2c": "on_policy", "dqn": "dqn"}[algo]
     at_the_start = {
         f"copy from the host: {begin}.collect_rollouts": 2,  # what the games began with
-        "torch.cuda.synchronize: networks.__call__": 1 if algo == "a2c" else 2,  # captures
+        "torch.cuda.synchronize: networks._call": 1 if algo == "a2c" else 2,  # captures
     }
     if algo == "dqn":
         once_a_rollout["_local_scalar_dense: dqn.collect_rollouts"] = rollouts  # games that ended
         at_the_start["stream.synchronize: base._basis"] = 1  # a layer of the target network
+        at_the_start["equal: buffers.require_goes_on"] = 1  # games that others may have stepped
     else:
         once_a_rollout["nonzero: buffers.bootstrap_timeouts"] = rollouts  # games cut off
     return once_a_rollout | at_the_start

@@ -265,9 +265,11 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         """Begin new games, in all environments or in some.
 
         Args:
-            seed: An int seeds the i-th of the environments that are reset with ``seed + i``; a
-                sequence holds one seed for each of them. Seeds are taken modulo 2^31. Without
-                one, the random streams go on, and those never seeded are seeded at random.
+            seed: An int seeds the i-th of the environments that are reset with ``seed + i``, as in
+                ale-py (Gymnasium's own count those that are not reset as well); a sequence holds
+                one seed for each of them, or, as in Gymnasium, for each of all environments. Seeds
+                are taken modulo 2^31. Without one, the random streams go on, and those never
+                seeded are seeded at random.
             options: ``{"reset_mask": mask}`` resets only the environments where the boolean
                 array ``mask`` of shape ``(num_envs,)`` is true.
 
@@ -275,13 +277,13 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
             Observations and info of all environments, also of those that were not reset.
 
         Raises:
-            ValueError: If a seed is negative, or their number is not that of the environments.
+            ValueError: If a seed is negative, or their number is none of those.
         """
         self._require_open()
         mask = self._reset_mask(options)
         seeds = None
         if seed is not None:
-            seeds = _fold_seeds(seed, int(mask.sum()))
+            seeds = _fold_seeds(seed, mask)
         elif not self._was_reset:
             seeds = self.np_random.integers(NUM_SEEDS, size=self.num_envs)
         if isinstance(seed, int | np.integer):
@@ -436,7 +438,9 @@ def _cpu_or_gpu(device: torch.device | str) -> torch.device:
     return indexed(found)
 
 
-def _fold_seeds(seed: Seeds, count: int) -> NDArray[np.int64]:
+def _fold_seeds(seed: Seeds, mask: Flags) -> NDArray[np.int64]:
+    """Return the seeds of the environments where the mask is true."""
+    count = int(mask.sum())
     if isinstance(seed, int | np.integer):
         seeds = [int(seed) + i for i in range(count)]
     elif (isinstance(seed, Sequence) or (isinstance(seed, np.ndarray) and seed.ndim == 1)) and all(
@@ -445,6 +449,8 @@ def _fold_seeds(seed: Seeds, count: int) -> NDArray[np.int64]:
         seeds = [int(s) for s in seed]
     else:
         raise TypeError(f"seed must be a whole number or a sequence of them, got {seed!r}")
+    if len(seeds) == len(mask):
+        seeds = [seeds[i] for i in np.flatnonzero(mask)]
     if len(seeds) != count:
         raise ValueError(f"reset of {count} environments needs {count} seeds, got {len(seeds)}")
     if min(seeds) < 0:
