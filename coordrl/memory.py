@@ -17,8 +17,12 @@ _MIN_FETCHED = 2**25
 _keeps_all = False
 
 
-# Of torch on the CPU and on a GPU, and of a driver; not "an illegal memory access".
-_NO_MEMORY = re.compile(r"not enough memory|out.of.memory|allocate memory", re.IGNORECASE)
+# Of torch on the CPU and on a GPU, and of a driver; not "an illegal memory access". The last is of
+# more bytes than can be counted.
+_NO_MEMORY = re.compile(
+    r"not enough memory|out.of.memory|allocate memory|storage size calculation overflowed",
+    re.IGNORECASE,
+)
 
 
 def lacking_memory(error: MemoryError | RuntimeError) -> str | None:
@@ -27,6 +31,8 @@ def lacking_memory(error: MemoryError | RuntimeError) -> str | None:
     Example:
         >>> lacking_memory(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"))
         'CUDA out of memory. Tried to allocate 2 GiB'
+        >>> lacking_memory(RuntimeError("Storage size calculation overflowed with sizes=[1, 9]"))
+        'Storage size calculation overflowed with sizes=[1, 9]'
         >>> lacking_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     """
     reason = str(error).strip().partition("\n")[0]

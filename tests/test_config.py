@@ -167,6 +167,7 @@ def test_values_take_the_type_of_their_field(tmp_path: Path) -> None:
         ("[paint]\nwidth = 1.5", r"paint.width must be a whole number, got 1.5"),
         ("[paint]\nwidth = true", r"paint.width must be a whole number, got True"),
         ("[paint]\nwidth = inf", r"paint.width must be a whole number, got inf"),
+        ("[paint]\nwidth = 9223372036854775808", r"must be a whole number below 2\^63, got 92233"),
         ("[paint]\nwidth = 1" + 400 * "0", r"paint.width must be a whole number, got 10000"),
         ("[paint]\nopacity = 1" + 400 * "0", r"paint.opacity must be a number or .* got 10000"),
         ("[paint]\nshiny = 1", r"paint.shiny must be true or false, got 1"),

@@ -101,7 +101,12 @@ def parse_value(value: Any, annotation: Any) -> Any:
         except _MismatchError:
             continue
     expected = " or ".join(dict.fromkeys(_name(member) for member in members))
+    if int in members and _is_finite(value) and abs(value) >= _INT_LIMIT:
+        expected += " below 2^63"
     raise ValueError(f"must be {expected}, got {value!r}")
+
+
+_INT_LIMIT = 2**63  # what NumPy and torch can count to
 
 
 class _MismatchError(Exception):
@@ -122,7 +127,7 @@ def _parse_member(value: Any, annotation: Any) -> Any:  # noqa: C901 - one branc
         return None
     if annotation is bool and isinstance(value, bool):
         return value
-    if annotation is int and is_number and value == int(value):
+    if annotation is int and is_number and value == int(value) and abs(value) < _INT_LIMIT:
         return int(value)
     if annotation is float and is_number:
         return float(value)
