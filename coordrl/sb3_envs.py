@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 from torch import Tensor
 
@@ -370,3 +371,19 @@ def _are_equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one.keys() == other.keys() and all(
         np.array_equal(value, other[name]) for name, value in one.items()
     )
+
+
+def atari_games_of(model: BaseAlgorithm) -> AtariVectorEnv | None:
+    """Return the games that a model learns from; None if it has none, or others than ours.
+
+    Example:
+        >>> from stable_baselines3 import PPO
+        >>> model = PPO("CnnPolicy", make_sb3_env("Pong", num_envs=2), device="cpu")
+        >>> atari_games_of(model).game
+        'pong'
+    """
+    env = model.get_env()
+    while isinstance(env, VecEnvWrapper):
+        env = env.venv
+    envs: Any = env.envs.unwrapped if isinstance(env, VectorEnvAdapter) else None
+    return envs if isinstance(envs, AtariVectorEnv) else None

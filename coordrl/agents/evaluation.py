@@ -18,6 +18,7 @@ from coordrl.emulator import GAMES, observation_shape
 from coordrl.emulator.arguments import in_range
 from coordrl.envs import AtariVectorEnv, canonical_game, gymnasium_name
 from coordrl.errors import UserError
+from coordrl.sb3_envs import atari_games_of
 
 
 class Episode(NamedTuple):
@@ -53,11 +54,13 @@ def evaluate(
 
     Args:
         agent: Who plays: a loaded agent, or a model of Stable-Baselines3, also in training.
-        game: Name of the game; the one that the agent's card names if None.
+        game: Name of the game; if None, the one that the agent's card names, or that the model
+            learns from, in environments of ours.
         protocol: Rules to play by; those of the agent's training if None, ``"classic"`` if the
             agent has no card.
-        settings: How the game was seen in training; as the agent's card says if None. Without a
-            card, size and number of stacked gray frames follow from the observation space.
+        settings: How the game was seen in training; if None, as the agent's card says, or the
+            model's environments, if they are ours. Without both, size and number of stacked gray
+            frames follow from the observation space.
         episodes: Games to play, at least 1.
         deterministic: Take the likeliest action instead of one drawn from the policy. Published
             Atari scores are of drawn actions, unless they say otherwise.
@@ -66,8 +69,8 @@ def evaluate(
         on_episode: Called after each episode that counts.
 
     Raises:
-        AgentError: If neither the argument nor a card names a game, or it has other actions or
-            observations than the agent.
+        AgentError: If nothing names a game, or it has other actions or observations than the
+            agent.
         ValueError: If there is no such game, or a number is out of range.
         TypeError: If a number is not whole.
 
@@ -80,7 +83,12 @@ def evaluate(
     episodes = in_range("episodes", episodes, 1, None)
     num_envs = in_range("num_envs", num_envs, 1, None)
     seed = in_range("seed", seed, 0, None)
-    agent = agent if isinstance(agent, Agent) else Agent.of(agent)
+    if not isinstance(agent, Agent):
+        games = atari_games_of(agent)
+        if games is not None:
+            game = game if game is not None or len(games.games) > 1 else games.game
+            settings = settings or games.settings
+        agent = Agent.of(agent)
     match = game_for(agent, game=game, protocol=protocol, settings=settings)
     num_envs = min(num_envs, episodes)
     with Play(agent, match, num_envs, deterministic=deterministic, seed=seed) as play:

@@ -39,7 +39,6 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import data_to_json
 from stable_baselines3.common.utils import get_device, get_system_info
-from stable_baselines3.common.vec_env import VecEnvWrapper
 from torch import Tensor
 
 from coordrl.agents.agent import STOCK_ALGORITHMS, Agent
@@ -49,9 +48,9 @@ from coordrl.agents.results import EvaluationResult
 from coordrl.agents.scores import ActionScores
 from coordrl.config import TrainingSettings
 from coordrl.emulator import GAMES, observation_shape
-from coordrl.envs import AtariVectorEnv, canonical_game, gymnasium_name
+from coordrl.envs import canonical_game, gymnasium_name
 from coordrl.files import flush_files, flush_folder, temporary_name
-from coordrl.sb3_envs import VectorEnvAdapter
+from coordrl.sb3_envs import atari_games_of
 
 ZIP_FILE = "agent.zip"
 WEIGHTS_FILE = "weights.safetensors"
@@ -180,11 +179,8 @@ def _require_game(model: BaseAlgorithm, network: NetworkSpec, settings: Training
             f"{gymnasium_name(game.name)} in these settings is shown as {shown} and has {actions}; "
             "pass the run.game and env that it was trained with"
         )
-    env = model.get_env()
-    while isinstance(env, VecEnvWrapper):
-        env = env.venv
-    envs = env.envs.unwrapped if isinstance(env, VectorEnvAdapter) else None
-    if isinstance(envs, AtariVectorEnv):
+    envs = atari_games_of(model)
+    if envs is not None:
         if game.name not in envs.games:
             raise ValueError(
                 f"run.game is {settings.run.game!r}, and its environments play {envs.game}"
