@@ -123,19 +123,87 @@ class LyingEmulator(Emulator):
 
 @pytest.mark.parametrize(
     "lies_about",
-    ["obs", "rewards", "terminated", "truncated", "lives", "frame_number", "episode_frame_number"],
+    [
+        *("obs", "rewards", "terminated", "truncated", "lives", "frame_number"),
+        *("episode_frame_number", "ended", "life_lost", "unclipped_rewards", "episode_return"),
+        "episode_length",
+    ],
 )
 def test_every_kind_of_difference_is_found_in_its_step(
     lies_about: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LyingEmulator, "lies_about", lies_about)
     monkeypatch.setattr(lockstep, "Emulator", LyingEmulator)
-    settings = AtariSettings(life_loss="ignore")
+    settings = AtariSettings(life_loss="ignore", clip_reward=False)
 
     found = str(lockstep.compare_steps("breakout", settings, steps=30, num_envs=2))
 
     assert found.startswith(f"breakout, step {FAULTY_FROM} (seed 0, held actions, same_step")
     assert re.search(rf"\): {lies_about} at \(1[,)].* is \w+, not \w+$", found), found
+
+
+@pytest.mark.parametrize("life_loss", ["ignore", "reset", "terminate"])
+def test_an_end_that_is_wrong_is_found_when_the_next_episode_should_begin(
+    life_loss: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LyingEmulator, "lies_about", "ended")
+    monkeypatch.setattr(lockstep, "Emulator", LyingEmulator)
+    settings = AtariSettings(life_loss=life_loss)
+
+    found = str(
+        lockstep.compare_steps("breakout", settings, steps=30, num_envs=2, autoreset="next_step")
+    )
+
+    assert found.startswith(f"breakout, step {FAULTY_FROM + 1} "), found
+    assert ": ended, in the step before, at (1,), the first of 1, is True, not False" in found
+
+
+def test_points_of_the_wrong_sign_are_found_where_ale_py_clips_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(LyingEmulator, "lies_about", "unclipped_rewards")
+    monkeypatch.setattr(lockstep, "Emulator", LyingEmulator)
+
+    found = str(lockstep.compare_steps("breakout", AtariSettings(), steps=30, num_envs=2))
+
+    assert found.endswith(": the sign of unclipped_rewards at (1,), the first of 1, is 1, not 0")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda obs: obs[..., None], r"\(2, 4, 84, 84, 1\) of uint8, not \(2, 4, 84, 84\) of u"),
+        (lambda obs: obs.astype(np.int64), r"\(2, 4, 84, 84\) of int64, not \(2, 4, 84, 84\) of u"),
+    ],
+)
+def test_observations_of_another_shape_or_type_are_found(
+    wrong: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Shaped(Emulator):
+        def step(self, actions: Any) -> Step:
+            step = super().step(actions)
+            return dataclasses.replace(step, obs=wrong(step.obs))
+
+    monkeypatch.setattr(lockstep, "Emulator", Shaped)
+
+    found = str(lockstep.compare_steps("breakout", AtariSettings(), steps=3, num_envs=2))
+
+    assert re.search(r"breakout, step 0 .*the shape and type of obs is " + message, found), found
+
+
+def test_what_is_counted_is_what_ale_py_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = AtariSettings(life_loss="ignore", max_frames_per_episode=100, noop_max=0)
+    tallies = {}
+    for autoreset in ("same_step", "next_step"):
+        tally = tallies[autoreset] = lockstep.Tally()
+        assert not lockstep.compare_steps(
+            "breakout", settings, steps=120, num_envs=2, autoreset=autoreset, tally=tally
+        )
+    assert [tally.games_over for tally in tallies.values()] == [8, 8]
+    # A reset presses FIRE for a frame, and takes a step of its own or none.
+    assert tallies["same_step"].frames == 2 * 120 * 4 + 8
+    assert tallies["next_step"].frames == (2 * 120 - 8) * 4 + 8
+    assert tallies["same_step"].life_losses > 0
 
 
 def test_a_last_observation_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

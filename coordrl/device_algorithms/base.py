@@ -50,8 +50,6 @@ class OnDevice(BaseAlgorithm):
     """Chooses actions; likewise, recorded as a CUDA graph."""
     _update: Any = None
     """Makes one update; likewise."""
-    _moment = Moment()
-    """Until when what the last step returned holds."""
 
     def __init__(
         self,
@@ -62,6 +60,7 @@ class OnDevice(BaseAlgorithm):
     ) -> None:
         self.acceleration = acceleration or AccelerationSettings()
         self.ranks = ranks or Ranks()
+        self._moment = Moment()  # in which what the last step returned holds
         super().__init__(*args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:

@@ -29,8 +29,8 @@ def unavailable_reason() -> str:
         reason = f"coordrl's compiled emulator cannot be loaded ({_import_error})"
     return (
         f"{reason}; ale-py plays the games instead. To compile it, install a C++ compiler, or mend "
-        "what it does not take, and run "
-        "`pip install --force-reinstall --no-deps --no-cache-dir coordrl`"
+        "what it does not take, and run, in a clone of the project, `make setup`, or "
+        "`pip install --force-reinstall --no-deps --no-cache-dir .` for another environment"
     )
 
 

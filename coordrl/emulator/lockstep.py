@@ -7,7 +7,7 @@ can be seen after every frame. :func:`compare_steps` does so for environments, s
 
 import dataclasses
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -256,8 +256,9 @@ def compare_steps(
 ) -> Difference | None:
     """Step our environments and ale-py's ``AtariVectorEnv``; return the first difference.
 
-    Observations, rewards, flags, lives, counters and last observations are compared after every
-    step, and after a partial reset in the middle.
+    Observations, rewards, flags, lives, counters, sums over the episode and last observations are
+    compared after every step, and after a partial reset in the middle. (Of points, where ale-py
+    clips them, the signs.)
 
     Args:
         game: Name of the game.
@@ -274,41 +275,128 @@ def compare_steps(
     tally = Tally() if tally is None else tally
     settings = dataclasses.replace(settings, fire_after_life_loss=False)
     ours = Emulator(game, num_envs, settings, autoreset=autoreset, num_threads=num_threads)
-    ale = _vector_interface(game, num_envs, settings, autoreset)
-    everyone = np.arange(num_envs)
+    oracle = _StepOracle(game, num_envs, settings, autoreset, tally)
     chosen = f"seed {seed}, {policy} actions, {autoreset}, {settings}"
-    theirs = ale.reset(everyone, everyone + seed)
-    found = _compare_results(game, f"reset ({chosen})", ours.reset(seed=seed), *theirs)
-    if found is not None:
-        return found
+    everyone = np.arange(num_envs)
+    expected = oracle.reset(everyone >= 0, everyone + seed)
+    found = oracle.compare(f"reset ({chosen})", ours.reset(seed=seed), expected)
     rng = np.random.default_rng(seed)
     streams = [actions(policy, rng, range(len(ours.actions))) for _ in everyone]
-    strength = np.ones(num_envs, np.float32)
     for number in range(steps):
         where = f"step {number} ({chosen})"
-        if number == steps // 2:
+        if found is None and number == steps // 2:
             mask = everyone % 2 == 0
-            theirs = ale.reset(everyone[mask], np.full(mask.sum(), -1))
-            found = _compare_results(
-                game, f"partial reset before {where}", ours.reset(mask=mask), *theirs
-            )
-            if found is not None:
-                return found
-        choice = np.array([next(stream) for stream in streams])
-        step = ours.step(choice)
-        ale.send(choice, strength)
-        obs, rewards, terminated, truncated, info = ale.recv()
-        flags = {"rewards": rewards, "terminated": terminated, "truncated": truncated}
-        found = _compare_results(game, where, step, obs, info, flags)
+            expected = oracle.reset(mask, np.full(mask.sum(), -1))
+            found = oracle.compare(f"partial reset before {where}", ours.reset(mask=mask), expected)
         if found is not None:
             return found
-        if autoreset == "same_step" and step.ended.any() and "final_obs" not in info:
-            return Difference(game, where, "final_obs", "there", "missing")
-        tally.frames += num_envs * settings.frame_skip
+        choice = np.array([next(stream) for stream in streams])
+        found = oracle.compare(where, ours.step(choice), oracle.step(choice))
+    return found
+
+
+class _StepOracle:
+    """ale-py's ``AtariVectorEnv``, and what follows from what it says of ends, lives and points.
+
+    Nothing that is expected comes from our side: where an episode has begun is seen by its count of
+    frames, which starts anew.
+    """
+
+    def __init__(
+        self, game: str, num_envs: int, settings: AtariSettings, autoreset: Autoreset, tally: Tally
+    ) -> None:
+        self._game, self._num_envs, self._tally = game, num_envs, tally
+        self._is_clipped = settings.clip_reward
+        self._same_step = autoreset == "same_step"
+        self._ale = _vector_interface(game, num_envs, settings, autoreset)
+        self._full_strength = np.ones(num_envs, np.float32)
+        self._lives, self._frame_number, self._began_at = np.zeros((3, num_envs), np.int64)
+        self._points, self._steps = np.zeros((2, num_envs), np.int64)
+        self._seems_ended = np.zeros(num_envs, np.bool_)  # to ours, which the next step confirms
+
+    def reset(self, mask: NDArray[np.bool_], seeds: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Begin episodes where the mask is true, and return what a step should hold."""
+        obs, info = self._ale.reset(np.flatnonzero(mask), seeds)
+        self._take_note(info)
+        self._points[mask] = self._steps[mask] = 0
+        self._seems_ended &= ~mask
+        nothing = np.zeros(self._num_envs, np.bool_)
+        flags = dict.fromkeys(("terminated", "truncated", "ended", "life_lost"), nothing)
+        counts = dict.fromkeys(("rewards", "unclipped_rewards"), nothing.astype(np.int64))
+        return {"obs": obs, **_counters(info), **flags, **counts}
+
+    def step(self, choice: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Play a step, and return what ours should hold, where that is known."""
+        self._ale.send(choice, self._full_strength)
+        obs, rewards, terminated, truncated, info = self._ale.recv()
+        lives, frame_number = self._lives, self._frame_number
+        has_begun = self._take_note(info)
+        is_reset = has_begun & (not self._same_step)  # in this step nothing is played
+        life_lost = (self._lives < lives) & (self._lives > 0)
+        self._points[is_reset] = self._steps[is_reset] = 0
+        self._points += rewards.astype(np.int64)
+        self._steps += ~is_reset
+        expected = {"obs": obs, **_counters(info), "rewards": rewards, "terminated": terminated}
+        expected |= {"truncated": truncated, "episode_length": self._steps.copy()}
+        if self._same_step:
+            expected["ended"] = has_begun
+        else:
+            expected["seems_ended"] = has_begun
+        # Of an episode that has ended in a step, ale-py tells the lives of the next one.
+        expected |= {"life_lost": np.where(has_begun, -1, life_lost)}
+        if not self._is_clipped:
+            expected |= {"unclipped_rewards": rewards, "episode_return": self._points.copy()}
+        if has_begun.any() and self._same_step:
+            expected["final_obs"] = info["final_obs"]
+            self._points[has_begun] = self._steps[has_begun] = 0
+        tally = self._tally
+        tally.frames += int((self._frame_number - frame_number).sum())
         tally.rewards += int(np.count_nonzero(rewards))
-        tally.life_losses += int(step.life_lost.sum())
-        tally.games_over += int(step.ended.sum())
-    return None
+        tally.life_losses += int((life_lost & ~has_begun).sum())
+        tally.games_over += int(has_begun.sum())
+        return expected
+
+    def compare(
+        self, where: str, step: Step, expected: Mapping[str, NDArray[Any]]
+    ) -> Difference | None:
+        """Return the first difference between our step and what is expected of it."""
+        for name, theirs in expected.items():
+            if name == "seems_ended":
+                name, mine = "ended, in the step before,", self._seems_ended
+            else:
+                mine = getattr(step, name)
+            if name == "life_lost":
+                mine = np.where(theirs < 0, theirs, mine)
+            if name == "final_obs":  # only the rows of episodes that ended are set
+                theirs = np.where(_like(expected["ended"], mine), theirs, mine)
+            if (found := _first_difference(self._game, where, name, mine, theirs)) is not None:
+                return found
+        if self._is_clipped and "rewards" in expected:
+            mine, theirs = np.sign(step.unclipped_rewards), expected["rewards"]
+            name = "the sign of unclipped_rewards"
+            if (found := _first_difference(self._game, where, name, mine, theirs)) is not None:
+                return found
+        if not self._same_step:
+            self._seems_ended = step.ended.copy()
+        return None
+
+    def _take_note(self, info: dict[str, Any]) -> NDArray[np.bool_]:
+        """Keep what is counted, and return where an episode has begun."""
+        began_at = info["frame_number"].astype(np.int64) - info["episode_frame_number"]
+        has_begun: NDArray[np.bool_] = began_at != self._began_at
+        self._lives = info["lives"].astype(np.int64)
+        self._frame_number = info["frame_number"].astype(np.int64)
+        self._began_at = began_at
+        return has_begun
+
+
+def _like(flags: NDArray[np.bool_], pictures: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return flags of environments with as many axes as their pictures."""
+    return flags.reshape(-1, *[1] * (pictures.ndim - 1))
+
+
+def _counters(info: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    return {name: info[name] for name in ("lives", "frame_number", "episode_frame_number")}
 
 
 def _vector_interface(
@@ -339,30 +427,6 @@ def _vector_interface(
         thread_affinity_offset=-1,
         autoreset_mode=mode,
     )
-
-
-def _compare_results(
-    game: str,
-    where: str,
-    step: Step,
-    obs: Any,
-    info: dict[str, Any],
-    flags: dict[str, Any] | None = None,
-) -> Difference | None:
-    pairs = [("obs", step.obs, obs)]
-    pairs += [
-        (name, getattr(step, name), info[name])
-        for name in ("lives", "frame_number", "episode_frame_number")
-    ]
-    pairs += [(name, getattr(step, name), value) for name, value in (flags or {}).items()]
-    if "final_obs" in info:  # only the rows of episodes that ended are set
-        last = step.final_obs.copy()
-        last[step.ended] = info["final_obs"][step.ended]
-        pairs.append(("final_obs", step.final_obs, last))
-    for name, mine, theirs in pairs:
-        if (found := _first_difference(game, where, name, mine, theirs)) is not None:
-            return found
-    return None
 
 
 def compare_devices(
@@ -457,6 +521,11 @@ def _compare_rows(
 def _first_difference(
     game: str, where: str, name: str, mine: NDArray[Any], theirs: NDArray[Any]
 ) -> Difference | None:
+    # ale-py has other types for numbers than we; pictures are bytes.
+    kinds = [(a.shape, a.dtype if name.endswith("obs") else None) for a in (mine, theirs)]
+    if kinds[0] != kinds[1]:
+        shown = [f"{array.shape} of {array.dtype}" for array in (mine, theirs)]
+        return Difference(game, where, f"the shape and type of {name}", *shown)
     if np.array_equal(mine, theirs):
         return None
     places = np.argwhere(mine != theirs)
