@@ -89,6 +89,7 @@ class Progress:
         self.console = console or _StandardError()
         self._marks = deque([(time.monotonic(), done)])
         self._next_paint = 0.0
+        self._latest: tuple[str, Sequence[float]] = ("", ())
         self._bar: Bar | None = None
         if self.console.is_terminal:
             self._bar = Bar(
@@ -110,6 +111,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             with self._reader_may_leave():
+                self._paint(self._bar)
                 self._bar.stop()
 
     @contextlib.contextmanager
@@ -141,20 +143,23 @@ class Progress:
             curve: Values drawn as a small curve behind the note.
         """
         now = time.monotonic()
-        self.done = done
+        self.done, self._latest = done, (note, curve)
         if now < self._next_paint:
             return
         self._marks.append((now, done))
         while now - self._marks[0][0] > self._WINDOW and len(self._marks) > 2:
             self._marks.popleft()
-        text = self._text(note, curve)
         if self._bar is not None:
             self._next_paint = now + 0.25
             with self._reader_may_leave():
-                self._bar.update(self._task, completed=done, text=escape(text), refresh=True)
+                self._paint(self._bar)
         else:
             self._next_paint = now + self.interval
-            self.say(f"{self.label}  {text}")
+            self.say(f"{self.label}  {self._text(note, curve)}")
+
+    def _paint(self, bar: Bar) -> None:
+        text = escape(self._text(*self._latest))
+        bar.update(self._task, completed=self.done, text=text, refresh=True)
 
     def say(self, text: str) -> None:
         """Write a line that stays."""

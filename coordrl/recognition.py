@@ -148,6 +148,8 @@ class RecognitionResult:
     """Mean cross-entropy of the held-back digits."""
     cpu_seconds: float
     """Processor time of training, over all threads."""
+    threads: int = 1
+    """Threads of PyTorch."""
     made_on: str = field(default_factory=made_on)
     """The machine, and the PyTorch."""
 
@@ -220,6 +222,7 @@ def recognize(
         accuracy=float((logits.argmax(dim=1) == labels[test]).float().mean()),
         loss=test_loss,
         cpu_seconds=cpu_seconds,
+        threads=torch.get_num_threads(),
     )
 
 
@@ -335,11 +338,11 @@ def write_report(
         RunError: If a file cannot be written.
     """
     settings, text = results["none"][0].settings, to_markdown(results, pool=pool)
-    places = each_once(result.made_on for own in results.values() for result in own)
+    runs = [result for own in results.values() for result in own]
+    places = each_once(f"{run.made_on} and {run.threads} thread(s)" for run in runs)
     head = (
         "# Does a CoordConv harm where position hardly matters?\n\n"
-        f"Made by `{command}` on {places} and"
-        f" {torch.get_num_threads()} thread(s). A ResNet with 9"
+        f"Made by `{command}` on {places}. A ResNet with 9"
         " convolutions learns 28x28 digits, with and without one 1x1 CoordConv of 8 channels"
         f" and r before its first layer: {settings.epochs} epochs on"
         f" {pool - settings.held_back:,} digits, accuracy on {settings.held_back:,}"

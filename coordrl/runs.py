@@ -154,12 +154,20 @@ def open_run(
         defaults: Settings as TOML that hold where an older run does not know of them.
 
     Raises:
-        RunError: If the folder holds another run, no run, or is in use.
+        RunError: If the folder holds another run, no run, or is in use, or settings are no UTF-8.
 
     If what is done with the folder of a new run fails before anything is kept there, the folder is
     left empty: its settings may be what was wrong.
     """
     settings_file = path / SETTINGS_FILE
+    try:
+        content = settings.encode()
+    except UnicodeEncodeError as error:
+        lost = settings[error.start : error.end].encode(errors="surrogateescape")
+        raise RunError(
+            f"settings are kept as UTF-8, and a name among them has {lost!r}, which is none; rename"
+            " that file or folder"
+        ) from error
     try:
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; choose another folder for the run")
@@ -176,7 +184,7 @@ def open_run(
         raise RunError(f"cannot use the run folder {path}: {reason(error)}") from error
     with _lock(path):
         with atomic_file(settings_file) as file:
-            file.write(settings.encode())
+            file.write(content)
         try:
             yield RunFolder(path)
         except Exception:

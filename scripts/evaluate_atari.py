@@ -28,7 +28,7 @@ from coordrl.agents import (
     load_agent,
     record_video,
 )
-from coordrl.agents.saving import CARD_FILE, WEIGHTS_FILE, ZIP_FILE
+from coordrl.agents.saving import AGENT_FILES
 from coordrl.agents.video import FRAMES_PER_SECOND
 from coordrl.commands import escape_what_stdout_lacks, reader_may_leave
 from coordrl.config import Protocol
@@ -110,17 +110,23 @@ def refuse_what_fails_late(arguments: Arguments) -> None:
         raise AgentError(f"--seed must be at least 0, got {arguments.seed}")
     if not 0 < arguments.video_seconds < math.inf:
         raise AgentError(f"--video-seconds must be above 0, got {arguments.video_seconds:g}")
-    for output in (arguments.json, arguments.video):
-        if output is not None:
-            require_writable(output)
+    require_places(arguments)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise AgentError("--device cuda, but torch finds no GPU; choose --device cpu")
+
+
+def require_places(arguments: Arguments) -> None:
+    """Raise an AgentError, or a RunError, where results cannot be written, or would cost others."""
     if arguments.json is not None and arguments.json == arguments.video:
         raise AgentError(f"--json and --video would both be {arguments.json}; name two files")
     agent = arguments.agent.resolve()
-    parts = (agent, *(agent / name for name in (CARD_FILE, WEIGHTS_FILE, ZIP_FILE)))
-    if arguments.json is not None and arguments.json.resolve() in parts:
-        raise AgentError(f"{arguments.json} is part of the agent; name another file for --json")
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise AgentError("--device cuda, but torch finds no GPU; choose --device cpu")
+    parts = (agent, *(agent / name for name in AGENT_FILES))
+    for option, output in (("--json", arguments.json), ("--video", arguments.video)):
+        if output is None:
+            continue
+        require_writable(output)
+        if output.resolve() in parts:
+            raise AgentError(f"{output} is part of the agent; name another file for {option}")
 
 
 def play(agent: Agent, arguments: Arguments) -> list[EvaluationResult]:

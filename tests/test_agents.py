@@ -618,7 +618,7 @@ class TestLoading:
             (lambda f: (f / "card.json").write_bytes(b"\xff\xfe"), r"card.json: .*utf-8"),
             (lambda f: (f / "card.json").write_text("[" * 100_000), "nested too deeply"),
             (lambda f: (f / "card.json").write_text("[1]"), "lacks 'format_version'"),
-            (lambda f: (f / "card.json").write_bytes(b" " * (1 << 20) + b"{}"), "too many"),
+            (lambda f: (f / "card.json").write_bytes(b" " * (1 << 24) + b"{}"), "too many"),
             (lambda f: (f / "card.json").unlink(), "not the folder of a saved agent"),
             (lambda f: (f / "weights.safetensors").unlink(), "it has no weights.safetensors"),
             (lambda f: cut(f / "weights.safetensors", 0.9), "SHA-256 is not the card's"),
@@ -701,6 +701,20 @@ class TestLoading:
             shutil.copytree(saved, tmp_path / "run" / name)
         with pytest.raises(AgentError, match=r"; its folders with agents are best, last$"):
             load_agent(tmp_path / "run")
+
+    def test_an_agent_that_could_not_be_loaded_is_not_saved(
+        self, folder: Path, models: dict[str, BaseAlgorithm], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = (folder / "card.json").read_bytes()
+        monkeypatch.setattr("coordrl.agents.saving._MAX_CARD_BYTES", 2000)
+        with pytest.raises(
+            AgentError, match=r"its card would have \d,\d+ bytes, of .* 2,000"
+        ):
+            save_agent(models["PPO"], folder, SETTINGS)
+        monkeypatch.setattr("coordrl.agents.saving._MAX_CARD_BYTES", 10)
+        with pytest.raises(AgentError, match=r"^\S*/card\.json has more than 10 bytes"):
+            load_agent(folder)
+        assert (folder / "card.json").read_bytes() == before
 
     @pytest.mark.parametrize("value", [10**9, 10**18, 10**30], ids=["1e9", "1e18", "1e30"])
     def test_a_card_that_asks_for_a_huge_network_gets_no_memory(
@@ -1517,6 +1531,10 @@ class TestScript:
             (
                 ["{saved}", "--json", "{saved}/card.json", "--episodes", "1"],
                 "card.json is part of the agent; name another file for --json",
+            ),
+            (
+                ["{saved}", "--json", "{saved}/learning_curve.csv", "--episodes", "1"],
+                "learning_curve.csv is part of the agent; name another file for --json",
             ),
         ],
     )

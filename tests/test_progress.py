@@ -85,6 +85,16 @@ def test_progress_in_a_terminal_is_one_bar_with_its_text() -> None:
     assert "return 3 [of 21]  ▁█" in text
 
 
+def test_the_bar_stays_where_the_work_has_ended() -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=100)
+    with Progress("Pong", 30, "games", console=console) as progress:
+        for done in range(1, 31):  # faster than it is painted
+            progress.update(done, f"last return {done}")
+    assert "30/30 games" in file.getvalue()
+    assert "last return 30" in file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0 s"), (99, "99 s"), (600, "10 min"), (7500, "2 h 05 min")]
 )

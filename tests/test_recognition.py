@@ -279,13 +279,15 @@ def test_a_table_names_the_machines_that_its_runs_were_made_on(
     monkeypatch.setattr("coordrl.records.machine", lambda: "a Xeon")
     compare_arms(settings, *bars(60), seeds=2, out=tmp_path)
     monkeypatch.setattr("coordrl.records.machine", lambda: "an EPYC")
+    threads = torch.get_num_threads()
 
     results = compare_arms(settings, *bars(60), seeds=3, out=tmp_path)
     write_report(results, tmp_path, pool=60, command="train")
 
     version = f", with torch {torch.__version__}"
     head = (tmp_path / "digits.md").read_text()
-    assert f"Made by `train` on a Xeon{version} and on an EPYC{version} and " in head
+    places = [f"on {place}{version} and {threads} thread(s)" for place in ("a Xeon", "an EPYC")]
+    assert f"Made by `train` {' and '.join(places)}. A ResNet" in head
 
 
 def test_a_result_that_cannot_be_read_is_named(tmp_path: Path) -> None:

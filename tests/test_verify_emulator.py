@@ -386,6 +386,8 @@ def test_processes_do_not_crowd_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"frames": 0}, "frames must be at least 1, got 0"),
         ({"vector": True, "steps": -5}, "steps must be at least 1, got -5"),
         ({"seeds": ()}, "there must be a seed or more, got none"),
+        ({"seeds": (0, -1)}, "seeds must be from 0 to 2147483392, got (0, -1)"),
+        ({"seeds": (2**31 - 255,)}, "seeds must be from 0 to 2147483392, got (2147483393,)"),
         ({"workers": 0}, "workers must be at least 1, got 0"),
     ],
 )
@@ -401,6 +403,7 @@ def test_a_comparison_of_nothing_is_refused(
     [
         ({"steps": 7}, "--steps would be ignored: this comparison counts frames"),
         ({"grid": False}, "--no-grid would be ignored: it is for --device cuda"),
+        ({"num_envs": 3}, "--num-envs would be ignored: it is for --device cuda"),
         ({"modes": True, "steps": 7}, "--steps would be ignored: this comparison counts frames"),
         ({"vector": True, "frames": 7}, "--frames would be ignored: this comparison counts steps"),
         ({"device": "cuda", "frames": 7}, "--frames would be ignored: this comparison counts st"),

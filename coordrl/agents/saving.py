@@ -58,9 +58,9 @@ CARD_FILE = "card.json"
 CURVE_FILE = "learning_curve.csv"
 PLOT_FILE = "learning_curve.png"
 _REPLACED = "replaced"
-_FILES = frozenset({ZIP_FILE, WEIGHTS_FILE, CARD_FILE, CURVE_FILE, PLOT_FILE})
+AGENT_FILES = frozenset({ZIP_FILE, WEIGHTS_FILE, CARD_FILE, CURVE_FILE, PLOT_FILE})
 
-_MAX_CARD_BYTES = 1 << 20
+_MAX_CARD_BYTES = 1 << 24  # of evaluations of half a million games
 _MAX_WEIGHTS_BYTES = 1 << 30
 # Stable-Baselines3 keeps the last observations of all environments in the zip: 40 MB with 1,024.
 _MAX_DATA_BYTES = 1 << 28
@@ -147,12 +147,22 @@ def save_agent(
         )
     except ValueError as error:  # an AgentError, too
         raise AgentError(f"cannot save this model as an agent: {error}") from error
+    written = card.to_json()
+    for name, size, most in (
+        ("card", len(written.encode()), _MAX_CARD_BYTES),
+        ("weights", len(weights), _MAX_WEIGHTS_BYTES),
+    ):
+        if size > most:
+            raise AgentError(
+                f"cannot save this model as an agent: its {name} would have {size:,} bytes, of"
+                f" which load_agent reads {most:,}; save fewer evaluations, or a smaller network"
+            )
     with _replacing(folder) as partial:
         (partial / WEIGHTS_FILE).write_bytes(weights)
         _write_zip(model, agent, state, partial / ZIP_FILE)
         if curve:
             _write_curve(curve, partial, title=card.name)
-        (partial / CARD_FILE).write_text(card.to_json(), encoding="utf-8")
+        (partial / CARD_FILE).write_text(written, encoding="utf-8")
     return card
 
 
@@ -311,8 +321,9 @@ def read_card(folder: Path) -> AgentCard:
         >>> card.game, card.coords, f"{card.agent_steps:,}"
         ('Pong', 'all', '2,000,896')
     """
+    content = _read(folder / CARD_FILE, _MAX_CARD_BYTES)
     try:
-        return AgentCard.from_json(_read(folder / CARD_FILE, _MAX_CARD_BYTES).decode())
+        return AgentCard.from_json(content.decode())
     except ValueError as error:
         raise AgentError(f"{folder / CARD_FILE}: {_first_line(error)}") from error
 
@@ -429,7 +440,7 @@ def _give_way(replaced: Path, folder: Path) -> None:
             replaced.rename(folder)
             return
         for item in replaced.iterdir():
-            if item.name in _FILES:
+            if item.name in AGENT_FILES:
                 item.unlink()
             else:
                 item.rename(folder / item.name)

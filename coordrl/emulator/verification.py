@@ -35,6 +35,7 @@ from coordrl.emulator import (
     process_cpu_count,
 )
 from coordrl.emulator import settings as emulator_settings
+from coordrl.emulator.arguments import NUM_SEEDS
 from coordrl.emulator.lockstep import (
     POLICIES,
     Difference,
@@ -268,6 +269,9 @@ def refuse_nothing(comparison: Comparison) -> None:
             raise SettingsError(f"{name} must be at least 1, got {number}")
     if not comparison.seeds:
         raise SettingsError("there must be a seed or more, got none")
+    most = NUM_SEEDS - max(comparison.num_envs, 3)  # of which each environment has one of its own
+    if not all(0 <= seed <= most for seed in comparison.seeds):
+        raise SettingsError(f"seeds must be from 0 to {most}, got {comparison.seeds}")
 
 
 def refuse_contradictions(comparison: Comparison) -> None:
@@ -277,8 +281,11 @@ def refuse_contradictions(comparison: Comparison) -> None:
     chosen = [way for way, is_chosen in ways.items() if is_chosen]
     if len(chosen) > 1:
         raise SettingsError(f"{' and '.join(chosen)} are different comparisons; choose one")
-    if not comparison.grid and comparison.device != "cuda":
-        raise SettingsError("--no-grid would be ignored: it is for --device cuda")
+    if comparison.device != "cuda":
+        if not comparison.grid:
+            raise SettingsError("--no-grid would be ignored: it is for --device cuda")
+        if comparison.num_envs != Comparison.num_envs:
+            raise SettingsError("--num-envs would be ignored: it is for --device cuda")
     counts_steps = comparison.vector or comparison.device == "cuda"
     unused = "frames" if counts_steps else "steps"
     if getattr(comparison, unused) != getattr(Comparison, unused):

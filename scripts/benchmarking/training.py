@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -53,7 +54,7 @@ class Training(Benchmark):
             costs = train_in_turn(learners, self.seconds)
             row: Row = {"algorithm": algo}
             for name, values in costs.items():
-                row[f"{name}: microseconds a step"] = round(min(values) * 1e6)
+                row[f"{name}: microseconds a step"] = round(statistics.median(values) * 1e6)
             for peer, name in itertools.product(costs, costs):
                 if peer.startswith("stock") and name.startswith("ours"):
                     row[f"{peer} / {name}"] = Ratio.of(costs[peer], costs[name])
