@@ -30,6 +30,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from stable_baselines3.common.torch_layers import MlpExtractor
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecCheckNan, VecNormalize
 
 import evaluate_atari
@@ -707,9 +708,7 @@ class TestLoading:
     ) -> None:
         before = (folder / "card.json").read_bytes()
         monkeypatch.setattr("coordrl.agents.saving._MAX_CARD_BYTES", 2000)
-        with pytest.raises(
-            AgentError, match=r"its card would have \d,\d+ bytes, of .* 2,000"
-        ):
+        with pytest.raises(AgentError, match=r"its card would have \d,\d+ bytes, of .* 2,000"):
             save_agent(models["PPO"], folder, SETTINGS)
         monkeypatch.setattr("coordrl.agents.saving._MAX_CARD_BYTES", 10)
         with pytest.raises(AgentError, match=r"^\S*/card\.json has more than 10 bytes"):
@@ -1583,3 +1582,28 @@ class TestScript:
         monkeypatch.setattr(sys.modules["evaluate_atari"], "evaluate", interrupted)
         assert script(saved) == 130
         assert "stopped before the end" in capsys.readouterr().err
+
+
+def test_an_agent_comes_back_in_a_folder_of_any_name(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / ".pong [1].replaced-1-00")
+    recover_agent(tmp_path / "pong [1]")
+    assert load_agent(tmp_path / "pong [1]").algorithm == "PPO"
+
+
+def test_the_newest_of_the_agents_that_were_being_replaced_comes_back(
+    models: dict[str, BaseAlgorithm], saved: Path, tmp_path: Path
+) -> None:
+    old = Path(shutil.copytree(saved, tmp_path / ".agent.replaced-1-00"))
+    save_agent(models["A2C"], tmp_path / ".agent.replaced-0-00", SETTINGS)
+    os.utime(old, (0, 0))
+    recover_agent(tmp_path / "agent")
+    assert load_agent(tmp_path / "agent").algorithm == "A2C"
+
+
+def test_a_schedule_of_sb3_is_saved_as_it_is(tmp_path: Path) -> None:
+    rate = LinearSchedule(0.1, 0.0, 1.0)
+    model = PPO("CnnPolicy", breakout(), rate, n_steps=4, batch_size=4,
+                policy_kwargs=policy_kwargs(**SMALL))  # fmt: skip
+    save_agent(model, tmp_path / "agent", SETTINGS)
+    loaded = PPO.load(tmp_path / "agent" / "agent.zip")
+    assert [loaded.lr_schedule(left) for left in (1.0, 0.5)] == pytest.approx([0.1, 0.05])

@@ -24,6 +24,7 @@ from coordrl.config import (
     load_settings,
     parse_override,
     refuse_overruled,
+    settings_for,
 )
 
 
@@ -379,3 +380,38 @@ def test_a_setting_within_a_table_is_overruled_as_well() -> None:
 def test_a_frequency_is_a_number_with_a_unit(pair: tuple[Any, ...]) -> None:
     with pytest.raises(ValueError, match=r"must be a number from 1 on, or such .*, got \["):
         TrainingSettings(RunSettings(algo="dqn"), algorithm={"train_freq": pair})
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_games_of_machado_end_after_five_minutes(training: bool) -> None:
+    assert settings_for("machado", training=training).max_frames_per_episode == 5 * 60 * 60
+    assert settings_for("classic", training=training).max_frames_per_episode == 30 * 60 * 60
+
+
+def test_a_part_of_a_part_that_is_not_there_is_refused() -> None:
+    sets = [parse_override(text) for text in ("free.rate={start=1, end=0}", "free.rate.no.end=2")]
+    with pytest.raises(SettingsError, match=r"free\.rate has an unknown key 'no\.end'"):
+        load_settings(Picture, overrides=sets, keywords=KEYWORDS)
+
+
+def test_a_part_is_of_the_value_that_waits_for_what_it_fits_with(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(
+        "[run]\nalgo = 'dqn'\nstagger = 5\n[algorithm]\nlearning_rate = {start = 0.5, end = 0.1}\n"
+    )
+    rate = {"algorithm": {"learning_rate": float | Callable[[float], float]}}
+    sets = [parse_override(text) for text in ("algorithm.learning_rate.end=0", "run.stagger=0")]
+    chosen = load_settings(TrainingSettings, path, sets, keywords=rate)
+    assert chosen.algorithm["learning_rate"] == Schedule(0.5, 0.0)
+
+
+def test_a_mistake_is_told_of_where_it_was_made() -> None:
+    sets = [parse_override("num_envs=0", "--envs"), parse_override("seed=3", "--seed")]
+    with pytest.raises(SettingsError, match=r"^--envs: num_envs must be at least 1, got 0$"):
+        load_settings(RunSettings, overrides=sets)
+
+
+def test_a_keyword_that_is_set_leaves_the_others() -> None:
+    sets = [parse_override(text) for text in ("free.rate=0.5", "free.hairs=7")]
+    chosen = load_settings(Picture, overrides=sets, keywords=KEYWORDS)
+    assert chosen.free == {"rate": 0.5, "hairs": 7}

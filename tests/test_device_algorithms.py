@@ -1151,3 +1151,77 @@ def test_functions_are_recorded_on_a_gpu_if_that_is_asked_for(is_asked_for: bool
     assert algorithm._recorded(draw) is draw
     algorithm.device = torch.device("cuda")
     assert isinstance(algorithm._recorded(draw), Recorded) is is_asked_for
+
+
+def test_streams_wait_for_each_other_around_what_runs_aside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str = "side") -> None:
+            self.name = name
+
+        def wait_stream(self, other: "Stream") -> None:
+            events.append(f"{self.name} waits for {other.name}")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("main"))
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+
+    Recorded(lambda _: events.append("runs"))(torch.zeros(1))
+
+    assert events == ["side waits for main", "runs", "main waits for side"]
+
+
+@pytest.mark.parametrize("name", ["A2C", "DQN"])
+def test_each_step_has_a_moment_of_its_own(name: str) -> None:
+    class Keep(BaseCallback):
+        def _on_step(self) -> bool:
+            moments.append(self.locals["new_obs"]._moment)
+            return True
+
+    moments: list[Any] = []
+    learn(model(device_algorithms, name), 20 * NUM_ENVS, Keep())
+    assert len(moments) == len({id(moment) for moment in moments}) == 20
+
+
+def test_the_games_of_all_ranks_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = model(device_algorithms, "A2C")
+    learn(ours, 20 * NUM_ENVS)
+    noted = list(ours.ep_info_buffer)
+    game = {"r": 7.0, "l": 15, "t": 0.5}  # of another rank
+    monkeypatch.setattr(Ranks, "gather", lambda _, games: [games, [game]])
+    ours._note_games()
+    assert list(ours.ep_info_buffer) == [*noted, game]
+
+
+def test_a_restored_buffer_knows_of_resets_before_it_was_saved() -> None:
+    space, nothing = spaces.Box(0, 255, (2, 3, 4), np.uint8), torch.zeros(1, dtype=torch.bool)
+    buffers = [
+        DeviceReplayBuffer(20, space, spaces.Discrete(2), "cpu", shortest_timeout=1000)
+        for _ in range(2)
+    ]
+    buffer = buffers[0]
+    for step in range(20):  # each game is cut off by a reset after its first step
+        if step == 10:
+            buffers[1].restore(buffer.state())
+            buffer = buffers[1]
+        buffer.expect_reset()
+        obs, next_obs = (
+            torch.full((1, 2, 3, 4), number, dtype=torch.uint8) for number in (100, step)
+        )
+        buffer.observe(obs, ~nothing)
+        buffer.add(next_obs, torch.zeros(1), torch.zeros(1), nothing, nothing, nothing)
+    slots = torch.arange(20)
+    led_to = buffer._samples(slots, torch.zeros_like(slots)).next_observations[:, -1, 0, 0]
+    assert led_to.tolist() == list(range(20))
+
+
+def test_what_is_added_to_a_rollout_wins_over_what_was_observed() -> None:
+    space = spaces.Box(0, 255, (2, 3, 4), np.uint8)
+    buffer = DeviceRolloutBuffer(1, space, spaces.Discrete(2), "cpu")
+    observed, added = (torch.full((1, 2, 3, 4), n, dtype=torch.uint8) for n in (1, 2))
+    buffer.observe(observed)
+    buffer.add(added, *[torch.zeros(1)] * 5)
+    assert torch.equal(buffer.observations[0], added)

@@ -202,3 +202,8 @@ def test_studies_name_a_result_that_cannot_be_read(
     path.write_text(text)
     with pytest.raises(RunError, match=r"result\.json cannot be read .*; delete it, and the same"):
         read(path, None)
+
+
+def test_a_result_is_on_the_disk_before_it_has_its_name(tmp_path: Path, disk: list[str]) -> None:
+    train_once(tmp_path / "run", Settings(), read=lambda _: Result(0), train=lambda _: Result(1))
+    assert disk[-3:] == ["flush partial", "partial becomes result.json", "flush run"]

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticCnnPolicy
@@ -285,3 +286,15 @@ def test_an_image_that_does_not_fit_is_named() -> None:
     space = gym.spaces.Dict(front=STACK, grid=gym.spaces.Box(-1, 1, (2, 3, 4)))
     with pytest.raises(ValueError, match="grid: an input of 3x4 pixels is too small"):
         CoordConvCombinedExtractor(space)
+
+
+def test_observations_are_found_by_their_names_in_any_order() -> None:
+    space = spaces.Dict(here=spaces.Box(-1, 1, (2,)), there=spaces.Box(-1, 1, (3,)))
+    extractor = CoordConvCombinedExtractor(space)
+    observed = {"there": torch.ones(1, 3), "here": torch.zeros(1, 2)}
+    assert extractor(observed).tolist() == [[0.0, 0.0, 1.0, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_images_of_any_floating_point_type_are_taken(dtype: type) -> None:
+    assert CoordConvExtractor(spaces.Box(0, 1, (1, 36, 40), dtype)).features_dim == 512

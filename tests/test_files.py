@@ -133,3 +133,13 @@ def test_a_folder_for_results_is_made_or_refused_before_the_work(tmp_path: Path)
         make_folder(tmp_path / "file")
     with pytest.raises(RunError, match=r"/proc/\w+ cannot be a folder for results: "):
         make_folder(Path("/proc/results"))
+
+
+def test_a_device_is_not_replaced_by_a_file() -> None:
+    with pytest.raises(RunError, match=r"/dev/null: it is no file that could be replaced"):
+        require_writable(Path("/dev/null"))
+
+
+def test_a_folder_for_results_that_takes_none_is_refused() -> None:
+    with pytest.raises(RunError, match=r"cannot write /proc/results: "):
+        make_folder(Path("/proc"))

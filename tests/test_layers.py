@@ -1559,3 +1559,37 @@ def test_a_system_of_lists_is_that_of_tuples() -> None:
 def test_with_r_is_true_or_false() -> None:
     with pytest.raises(TypeError, match="CoordConv2d expects with_r to be True or False, got 2"):
         CoordConv2d(3, 4, 3, with_r=2)  # type: ignore[arg-type]
+
+
+def test_gradients_of_16_bits_are_summed_over_the_batch_in_32() -> None:
+    # bfloat16 has no 257: rounded before the pixels are added up, the gradient would be of 256.
+    conv = CoordConv2d(2, 1, 1, system=CoordinateSystem(origin=0.0, extent=1.0))
+    x = torch.zeros(257, 2, 4, 6).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv(x)
+    y.float().sum().backward()
+    assert conv.weight.grad is not None
+    grid = conv.coordinate_grid(4, 6)[0]
+    assert_close(conv.weight.grad[0, 2:, 0, 0], 257 * grid.sum(dim=(1, 2)))
+
+
+def test_a_map_that_is_nearly_a_product_is_none() -> None:
+    # Seen from afar, r hardly bends, so that its shifts are nearly combinations of each other.
+    system = CoordinateSystem(origin=-0.2, extent=0.4, r_center=1.0)
+    conv = CoordConv2d(1, 2, 5, with_r=True, system=system, dtype=torch.float64)
+    x = torch.randn(1, 1, 24, 26, dtype=torch.float64)
+    wide = torch.cat([x, conv.coordinate_grid(24, 26, dtype=x.dtype)], dim=1)
+    assert_close(conv(x), F.conv2d(wide, conv.weight, conv.bias), rtol=0, atol=1e-10)
+
+
+def test_one_origin_serves_the_extents_of_all_samples() -> None:
+    origin, extent = torch.tensor([[-1.0, 0.0]]), torch.tensor([[1.0, 2.0], [0.5, 3.0]])
+    both = coordinate_grid(3, 4, origin=origin.expand(2, -1), extent=extent)
+    assert torch.equal(coordinate_grid(3, 4, origin=origin, extent=extent), both)
+    assert coordinate_grid(3, 4, origin=extent, extent=origin + 2).shape == (2, 2, 3, 4)
+
+
+def test_coordinates_given_to_a_layer_of_16_bits_are_as_fine_as_its_own() -> None:
+    conv = CoordConv2d(1, 2, 3, dtype=torch.bfloat16)
+    x = torch.randn(2, 1, 5, 300, dtype=torch.bfloat16)
+    assert_close(conv(x, coords=conv.coordinate_grid(5, 300)), conv(x), rtol=0, atol=0)

@@ -1,5 +1,6 @@
 """Training by several processes: together they do what one process does with all games."""
 
+import datetime
 import multiprocessing
 import os
 import shutil
@@ -372,3 +373,13 @@ def test_nothing_of_the_ranks_goes_on_behind_leave() -> None:
         env=os.environ | torchrun, capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "True\n0\n"), done.stderr
+
+
+def test_the_other_ranks_wait_for_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[datetime.timedelta] = []
+    monkeypatch.setattr(dist, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(dist, "init_process_group", lambda _, timeout: waits.append(timeout))
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    join("cpu")
+    assert waits == [datetime.timedelta(hours=2)]

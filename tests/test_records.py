@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from coordrl.files import RunError
-from coordrl.records import read_json, write_json
+from coordrl.records import read_json, write_json, write_text
 
 
 def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
@@ -36,3 +36,8 @@ def test_a_record_that_cannot_be_read_is_named(text: str, tmp_path: Path) -> Non
     path.write_text(text)
     with pytest.raises(RunError, match=r"result\.json cannot be read .*; delete it, and the same"):
         read_json(path, lambda record: [*record["curve"]])
+
+
+def test_a_text_with_the_bytes_of_any_file_name_is_written(tmp_path: Path) -> None:
+    write_text("von \udcfcber", tmp_path / "text")
+    assert (tmp_path / "text").read_bytes() == rb"von \udcfcber"

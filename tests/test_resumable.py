@@ -1,6 +1,7 @@
 """Training that stops after any step: its loop, its checkpoints, its clocks and seeds."""
 
 import contextlib
+import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from coordrl.resumable import (
     CHECKPOINT_SECONDS,
+    STATE_FILE,
     ResumableRun,
     TrainingClock,
     order_of_epoch,
@@ -125,3 +127,33 @@ def test_epochs_have_orders_of_their_own() -> None:
     assert first.tolist() == order_of_epoch(9, 0, 0).tolist()
     assert first.tolist() != second.tolist()
     assert first.tolist() != other.tolist()
+
+
+def test_the_state_of_a_run_is_read_without_running_what_is_in_it(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "crater",)
+
+    with open_run(tmp_path / "run", "") as folder:
+        with folder.checkpoint(1) as path:
+            torch.save({"total": Bomb(), "step": 1}, path / STATE_FILE)
+        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+            Sum(folder)
+    assert not (tmp_path / "crater").exists()
+
+
+def test_the_next_epoch_of_a_seed_is_not_the_first_of_the_next_seed() -> None:
+    orders = [order_of_epoch(9, *own).tolist() for own in [(0, 1), (1, 0), (2, 0), (1, 1)]]
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_a_clock_counts_until_the_device_has_done_the_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, waited = TrainingClock(), []
+    monkeypatch.setattr(
+        "coordrl.resumable.wait_for", lambda device: waited.append((device, clock.step))
+    )
+    with clock.counting_step(torch.device("cuda")):
+        assert waited == []
+    assert waited == [(torch.device("cuda"), 0)]

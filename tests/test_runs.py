@@ -463,3 +463,14 @@ def test_a_manifest_that_says_something_else_is_no_whole_checkpoint(
     (folder.path / "checkpoints" / "000000000001" / "manifest.json").write_text(text)
     with pytest.raises(RunError, match=r"no whole checkpoint .*its manifest cannot be read"):
         folder.newest_checkpoint()
+
+
+def test_the_newest_checkpoint_is_that_of_most_steps_not_of_the_latest_file(
+    folder: RunFolder,
+) -> None:
+    for step in (1, 2):
+        write_checkpoint(folder, step)
+    os.utime(folder.path / "checkpoints" / "000000000002", (0, 0))  # as a copy may have it
+    newest = folder.newest_checkpoint()
+    assert newest is not None
+    assert newest.step == 2

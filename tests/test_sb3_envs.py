@@ -686,3 +686,22 @@ def test_a_method_is_called_once_and_told_for_each_index() -> None:
 
 def test_the_shortest_timeout_of_other_environments_is_not_known() -> None:
     assert VectorEnvAdapter(Counting()).shortest_timeout == 1
+
+
+def test_rewards_are_float32_whatever_the_environment_gives() -> None:
+    envs = VectorEnvAdapter(Counting())  # whose rewards are float64
+    envs.reset()
+    assert envs.step(np.array([0, 1]))[1].dtype == np.float32
+
+
+def test_a_restored_environment_on_a_device_gives_an_array() -> None:
+    class Restoring(OnDevice, Saving):
+        def restore(self, state: bytes) -> Any:
+            return torch.from_numpy(super().restore(state))
+
+    envs = VectorEnvAdapter(Restoring())
+    envs.reset()
+    envs.step(np.array([0, 1]))
+    obs = envs.restore(envs.save())
+    assert isinstance(obs, np.ndarray)
+    assert obs.tolist() == [[1], [1]]

@@ -1362,3 +1362,38 @@ class TestEdges:
 def test_what_a_run_is_told_of_its_extractor_is_what_that_has_without_being_told() -> None:
     parameters = inspect.signature(policy_kwargs).parameters
     assert DEFAULTS.extractor == {name: parameters[name].default for name in ("coords", "with_r")}
+
+
+def test_an_agent_that_was_stopped_later_does_not_take_the_last_evaluation_for_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    between = _Leader.between_updates
+
+    def stop_at_64(run: Any, **options: Any) -> None:
+        if run._steps == 64:
+            signal.raise_signal(signal.SIGTERM)
+        between(run, **options)
+
+    monkeypatch.setattr(_Leader, "between_updates", stop_at_64)
+    result = train(settings("a2c", "run.evaluation_interval=48"), tmp_path / "run")
+
+    assert (result.ending, result.steps) == ("stopped", 64)
+    last, best = (load_agent(tmp_path / "run" / name).card for name in ("last", "best"))
+    assert last is not None
+    assert best is not None
+    assert (last.agent_steps, last.evaluations) == (64, ())
+    assert (best.agent_steps, len(best.evaluations)) == (48, 1)
+
+
+def test_a_best_agent_that_a_killed_run_was_replacing_comes_back(tmp_path: Path) -> None:
+    chosen, folder = settings("a2c", "run.evaluation_interval=48"), tmp_path / "run"
+    train(chosen, folder)
+    card = load_agent(folder / "best").card
+    (folder / "best").rename(folder / ".best.replaced-1-00")
+    (folder / ".best.partial-1-00").mkdir()
+
+    result = train(chosen, folder, resume=True)
+
+    assert result.best_agent is not None
+    assert load_agent(result.best_agent).card == card
+    assert not list(folder.glob(".best.*"))

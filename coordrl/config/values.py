@@ -101,12 +101,9 @@ def parse_value(value: Any, annotation: Any) -> Any:
         except _MismatchError:
             continue
     expected = " or ".join(dict.fromkeys(_name(member) for member in members))
-    if int in members and _is_finite(value) and abs(value) >= _INT_LIMIT:
+    if int in members and _is_finite(value) and not _is_counted(value):
         expected += " below 2^63"
     raise ValueError(f"must be {expected}, got {value!r}")
-
-
-_INT_LIMIT = 2**63  # what NumPy and torch can count to
 
 
 class _MismatchError(Exception):
@@ -127,7 +124,7 @@ def _parse_member(value: Any, annotation: Any) -> Any:  # noqa: C901 - one branc
         return None
     if annotation is bool and isinstance(value, bool):
         return value
-    if annotation is int and is_number and value == int(value) and abs(value) < _INT_LIMIT:
+    if annotation is int and is_number and value == int(value) and _is_counted(value):
         return int(value)
     if annotation is float and is_number:
         return float(value)
@@ -151,6 +148,11 @@ def _parse_member(value: Any, annotation: Any) -> Any:  # noqa: C901 - one branc
                 parse_value(item, inner) for item, inner in zip(value, arguments, strict=True)
             )
     raise _MismatchError
+
+
+def _is_counted(value: float) -> bool:
+    """Return whether NumPy and torch can count to a number."""
+    return -(2**63) <= value < 2**63
 
 
 def _is_finite(value: object) -> bool:
