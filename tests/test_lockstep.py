@@ -191,6 +191,14 @@ def test_observations_of_another_shape_or_type_are_found(
     assert re.search(r"breakout, step 0 .*the shape and type of obs is " + message, found), found
 
 
+def test_an_episode_that_ended_before_others_were_reset_begins_anew_behind_that() -> None:
+    settings = AtariSettings(life_loss="ignore", max_frames_per_episode=100, noop_max=0)
+    # All end in the 25th step, and some are reset between that and the next.
+    assert not lockstep.compare_steps(
+        "breakout", settings, steps=50, num_envs=2, autoreset="next_step"
+    )
+
+
 def test_what_is_counted_is_what_ale_py_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = AtariSettings(life_loss="ignore", max_frames_per_episode=100, noop_max=0)
     tallies = {}
