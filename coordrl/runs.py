@@ -163,7 +163,7 @@ def open_run(
     try:
         content = settings.encode()
     except UnicodeEncodeError as error:
-        lost = settings[error.start : error.end].encode(errors="surrogateescape")
+        lost = settings[error.start : error.end]
         raise RunError(
             f"settings are kept as UTF-8, and a name among them has {lost!r}, which is none; rename"
             " that file or folder"
