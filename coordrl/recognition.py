@@ -149,7 +149,7 @@ class RecognitionResult:
     cpu_seconds: float
     """Processor time of training, over all threads."""
     threads: int = 1
-    """Threads of PyTorch."""
+    """Threads of PyTorch; older results, which do not say, are taken for those of one."""
     made_on: str = field(default_factory=made_on)
     """The machine, and the PyTorch."""
 

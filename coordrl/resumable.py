@@ -144,6 +144,34 @@ def seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
+class EpochOrders:
+    """The numbers below ``count``, in an order that each epoch has for itself.
+
+    The order of one epoch is kept at a time, so that a step need not make it again.
+
+    Args:
+        count: How many.
+        seed: Seed of all orders.
+        device: Where they lie.
+
+    Example:
+        >>> orders = EpochOrders(4, seed=0)
+        >>> orders[1].tolist() == order_of_epoch(4, seed=0, epoch=1).tolist()
+        True
+    """
+
+    def __init__(self, count: int, seed: int, device: torch.device | str = "cpu") -> None:
+        self._count, self._seed, self._device = count, seed, device
+        self._kept: tuple[int, Tensor] | None = None
+
+    def __getitem__(self, epoch: int) -> Tensor:
+        """Return the order of an epoch."""
+        if self._kept is None or self._kept[0] != epoch:
+            order = order_of_epoch(self._count, self._seed, epoch)
+            self._kept = epoch, order.to(self._device)
+        return self._kept[1]
+
+
 def order_of_epoch(count: int, seed: int, epoch: int) -> Tensor:
     """Return the numbers below ``count`` in an order, on the CPU, that each epoch has for itself.
 

@@ -13,6 +13,7 @@ import torch
 from coordrl.resumable import (
     CHECKPOINT_SECONDS,
     STATE_FILE,
+    EpochOrders,
     ResumableRun,
     TrainingClock,
     order_of_epoch,
@@ -118,6 +119,20 @@ def test_a_seed_is_split_into_many_that_do_not_depend_on_their_number() -> None:
     assert split_seed(3, 4)[:2] == split_seed(3, 2)
     assert len({*split_seed(3, 4), *split_seed(4, 4)}) == 8
     assert len({seed_of(3, 0), seed_of(3, 1), seed_of(4, 0), seed_of(4, 1)}) == 4
+
+
+def test_an_order_is_made_once_while_its_epoch_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def note(count: int, seed: int, epoch: int) -> torch.Tensor:
+        made.append((count, seed, epoch))
+        return order_of_epoch(count, seed, epoch)
+
+    monkeypatch.setattr("coordrl.resumable.order_of_epoch", note)
+    orders = EpochOrders(9, seed=3)
+    for epoch in (0, 0, 1, 1, 0):
+        assert torch.equal(orders[epoch], order_of_epoch(9, 3, epoch))
+    assert made == [(9, 3, 0), (9, 3, 1), (9, 3, 0)]
 
 
 def test_epochs_have_orders_of_their_own() -> None:

@@ -38,7 +38,7 @@ from coordrl.coordinates.networks import (
 )
 from coordrl.coordinates.tasks import Goal, Task, TaskName, make_task
 from coordrl.records import made_on
-from coordrl.resumable import ResumableRun, TrainingClock, order_of_epoch, split_seed
+from coordrl.resumable import EpochOrders, ResumableRun, TrainingClock, split_seed
 from coordrl.runs import RunFolder
 from coordrl.stopping import StopRequest
 
@@ -302,7 +302,8 @@ class Run(ResumableRun):
                 f" {len(self.test_centers)} to test on; take a larger canvas or a smaller square"
             )
         self.network = build_network(settings).to(self.device)
-        _, self._order_seed = split_seed(settings.seed, 2)
+        _, order_seed = split_seed(settings.seed, 2)
+        self._orders = EpochOrders(len(self.train_centers), order_seed, self.device)
         kernels = [p for p in self.network.parameters() if p.ndim > 1]
         others = [p for p in self.network.parameters() if p.ndim == 1]
         # The gradient of l2 * w^2 is 2 * l2 * w.
@@ -320,7 +321,6 @@ class Run(ResumableRun):
         self._progress = _Progress()
         self._best = copy.deepcopy(self.network.state_dict())
         self._sums = torch.zeros(3, device=self.device)  # loss, metric, pictures
-        self._order: Tensor | None = None
         self._steps_per_epoch = -(-len(self.train_centers) // recipe.batch_size)
         self._total_steps = recipe.epochs * self._steps_per_epoch
         self._resume()
@@ -398,10 +398,7 @@ class Run(ResumableRun):
     def _batch_indices(self) -> Tensor:
         size = self.settings.training.batch_size
         epoch, index = divmod(self.step, self._steps_per_epoch)
-        if self._order is None or index == 0:
-            order = order_of_epoch(len(self.train_centers), self._order_seed, epoch)
-            self._order = order.to(self.device)
-        return self._order[index * size : (index + 1) * size]
+        return self._orders[epoch][index * size : (index + 1) * size]
 
     def _evaluate(self) -> None:
         loss, metric, pictures = self._sums.tolist()

@@ -32,9 +32,9 @@ from coordrl.files import RunError
 from coordrl.modes import evaluating
 from coordrl.records import made_on
 from coordrl.resumable import (
+    EpochOrders,
     ResumableRun,
     TrainingClock,
-    order_of_epoch,
     seed_of,
     split_seed,
 )
@@ -243,7 +243,8 @@ class Run(ResumableRun):
                 [(digits.train, settings.train_images), (digits.test, settings.test_images)]
             )
         )
-        weights, self._order_seed, self._sampling_seed = split_seed(settings.seed, 3)
+        weights, order_seed, self._sampling_seed = split_seed(settings.seed, 3)
+        self._orders = EpochOrders(len(self.train_scenes), order_seed, self.device)
         try:
             detector = build_detector(
                 settings.coords,
@@ -262,7 +263,6 @@ class Run(ResumableRun):
         self.curve: list[Evaluation] = []
         self._clock = TrainingClock()
         self._sums = {"loss": 0.0, "iou": 0.0}
-        self._order: Tensor | None = None
         self._resume()
 
     @property
@@ -337,10 +337,7 @@ class Run(ResumableRun):
     def _batch_indices(self) -> Tensor:
         size = self.settings.training.batch_size
         epoch, index = divmod(self.step, self.steps_per_epoch)
-        if self._order is None or index == 0:
-            order = order_of_epoch(len(self.train_scenes), self._order_seed, epoch)
-            self._order = order.to(self.device)
-        return self._order[index * size : (index + 1) * size]
+        return self._orders[epoch][index * size : (index + 1) * size]
 
     def _advice(self, loss: float) -> str:
         checkpoint = self.folder.newest_checkpoint() if self.folder is not None else None

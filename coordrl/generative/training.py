@@ -21,7 +21,7 @@ from coordrl.generative.models import Gan, Vae, build_model
 from coordrl.generative.patches import sliced_wasserstein
 from coordrl.generative.settings import GenerativeSettings
 from coordrl.records import made_on
-from coordrl.resumable import ResumableRun, TrainingClock, order_of_epoch, split_seed
+from coordrl.resumable import EpochOrders, ResumableRun, TrainingClock, split_seed
 from coordrl.runs import RunFolder
 from coordrl.stopping import StopRequest
 
@@ -112,12 +112,12 @@ class Run(ResumableRun):
     ) -> None:
         super().__init__(device, folder)
         self.settings = settings
-        weights, self._data_seed, latents, self._evaluation_seed = split_seed(settings.seed, 4)
+        weights, data_seed, latents, self._evaluation_seed = split_seed(settings.seed, 4)
         self.model: Gan | Vae = build_model(
             settings, torch.Generator().manual_seed(weights), self.device
         )
         self.pictures: Pictures = (
-            SortOfClevr(settings.canvas, settings.training.pictures, self._data_seed)
+            SortOfClevr(settings.canvas, settings.training.pictures, data_seed)
             if settings.data == "clevr"
             else open_pictures(settings.data, settings.canvas.size)
         )
@@ -126,7 +126,7 @@ class Run(ResumableRun):
         self._progress = _Progress()
         self._sums: dict[str, Tensor] = {}
         self._summed = 0
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        self._orders = EpochOrders(len(self.pictures), data_seed)
         self._resume()
         self._good = self._state()
 
@@ -190,9 +190,7 @@ class Run(ResumableRun):
         first, parts = self._progress.step * missing, []
         while missing:
             epoch, index = divmod(first, count)
-            if self._order[0] != epoch:
-                self._order = epoch, order_of_epoch(count, self._data_seed, epoch)
-            parts.append(self._order[1][index : index + missing])
+            parts.append(self._orders[epoch][index : index + missing])
             first, missing = first + len(parts[-1]), missing - len(parts[-1])
         return torch.cat(parts)
 

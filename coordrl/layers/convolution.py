@@ -163,9 +163,8 @@ class CoordConv2d(_Convolution, nn.Conv2d):
 
     Under autocast, and in layers of 16-bit types, the coordinates' part is computed in float32
     and rounded once, when added. bfloat16 itself has no more than 768 values for the 1,024
-    columns of a wide image. (On a GPU where TF32 is allowed, large
-    maps are of that. A graph that is compiled to be trained at any size concatenates, and computes
-    all in one type.)
+    columns of a wide image. (On a GPU where TF32 is allowed, large maps are of that. A graph that
+    is compiled to be trained at any size concatenates, and computes all in one type.)
 
     Args:
         in_channels: Channels of the input, without the coordinates.
