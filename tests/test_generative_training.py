@@ -158,6 +158,27 @@ def test_a_run_that_has_diverged_is_found_where_it_went_back_to(tmp_path: Path) 
         assert Run(tiny(), folder=folder).step == 3
 
 
+def test_a_run_that_was_stopped_goes_back_as_far_as_one_that_was_not(tmp_path: Path) -> None:
+    def stop_at_four(run: Run) -> None:
+        if run.step == 4:
+            stop.signal_number = 15
+
+    def break_at_five(run: Run) -> None:
+        if run.step == 5:
+            assert isinstance(run.model, Gan)
+            with torch.no_grad():
+                next(run.model.generator.parameters()).fill_(math.nan)
+
+    whole = Run(tiny()).train(on_step=break_at_five)
+    with open_run(tmp_path, "", resume=False) as folder:
+        with StopRequest() as stop, pytest.raises(Interrupted):
+            Run(tiny(), folder=folder).train(stop=stop, on_step=stop_at_four)
+        rest = Run(tiny(), folder=folder).train(on_step=break_at_five)
+
+    assert whole.curve[-1].step == 3
+    assert timeless(rest) == timeless(whole)
+
+
 def test_advice_names_settings_of_what_diverged() -> None:
     assert advice(tiny(model="vae")) == "lower vae.learning_rate"
     assert advice(tiny()).startswith("raise gan.gamma, or lower gan.generator_lr")

@@ -127,8 +127,8 @@ class Run(ResumableRun):
         self._sums: dict[str, Tensor] = {}
         self._summed = 0
         self._orders = EpochOrders(len(self.pictures), data_seed)
+        self._good = self._moment()
         self._resume()
-        self._good = self._state()
 
     @property
     def step(self) -> int:
@@ -164,7 +164,7 @@ class Run(ResumableRun):
             self._check()
         if is_time and not self._progress.has_diverged:
             self._evaluate()
-            self._good = self._state()
+            self._good = self._moment()
 
     def _end(self) -> str | None:
         training = self.settings.training
@@ -201,7 +201,7 @@ class Run(ResumableRun):
             self._go_back()
 
     def _go_back(self) -> None:
-        self._restore(self._good)
+        self._go_to(self._good)
         self._progress.has_diverged = True
 
     def _evaluate(self) -> None:
@@ -305,6 +305,15 @@ class Run(ResumableRun):
         super()._save()
 
     def _state(self) -> dict[str, Any]:
+        return {**self._moment(), "good": self._good}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._go_to(state)
+        # Checkpoints of an earlier version have none.
+        self._good = state.get("good") or self._moment()
+
+    def _moment(self) -> dict[str, Any]:
+        """Return a copy of all that the next steps depend on."""
         return copy.deepcopy(
             {
                 "model": self.model.state_dict(),
@@ -316,7 +325,7 @@ class Run(ResumableRun):
             }
         )
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _go_to(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self._latents.set_state(state["latents"].cpu())
         self._sums, self._summed = dict(state["sums"]), state["summed"]
