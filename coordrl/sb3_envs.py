@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import (
+    AsyncVectorEnv,
+    AutoresetMode,
+    SyncVectorEnv,
+    VectorEnv,
+    VectorWrapper,
+)
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
@@ -43,8 +49,8 @@ class TorchStep(NamedTuple):
 class VectorEnvAdapter(VecEnv):
     """Makes a vector environment of Gymnasium a ``VecEnv`` of Stable-Baselines3.
 
-    What the environment returns is passed on untouched; ``infos`` has an empty dictionary for
-    every environment whose episode goes on.
+    What the environment returns is passed on untouched. Of Atari games, thousands of which may be
+    stepped together, ``infos`` has an empty dictionary wherever the episode goes on.
 
     Where an episode ended, it holds the environment's last info, such as the ``is_success`` that
     ``EvalCallback`` looks for, and ``terminal_observation`` and ``TimeLimit.truncated`` are set as
@@ -147,7 +153,9 @@ class VectorEnvAdapter(VecEnv):
         obs, rewards, terminated, truncated, info = _on_host(self.envs.step(self._actions))
         dones = terminated | truncated
         self._count(rewards)
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        infos: list[dict[str, Any]] = [
+            {} if self._counts_games or dones[i] else info_of(info, i) for i in range(self.num_envs)
+        ]
         game_ended, returns, lengths = self._ended_games(info, dones)
         for i in np.flatnonzero(dones).tolist():
             infos[i].update(info_of(info.get("final_info", {}), i))
@@ -235,7 +243,7 @@ class VectorEnvAdapter(VecEnv):
         """
         save = getattr(self.envs, "save", None)
         if save is None:
-            raise ValueError(f"{self.envs} cannot be saved: it has no method save")
+            raise ValueError(f"{_named(self.envs)} cannot be saved: it has no method save")
         arrays = {
             "episode_return": self._episode_return,
             "episode_length": self._episode_length,
@@ -256,7 +264,7 @@ class VectorEnvAdapter(VecEnv):
         """
         restore = getattr(self.envs, "restore", None)
         if restore is None:
-            raise ValueError(f"{self.envs} cannot be restored: it has no method restore")
+            raise ValueError(f"{_named(self.envs)} cannot be restored: it has no method restore")
         arrays, parts = unpack_state({"num_envs": self.num_envs}, state)
         try:
             saved = parts["envs"]
@@ -274,16 +282,39 @@ class VectorEnvAdapter(VecEnv):
         self.envs.close()
 
     def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
-        """Return an attribute of the vector environment, once for each index."""
-        value = _attribute(self.envs, attr_name)
-        return [value for _ in self._get_indices(indices)]
+        """Return an attribute for each index.
+
+        It is that of the environment with the index, as in :class:`SyncVectorEnv`, or else of the
+        vector environment: its element where it is an array with one for each, such as ``lives``.
+        """
+        holder = _holder(self.envs, attr_name)
+        if isinstance(holder, SyncVectorEnv | AsyncVectorEnv):
+            values: Any = holder.get_attr(attr_name)
+        else:
+            values = getattr(holder, attr_name)
+            if not (isinstance(values, np.ndarray | Tensor) and len(values) == self.num_envs):
+                values = [values] * self.num_envs
+        return [values[i] for i in self._get_indices(indices)]
 
     def set_attr(
         self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None
     ) -> None:
-        """Set an attribute of the vector environment, which all environments share."""
+        """Set an attribute of some environments, or of the vector environment that they share.
+
+        Raises:
+            AttributeError: If the vector environment has no such attribute.
+            ValueError: If it is the vector environment's, and not all of them are meant.
+        """
+        holder = _holder(self.envs, attr_name)
+        if isinstance(holder, SyncVectorEnv | AsyncVectorEnv):
+            chosen = set(self._get_indices(indices))
+            every = len(chosen) == self.num_envs
+            old = [value] * self.num_envs if every else holder.get_attr(attr_name)
+            new = [value if i in chosen else old[i] for i in range(self.num_envs)]
+            return holder.set_attr(attr_name, new)
         self._require_all(indices, f"set {attr_name}")
-        setattr(self.envs, attr_name, value)
+        getattr(holder, attr_name)
+        setattr(holder, attr_name, value)
 
     def env_method(
         self,
@@ -292,8 +323,18 @@ class VectorEnvAdapter(VecEnv):
         indices: int | Iterable[int] | None = None,
         **method_kwargs: Any,
     ) -> list[Any]:
-        """Call a method of the vector environment once; its result is returned for each index."""
-        result = _attribute(self.envs, method_name)(*method_args, **method_kwargs)
+        """Call a method of each environment, or else of the vector environment, once.
+
+        The latter's result is returned for each index.
+
+        Raises:
+            ValueError: If it is a method of the environments, and not all of them are meant.
+        """
+        holder = _holder(self.envs, method_name)
+        if isinstance(holder, SyncVectorEnv | AsyncVectorEnv):
+            self._require_all(indices, f"call {method_name}")
+            return list(holder.call(method_name, *method_args, **method_kwargs))
+        result = getattr(holder, method_name)(*method_args, **method_kwargs)
         return [result for _ in self._get_indices(indices)]
 
     def env_is_wrapped(
@@ -359,11 +400,15 @@ def _on_host(value: Any) -> Any:
     return value
 
 
-def _attribute(envs: VectorEnv[Any, Any, Any], name: str) -> Any:
-    """Find an attribute in the environment or what it wraps."""
+def _holder(envs: VectorEnv[Any, Any, Any], name: str) -> VectorEnv[Any, Any, Any]:
+    """Return the outermost wrapper that has an attribute, or else what they wrap."""
     while isinstance(envs, VectorWrapper) and not hasattr(envs, name):
         envs = envs.env
-    return getattr(envs, name)
+    return envs
+
+
+def _named(envs: VectorEnv[Any, Any, Any]) -> str:
+    return type(envs).__name__ if isinstance(envs, VectorWrapper) else str(envs)
 
 
 def _are_equal(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 """The adapter against SB3's own environments, SB3's Atari wrappers, and everything stock."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers.vector import NormalizeReward
 from numpy.testing import assert_array_equal
@@ -311,6 +312,61 @@ def test_attributes_and_methods_are_those_of_the_vector_environment() -> None:
         envs.get_attr("altitude")
     with pytest.raises(ValueError, match="cannot set speed for some environments only"):
         envs.set_attr("speed", 3, indices=0)
+    with pytest.raises(ValueError, match=r"NormalizeReward cannot be saved: it has no method save"):
+        envs.save()
+
+
+@pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
+def test_attributes_and_methods_are_those_of_environments_in_a_vector(
+    kind: type[SyncVectorEnv | AsyncVectorEnv],
+) -> None:
+    make = functools.partial(gymnasium.make, "CartPole-v1")
+    envs = VectorEnvAdapter(kind([make, make], autoreset_mode=AutoresetMode.SAME_STEP))
+    stock = DummyVecEnv([make, make])
+    for each in (envs, stock):
+        each.set_attr("gravity", 3.0, indices=1)
+        assert each.get_attr("gravity") == [9.8, 3.0]
+        assert each.get_attr("gravity", indices=[1, 0]) == [3.0, 9.8]
+        assert each.env_method("get_wrapper_attr", "gravity") == [9.8, 3.0]
+        each.set_attr("gravity", 2.0)
+        assert each.get_attr("gravity") == [2.0, 2.0]
+    if kind is SyncVectorEnv:  # the other kind ends its processes
+        with pytest.raises(AttributeError, match="has no attribute 'altitude'"):
+            envs.get_attr("altitude")
+    with pytest.raises(ValueError, match="cannot call get_wrapper_attr for some environments only"):
+        envs.env_method("get_wrapper_attr", "gravity", indices=0)
+    envs.close()
+
+
+def test_games_have_their_own_lives_and_no_attributes_by_mistake() -> None:
+    envs = make_sb3_env("Breakout", 2, seed=0)
+    envs.reset()
+    assert envs.get_attr("lives") == [5, 5]
+    assert envs.get_attr("lives", indices=1) == [5]
+    with pytest.raises(AttributeError, match="has no attribute 'livse'"):
+        envs.set_attr("livse", 3)
+    envs.close()
+
+
+class Costly(gymnasium.Wrapper[Any, Any, Any, Any]):
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return obs, reward, terminated, truncated, {**info, "cost": float(obs[0])}
+
+
+def test_infos_of_episodes_that_go_on_are_those_of_the_environment() -> None:
+    def make() -> gymnasium.Env[Any, Any]:
+        return Costly(gymnasium.make("CartPole-v1", max_episode_steps=3))
+
+    envs = VectorEnvAdapter(SyncVectorEnv([make] * 2, autoreset_mode=AutoresetMode.SAME_STEP))
+    stock = DummyVecEnv([make] * 2)
+    for each in (envs, stock):
+        each.seed(3)
+        each.reset()
+    for step in range(1, 4):
+        ours, theirs = (each.step(np.array([0, 1]))[3] for each in (envs, stock))
+        assert [info["cost"] for info in ours] == [info["cost"] for info in theirs]
+        assert ["terminal_observation" in info for info in ours] == [step == 3] * 2
 
 
 def test_images_are_tiled_as_sb3_does() -> None:
