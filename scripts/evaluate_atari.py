@@ -56,6 +56,8 @@ class Arguments:
     """Seed of the evaluation."""
     num_envs: int = 8
     """Games played at the same time."""
+    threads: int | None = None
+    """Threads of the network on the CPU, and of the games; all cores by default."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs; auto takes the GPU if there is one."""
     rom_path: Path | None = None
@@ -78,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["ALE_ROMS_DIR"] = str(arguments.rom_path)
     try:
         refuse_what_fails_late(arguments)
+        if arguments.threads is not None:
+            torch.set_num_threads(arguments.threads)
         agent = load_agent(
             arguments.agent, device=arguments.device, trust_pickle=arguments.trust_pickle
         )
@@ -102,10 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def refuse_what_fails_late(arguments: Arguments) -> None:
     """Raise an AgentError for what would be noticed only after all games are played, or never."""
-    for name in ("episodes", "num_envs"):
-        if getattr(arguments, name) < 1:
-            option = f"--{name.replace('_', '-')}"
-            raise AgentError(f"{option} must be at least 1, got {getattr(arguments, name)}")
+    for name in ("episodes", "num_envs", "threads"):
+        number = getattr(arguments, name)
+        if number is not None and number < 1:
+            raise AgentError(f"--{name.replace('_', '-')} must be at least 1, got {number}")
     if arguments.seed < 0:
         raise AgentError(f"--seed must be at least 0, got {arguments.seed}")
     if not 0 < arguments.video_seconds < math.inf:
@@ -147,6 +151,7 @@ def play(agent: Agent, arguments: Arguments) -> list[EvaluationResult]:
                 deterministic=policy == "deterministic",
                 seed=arguments.seed,
                 num_envs=arguments.num_envs,
+                num_threads=arguments.threads or 0,
                 on_episode=count,
             )
             for policy in policies
@@ -179,7 +184,9 @@ def print_table(results: Sequence[EvaluationResult], title: str) -> None:
         table.add_column("deterministic" if result.deterministic else "stochastic", justify="right")
     rows: dict[str, Callable[[EvaluationResult], str]] = {
         "mean": lambda result: f"{result.mean:,.2f}",
-        "95 % interval of the mean": lambda result: "{:,.2f} .. {:,.2f}".format(*result.interval),
+        "95 % interval of the mean": lambda result: (
+            "-" if result.interval is None else "{:,.2f} .. {:,.2f}".format(*result.interval)
+        ),
         "median": lambda result: f"{result.median:,g}",
         "lowest .. highest": lambda result: (
             f"{min(result.episode_returns):,g} .. {max(result.episode_returns):,g}"

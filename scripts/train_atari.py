@@ -174,8 +174,7 @@ def report(result: TrainingResult) -> None:
         print(f"\n{result.profile}\n")
     print(f"{result.ending} after {result.steps:,} steps")
     if result.evaluation is not None:
-        mean, (low, high) = result.evaluation.mean, result.evaluation.interval
-        print(f"last evaluation: mean return {mean:.1f} (95 % interval {low:.1f} to {high:.1f})")
+        print(f"last evaluation: {result.evaluation}")
     print(f"agent: {result.agent}")
     if result.best_agent is not None:
         print(f"agent of the best evaluation: {result.best_agent}")

@@ -494,6 +494,16 @@ class TestSaving:
             save_agent(models["PPO"], tmp_path / "agent", settings)
         assert not (tmp_path / "agent").exists()
 
+    def test_settings_are_those_of_the_model(
+        self, models: dict[str, BaseAlgorithm], tmp_path: Path
+    ) -> None:
+        card = save_agent(models["A2C"], tmp_path / "agent", SETTINGS)
+        assert SETTINGS.run.algo == "ppo"
+        assert card.settings["run"]["algo"] == "a2c"
+        other = dataclasses.replace(SETTINGS, extractor={"coords": "first"})
+        with pytest.raises(AgentError, match=r"extractor\.coords is 'first', and .* has 'all'"):
+            save_agent(models["PPO"], tmp_path / "agent", other)
+
     def test_settings_of_another_kind_are_refused(
         self, models: dict[str, BaseAlgorithm], tmp_path: Path
     ) -> None:
@@ -1113,6 +1123,19 @@ class TestEvaluation:
         other = dataclasses.replace(seen, frame_skip=4)
         assert evaluate(model, settings=other, **limits).settings.frame_skip == 4
 
+    def test_a_model_in_training_is_filmed_in_what_it_is_evaluated_on(self, tmp_path: Path) -> None:
+        seen = AtariSettings(frame_skip=3, stack_size=2, screen_size=(36, 40))
+        model = A2C(
+            "CnnPolicy",
+            make_sb3_env("Breakout", 2, seen),
+            policy_kwargs=policy_kwargs(features_dim=8),
+        )
+        frames: list[int] = []
+
+        record_video(model, tmp_path / "game.gif", max_frames=9, on_frame=frames.append)
+
+        assert frames == [3, 6, 9]
+
     def test_a_wrong_game_is_refused(self, agent: Agent) -> None:
         with pytest.raises(AgentError, match=r"the agent has 4 actions, and Pong has 6; was"):
             evaluate(agent, game="Pong")
@@ -1416,8 +1439,10 @@ class TestVideo:
         with pytest.raises(AgentError, match=r"cannot write .*: No such file or directory"):
             record_video(agent, tmp_path / "nowhere" / "game.mp4", max_frames=16)
         for max_frames, seed in ((0, 0), (16, -1)):
-            with pytest.raises(ValueError, match="needs max_frames >= 1, seed >= 0, got"):
+            with pytest.raises(ValueError, match=r"(max_frames|seed) must be at least \d, got"):
                 record_video(agent, tmp_path / "game.gif", max_frames=max_frames, seed=seed)
+        with pytest.raises(TypeError, match=r"seed must be a whole number, got 1\.5"):
+            record_video(agent, tmp_path / "game.gif", seed=1.5)  # type: ignore[arg-type]
         assert list(tmp_path.iterdir()) == []
 
     def test_an_encoder_that_stops_is_told_and_leaves_nothing(
@@ -1488,7 +1513,38 @@ class TestScript:
         assert stochastic == evaluate(agent, episodes=2, num_envs=2)
         for result in (stochastic, deterministic):
             assert f"{result.mean:,.2f}" in table
+            assert result.interval is not None
             assert f"{result.interval.low:,.2f} .. {result.interval.high:,.2f}" in table
+
+    def test_one_game_tells_no_interval(
+        self, script: Callable[..., int], saved: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert script(saved, "--episodes", 1, "--policy", "deterministic") == 0
+        table = capsys.readouterr().out.splitlines()
+        row, *_ = (line for line in table if "95 % interval of the mean" in line)
+        assert " - " in row
+        assert ".." not in row
+
+    def test_threads_are_those_of_network_and_games(
+        self, script: Callable[..., int], saved: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        taken: list[Any] = []
+
+        def make(*arguments: Any, num_threads: int) -> AtariVectorEnv:
+            taken.append(num_threads)
+            return AtariVectorEnv(*arguments, num_threads=num_threads)
+
+        monkeypatch.setattr(torch, "set_num_threads", taken.append)
+        monkeypatch.setattr(evaluation, "AtariVectorEnv", make)
+        arguments = ("--episodes", 1, "--policy", "deterministic")
+        assert script(saved, *arguments, "--threads", 2) == 0
+        assert script(saved, *arguments) == 0
+        assert taken == [2, 2, 0]
+
+    def test_an_ending_is_of_any_case(self, agent: Agent, tmp_path: Path) -> None:
+        record_video(agent, tmp_path / "game.GIF", max_frames=4)
+        with Image.open(tmp_path / "game.GIF") as film:
+            assert film.format == "GIF"
 
     def test_films(self, script: Callable[..., int], saved: Path, tmp_path: Path) -> None:
         film = tmp_path / "game.mp4"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,12 +17,12 @@ from coordrl.agents.card import AgentCard, AgentError, Algorithm
 STOCK_ALGORITHMS: Mapping[Algorithm, type[BaseAlgorithm]] = {"A2C": A2C, "PPO": PPO, "DQN": DQN}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Agent:
     """A policy of Stable-Baselines3 and what is needed to play with it.
 
     Attributes:
-        policy: Its ``predict`` is Stable-Baselines3's.
+        policy: The network.
         algorithm: What trained it.
         exploration: Probability of a random action when a DQN agent does not play
             deterministically; the others draw from their policy.
@@ -59,6 +59,30 @@ class Agent:
         raise AgentError(
             f"an agent is a model of {', '.join(STOCK_ALGORITHMS)}, got {type(model).__name__}"
         )
+
+    def predict(
+        self,
+        observation: NDArray[np.uint8],
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
+        """Choose actions as the policy's ``predict`` does, so that SB3 can evaluate an agent.
+
+        That of a DQN agent never explores.
+
+        Example:
+            >>> from stable_baselines3.common.evaluation import evaluate_policy
+            >>> from coordrl.agents import load_agent
+            >>> from coordrl.sb3_envs import make_sb3_env
+            >>> agent = load_agent("agents/Breakout-ppo-all-s0")
+            >>> mean, deviation = evaluate_policy(
+            ...     agent, make_sb3_env("Breakout", num_envs=2, seed=0), n_eval_episodes=2)
+            >>> mean > 0
+            True
+        """
+        actions, state = self.policy.predict(observation, state, episode_start, deterministic)
+        return actions, state
 
     @torch.no_grad()
     def act(

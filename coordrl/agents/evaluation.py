@@ -40,6 +40,7 @@ def evaluate(
     deterministic: bool = False,
     seed: int = 0,
     num_envs: int = 8,
+    num_threads: int = 0,
     on_episode: Callable[[Episode], None] | None = None,
 ) -> EvaluationResult:
     """Play whole games and count the game's own points.
@@ -60,12 +61,14 @@ def evaluate(
             agent has no card.
         settings: How the game was seen in training; if None, as the agent's card says, or the
             model's environments, if they are ours. Without both, size and number of stacked gray
-            frames follow from the observation space.
+            frames follow from the observation space. The protocol replaces five of them; see
+            :func:`evaluation_settings`.
         episodes: Games to play, at least 1.
         deterministic: Take the likeliest action instead of one drawn from the policy. Published
             Atari scores are of drawn actions, unless they say otherwise.
         seed: Seed of the evaluation, at least 0.
         num_envs: Games played at the same time, at least 1.
+        num_threads: Threads that play them; 0 takes all cores.
         on_episode: Called after each episode that counts.
 
     Raises:
@@ -83,15 +86,11 @@ def evaluate(
     episodes = in_range("episodes", episodes, 1, None)
     num_envs = in_range("num_envs", num_envs, 1, None)
     seed = in_range("seed", seed, 0, None)
-    if not isinstance(agent, Agent):
-        games = atari_games_of(agent)
-        if games is not None:
-            game = game if game is not None or len(games.games) > 1 else games.game
-            settings = settings or games.settings
-        agent = Agent.of(agent)
     match = game_for(agent, game=game, protocol=protocol, settings=settings)
     num_envs = min(num_envs, episodes)
-    with Play(agent, match, num_envs, deterministic=deterministic, seed=seed) as play:
+    with Play(
+        agent, match, num_envs, deterministic=deterministic, seed=seed, num_threads=num_threads
+    ) as play:
         played: list[Episode] = []
         remaining = np.array([(episodes + i) // num_envs for i in range(num_envs)])
         while remaining.any():
@@ -118,8 +117,9 @@ def evaluate(
 def evaluation_settings(protocol: Protocol, trained: AtariSettings) -> AtariSettings:
     """Return the rules of a protocol's evaluation for an agent that was trained in some way.
 
-    The protocol gives randomness, lives, limits and points; what the agent has learned to see
-    and to press stays as it was: observation, frame skip, actions, FIRE, mode and difficulty.
+    The protocol gives ``noop_max``, ``repeat_action_probability``, ``clip_reward``, ``life_loss``
+    and ``max_frames_per_episode``. What the agent has learned to see and to press stays as it was:
+    observation, frame skip, actions, FIRE, mode and difficulty.
 
     Example:
         >>> trained = AtariSettings(stack_size=2, screen_size=(42, 42))
@@ -154,18 +154,25 @@ class Match:
 
 
 def game_for(
-    agent: Agent,
+    agent: Agent | BaseAlgorithm,
     *,
     game: str | None = None,
     protocol: Protocol | None = None,
     settings: AtariSettings | None = None,
 ) -> Match:
-    """Return what an agent plays, from the arguments of :func:`evaluate` and from its card.
+    """Return what an agent plays: the arguments of :func:`evaluate`, its card, or its games.
 
     Raises:
-        AgentError: If neither says which game, or the agent doesn't observe stacked gray frames.
+        AgentError: If none of them says which game, or the agent doesn't observe stacked gray
+            frames.
         ValueError: If there is no such game.
     """
+    if not isinstance(agent, Agent):
+        games = atari_games_of(agent)
+        if games is not None:
+            game = game if game is not None or len(games.games) > 1 else games.game
+            settings = settings or games.settings
+        agent = Agent.of(agent)
     card = agent.card
     if game is None and card is None:
         raise AgentError("this agent has no card that names its game; name it by game=, or --env")
@@ -214,8 +221,16 @@ class Play:
     """
 
     def __init__(
-        self, agent: Agent, match: Match, num_envs: int, *, deterministic: bool, seed: int
+        self,
+        agent: Agent | BaseAlgorithm,
+        match: Match,
+        num_envs: int,
+        *,
+        deterministic: bool,
+        seed: int,
+        num_threads: int = 0,
     ) -> None:
+        agent = agent if isinstance(agent, Agent) else Agent.of(agent)
         self._agent = agent
         self._deterministic = deterministic
         self._was_training = agent.policy.training
@@ -223,7 +238,7 @@ class Play:
         self.env_seeds = env_stream.generate_state(num_envs)
         policy_seed = int(policy_stream.generate_state(1)[0])
         self._random = torch.Generator(agent.policy.device).manual_seed(policy_seed)
-        self.envs = _games(agent, match, num_envs)
+        self.envs = _games(agent, match, num_envs, num_threads)
         try:
             _require_actions(agent, self.envs)
             self._obs, _ = self.envs.reset(seed=self.env_seeds)
@@ -263,10 +278,10 @@ class Play:
         ]
 
 
-def _games(agent: Agent, match: Match, num_envs: int) -> AtariVectorEnv:
+def _games(agent: Agent, match: Match, num_envs: int, num_threads: int) -> AtariVectorEnv:
     try:
         _require_sight(agent, match)
-        return AtariVectorEnv(match.game, num_envs, match.settings)
+        return AtariVectorEnv(match.game, num_envs, match.settings, num_threads=num_threads)
     except UserError:
         raise
     except ValueError as error:  # settings that the game or the emulator does not have

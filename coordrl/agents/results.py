@@ -103,14 +103,35 @@ class EvaluationResult:
         return statistics.fmean(self.episode_frames)
 
     @functools.cached_property
-    def interval(self) -> Interval:
-        """95 % bootstrap interval of the mean; see :func:`bootstrap_interval`."""
+    def interval(self) -> Interval | None:
+        """95 % bootstrap interval of the mean; None of a single episode, which tells no spread.
+
+        See :func:`bootstrap_interval`.
+        """
+        if self.episodes == 1:
+            return None
         return bootstrap_interval(self.episode_returns, seed=self.seed)
 
     @property
     def human_normalized(self) -> float | None:
         """Human-normalized mean; see :func:`human_normalized_score`."""
         return human_normalized_score(self.game, self.mean)
+
+    def __str__(self) -> str:
+        """Return the mean in one line, with its interval.
+
+        Example:
+            >>> print(EvaluationResult(
+            ...     game="Pong", protocol="classic", deterministic=False, seed=0, num_envs=1,
+            ...     settings=AtariSettings(), episode_returns=(20.0,), episode_lengths=(1800,),
+            ...     episode_frames=(7199,), truncated=0))
+            mean return 20.0 in 1 game
+        """
+        mean = f"mean return {self.mean:.1f} in {self.episodes} game{'s' * (self.episodes > 1)}"
+        if self.interval is None:
+            return mean
+        low, high = self.interval
+        return f"{mean} (95 % interval {low:.1f} to {high:.1f})"
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON types: what was measured, and the statistics made from it."""
@@ -119,7 +140,7 @@ class EvaluationResult:
             **{key: value for key, value in measured.items() if not key.startswith("episode_")},
             "episodes": self.episodes,
             "mean": self.mean,
-            "interval_95": list(self.interval),
+            "interval_95": None if self.interval is None else list(self.interval),
             "median": self.median,
             "min": min(self.episode_returns),
             "max": max(self.episode_returns),

@@ -14,6 +14,7 @@ features extractor. :func:`load_agent` does not need it, and reads the folder wi
 
 import contextlib
 import csv
+import dataclasses
 import glob
 import hashlib
 import importlib.metadata
@@ -90,7 +91,8 @@ def save_agent(
         model: A model of A2C, PPO or DQN for one Atari game.
         folder: Where to write; the project names its folders by :attr:`AgentCard.name`.
         settings: How it was trained: above all ``run.game`` and ``env``, by which it will be
-            evaluated. They have to be those of the model's environments.
+            evaluated. They have to be those of the model's environments, and ``extractor.coords``,
+            where it is given, the network's. ``run.algo`` is the model's in any case.
         evaluations: How it plays.
         curve: Learning curve, as pairs of agent steps and mean episode return.
 
@@ -122,12 +124,14 @@ def save_agent(
         )
     folder = Path(folder)
     agent = Agent.of(model)
+    algo: Any = agent.algorithm.lower()
+    settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, algo=algo))
     state = stored_state(agent.policy)
     weights = safetensors.torch.save(state)
     try:
         network = NetworkSpec.of(agent.policy)
         _require_described(agent, network, state)
-        _require_game(model, network, settings)
+        _require_settings(model, network, settings)
         card = AgentCard(
             game=gymnasium_name(canonical_game(settings.run.game)),
             algorithm=agent.algorithm,
@@ -178,11 +182,16 @@ def _require_described(agent: Agent, network: NetworkSpec, state: dict[str, Tens
     ActionScores(agent)  # raises an AgentError where the policy computes something else
 
 
-def _require_game(model: BaseAlgorithm, network: NetworkSpec, settings: TrainingSettings) -> None:
-    """Refuse settings by which the agent would be evaluated on what it was not trained on."""
+def _require_settings(
+    model: BaseAlgorithm, network: NetworkSpec, settings: TrainingSettings
+) -> None:
+    """Refuse settings of another training, or by which another game would be evaluated."""
     game = GAMES[canonical_game(settings.run.game)]
     shown = observation_shape(game, settings.env)
     actions = len(game.actions(full=settings.env.full_action_space))
+    coords = settings.extractor.get("coords", network.coords)
+    if coords != network.coords:
+        raise ValueError(f"extractor.coords is {coords!r}, and its network has {network.coords!r}")
     if (network.observation_shape, network.num_actions) != (shown, actions):
         raise ValueError(
             f"it observes {network.observation_shape} and has {network.num_actions} actions, and "

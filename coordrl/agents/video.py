@@ -16,6 +16,7 @@ from coordrl.agents.card import AgentError
 from coordrl.agents.evaluation import Episode, Match, Play, game_for
 from coordrl.config import AtariSettings, Protocol
 from coordrl.emulator import GAMES
+from coordrl.emulator.arguments import in_range
 from coordrl.envs import AtariVectorEnv, canonical_game
 from coordrl.files import temporary_name
 
@@ -84,6 +85,7 @@ def record_video(
     Raises:
         AgentError: If the agent doesn't fit the game, or the file cannot be written.
         ValueError: If there is no such game, or a number is out of range.
+        TypeError: If a number is not whole.
 
     Example:
         >>> import tempfile
@@ -95,10 +97,9 @@ def record_video(
         8
         12
     """
-    if max_frames < 1 or seed < 0:
-        raise ValueError(f"a film needs max_frames >= 1, seed >= 0, got {max_frames}, {seed}")
+    max_frames = in_range("max_frames", max_frames, 1, None)
+    seed = in_range("seed", seed, 0, None)
     path = Path(path)
-    agent = agent if isinstance(agent, Agent) else Agent.of(agent)
     match = game_for(agent, game=game, protocol=protocol, settings=settings)
     lines = GAMES[canonical_game(match.game)].height
     with (
@@ -183,7 +184,7 @@ def _require_whole(film: Path) -> None:
 @contextlib.contextmanager
 def _film(path: Path, lines: int) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
     """Yield a function that adds a frame to the film, which replaces ``path`` at the end."""
-    if path.suffix not in _ENCODERS:
+    if path.suffix.lower() not in _ENCODERS:
         raise AgentError(f"a film ends in {' or '.join(_ENCODERS)}, got {path.name}")
     partial = temporary_name(path)
     partial = partial.with_name(partial.name + path.suffix)  # by which the encoder knows the format
@@ -198,7 +199,7 @@ def _film(path: Path, lines: int) -> Iterator[Callable[[NDArray[np.uint8]], None
         quality=None,
         macro_block_size=1,
         ffmpeg_log_level="quiet",
-        **_ENCODERS[path.suffix],
+        **_ENCODERS[path.suffix.lower()],
     )
     try:
         encoder.send(None)

@@ -97,8 +97,8 @@ def train(
         resume: Go on from the newest whole checkpoint in ``folder``, whose settings have to be
             equal but for :data:`MAY_DIFFER_ON_RESUME`.
         profile: Measure where the time goes.
-        threads: Threads of the network on the CPU, and of the games it learns from there; all cores
-            if None. Sums in another order differ by rounding.
+        threads: Threads of the network on the CPU, and of the games there; all cores if None. Sums
+            in another order differ by rounding.
 
     Raises:
         SettingsError: If the settings ask for what is not there, or fewer than one thread is asked
@@ -546,6 +546,7 @@ class _Leader(_Learner):
                     settings=self._settings.env,
                     episodes=run.evaluation_episodes,
                     seed=_stream(self._settings, "evaluation", self._steps),
+                    num_threads=torch.get_num_threads(),
                     on_episode=count,
                 )
         except StopNow:
@@ -560,10 +561,8 @@ class _Leader(_Learner):
         if is_best:
             journal.best = result.mean
             self._save(self._folder.path / "best", is_evaluated=True)
-        low, high = result.interval
         self._progress.say(
-            f"{self._steps:,} steps: mean return {result.mean:.1f} in {result.episodes} games "
-            f"(95 % interval {low:.1f} to {high:.1f})" + (", the best so far" if is_best else "")
+            f"{self._steps:,} steps: {result}" + (", the best so far" if is_best else "")
         )
 
     def _last_evaluation(self) -> EvaluationResult | None:
