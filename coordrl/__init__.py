@@ -15,8 +15,11 @@ floors below their own only (``tests/test_floors.py``):
 - 8: ``training``
 """
 
+import importlib.metadata
+
 from coordrl.layers import (
     CoordBias,
+    CoordConv,
     CoordConv1d,
     CoordConv2d,
     CoordConv3d,
@@ -29,6 +32,7 @@ from coordrl.layers import (
 
 __all__ = [
     "CoordBias",
+    "CoordConv",
     "CoordConv1d",
     "CoordConv2d",
     "CoordConv3d",
@@ -38,3 +42,8 @@ __all__ = [
     "CoordinateSystem",
     "coordinate_grid",
 ]
+
+try:
+    __version__ = importlib.metadata.version("coordrl")
+except importlib.metadata.PackageNotFoundError:  # a checkout on the path, not installed
+    __version__ = "unknown"

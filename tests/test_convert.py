@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -551,7 +552,7 @@ def test_report_tells_borders_from_coordinates() -> None:
 
 def test_report_leaves_out_shifts_that_are_no_whole_pixels_of_the_output() -> None:
     model = CoordConv2d(1, 2, 2, stride=2)
-    report = coordinate_report(model, torch.randn(2, 1, 8, 8), shifts=[1, 2, 3, 4])
+    report = coordinate_report(model, torch.randn(2, 1, 8, 8), shifts=np.arange(1, 5))
     assert list(report.shift_error) == [2, 4]
 
 

@@ -535,6 +535,41 @@ def test_coord_bias_takes_coordinates_and_places() -> None:
     assert_close(bias(x, coords=bias.coordinate_grid(4, 5)), bias(x))
 
 
+@pytest.mark.parametrize("layer", [CoordConv2d(3, 2, 1), CoordConvTranspose2d(3, 2, 2)])
+def test_one_sample_takes_what_a_batch_of_one_does(layer: nn.Module) -> None:
+    bias = CoordBias(3)
+    nn.init.normal_(bias.weight)
+    x, grid = torch.randn(3, 4, 5), torch.randn(2, 4, 5)
+    for each in (layer, bias):
+        assert_close(each(x), each(x[None])[0])
+        assert_close(each(x, coords=grid), each(x[None], coords=grid[None])[0])
+        with pytest.raises(ValueError, match=r"of shape \(1, 2, 4, 5\), got \(1, 3, 4, 5\)"):
+            each(x, coords=x)
+
+
+def test_coord_bias_is_the_identity_when_it_is_reset() -> None:
+    bias = CoordBias(3)
+    nn.init.normal_(bias.weight)
+    bias.reset_parameters()
+    assert_close(bias.weight, torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "count"),
+    [("with_r", True, 3), ("system", CoordinateSystem(frequencies=1), 6)],
+)
+def test_a_layer_refuses_coordinates_that_its_weights_are_not_for(
+    name: str, value: object, count: int
+) -> None:
+    layer = CoordConv2d(3, 2, 3)
+    with pytest.raises(
+        ValueError, match=f"for 2 coordinates, and with {name}=.* are {count}; make"
+    ):
+        setattr(layer, name, value)
+    assert (layer.with_r, layer.system) == (False, CoordinateSystem())
+    setattr(layer, name, getattr(layer, name))
+
+
 def test_an_angle_needs_two_axes() -> None:
     with pytest.raises(ValueError, match="there is no angle on a single axis"):
         coordinate_grid(4, system=CoordinateSystem(with_angle=True))
@@ -581,8 +616,10 @@ def test_coord_bias_is_float32_under_autocast() -> None:
 
 
 def test_coord_bias_names_what_it_expected() -> None:
-    with pytest.raises(ValueError, match=r"shape \(N, 3, H, W\), got \(2, 4, 5, 5\)"):
+    with pytest.raises(ValueError, match=r"shape \(N, 3, H, W\) or .*, got \(2, 4, 5, 5\)"):
         CoordBias(3)(torch.zeros(2, 4, 5, 5))
+    with pytest.raises(ValueError, match=r"CoordBias expects a pixel or more on each axis, got"):
+        CoordBias(3)(torch.zeros(2, 3, 0, 5))
     with pytest.raises(TypeError, match=r"floating-point input, got torch.int64; use x.float"):
         CoordBias(3)(torch.zeros(2, 3, 5, 5, dtype=torch.int64))
     with pytest.raises(ValueError, match="has 1, 2 or 3 axes, got 4"):

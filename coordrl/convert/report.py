@@ -1,6 +1,6 @@
 """Do coordinates help a model? What it does with them, and without."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +77,7 @@ def coordinate_report(
     inputs: Tensor,
     *,
     metric: Callable[[Tensor], float] | None = None,
-    shifts: Sequence[int] = (1, 2, 4),
+    shifts: Iterable[int] = (1, 2, 4),
     output_of: Callable[[Any], Tensor] | None = None,
     seed: int = 0,
 ) -> CoordinateReport:
@@ -115,8 +115,10 @@ def coordinate_report(
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Layer)}
     if not layers:
         raise ValueError("the model has no CoordConv layer; to_coordconv puts them in")
-    if any(not isinstance(shift, int) or shift < 1 for shift in shifts):
-        raise ValueError(f"shifts must be 1 or more, got {tuple(shifts)}")
+    shifts = tuple(shifts)
+    if any(int(shift) != shift or shift < 1 for shift in shifts):
+        raise ValueError(f"shifts must be 1 or more, got {shifts}")
+    shifts = tuple(map(int, shifts))  # also NumPy's
     if not isinstance(inputs, Tensor):
         raise TypeError(f"inputs must be one tensor, a batch, got {type(inputs).__name__}")
     if inputs.numel() == 0:
@@ -177,7 +179,7 @@ def _coordinates(layers: Mapping[str, Layer], change: Coordinates) -> Iterator[s
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         assert isinstance(layer, Layer)
         called.add(layer)
-        x: Tensor = args[0] if args else kwargs["x" if isinstance(layer, CoordBias) else "input"]
+        x: Tensor = args[0] if args else kwargs["input"]
         kwargs = dict(kwargs)
         grid = kwargs.pop("coords", None)
         placed = {key: kwargs.pop(key, None) for key in ("origin", "extent")}

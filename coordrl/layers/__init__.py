@@ -4,6 +4,7 @@ Liu et al., "An intriguing failing of convolutional neural networks and the Coor
 solution", NeurIPS 2018, https://arxiv.org/abs/1807.03247.
 """
 
+from coordrl.layers.base import CoordConv
 from coordrl.layers.bias import CoordBias
 from coordrl.layers.convolution import (
     CoordConv1d,
@@ -17,6 +18,7 @@ from coordrl.layers.grid import CoordinateSystem, coordinate_grid
 
 __all__ = [
     "CoordBias",
+    "CoordConv",
     "CoordConv1d",
     "CoordConv2d",
     "CoordConv3d",

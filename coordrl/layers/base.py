@@ -84,14 +84,27 @@ class CoordConv(NotedDown, _ConvNd):
         self.in_channels = in_channels
         self.with_r = with_r
         self.system = system
-        self.num_coords = self._num_coords(with_r, system)
+        self.num_coords = self._num_coords(with_r=with_r, system=system)
         self._remembered = None
         self._bases = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute, and forget the maps if they depend on it."""
+        """Set an attribute, and forget the maps if they depend on it.
+
+        Raises:
+            ValueError: If the weight has columns for another number of coordinates.
+        """
+        has_run = name in _SHAPING and "_bases" in self.__dict__
+        if has_run and name in ("system", "with_r"):
+            coordinates = {"system": self.system, "with_r": self.with_r, name: value}
+            num_coords = self._num_coords(**coordinates)
+            if num_coords != self.num_coords:
+                raise ValueError(
+                    f"{type(self).__name__} has weights for {self.num_coords} coordinates, and"
+                    f" with {name}={value} there are {num_coords}; make a new layer"
+                )
         super().__setattr__(name, value)
-        if name in _SHAPING and "_bases" in self.__dict__:
+        if has_run:
             self._remembered, self._bases = None, {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,7 +113,7 @@ class CoordConv(NotedDown, _ConvNd):
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         return {**state, "_remembered": None, "_bases": {}}
 
-    def _num_coords(self, with_r: bool, system: CoordinateSystem) -> int:
+    def _num_coords(self, *, with_r: bool, system: CoordinateSystem) -> int:
         return channels_of(type(self).__name__, system, self.axes, with_r=with_r)
 
     def coordinate_grid(self, *size: int, **where: Any) -> Tensor:
@@ -165,22 +178,6 @@ class CoordConv(NotedDown, _ConvNd):
                 f"{type(self).__name__} expects {name} as one number or {self.axes}, got {value}"
             )
         return values
-
-    def _check_input(self, x: Tensor) -> None:
-        axes = self.axes
-        channels, *size = x.shape[-axes - 1 :] if x.ndim - axes in (1, 2) else (-1,)
-        if channels == self.in_channels and 0 not in size and x.is_floating_point():
-            return
-        name, letters = type(self).__name__, ", ".join("DHW"[-axes:])
-        if x.ndim - axes not in (1, 2) or x.shape[-axes - 1] != self.in_channels:
-            raise ValueError(
-                f"{name} expects an input of shape (N, {self.in_channels}, {letters}) or"
-                f" ({self.in_channels}, {letters}), got {tuple(x.shape)}"
-            )
-        if 0 in x.shape[-axes:]:
-            raise ValueError(f"{name} expects a pixel or more on each axis, got {tuple(x.shape)}")
-        advice = "" if x.is_complex() else "; use x.float()"
-        raise TypeError(f"{name} expects floating-point input, got {x.dtype}{advice}")
 
     def split_weight(self) -> tuple[Tensor, Tensor]:
         """Return the weight of the input, and that of the coordinates as of a layer of one group.

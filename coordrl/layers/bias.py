@@ -13,6 +13,7 @@ from coordrl.layers.grid import (
     channels_of,
     coordinate_grid,
 )
+from coordrl.layers.inputs import require_input
 from coordrl.layers.tracing import NotedDown
 
 
@@ -40,7 +41,8 @@ class CoordBias(NotedDown):
     :class:`~coordrl.CoordConv2d` does.
 
     Shape:
-        - Input: ``(N, channels, H, W)``, floating point; with other axes accordingly.
+        - Input: ``(N, channels, H, W)`` or ``(channels, H, W)``, floating point; with other axes
+          accordingly.
         - Output: like the input.
 
     Raises:
@@ -72,7 +74,12 @@ class CoordBias(NotedDown):
         self.system = system
         self.num_coords = channels_of("CoordBias", system, axes, with_r=with_r)
         shape = channels, self.num_coords
-        self.weight = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Make the layer the identity again."""
+        nn.init.zeros_(self.weight)
 
     def coordinate_grid(self, *size: int, **where: Any) -> Tensor:
         """Return :func:`~coordrl.coordinate_grid` in the coordinates that the layer sees."""
@@ -85,26 +92,22 @@ class CoordBias(NotedDown):
 
     def forward(
         self,
-        x: Tensor,
+        input: Tensor,
         *,
         origin: PerAxis | None = None,
         extent: PerAxis | None = None,
         coords: Tensor | None = None,
     ) -> Tensor:
-        """Add the weighted coordinates to ``x``, or the coordinates that are given."""
-        self._refuse_traced(x)
-        if x.ndim != self.axes + 2 or x.shape[1] != self.channels:
-            letters = ", ".join("DHW"[-self.axes :])
-            raise ValueError(
-                f"CoordBias expects an input of shape (N, {self.channels}, {letters}),"
-                f" got {tuple(x.shape)}"
-            )
-        if not x.is_floating_point():
-            raise TypeError(f"CoordBias expects floating-point input, got {x.dtype}; use x.float()")
+        """Add the weighted coordinates to ``input``, or the coordinates that are given."""
+        self._refuse_traced(input)
+        require_input(self, input, self.channels, self.axes)
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
-        grid = given_grid(self, x, origin, extent, coords)
+        grid = given_grid(self, input, origin, extent, coords)
         if grid is None:
-            grid = self.coordinate_grid(*x.shape[2:], device=x.device, dtype=dtype)
+            size = input.shape[-self.axes :]
+            grid = self.coordinate_grid(*size, device=input.device, dtype=dtype)
         # Products and sums instead of a matrix product, which autocast would round to 16 bits.
         weight = self.weight.to(dtype).view(1, self.channels, -1, *[1] * self.axes)
-        return (x + (weight * grid.to(dtype).unsqueeze(1)).sum(dim=2)).to(x.dtype)
+        added = (weight * grid.to(dtype).unsqueeze(1)).sum(dim=2)
+        batched = input.ndim == self.axes + 2
+        return (input + (added if batched else added.squeeze(0))).to(input.dtype)

@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from coordrl.layers.base import CoordConv
 from coordrl.layers.given import given_grid
 from coordrl.layers.grid import PAPER_SYSTEM, CoordinateSystem, PerAxis
+from coordrl.layers.inputs import require_input
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -34,7 +35,7 @@ class _Convolution(CoordConv):
     ) -> None:
         _ConvNd.__init__(
             self,
-            in_channels + groups * self._num_coords(with_r, system),
+            in_channels + groups * self._num_coords(with_r=with_r, system=system),
             out_channels,
             self._per_axis("kernel_size", kernel_size),
             self._per_axis("stride", stride),
@@ -60,7 +61,7 @@ class _Convolution(CoordConv):
     ) -> Tensor:
         """Convolve ``input`` and its coordinates, or the coordinates that are given."""
         self._refuse_traced(input)
-        self._check_input(input)
+        require_input(self, input, self.in_channels, self.axes)
         return self._forward(input, (), given_grid(self, input, origin, extent, coords))
 
 
@@ -85,7 +86,7 @@ class _TransposedConvolution(CoordConv, _ConvTransposeNd):
     ) -> None:
         _ConvTransposeNd.__init__(
             self,
-            in_channels + groups * self._num_coords(with_r, system),
+            in_channels + groups * self._num_coords(with_r=with_r, system=system),
             out_channels,
             self._per_axis("kernel_size", kernel_size),
             self._per_axis("stride", stride),
@@ -115,7 +116,7 @@ class _TransposedConvolution(CoordConv, _ConvTransposeNd):
         ``output_size`` picks one of the sizes that the stride allows, as in ``torch.nn``.
         """
         self._refuse_traced(input)
-        self._check_input(input)
+        require_input(self, input, self.in_channels, self.axes)
         given = given_grid(self, input, origin, extent, coords)
         if output_size is None:
             return self._forward(input, self.output_padding, given)
@@ -184,7 +185,7 @@ class CoordConv2d(_Convolution, nn.Conv2d):
 
     ``forward`` takes, by name, ``origin`` and ``extent``, which place the input in a larger whole
     (see :func:`~coordrl.coordinate_grid`), or ``coords``, the coordinate channels themselves:
-    ``(1 or N, coordinates, H, W)``.
+    ``(1 or N, coordinates, H, W)``, or ``(coordinates, H, W)``.
 
     Shape:
         - Input: ``(N, in_channels, H, W)`` or ``(in_channels, H, W)``, floating point.
@@ -266,6 +267,8 @@ class CoordConvTranspose2d(_TransposedConvolution, nn.ConvTranspose2d):
         dtype: Type of the parameters.
         with_r: Also append the distance from the center (3 channels instead of 2).
         system: What the coordinates of a pixel are, where not those of the paper.
+
+    ``forward`` takes ``origin``, ``extent`` and ``coords`` by name, as :class:`CoordConv2d` does.
 
     Shape:
         - Input: ``(N, in_channels, H, W)`` or ``(in_channels, H, W)``, floating point.

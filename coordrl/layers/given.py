@@ -51,12 +51,14 @@ def given_grid(
         raise TypeError(f"{name} expects coords as a tensor, got {type(coords).__name__}")
     else:
         grid = coords.to(dtype)
+        grid = grid.unsqueeze(0) if grid.ndim == axes + 1 else grid
     # Not `in`, which compilers that take batch and axes for one symbol get wrong.
     fits_batch = grid.shape[0] == 1 or grid.shape[0] == batch
     if not fits_batch or grid.shape[1:] != (layer.num_coords, *size):
+        counts = "1" if batch == 1 else f"{batch} or 1"
         raise ValueError(
             f"{name} expects coordinates of shape"
-            f" ({batch} or 1, {layer.num_coords}, {', '.join(map(str, size))}),"
+            f" ({counts}, {layer.num_coords}, {', '.join(map(str, size))}),"
             f" got {tuple(grid.shape)}"
         )
     return grid
