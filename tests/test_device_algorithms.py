@@ -647,6 +647,20 @@ def test_what_is_saved_loads_in_plain_sb3_and_in_ours(name: str, tmp_path: Path)
         assert loaded.num_timesteps == 40 * NUM_ENVS
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_a_model_without_games_has_room_for_those_that_it_was_saved_with(
+    name: str, tmp_path: Path
+) -> None:
+    ours = model(device_algorithms, name)
+    ours.save(tmp_path / "model.zip")
+
+    loaded = type(ours).load(tmp_path / "model.zip", device="cpu")
+
+    buffers = [getattr(m, "replay_buffer", None) or m.rollout_buffer for m in (ours, loaded)]
+    of_ours, of_loaded = (buffer._timeout_frames.frames.shape for buffer in buffers)
+    assert of_ours == of_loaded
+
+
 def test_bfloat16_computes_features_alone_in_few_bits() -> None:
     exact = model(device_algorithms, "PPO")
     coarse = model(device_algorithms, "PPO", acceleration=AccelerationSettings(bfloat16=True))

@@ -22,7 +22,7 @@ _NOT_SAVED = (
     *("acceleration", "ranks", "episodes", "rollout_buffer_class", "rollout_buffer_kwargs"),
     *("replay_buffer_class", "replay_buffer_kwargs", "_last_obs", "_last_episode_starts"),
     *("_last_original_obs", "_network", "_act", "_update", "_learning_rate", "_totals", "_scalars"),
-    *("_shortest_timeout", "_moment"),
+    "_moment",
 )
 
 
@@ -50,6 +50,8 @@ class OnDevice(BaseAlgorithm):
     """Chooses actions; likewise, recorded as a CUDA graph."""
     _update: Any = None
     """Makes one update; likewise."""
+    _shortest_timeout: int = 1
+    """Least steps of a truncated episode, which the buffer has room for."""
 
     def __init__(
         self,
@@ -69,12 +71,17 @@ class OnDevice(BaseAlgorithm):
     def _setup_model(self) -> None:
         if self.env is not None:
             self._require_games(self.env)
-        self._shortest_timeout = getattr(self.env, "shortest_timeout", 1)
+        self._shortest_timeout = self._soonest_timeout()
         super()._setup_model()  # type: ignore[safe-super]  # that of SB3's class
         if self.acceleration.channels_last:
             self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._require_own_policy()
         self._learning_rate = torch.zeros((), device=self.device)
+
+    def _soonest_timeout(self) -> int:
+        """Return after how many steps an episode may be cut off, without games as when saved."""
+        soonest: int = getattr(self.env, "shortest_timeout", self._shortest_timeout)
+        return soonest
 
     def _require_games(self, env: GymEnv) -> None:
         """Raise a ValueError unless environments are those that the class describes."""

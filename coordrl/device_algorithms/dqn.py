@@ -46,7 +46,7 @@ class DQN(OnDevice, stable_baselines3.DQN):
         self.replay_buffer_class = DeviceReplayBuffer
         self.replay_buffer_kwargs = {
             "channels_last": self.acceleration.channels_last,
-            "shortest_timeout": getattr(self.env, "shortest_timeout", 1),
+            "shortest_timeout": self._soonest_timeout(),
         }
         if self.n_steps > 1:
             raise ValueError(f"DQN on a device has returns of 1 step, got n_steps={self.n_steps}")

@@ -28,7 +28,7 @@ class _OnPolicy(OnDevice, OnPolicyAlgorithm):
         self.rollout_buffer_class = DeviceRolloutBuffer
         self.rollout_buffer_kwargs = {
             "channels_last": self.acceleration.channels_last,
-            "shortest_timeout": getattr(self.env, "shortest_timeout", 1),
+            "shortest_timeout": self._soonest_timeout(),
         }
         super()._setup_model()
         self.episodes = EpisodeLog(self.n_steps, self.n_envs, self.device)
