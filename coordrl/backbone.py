@@ -181,6 +181,14 @@ def _refuse_unknown(owner: str, fields: Mapping[str, Any], names: Sequence[str])
             raise ValueError(f"{owner} has an unknown key {name!r}{hint}")
 
 
+def require_coords(coords: Coords, *, with_r: bool) -> None:
+    """Raise a ValueError if ``coords`` is not one of the three, or none of them has an r."""
+    if coords not in get_args(Coords):
+        raise ValueError(f"coords must be one of {get_args(Coords)}, got {coords!r}")
+    if with_r and coords == "none":
+        raise ValueError('with_r=True needs coordinates: coords="first" or coords="all"')
+
+
 class ConvBackbone(nn.Sequential):
     """A stack of convolutions that knows its output channels and, if asked, its coordinates.
 
@@ -220,10 +228,7 @@ class ConvBackbone(nn.Sequential):
         system: CoordinateSystem | Mapping[str, Any] = PAPER_SYSTEM,
     ) -> None:
         super().__init__()
-        if coords not in get_args(Coords):
-            raise ValueError(f"coords must be one of {get_args(Coords)}, got {coords!r}")
-        if with_r and coords == "none":
-            raise ValueError('with_r=True needs coordinates: coords="first" or coords="all"')
+        require_coords(coords, with_r=with_r)
         if type(in_channels) is not int or in_channels < 1:
             raise ValueError(f"in_channels must be a whole number, 1 or more, got {in_channels!r}")
         self.in_channels = in_channels
@@ -303,18 +308,18 @@ def pointwise(
     are 3 times as fast on a CPU as 1x1 convolutions in NCHW.
 
     Args:
-        backbone: 1x1 convolutions of stride 1 with ReLU or nothing behind them; the first may be a
+        backbone: 1x1 convolutions of stride 1, without norm and pooling; the first may be a
             CoordConv, the others may not.
         vectors: One vector per picture, ``(N, in_channels)``.
         height: Rows of the canvas.
         width: Columns of the canvas.
-        depth: Modules of the backbone to apply, of ``len(backbone)``; all if None.
+        depth: Modules of the backbone to apply, from 1 to ``len(backbone)``; all if None.
 
     Returns:
         Tensor of shape ``(N, height * width, channels)``.
 
     Raises:
-        ValueError: If the backbone is not of that kind.
+        ValueError: If the backbone is not of that kind, or not so deep.
 
     Example:
         >>> backbone = ConvBackbone(2, [ConvSpec(8, 1), ConvSpec(3, 1, activation="none")], "first")
@@ -332,6 +337,8 @@ def pointwise(
     _, *others = (module for module in backbone if isinstance(module, nn.Conv2d))
     if any(isinstance(module, CoordConv2d) for module in others):
         raise ValueError('pointwise needs coords="none" or coords="first", got "all"')
+    if depth is not None and not 1 <= depth <= len(backbone):
+        raise ValueError(f"depth must be between 1 and {len(backbone)}, got {depth}")
     x = vectors
     for index, module in enumerate(list(backbone)[:depth]):
         if isinstance(module, nn.Conv2d):

@@ -23,6 +23,7 @@ from coordrl.backbone import (
     Coords,
     conv_specs,
     coordinate_system,
+    require_coords,
 )
 from coordrl.layers.grid import PAPER_SYSTEM, CoordinateSystem
 
@@ -197,12 +198,14 @@ def policy_kwargs(
         **policy: Further arguments of the policy, such as ``share_features_extractor``; they win.
 
     Raises:
-        ValueError: If ``specs`` or ``system`` are none.
+        ValueError: If ``coords``, ``specs`` or ``system`` are not of those forms, or there is an
+            r without coordinates.
 
     Example:
         >>> policy_kwargs(coords="first", share_features_extractor=False)["net_arch"]
         []
     """
+    require_coords(coords, with_r=with_r)
     heads: dict[str, Any] = {} if combined else {"net_arch": []}
     return {
         "features_extractor_class": CoordConvCombinedExtractor if combined else CoordConvExtractor,

@@ -237,6 +237,9 @@ def test_pointwise_equals_the_convolutions_over_tiled_vectors(coords: Coords, wi
     upstream = torch.randn_like(expected)
     got = torch.autograd.grad((pixels.mT.reshape(2, 3, 6, 9) * upstream).sum(), weights)
     assert_close(got, torch.autograd.grad((expected * upstream).sum(), weights))
+    for depth in (0, len(backbone) + 1):
+        with pytest.raises(ValueError, match=f"depth must be between 1 and {len(backbone)}, got"):
+            pointwise(backbone, vectors, 6, 9, depth=depth)
     first = pointwise(backbone, vectors, 6, 9, depth=2)
     assert_close(first.mT.reshape(2, 5, 6, 9), backbone[:2](tiled))
 

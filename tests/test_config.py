@@ -159,7 +159,10 @@ def test_values_take_the_type_of_their_field(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("[paint]\nwitdh = 2", r"picture.toml: unknown key 'paint.witdh'; .* 'paint.width'"),
-        ("[piant]\nwidth = 2", r"picture.toml: unknown key 'piant'; the nearest is 'paint\."),
+        ("[piant]\nwidth = 2", r"picture.toml: unknown key 'piant'; the nearest is 'paint'"),
+        ("xyzzy = 2", r"unknown key 'xyzzy'; there are free, .*paint, "),
+        ("[paint]\nxyzzy = 2", r"unknown key 'paint.xyzzy'; \[paint\] has color, "),
+        ("widht = 2", r"unknown key 'widht'; the nearest is 'paint\.width'"),
         ("[free]\nhair = 2", r"picture.toml: unknown key 'free.hair'; the nearest is 'free.hairs'"),
         ("[free]\ncanvas = 2", r"unknown key 'free.canvas'"),
         ("[games.Pong]\nx = 2", r"unknown key 'games'"),

@@ -1168,13 +1168,18 @@ def test_bad_resets_are_named(
         breakout.reset(**arguments)
 
 
+def test_settings_from_a_table_are_named_where_there_are_none_such() -> None:
+    with pytest.raises(TypeError, match=r"settings has no 'frameskip'; there are .*, frame_skip,"):
+        AtariVectorEnv("pong", 2, {"frameskip": 3})
+
+
 def test_the_first_call_is_a_whole_reset_and_none_follows_close() -> None:
     envs = AtariVectorEnv("pong", 2, render_mode="rgb_array")
     with pytest.raises(gymnasium.error.ResetNeeded, match="call reset before the first step"):
         envs.step([0, 0])
     with pytest.raises(gymnasium.error.ResetNeeded, match="must be one of all environments"):
         envs.reset(options={"reset_mask": np.array([True, False])})
-    envs.reset()
+    envs.reset(options={"reset_mask": np.array([True, True])})
     state = envs.save()
     envs.close()
     envs.close()

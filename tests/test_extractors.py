@@ -86,6 +86,13 @@ def test_trains_saves_and_loads_in_plain_sb3(algorithm: str, coords: Coords) -> 
     assert actions[0] == actions[1]
 
 
+def test_wrong_coordinates_are_told_where_they_are_written() -> None:
+    with pytest.raises(ValueError, match=r"coords must be one of .*, got 'some'"):
+        policy_kwargs("some")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r'with_r=True needs coordinates: coords="first" or'):
+        policy_kwargs("none", with_r=True)
+
+
 @pytest.mark.parametrize("share", [True, False])
 def test_policy_is_natures_with_and_without_sharing(share: bool) -> None:
     def policy(**kwargs: Any) -> ActorCriticCnnPolicy:

@@ -322,10 +322,20 @@ def _read_table(
                 raise SettingsError(f"{source}: {key} must be a table, got {value!r}")
             values |= _read_table(value, schema, source, f"{key}.")
         else:
-            nearest = difflib.get_close_matches(key, schema, n=1, cutoff=0.0)
-            hint = f"; the nearest is {nearest[0]!r}" if nearest else ""
-            raise SettingsError(f"{source}: unknown key {key!r}{hint}")
+            raise SettingsError(f"{source}: unknown key {key!r}; {_advice(key, schema)}")
     return values
+
+
+def _advice(key: str, schema: Mapping[str, Any]) -> str:
+    """Return the key that was probably meant, or those that there are in its table."""
+    table = key[: key.rfind(".") + 1]
+    inside = {k.removeprefix(table).partition(".")[0] for k in schema if k.startswith(table)}
+    in_table = {name: table + name for name in inside}
+    anywhere = {known.rpartition(".")[2]: known for known in schema}
+    for names in (in_table, anywhere):
+        if nearest := difflib.get_close_matches(key.removeprefix(table), names, n=1):
+            return f"the nearest is {names[nearest[0]]!r}"
+    return f"{f'[{table[:-1]}] has' if table else 'there are'} {', '.join(sorted(inside))}"
 
 
 def _with(settings: Settings, values: Mapping[str, Any], prefix: str = "") -> Settings:

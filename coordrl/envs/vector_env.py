@@ -403,7 +403,7 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
             raise ValueError(f"reset_mask must have shape ({self.num_envs},), got {mask.shape}")
         if not mask.any():
             raise ValueError("reset_mask must be true for at least one environment")
-        if not self._was_reset:
+        if not self._was_reset and not mask.all():
             raise gymnasium.error.ResetNeeded("the first reset must be one of all environments")
         return mask.copy()  # contiguous and writable, as torch needs it
 
@@ -412,6 +412,9 @@ def _as_settings(settings: AtariSettings | Mapping[str, Any] | None) -> AtariSet
     if settings is None:
         return AtariSettings()
     if isinstance(settings, Mapping):  # as gymnasium's specs come back from JSON
+        known = {field.name for field in dataclasses.fields(AtariSettings)}
+        if unknown := sorted(set(settings) - known):
+            raise TypeError(f"settings has no {unknown[0]!r}; there are {', '.join(sorted(known))}")
         return AtariSettings(**settings)
     if not isinstance(settings, AtariSettings):
         raise TypeError(f"settings must be AtariSettings, got {settings!r}")
