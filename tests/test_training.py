@@ -187,7 +187,10 @@ class TestSettings:
         [
             ("run.game=Pnog", "there is no Atari game 'Pnog'; did you mean Pong"),
             ("run.algo=ddpg", 'run.algo must be one of "a2c", "ppo", "dqn", got \'ddpg\''),
-            ("algorithm.buffer_size=8", r"unknown key 'algorithm.buffer_size'; \[algorithm\] has batch_size, "),
+            (
+                "algorithm.buffer_size=8",
+                r"unknown key 'algorithm.buffer_size'; \[algorithm\] has batch_size, ",
+            ),
             ("algorithm.seed=8", "unknown key 'algorithm.seed'"),
             ("extractor.coords=some", 'extractor.coords must be one of "none", "first", "all"'),
             ("run.total_steps=-5", "total_steps must be at least 1, got -5"),
