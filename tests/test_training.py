@@ -1020,13 +1020,29 @@ class TestResume:
 
     def test_what_decides_what_is_learned_may_not_differ(self, tmp_path: Path) -> None:
         train(settings("a2c"), tmp_path / "run")
-        for other in ("run.total_steps=128", "run.num_envs=4", "algorithm.gamma=0.5",
+        for other in ("run.num_envs=4", "algorithm.gamma=0.5",
                       "env.frame_skip=3", "run.seed=1"):  # fmt: skip
             key = other.partition("=")[0]
             with pytest.raises(RunError, match=f"a run with other settings: {key} is"):
                 train(settings("a2c", other), tmp_path / "run", resume=True)
         goes_on = settings("a2c", "run.target_return=800", "run.evaluation_episodes=2")
         assert train(goes_on, tmp_path / "run", resume=True).ending == "finished"
+
+    @pytest.mark.skipif(not emulator.available(), reason="ale-py cannot save a game")
+    @pytest.mark.parametrize("algo", ["ppo", "a2c"])
+    def test_a_finished_run_is_trained_further(self, algo: str, tmp_path: Path) -> None:
+        short, long = (
+            settings(algo, f"run.total_steps={steps}", "algorithm.ent_coef=0.02")
+            for steps in (64, 128)
+        )
+        at_once = train(long, tmp_path / "once")
+
+        train(short, tmp_path / "twice")
+        further = train(long, tmp_path / "twice", resume=True)
+
+        assert (further.ending, further.steps) == ("finished", 128)
+        assert same(weights(at_once.agent), weights(further.agent))
+        assert "total_steps = 128" in (tmp_path / "twice" / "settings.toml").read_text()
 
     def test_a_journal_of_another_version_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

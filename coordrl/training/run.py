@@ -95,7 +95,8 @@ def train(
         settings: What to train.
         folder: Run folder, missing or empty unless ``resume``.
         resume: Go on from the newest whole checkpoint in ``folder``, whose settings have to be
-            equal but for :data:`MAY_DIFFER_ON_RESUME`.
+            equal but for :data:`MAY_DIFFER_ON_RESUME`. With more ``run.total_steps`` a finished
+            one is trained further.
         profile: Measure where the time goes.
         threads: Threads of the network on the CPU, and of the games there; all cores if None. Sums
             in another order differ by rounding.

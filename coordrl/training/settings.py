@@ -23,12 +23,14 @@ from coordrl.ranks import Ranks
 
 MAY_DIFFER_ON_RESUME = frozenset(
     {
-        *("run.device", "run.track", "run.target_return"),
+        *("run.device", "run.track", "run.total_steps", "run.target_return"),
         *("run.evaluation_interval", "run.evaluation_episodes"),
         *("run.checkpoint_interval", "run.log_interval"),
     }
 )
-"""Settings that do not decide what is learned, so that a resumed run may change them."""
+"""What a resumed run may change: settings that do not decide what is learned, and its length.
+
+Schedules end with the run, so in a longer one learning rates, for instance, rise again."""
 
 
 DEFAULTS = TrainingSettings(extractor={"coords": "all", "with_r": False})
