@@ -1630,3 +1630,31 @@ def test_coordinates_given_to_a_layer_of_16_bits_are_as_fine_as_its_own() -> Non
     conv = CoordConv2d(1, 2, 3, dtype=torch.bfloat16)
     x = torch.randn(2, 1, 5, 300, dtype=torch.bfloat16)
     assert_close(conv(x, coords=conv.coordinate_grid(5, 300)), conv(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("make", [CoordConv2d, CoordConvTranspose2d])
+def test_weights_of_other_coordinates_are_not_loaded_in_silence(
+    make: Callable[..., nn.Module],
+) -> None:
+    centers = CoordinateSystem(anchor="centers", extent=(1.0, 3.0))
+    saved = nn.Sequential(make(3, 2, 3, system=centers), CoordBias(2, system=centers))
+    file = io.BytesIO()
+    torch.save(saved.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    same = nn.Sequential(make(3, 2, 3, system=centers), CoordBias(2, system=centers))
+    papers = nn.Sequential(make(3, 2, 3), CoordBias(2))
+
+    assert list(state) == ["0.weight", "0.bias", "1.weight"]
+    same.load_state_dict(state)
+    assert_close(same[0].weight, saved[0].weight)
+    with pytest.warns(UserWarning, match="weights of ") as told:
+        papers.load_state_dict(state)
+    assert [str(warning.message).partition(" were ")[0] for warning in told] == [
+        "the weights of 0",
+        "the weights of 1",
+    ]
+    assert "with CoordinateSystem(anchor='centers', extent=(1.0, 3.0)), and the layer has the" in (
+        str(told[0].message)
+    )
+    papers.load_state_dict(dict(state))  # of a file that says nothing

@@ -113,7 +113,9 @@ class TrainingSettings:
     run: RunSettings = field(default_factory=RunSettings)
     env: AtariSettings = field(default_factory=AtariSettings)
     algorithm: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the algorithm's class in Stable-Baselines3."""
+    """Keyword arguments of the algorithm's class in Stable-Baselines3. DQN's ``gradient_steps`` are
+    for each environment, so that more of them do not change how often a transition is learned from:
+    the model has as many times ``run.num_envs``."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     acceleration: AccelerationSettings = field(default_factory=AccelerationSettings)
     extractor: Mapping[str, Any] = field(default_factory=dict)

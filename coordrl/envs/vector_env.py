@@ -80,10 +80,9 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
     *episode* ends there too and, with ``life_loss="terminate"``, at every lost life, where the
     game itself goes on.
 
-    **What step returns is the caller's.** No array is written to again while there is a reference
-    to it or to a part of it. Observations are not copied: their memory comes from the emulator,
-    which uses it again once nobody holds it, and which makes the next stack from the last one. So
-    do not write to an observation before the next step.
+    **What step returns may be kept.** No array is written to again while there is a reference to
+    it or to a part of it. But observations are to be read alone: their memory is the emulator's,
+    which makes the next stack from the last one, so writing into one spoils the steps behind it.
 
     **Info** of every step holds ``lives``, ``frame_number`` (frames since the environment was
     seeded) and ``episode_frame_number`` (frames of this game, those of its reset included), each

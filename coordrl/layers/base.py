@@ -53,6 +53,7 @@ from coordrl.layers.grid import (
     channels_of,
     coordinate_grid,
 )
+from coordrl.layers.state import KeepsSystem
 from coordrl.layers.tracing import NotedDown
 
 # What maps depend on beside weights and place; it may be changed on a layer that has run.
@@ -66,7 +67,7 @@ _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED_CONVOLUTIONS = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
-class CoordConv(NotedDown, _ConvNd):
+class CoordConv(NotedDown, KeepsSystem, _ConvNd):
     """What the layers share: the two terms of the forward pass, and what is kept of the second.
 
     A layer inherits from the one of ``torch.nn`` that it widens as well, so that whoever looks

@@ -14,10 +14,11 @@ from coordrl.layers.grid import (
     coordinate_grid,
 )
 from coordrl.layers.inputs import require_input
+from coordrl.layers.state import KeepsSystem
 from coordrl.layers.tracing import NotedDown
 
 
-class CoordBias(NotedDown):
+class CoordBias(NotedDown, KeepsSystem):
     """A bias that depends on the position: each channel plus a weighted sum of the coordinates.
 
     Put behind a convolution it makes the cheap relative of CoordConv. Without padding, the k^2
