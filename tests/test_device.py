@@ -267,6 +267,20 @@ def test_each_multiprocessor_of_a_gpu_has_a_block(monkeypatch: pytest.MonkeyPatc
     assert _filling(4096, torch.device("cpu")) == Occupancy()
 
 
+def test_games_that_are_played_at_once_fill_a_gpu_together(
+    make_shim: MakeShim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def filling(num_envs: int, device: torch.device) -> Occupancy:
+        asked.append((num_envs, device.type))
+        return Occupancy()
+
+    monkeypatch.setattr("coordrl.emulator.device._filling", filling)
+    DeviceEmulator(["pong", "air_raid"], 6, SHORT, device="cpu", make_kernels=make_shim)
+    assert asked == [(6, "cpu")]
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [

@@ -123,7 +123,7 @@ class DeviceEmulator:
         device: Where; a CUDA device.
         rom_path: Folder with ROM images; by default those in ale-py.
         occupancy: How the environments are spread over the GPU; ``Occupancy.filling`` it with those
-            of each game if None.
+            of all games, which are played at the same time, if None.
         make_kernels: What compiles and launches the kernels of each game; the tests have another
             for the CPU.
 
@@ -172,7 +172,7 @@ class DeviceEmulator:
         self._latest = _allocate(num_envs, self.obs_shape, self.device)
         each = num_envs // len(names)
         if occupancy is None:
-            occupancy = _filling(each, self.device)
+            occupancy = _filling(num_envs, self.device)
         self._groups: list[_Group] = []
         made = make_kernels(names, self.device)
         for i, (game, native, rom, kernels) in enumerate(

@@ -85,7 +85,7 @@ class Cuda(Benchmark):
         seconds = time.monotonic() - start
         yield {"kernels of games": len(played), "ready in s": round(seconds, 1)}
         for batch in batches:
-            for num_envs, occupancy in self._ways(len(batch)):
+            for num_envs, occupancy in self._ways():
                 yield {
                     "game": batch[0] if len(batch) == 1 else f"{len(batch)} games",
                     "num_envs": num_envs,
@@ -93,11 +93,11 @@ class Cuda(Benchmark):
                     **self._measure(batch, num_envs, occupancy),
                 }
 
-    def _ways(self, games: int) -> Iterator[tuple[int, Occupancy]]:
-        """Yield how many environments of so many games are played, and how they are spread."""
+    def _ways(self) -> Iterator[tuple[int, Occupancy]]:
+        """Yield how many environments are played, and how they are spread."""
         multiprocessors = torch.cuda.get_device_properties().multi_processor_count
         for num_envs in self.num_envs:
-            chosen = Occupancy.filling(num_envs // games, multiprocessors)
+            chosen = Occupancy.filling(num_envs, multiprocessors)
             for threads in self.threads or (chosen.threads,):
                 for spare_bytes in self.spare_bytes:
                     yield num_envs, Occupancy(threads, spare_bytes)
