@@ -1,9 +1,10 @@
 """Records of what was measured: what they say of their making, and how they are kept."""
 
 import json
+import math
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -68,14 +69,45 @@ def write_json(
     """Write a record whole or not at all.
 
     Args:
-        record: What JSON can hold, and NaN, which Python reads and stricter readers do not.
+        record: What JSON can hold, and numbers that are not finite, which become null.
         path: File to write.
         default: Turns what JSON cannot hold into what it can.
 
     Raises:
         RunError: If the file cannot be written; ``path`` is as it was.
     """
-    write_text(json.dumps(record, indent=1, allow_nan=True, default=default) + "\n", path)
+
+    def plain(value: Any) -> object:
+        assert default is not None
+        return _finite(default(value))
+
+    own = None if default is None else plain
+    text = json.dumps(_finite(record), indent=1, allow_nan=False, default=own)
+    write_text(text + "\n", path)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def null_as_nan(value: Any) -> Any:
+    """Return a part of a record with NaN in place of null, at any depth.
+
+    For parts of numbers alone, where :func:`write_json` has put null for one that is not finite.
+
+    Example:
+        >>> null_as_nan({"loss": [0.5, None]})
+        {'loss': [0.5, nan]}
+    """
+    if isinstance(value, dict):
+        return {key: null_as_nan(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [null_as_nan(part) for part in value]
+    return math.nan if value is None else value
 
 
 def write_figure(figure: "Figure", path: Path, *, dpi: int = 100) -> None:

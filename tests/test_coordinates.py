@@ -918,6 +918,28 @@ def test_finished_runs_are_read_and_not_repeated(
     assert tiny.train(settings) == first
 
 
+def test_a_run_that_diverged_is_read_as_such(tiny: Experiments) -> None:
+    wild = ("canvas.size=16", "canvas.square=5", "training.learning_rate=1e30")
+    tiny = replace(tiny, overrides=tuple(parse_override(text) for text in wild))
+
+    def row() -> str:
+        return tiny.train_seeds(
+            "regression",
+            "coordconv",
+            "uniform",
+            "unit",
+            seeds=1,
+            sweep=False,
+            report=tiny.out / "report",
+        )
+
+    first = row()
+    assert "(1 diverged)" in first
+    assert "not finite" in first
+    assert "null" in (tiny.out / "regression-coordconv-uniform-s0" / "result.json").read_text()
+    assert row() == first
+
+
 def test_a_result_that_cannot_be_read_is_named(tiny: Experiments) -> None:
     settings = load_coordinate_settings(tiny.config, "classification", "coordconv", "uniform")
     tiny.train(settings)

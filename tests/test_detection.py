@@ -38,7 +38,7 @@ from coordrl.detection.boxes import (
     torchvision_nms,
 )
 from coordrl.detection.data import Scatter, Scenes, scatter_digits
-from coordrl.detection.experiments import Experiments
+from coordrl.detection.experiments import Experiments, _read_result
 from coordrl.detection.faster_rcnn import FasterRCNN, build_detector, feature_spacing
 from coordrl.detection.metrics import average_precision, proposal_metrics
 from coordrl.detection.roi_heads import Detections, RoIHeads, RoISettings
@@ -63,6 +63,7 @@ from coordrl.detection.training import (
     evaluate,
     load_detector_settings,
 )
+from coordrl.records import write_json
 from coordrl.runs import open_run
 from coordrl.stopping import Interrupted, StopRequest
 
@@ -1497,6 +1498,13 @@ def test_the_table_has_a_row_for_each_kind_and_says_what_the_paper_has() -> None
 def test_what_cannot_be_measured_is_no_number() -> None:
     results = [result_of("none", 0, math.nan), result_of("none", 1, 0.5)]
     assert "| not measurable |" in table.to_markdown(results)
+
+
+def test_a_result_without_a_number_is_read_as_it_was(tmp_path: Path) -> None:
+    own = result_of("none", 0, math.nan)
+    write_json(own.to_json(), tmp_path / "result.json")
+    assert "null" in (tmp_path / "result.json").read_text()
+    assert repr(_read_result(tmp_path / "result.json", own.settings)) == repr(own)
 
 
 def test_rows_and_gains_are_of_the_last_evaluation() -> None:

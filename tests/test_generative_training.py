@@ -20,9 +20,9 @@ from coordrl.backbone import Norm
 from coordrl.config import SettingsError, parse_override
 from coordrl.generative import figures, table
 from coordrl.generative.data import Canvas, draw_objects, draw_pictures
-from coordrl.generative.experiments import Experiments
+from coordrl.generative.experiments import Experiments, _read_result
 from coordrl.generative.folders import DataError, LmdbPictures, PictureFolder, open_pictures
-from coordrl.generative.interpolation import follow, interpolate
+from coordrl.generative.interpolation import Motion, follow, interpolate
 from coordrl.generative.measures import Entropies, measure
 from coordrl.generative.models import Gan, Vae
 from coordrl.generative.objectives import ObjectiveName
@@ -38,6 +38,7 @@ from coordrl.generative.settings import (
     load_generative_settings,
 )
 from coordrl.generative.training import Run, RunResult, advice
+from coordrl.records import write_json
 from coordrl.runs import open_run
 from coordrl.stopping import Interrupted, StopRequest
 
@@ -719,6 +720,14 @@ def test_a_run_that_was_given_less_time_than_it_took_is_drawn_as_it_is(tmp_path:
     out = ["--out", str(tmp_path), "--max-seconds"]
     assert run_script(*out, "1000") == 0
     assert run_script(*out, "0.001") == 0
+
+
+def test_what_could_not_be_followed_is_read_as_no_number(tmp_path: Path) -> None:
+    own = Run(tiny(training=Recipe(iterations=1, batch_size=2, pictures=10, samples=20))).train()
+    own = replace(own, motion=Motion(0, *[math.nan] * 5))
+    write_json(own.to_json(), tmp_path / "result.json")
+    assert "null" in (tmp_path / "result.json").read_text()
+    assert repr(_read_result(tmp_path / "result.json", own.settings)) == repr(own)
 
 
 def test_the_script_trains_both_arms_and_goes_on_without_repeating(

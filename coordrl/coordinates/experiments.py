@@ -40,7 +40,7 @@ from coordrl.experiments import (
     with_time_of,
 )
 from coordrl.files import make_folder
-from coordrl.records import provenance, read_json, write_figure, write_json, write_text
+from coordrl.records import null_as_nan, provenance, read_json, write_figure, write_json, write_text
 from coordrl.runs import RunFolder
 
 TRACE_FILE = "trace.json"
@@ -347,9 +347,10 @@ def _log(tensorboard: SummaryWriter, point: Evaluation) -> None:
 
 def _read_result(path: Path, settings: CoordinateSettings) -> RunResult:
     def build(record: dict[str, Any]) -> RunResult:
-        curve = tuple(Evaluation(**point) for point in record["curve"])
+        measured = null_as_nan({name: record[name] for name in ("curve", "last", "best")})
+        measured["curve"] = tuple(Evaluation(**point) for point in measured["curve"])
         own = with_time_of(settings, record["settings"])
-        return RunResult(**{**record, "curve": curve, "settings": own})
+        return RunResult(**{**record, **measured, "settings": own})
 
     return read_json(path, build)
 
@@ -363,6 +364,7 @@ def _read_trace(path: Path, run: Run) -> analysis.Trace:
     )
 
     def go_on(record: dict[str, Any]) -> None:
+        record["errors"] = null_as_nan(record["errors"])
         looks = [step <= run.step for step in record["steps"]]
         for name in ("steps", "errors", "ratios"):
             getattr(trace, name).extend(itertools.compress(record[name], looks))

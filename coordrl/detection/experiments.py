@@ -31,7 +31,7 @@ from coordrl.detection.training import (
 )
 from coordrl.experiments import ManyRuns, each_once, swept_values, train_once, watched
 from coordrl.files import RunError, atomic_file, make_folder, reason
-from coordrl.records import provenance, read_json, write_figure, write_json, write_text
+from coordrl.records import null_as_nan, provenance, read_json, write_figure, write_json, write_text
 from coordrl.runs import RunFolder
 
 PICTURE_FILE = "detections.png"
@@ -276,7 +276,7 @@ def _log(tensorboard: SummaryWriter, point: Evaluation) -> None:
 
 def _read_result(path: Path, settings: DetectorSettings) -> RunResult:
     def build(record: dict[str, Any]) -> RunResult:
-        curve = tuple(Evaluation(**point) for point in record["curve"])
+        curve = tuple(Evaluation(**point) for point in null_as_nan(record["curve"]))
         return RunResult(**{**record, "curve": curve, "settings": settings})
 
     return read_json(path, build)

@@ -43,7 +43,7 @@ from coordrl.generative.training import (
     advice,
     evaluation_from_json,
 )
-from coordrl.records import provenance, read_json, write_figure, write_json, write_text
+from coordrl.records import null_as_nan, provenance, read_json, write_figure, write_json, write_text
 from coordrl.runs import RunFolder
 
 SAMPLES_FOLDER = "samples"
@@ -293,7 +293,7 @@ def _read_result(path: Path, settings: GenerativeSettings) -> RunResult:
             "settings": with_time_of(settings, record["settings"]),
             "curve": tuple(evaluation_from_json(point) for point in record["curve"]),
             "real": evaluation_from_json(record["real"]),
-            "motion": None if motion is None else Motion(**motion),
+            "motion": None if motion is None else Motion(**null_as_nan(motion)),
         }
         return RunResult(**{**record, **changed})
 
