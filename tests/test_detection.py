@@ -1500,6 +1500,23 @@ def test_what_cannot_be_measured_is_no_number() -> None:
     assert "| not measurable |" in table.to_markdown(results)
 
 
+def test_a_run_that_measures_nothing_has_no_gain_and_is_never_best() -> None:
+    def swept(coords: Coords, rate: float, iou: float) -> RunResult:
+        recipe = replace(SMALL.training, learning_rate=rate)
+        return result_of(coords, 0, iou, training=recipe)
+
+    found = table.gains(
+        [
+            *(swept("none", 0.1, math.nan), swept("none", 0.2, 0.5)),
+            *(swept("all", 0.1, 0.6), swept("all", 0.2, math.nan)),
+        ]
+    )
+
+    assert {gain.learning_rates: gain.ratio.mean for gain in found} == pytest.approx(
+        {(0.2, 0.1): 1.2}
+    )
+
+
 def test_a_result_without_a_number_is_read_as_it_was(tmp_path: Path) -> None:
     own = result_of("none", 0, math.nan)
     write_json(own.to_json(), tmp_path / "result.json")

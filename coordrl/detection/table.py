@@ -144,7 +144,7 @@ class Gain:
     seeds: tuple[int, ...]
     """Seeds of the pairs of runs, which differ in nothing but the arm and its step size."""
     left_out: int
-    """Pairs without a ratio: the proposals of one of the two cover nothing."""
+    """Pairs without a ratio: the proposals of one of the two cover nothing, or there are none."""
     ratio: Interval
 
 
@@ -175,7 +175,7 @@ def gains(results: Sequence[RunResult]) -> list[Gain]:
         for without, with_coords in pairs:
             before, after = baseline[without], rates[with_coords]
             pairs_of_runs = [seed for seed in after if seed in before]
-            seeds = tuple(seed for seed in pairs_of_runs if min(before[seed], after[seed]) > 0)
+            seeds = tuple(seed for seed in pairs_of_runs if before[seed] > 0 and after[seed] > 0)
             if seeds:
                 left_out = len(pairs_of_runs) - len(seeds)
                 ratio = Interval.of_ratios([after[seed] / before[seed] for seed in seeds])
@@ -184,7 +184,11 @@ def gains(results: Sequence[RunResult]) -> list[Gain]:
 
 
 def _best_rate(rates: Mapping[float, Mapping[int, float]]) -> float:
-    return max(rates, key=lambda rate: rates[rate].get(0, 0.0))
+    def first_seed(rate: float) -> float:
+        iou = rates[rate].get(0, 0.0)
+        return 0.0 if math.isnan(iou) else iou
+
+    return max(rates, key=first_seed)
 
 
 def to_markdown(results: Sequence[RunResult]) -> str:
