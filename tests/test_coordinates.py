@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,13 @@ def test_strided_regressor_is_tensorflows_with_mirrored_kernels() -> None:
     assert_close(regressor(x), expected.mean(dim=(-2, -1)))
 
 
+def test_strided_regressor_has_the_authors_layers() -> None:
+    signs = {nn.Conv2d: "c", nn.BatchNorm2d: "n", nn.ReLU: "r"}
+    modules = StridedConvRegressor().backbone.modules()
+    layers = "".join(signs[type(m)] for m in modules if not list(m.children()))
+    assert layers == "crcr" + "n" + "crcr" + "cnr" + "crcrcrcr"  # the first norm is behind a ReLU
+
+
 def test_renderer_stamps_what_its_painter_finds() -> None:
     torch.manual_seed(0)
     renderer, plain = CoordConvRenderer(16, gain=256.0), CoordConvRenderer(16)
@@ -267,6 +275,30 @@ def test_a_lifted_regressor_starts_with_its_maximum_at_the_hot_pixel(seed: int) 
     hot = images.flatten(1).argmax(dim=1).unsqueeze(1)
     assert int((found // 24 - hot // 24).abs().max()) <= 2
     assert int((found % 24 - hot % 24).abs().max()) <= 2
+
+
+def test_a_lifted_regressor_rises_twice_as_high_as_its_planes_and_sinks_by_as_much() -> None:
+    plain, lifted = CoordConvRegressor(), CoordConvRegressor(lifted=True)
+    for network in (plain, lifted):
+        initialize_like_the_authors(network, torch.Generator().manual_seed(2))
+    nothing, hot = torch.zeros(1, 1, 17, 17), torch.zeros(1, 1, 17, 17)
+    hot[..., 8, 8] = 1
+
+    with torch.no_grad():
+        planes = plain.backbone(nothing)
+        at_hot = lifted.backbone(hot)
+        risen = at_hot - lifted.backbone(nothing)
+
+    heights = planes.amax(dim=(-2, -1)) - planes.amin(dim=(-2, -1))
+    assert_close(float((risen.amax(dim=(-2, -1)) / heights).min()), 2.0, rtol=1e-4, atol=0)
+    top = risen.flatten(2).argmax(dim=2, keepdim=True)
+    assert_close(at_hot.flatten(2).gather(2, top), planes.flatten(2).gather(2, top))
+
+
+def test_a_regressor_has_a_relu_behind_all_convolutions_but_the_last_if_asked() -> None:
+    for relu, kinds in ((True, [nn.ReLU] * 4), (False, [])):
+        others = [m for m in CoordConvRegressor(relu=relu).backbone if not hasattr(m, "weight")]
+        assert [type(module) for module in others] == kinds
 
 
 def test_a_lifted_regressor_has_no_relu() -> None:
@@ -316,6 +348,19 @@ def test_classification_metrics_of_a_miss_by_three_and_four_pixels() -> None:
 def test_classification_loss_is_that_of_guessing_when_all_logits_are_equal() -> None:
     loss = Classification(SMALL).loss(torch.zeros(3, 1, 16, 16), places(SMALL)[:3])
     assert_close(loss, torch.tensor(16 * 16.0).log())
+
+
+def test_rendering_loss_is_the_mean_cross_entropy_of_the_pixels() -> None:
+    centers = torch.tensor([[8, 4], [2, 9]])
+    certain = 3 * (2 * square_images(centers, SMALL) - 1)  # 3 in the square, -3 elsewhere
+    assert_close(Rendering(SMALL).loss(certain, centers), torch.tensor(3.0).sigmoid().log().neg())
+
+
+def test_regression_loss_is_the_mean_squared_error_in_canvases() -> None:
+    centers = torch.tensor([[8, 4], [2, 9]])
+    outputs = torch.tensor([[8.0, 4.0], [5.0, 5.0]]) / 16
+    loss = Regression(SMALL).loss(outputs, centers)
+    assert_close(loss, torch.tensor((3**2 + 4**2) / 4 / 16**2))
 
 
 def test_rendering_metric_counts_shared_over_painted_pixels() -> None:
@@ -433,10 +478,12 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_never_had(tmp_path: Path) -> No
 
 
 def test_a_finished_run_is_judged_again_without_a_step(tmp_path: Path) -> None:
+    settings = small(learning_rate=0.05, decay="none", epochs=4)
     with open_run(tmp_path / "run", "seed = 0\n") as folder:
-        first = Run(small(), folder=folder).train()
-        again = Run(small(), folder=folder)
+        first = Run(settings, folder=folder).train()
+        again = Run(settings, folder=folder)
         assert again.train() == first
+    assert first.best != first.last
 
 
 def test_a_run_is_cut_short_by_its_processor_time() -> None:
@@ -494,7 +541,9 @@ def test_best_is_chosen_by_training_loss() -> None:
 def test_a_run_is_evaluated_at_each_interval_and_at_its_end() -> None:
     run = Run(small())
     assert run.total_steps == 16
-    assert [point.step for point in run.train().curve] == [5, 10, 15, 16]
+    curve = run.train().curve
+    assert [point.step for point in curve] == [5, 10, 15, 16]
+    assert [point.epoch for point in curve] == [5 / 8, 10 / 8, 15 / 8, 2]
 
 
 def test_a_curve_has_the_means_over_the_pictures_of_its_interval() -> None:
@@ -574,6 +623,19 @@ def test_a_long_run_saves_itself_now_and_then(
         Run(small(), folder=folder).train(on_step=note)
     assert saved == list(range(1, 16))  # after each step but the last
     Run(small()).train()  # keeps none
+
+
+def test_steps_are_those_of_adam_with_the_authors_decays() -> None:
+    run, plain = Run(small()), build_network(small())
+    adam = torch.optim.Adam(plain.parameters(), lr=0.005, betas=(0.9, 0.99), eps=1e-8)
+
+    for gradient in (*[1.0] * 5, *[0.1] * 5):  # the first step is the same for all decays
+        for weight in (*run.network.parameters(), *plain.parameters()):
+            weight.grad = torch.full_like(weight, gradient)
+        run._optimizer.step()
+        adam.step()
+
+    assert_close(run.network.state_dict(), plain.state_dict(), rtol=0, atol=1e-6)
 
 
 def test_l2_is_the_sum_of_squared_kernels_without_biases() -> None:
@@ -682,8 +744,12 @@ class Oracle(nn.Module):
 class Fixed(nn.Module):
     """Always the same pixel."""
 
+    def __init__(self, column: int = 3) -> None:
+        super().__init__()
+        self.pixel = torch.tensor([[column, 5]])
+
     def forward(self, x: Tensor) -> Tensor:
-        return 100 * one_hot_images(torch.tensor([[3, 5]]).expand(len(x), 2), SMALL)
+        return 100 * one_hot_images(self.pixel.expand(len(x), 2), SMALL)
 
 
 def test_summed_probabilities_of_one_who_knows_are_the_places() -> None:
@@ -706,8 +772,43 @@ def test_total_variation_of_one_fixed_pixel_is_all_but_its_own_share() -> None:
 
 def test_equivariance_error_tells_one_who_knows_from_one_fixed_pixel() -> None:
     task, centers = Classification(SMALL), places(SMALL)[:40]
-    errors = [analysis.equivariance_error(who, task, centers, 4) for who in (Oracle(), Fixed())]
-    assert errors == pytest.approx([0, 1], abs=1e-6)
+    # What leaves the canvas on the right is misplaced, too.
+    networks = Oracle(), Fixed(), Fixed(column=15)
+    errors = [analysis.equivariance_error(own, task, centers, 4) for own in networks]
+    assert errors == pytest.approx([0, 1, 1], abs=1e-6)
+
+
+LOOKS: dict[str, Callable[[DeconvPainter, Classification], Any]] = {
+    "probabilities": lambda net, task: analysis.summed_probabilities(net, task, places(SMALL)[:9]),
+    "features": lambda net, task: analysis.last_features(net, task, places(SMALL)[:9]),
+    "neighbors": lambda net, task: analysis.logits_of_neighbors(net, task, torch.tensor([4, 7])),
+    "equivariance": lambda net, task: analysis.equivariance_error(net, task, places(SMALL)[:9], 4),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_networks_are_looked_at_in_evaluation(
+    look: Callable[[DeconvPainter, Classification], Any],
+) -> None:
+    torch.manual_seed(0)
+    training, evaluating = DeconvPainter(16), DeconvPainter(16).eval()
+    evaluating.load_state_dict(training.state_dict())
+    task = Classification(SMALL)
+    assert_close(look(training, task), look(evaluating, task))
+
+
+def test_a_trace_looks_at_places_whose_square_stays_on_the_canvas(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    last: list[int] = []
+
+    def look(network: nn.Module, task: Classification, centers: Tensor, shift: int) -> float:
+        last.append(int(centers[:, 0].max()) + shift)
+        return 0.0
+
+    monkeypatch.setattr(analysis, "equivariance_error", look)
+    analysis.Trace(interval=1, shifts=(1, 4), pictures=1000)(Run(small()))
+    assert last == [13, 13]  # of 16 columns, the square reaches 2 to the right
 
 
 def test_equivariance_needs_room_for_the_shift() -> None:
