@@ -61,6 +61,7 @@ from coordrl.detection.training import (
     Run,
     RunResult,
     evaluate,
+    find,
     load_detector_settings,
 )
 from coordrl.records import write_json
@@ -690,6 +691,18 @@ def test_half_of_the_samples_are_positive_and_none_comes_twice() -> None:
         assert len(set(zip(boxes, digits, strict=True))) == 6
 
 
+def test_a_box_that_is_the_best_of_a_digit_is_not_negative_however_little_it_overlaps() -> None:
+    truth = torch.tensor([[[0.0, 0, 40, 40]]])
+    moved = torch.tensor([[[0.0, 0, 10, 10], [50, 50, 60, 60]]])  # 1/16 of it, and nothing
+
+    sample = sample_boxes(
+        moved, truth, torch.ones(1, 1).bool(), ProposalSettings(), (64, 64), torch.Generator()
+    )
+
+    assert sample.positive[sample.has_positive].tolist() == [0]
+    assert sample.negative[sample.has_negative].tolist() == [1]
+
+
 def test_without_negatives_all_that_is_in_no_pair_is_one() -> None:
     truth = torch.tensor([[[10.0, 10, 30, 30]]])
     moved = torch.tensor([[[10.0, 10, 30, 30], [20, 20, 40, 40], [25, 10, 45, 30]]])  # all overlap
@@ -876,6 +889,36 @@ def test_nothing_is_detected_where_nothing_is_proposed() -> None:
     assert (found.scores[found.is_there] > 0).all()
 
 
+def test_a_detection_is_moved_as_its_class_says_and_is_none_outside_the_picture() -> None:
+    heads = RoIHeads(1, RoISettings(grid=1, hidden=4, min_score=0.2))
+    heads.start_small()
+    with torch.no_grad():
+        heads.classifier.bias.fill_(-9.0)[3] = 9.0
+        heads.mover.bias.fill_(7.0).view(10, 4)[3] = torch.tensor([5.0, 0, 0, 5 * math.log(2)])
+    boxes = torch.tensor([[[4.0, 10.0, 24.0, 20.0], [70.0, 4.0, 90.0, 24.0]]])
+
+    found = heads.detect(
+        torch.zeros(1, 1, 16, 16), Proposals(boxes, torch.ones(1, 2), torch.ones(1, 2).bool()),
+        (40, 64),
+    )  # fmt: skip
+
+    # Half a width, a tenth of five, to the right; twice as high.
+    assert_close(found.boxes[found.is_there], torch.tensor([[14.0, 5.0, 34.0, 25.0]]))
+    assert found.labels[found.is_there].tolist() == [3]
+
+
+def test_the_second_stage_reads_features_where_their_middles_are() -> None:
+    heads = RoIHeads(1, RoISettings(grid=1, hidden=1), stride=4, offset=8)
+    heads.layers = nn.Sequential()
+    nn.init.ones_(heads.classifier.weight)
+    nn.init.zeros_(heads.classifier.bias)
+    middles = 8 + 4 * torch.arange(13.0)  # of the features, in pixels
+
+    logits, _ = heads(middles.expand(1, 1, 9, 13), torch.tensor([[[20.0, 16, 32, 30]]]))
+
+    assert_close(logits, torch.full((1, 1, 11), 26.0))
+
+
 def test_features_lie_where_the_backbone_has_them() -> None:
     specs = tuple(ConvSpec(channels, 5, padding="same", pool=2) for channels in (4, 6))
     detector = build_detector("none", specs, EVERYTHING, RoISettings(grid=2, hidden=8))
@@ -973,7 +1016,8 @@ def test_the_second_stage_learns_nothing_from_what_shows_a_digit_by_less_than_ha
     heads = RoIHeads(1, RoISettings(grid=1, hidden=4))
     heads.start_small()
     with torch.no_grad():
-        heads.mover.bias.fill_(0.25)
+        heads.mover.bias.fill_(7.0)  # of other digits, which are not asked
+        heads.mover.bias[-4:] = 0.25
         heads.classifier.bias[:] = torch.log(torch.tensor([0.01] * 9 + [0.61, 0.3]))
     truth = torch.tensor([[[0.0, 0, 20, 10]]])
     boxes = torch.tensor([[[0.0, 0, 20, 4.5], [0, 0, 20, 5], [60, 60, 70, 64]]])  # 0.45, 0.5, 0
@@ -1055,6 +1099,15 @@ def test_the_papers_figures_of_hand_computed_proposals() -> None:
     assert metrics["proposals"] == 3
 
 
+def test_what_is_no_digit_is_not_measured() -> None:
+    scenes = scenes_of([[0.0, 0, 10, 10], [20, 20, 30, 30]], [1, -1])
+    boxes = torch.tensor([[[0.0, 0, 10, 5], [20, 20, 30, 30]]])
+
+    metrics = proposal_metrics(Proposals(boxes, torch.ones(1, 2), torch.ones(1, 2) > 0), scenes)
+
+    assert metrics == {"best_iou": 0.25, "mean_iou": 0.25, "recall": 1.0, "proposals": 2.0}
+
+
 def test_what_is_visible_is_told_in_pictures_of_unequal_sides() -> None:
     boxes = torch.tensor([[[60.0, 10, 80, 30], [10, 30, 30, 50], [70, 30, 90, 50]]])
     scenes = Scenes(
@@ -1092,6 +1145,15 @@ def test_average_precision_of_hand_computed_detections(
         boxes, torch.tensor([[0.9, 0.8]]), torch.tensor([labels]), torch.ones(1, 2).bool()
     )
     assert average_precision(found, scenes) == pytest.approx(expected)
+
+
+def test_the_recall_of_average_precision_is_of_all_detections() -> None:
+    scenes = scenes_of([[0.0, 0, 10, 10]], [4])
+    boxes = torch.tensor([[[40.0, 40, 50, 50]] * 12 + [[0.0, 0, 10, 10]]])
+    scores = torch.linspace(0.9, 0.1, 13)[None]  # the surest are wrong
+    found = Detections(boxes, scores, torch.full((1, 13), 4), torch.ones(1, 13).bool())
+
+    assert average_precision(found, scenes)["ar"] == 1
 
 
 def test_average_precision_of_nothing() -> None:
@@ -1321,6 +1383,19 @@ def test_what_is_measured_of_test_pictures_does_not_teach() -> None:
     assert_close(run.detector.state_dict(), before, rtol=0, atol=0)
 
 
+def test_test_pictures_are_judged_by_a_detector_in_evaluation() -> None:
+    run = small_run(specs=tuple(replace(spec, norm="batch") for spec in SMALL.specs))
+    run.train()
+
+    together, _ = find(run.detector, run.test_scenes)
+
+    for i in range(4):
+        alone, _ = find(run.detector, run.test_scenes[i : i + 1])
+        assert_close(together.boxes[[i]], alone.boxes)
+    assert run.curve[-1].test == evaluate(run.detector, run.test_scenes)
+    assert run.curve[-1].test != evaluate(run.detector, run.train_scenes)
+
+
 def test_a_detector_that_cannot_be_built_is_one_sentence() -> None:
     with pytest.raises(SettingsError, match=r"^no detector can be built so: "):
         small_run(specs=(ConvSpec(4, 4, stride=2, transposed=True),))
@@ -1347,6 +1422,12 @@ def test_too_few_pictures_are_named() -> None:
 def test_pictures_without_digits_make_a_run_too() -> None:
     result = small_run(scatter=Scatter(objects=0)).train()
     assert math.isnan(result.curve[-1].test["best_iou"])
+
+
+def test_adam_has_its_usual_decays() -> None:
+    optimizer = small_run()._optimizer
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
 
 
 def test_the_released_optimizer_can_be_had() -> None:
@@ -1493,6 +1574,34 @@ def test_the_table_has_a_row_for_each_kind_and_says_what_the_paper_has() -> None
         table.summarize(results)
     with pytest.raises(ValueError, match=r"a run of each seed, got seeds \(0, 0\)"):
         table.summarize([results[0], results[0]])
+
+
+def test_each_number_stands_under_its_name() -> None:
+    head, _, row, *_ = table.to_markdown([result_of("all", 0, 0.4, stage="full")]).splitlines()
+    cells = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in (head, row)]
+    assert dict(zip(*cells, strict=True)) == {
+        **{"stage": "full", "pictures": "5 digits, 64 px, cropped", "anchors": "grid"},
+        **{"coords": "all", "parameters": "81,590", "seeds": "1", "epochs": "2"},
+        **{"step size": "0.001", "train IOU": "0.700", "test IOU of pairs": "0.600"},
+        **{"test IOU of proposals": "0.400", "IOU of all pairs": "0.080", "recall": "0.500"},
+        **{"AP50": "0.900", "AP": "0.500", "CPU s": "1"},
+    }
+
+
+def test_the_full_table_has_five_seeds_of_each_arm(tmp_path: Path) -> None:
+    experiments = Experiments(config=CONFIG, out=tmp_path, digits=small_digits())
+    recipe = load_detector_settings(CONFIG, "rpn").training
+    kinds = [
+        (own.proposals.anchor_layout, own.coords, own.seed)
+        for own in experiments._plan("full")
+        if own.stage == "rpn" and own.training == recipe
+    ]
+    assert sorted(kinds) == [
+        (layout, coords, seed)
+        for layout in ("grid", "released")
+        for coords in ("all", "none")
+        for seed in range(5)
+    ]
 
 
 def test_what_cannot_be_measured_is_no_number() -> None:
