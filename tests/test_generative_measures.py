@@ -273,6 +273,33 @@ def test_pictures_are_valid_up_to_the_overlap_of_their_objects() -> None:
     assert OVERLAPS[2] == 0.7  # which all other measures are at
 
 
+def test_more_of_a_color_or_of_another_color_makes_a_picture_invalid() -> None:
+    squares = Objects(torch.tensor([[[12, 12], [50, 12]]]), torch.zeros(1, 2, dtype=torch.bool))
+    picture = draw_pictures(squares, PAPER)
+    blue, green = (torch.tensor(color).view(3, 1, 1) for color in ((-1.0, -1, 1), (-1.0, 1, -1)))
+    for color, area, valid in (
+        # A square has 441 pixels, of which a quarter may be outside; the picture has 4,096.
+        (blue, (slice(40, 50), slice(11)), True),
+        (blue, (slice(40, 51), slice(11)), False),
+        (green, (slice(40, 43), slice(64)), True),
+        (green, (slice(40, 44), slice(64)), False),
+    ):
+        changed = picture.clone()
+        changed[0][:, *area] = color
+        found = find_objects(changed, PAPER)
+        assert found.overlap.min() > 0.7
+        assert found.is_valid().tolist() == [valid]
+
+
+def test_the_spread_of_the_average_is_over_its_pixels_and_averaged_over_colors() -> None:
+    pictures = torch.ones(4, 3, 64, 64)
+    pictures[:, 0, :, 32:] = -1  # in one color: half the pixels 1, half -1
+    pictures[:2, 1, 20:] = -1  # 20 rows of 1, 44 of 0
+    pictures[2:, 2, ::2] = -1  # half of them 1, half 0
+    expected = (1 + math.sqrt(20 * 44) / 64 + 0.5) / 3
+    assert measure(pictures, objects(4), PAPER).average_spread == pytest.approx(expected)
+
+
 def test_few_valid_pictures_measure_nothing(reference: Objects) -> None:
     pictures = draw_pictures(objects(60), PAPER)
     pictures[:12] = 1.0

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from coordrl.generative.folders import DataError, LmdbPictures, PictureFolder, o
 from coordrl.generative.interpolation import Motion, follow, interpolate
 from coordrl.generative.measures import Entropies, measure
 from coordrl.generative.models import Gan, Vae
-from coordrl.generative.objectives import ObjectiveName
+from coordrl.generative.objectives import ObjectiveName, autoencoder_loss
 from coordrl.generative.patches import laplacian_pyramid, sliced_wasserstein
 from coordrl.generative.settings import (
     Arm,
@@ -260,6 +261,97 @@ def test_the_average_moves_towards_the_weights() -> None:
         before, gan.generator.parameters(), gan.averaged.parameters(), strict=True
     ):
         assert_close(average, 0.75 * old + 0.25 * new)
+
+
+@pytest.mark.parametrize("coords", ["none", "all"])
+def test_pictures_are_of_the_average_with_the_norms_of_the_generator(coords: Arm) -> None:
+    gan = Run(tiny(coords=coords, gan=GanSettings(objective="r3gan", average=0.75))).model
+    assert isinstance(gan, Gan)
+    assert gan.averaged is not None
+    random = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        gan.learn(torch.rand(4, 3, 16, 16, generator=random) * 2 - 1, random)
+    shown, latents = copy.deepcopy(gan.generator).eval(), gan.latents(5, random)
+    with torch.no_grad():
+        of_generator = shown(latents)
+        for weight, average in zip(shown.parameters(), gan.averaged.parameters(), strict=True):
+            weight.copy_(average)
+
+        assert_close(gan.generate(latents), shown(latents))
+    assert not torch.allclose(gan.generate(latents), of_generator)
+
+
+def test_latent_vectors_are_uniform_for_a_gan_and_normal_for_an_autoencoder() -> None:
+    uniform, normal = (
+        Run(tiny(model=model)).model.latents(5000, torch.Generator().manual_seed(0))
+        for model in ("gan", "vae")
+    )
+    assert uniform.abs().max() <= 1
+    assert_close(uniform.quantile(torch.tensor([0.1, 0.5, 0.9])), torch.tensor([-0.8, 0, 0.8]),
+                 atol=0.03, rtol=0)  # fmt: skip
+    assert_close(normal.quantile(torch.tensor([0.1, 0.5, 0.9])), torch.tensor([-1.28, 0, 1.28]),
+                 atol=0.05, rtol=0)  # fmt: skip
+
+
+@pytest.mark.parametrize("coords", ["none", "all"])
+def test_a_step_of_an_autoencoder_is_adams_on_its_bound(coords: Arm) -> None:
+    settings = VaeSettings(learning_rate=2e-2, beta=3.0)
+    model = Run(tiny(model="vae", coords=coords, vae=settings)).model
+    assert isinstance(model, Vae)
+    model.generate(torch.rand(2, 4))  # in evaluation, where a batch norm works otherwise
+    own = copy.deepcopy(model.autoencoder).train()
+    adam = torch.optim.Adam(own.parameters(), 2e-2, (0.9, 0.999))
+    ours, theirs = (torch.Generator().manual_seed(5) for _ in range(2))
+    for shade in (-0.9, 0.9, 0.1, -0.3):
+        real = torch.full((4, 3, 16, 16), shade)
+
+        losses = model.learn(real, ours)
+
+        logits, mean, log_variance = own(real, model.latents(4, theirs))
+        loss = autoencoder_loss(logits, real, mean, log_variance, beta=3)
+        adam.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        adam.step()
+        assert_close(losses["bound"], loss.detach(), rtol=1e-5, atol=0)
+
+
+def test_a_curve_has_the_mean_losses_since_the_evaluation_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learn, seen = Gan.learn, []
+
+    def watched(self: Gan, real: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        losses = learn(self, real, generator)
+        seen.append(float(losses["generator"]))
+        return losses
+
+    monkeypatch.setattr(Gan, "learn", watched)
+    curve = Run(tiny()).train().curve
+
+    means = [sum(seen[:3]) / 3, sum(seen[3:]) / 3]
+    assert [point.losses["generator"] for point in curve] == pytest.approx(means)
+
+
+def test_ways_of_an_autoencoder_lead_from_one_unseen_picture_to_another() -> None:
+    network = replace(tiny().network, discriminator_norm="batch")
+    run = Run(tiny(model="vae", network=network))
+    pictures = draw_pictures(run._others(0).take(torch.arange(4)), CANVAS)
+
+    ways = run.ways(2, 3)
+
+    assert isinstance(run.model, Vae)
+    with torch.no_grad():
+        means = run.model.autoencoder.eval().encoder(pictures)[:, :4]
+    assert_close(ways[:, 0], run.model.generate(means[:2]))
+    assert_close(ways[:, -1], run.model.generate(means[2:]))
+
+
+def test_ways_of_a_generator_lead_from_one_random_vector_to_another() -> None:
+    run = Run(tiny())
+    pictures = run.samples(4)  # of the same random vectors
+    ways = run.ways(2, 3)
+    assert_close(ways[:, 0], pictures[:2])
+    assert_close(ways[:, -1], pictures[2:])
 
 
 @pytest.mark.parametrize("model", ["gan", "vae"])
@@ -543,6 +635,27 @@ def test_the_pyramid_adds_up_to_the_pictures() -> None:
     assert_close(total, pictures)
 
 
+def test_the_pyramid_halves_by_means_of_four_pixels() -> None:
+    pictures = torch.rand(2, 3, 32, 64)
+    means = pictures.view(2, 3, 16, 2, 32, 2).mean(dim=(3, 5))
+    assert_close(laplacian_pyramid(pictures)[-1], means)
+
+
+@pytest.mark.parametrize("edge", [(..., -1), (..., -1, slice(None)), (..., 0)])
+def test_patches_are_taken_up_to_the_edges_of_a_picture(edge: Any) -> None:
+    torch.manual_seed(0)
+    pictures, real = torch.rand(2, 20, 3, 9, 14)
+    changed = pictures.clone()
+    changed[edge] += 1
+
+    own, of_changed = (
+        sliced_wasserstein(one, real, torch.Generator().manual_seed(0))
+        for one in (pictures, changed)
+    )
+
+    assert of_changed[0] > own[0] + 0.05
+
+
 def test_patches_of_the_same_pictures_are_near_and_of_blurred_ones_far() -> None:
     torch.manual_seed(0)
     sharp, others = torch.rand(100, 3, 32, 32), torch.rand(100, 3, 32, 32)
@@ -623,6 +736,14 @@ def test_an_object_that_moves_walks_straight() -> None:
     assert motion.largest_step == pytest.approx(1 / 4)
     assert motion.visible == pytest.approx(6 / 7)
     assert motion.moved == 0
+
+
+@pytest.mark.parametrize(("reach", "ways"), [(4, 0), (5, 1)])
+def test_ways_shorter_than_a_radius_lead_nowhere(reach: int, ways: int) -> None:
+    centers = torch.tensor([[[8 + reach * step // 2, 8], [8, 24]] for step in range(3)])
+    squares = torch.zeros(3, 2, dtype=torch.bool)
+    objects = replace(draw_objects(LARGE, 3, torch.Generator()), centers=centers, is_disc=squares)
+    assert follow(draw_pictures(objects, LARGE).unsqueeze(0), LARGE).ways == ways
 
 
 def test_objects_on_their_way_are_whole_if_half_of_them_fits() -> None:
