@@ -50,6 +50,8 @@ def test_the_arms_differ_by_the_papers_layer_and_the_channels_of_the_first() -> 
     plain, ours = DigitResNet("none"), DigitResNet("coordconv")
 
     assert count(ours) - count(plain) == 8 * (1 + 3) + 8 + (8 - 1) * 16 * 9
+    # Nothing follows the layer, so that the image can pass it unchanged.
+    assert [type(module) for module in ours.stem] == [CoordConv2d, nn.Conv2d]
     layer = ours.stem[0]
     assert isinstance(layer, CoordConv2d)
     assert (layer.out_channels, layer.kernel_size, layer.with_r) == (8, (1, 1), True)
@@ -166,6 +168,22 @@ def test_the_seed_decides_the_first_weights_and_the_recipe_the_steps(
     assert recipes == {(0.9, TINY.weight_decay)}
 
 
+def test_each_seed_holds_back_digits_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = DigitResNet.forward
+    tested: list[Tensor] = []
+
+    def watched(self: DigitResNet, x: Tensor) -> Tensor:
+        if not self.training:
+            tested.append(x.clone())
+        return forward(self, x)
+
+    monkeypatch.setattr(DigitResNet, "forward", watched)
+    for seed in (0, 1):
+        recognize(dataclasses.replace(TINY, epochs=1, seed=seed), *bars(100))
+    first, second = ({picture.numpy().tobytes() for picture in own} for own in tested)
+    assert 0 < len(first & second) < 40  # of 40 of 100
+
+
 def test_arms_that_agree_differ_by_nothing() -> None:
     test = paired_test([0.9, 0.95], [0.9, 0.95])
     assert (test.difference, test.low, test.high, test.p) == (0, 0, 0, 1)
@@ -210,6 +228,9 @@ def test_the_paired_test_is_students() -> None:
     assert test.difference == pytest.approx(0.005)
     assert test.low == pytest.approx(0.005 - quantile * error, abs=1e-6)
     assert test.high == pytest.approx(0.005 + quantile * error, abs=1e-6)
+    # The formula for 3 degrees of freedom, both tails.
+    x = abs(test.difference) / error / math.sqrt(3)
+    assert test.p == pytest.approx(1 - 2 / math.pi * (math.atan(x) + x / (1 + x * x)))
     assert not test.is_loss
 
 
