@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import (
+    EventAccumulator,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -922,6 +925,39 @@ def test_a_row_gives_spreads_shares_and_median_times() -> None:
     assert row.test.mean == pytest.approx(2.3 / 3)
     assert row.cpu_seconds.most == 3
     assert row.seconds.most == 6
+    assert (row.epochs.least, row.epochs.most) == (1, 1.5)
+
+
+def test_each_number_stands_under_its_name() -> None:
+    run = result(0, "coordconv", [0.25, 0.5], parameters=7553, train=0.75)
+    text = table.to_markdown([table.summarize([run])])
+    _, _, head, _, row = text.strip().splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (head, row)]
+    assert dict(zip(*cells, strict=True)) == {
+        **{"split": "uniform", "model": "coordconv", "places as": "unit", "parameters": "7,553"},
+        **{"solved": "0 of 1", "train accuracy": "75.0 %"},
+        "test accuracy (range)": "50.0 % (50.0 % to 50.0 %)",
+        **{"test, least loss": f"{100 * run.best['test']['accuracy']:.1f} %", "epochs": "1.0"},
+        **{"CPU s": "2.0", "wall s": "4.0", "CPU s to 80.0 % / 99.0 % / 100.0 %": "- / - / -"},
+        "paper": "100 % in 10 to 20 s",
+    }
+
+
+def test_runs_are_compared_with_the_baseline_of_their_own_split() -> None:
+    splits: list[Split] = ["uniform", "quadrant"]
+    rows = [
+        table.summarize([replace(own, settings=replace(own.settings, split=split))])
+        for split, parameters in zip(splits, (500, 900), strict=True)
+        for own in (
+            result(0, "conv", [1.0], parameters=parameters),
+            result(0, "coordconv", [1.0], parameters=100),
+        )
+    ]
+    ratios = table.to_json(rows, [])["ratios"]
+    assert {(own["split"], own["parameters"]) for own in ratios} == {
+        ("uniform", 5),
+        ("quadrant", 9),
+    }
 
 
 def test_ratios_to_a_baseline_that_never_arrives_are_bounds() -> None:
@@ -985,6 +1021,8 @@ def test_the_table_has_both_arms_of_everything(size: table.TableSize, kinds: int
         arms[cell.task, cell.split, cell.input_scale].add(cell.model)
     assert len(arms) == kinds  # two splits of three tasks, and of classification in pixels
     assert all({"coordconv", "conv"} <= models for models in arms.values())
+    seeds = {cell.input_scale: cell.seeds for cell in cells}
+    assert seeds == ({"unit": 1} if size == "quick" else {"unit": 5, "pixel": 2})
 
 
 TINY = """
@@ -1039,6 +1077,18 @@ def test_a_run_that_diverged_is_read_as_such(tiny: Experiments) -> None:
     assert "not finite" in first
     assert "null" in (tiny.out / "regression-coordconv-uniform-s0" / "result.json").read_text()
     assert row() == first
+
+
+def test_curves_are_kept_for_tensorboard(tiny: Experiments) -> None:
+    settings = load_coordinate_settings(tiny.config, "classification", "coordconv", "uniform")
+    curve = tiny.train(settings).curve
+
+    events = EventAccumulator(str(tiny.out / "classification-coordconv-uniform-s0"))
+    events.Reload()
+    for name in ("loss", "train", "test"):
+        shown = events.Scalars(name)
+        assert [own.step for own in shown] == [point.step for point in curve]
+        assert [own.value for own in shown] == pytest.approx([getattr(p, name) for p in curve])
 
 
 def test_a_result_that_cannot_be_read_is_named(tiny: Experiments) -> None:
@@ -1318,6 +1368,13 @@ def test_sheets_are_colored_by_x_and_then_by_y() -> None:
     assert (by_x.get_title(), by_y.get_title()) == ("known, colored by x", "known, colored by y")
     colors = [np.asarray(axes.collections[0].get_array()).tolist() for axes in (by_x, by_y)]
     assert colors == [[1, 3], [2, 5]]
+
+
+def test_the_test_metric_is_drawn_against_processor_time() -> None:
+    run = result(0, "conv", [0.25, 0.5])
+    own = replace(run, curve=tuple(replace(point, train=1.0) for point in run.curve))
+    (line,) = figures.learning_curves([own], "accuracy").axes[0].lines
+    assert np.asarray(line.get_xydata()).tolist() == [[1.0, 0.25], [2.0, 0.5]]
 
 
 def test_a_sweep_is_drawn_with_training_across_and_test_upwards() -> None:

@@ -1253,17 +1253,20 @@ def test_a_run_notes_its_overlaps_and_steps_as_long_as_the_recipe_says() -> None
     rate = run.settings.training.learning_rate_at
     assert lengths == [{rate(step / 4)} for step in range(4)]
     assert lengths[0] != lengths[3]
-    losses = run.detector.losses
+    losses, seen = run.detector.losses, list[float]()
 
     def fixed(scenes: Scenes, sampling: torch.Generator) -> Any:
         computed = losses(scenes, sampling)
+        seen.append(float(computed.total.detach()))
         return replace(computed, proposals=replace(computed.proposals, iou=torch.tensor(0.25)))
 
     run.detector.losses = fixed  # type: ignore[method-assign, assignment]
     assert run._test_iou_of_pairs() == pytest.approx(0.25)
     run._clock.step = 0
+    seen.clear()
     run.train()
     assert run.curve[-1].train_iou == pytest.approx(0.25)
+    assert run.curve[-1].loss == pytest.approx((seen[2] + seen[3]) / 2)
 
 
 class StopAt(StopRequest):
@@ -1643,6 +1646,12 @@ def test_rows_and_gains_are_of_the_last_evaluation() -> None:
     assert [row.best_iou.mean for row in table.rows_of(runs)] == [0.4, 0.5]
     [gain] = table.gains(runs)
     assert gain.ratio.mean == pytest.approx(1.25)
+
+
+def test_the_test_iou_is_drawn_against_thousands_of_pictures() -> None:
+    figure = figures.learning_curves([result_of("all", 0, 0.4)], ["grid"])
+    (line,) = figure.axes[0].lines
+    assert np.asarray(line.get_xydata()).tolist() == [[0.016, 0.4]]  # four steps of four pictures
 
 
 def test_boxes_are_drawn_where_they_are() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -20,11 +21,11 @@ from coordrl import CoordConv2d
 from coordrl.backbone import Norm
 from coordrl.config import SettingsError, parse_override
 from coordrl.generative import figures, table
-from coordrl.generative.data import Canvas, draw_objects, draw_pictures
+from coordrl.generative.data import Canvas, Objects, draw_objects, draw_pictures
 from coordrl.generative.experiments import Experiments, _read_result
 from coordrl.generative.folders import DataError, LmdbPictures, PictureFolder, open_pictures
 from coordrl.generative.interpolation import Motion, follow, interpolate
-from coordrl.generative.measures import Entropies, measure
+from coordrl.generative.measures import Entropies, Row, measure
 from coordrl.generative.models import Gan, Vae
 from coordrl.generative.objectives import ObjectiveName, autoencoder_loss
 from coordrl.generative.patches import laplacian_pyramid, sliced_wasserstein
@@ -226,6 +227,23 @@ def test_data_is_judged_against_other_data() -> None:
     trained = run.pictures.batch(torch.arange(10), CPU)
     real = run.real_pictures()
     assert not any(torch.equal(a, b) for a in real for b in [*others, *trained])
+
+
+def test_real_pictures_are_measured_against_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs: list[tuple[Tensor, Tensor]] = []
+
+    def watched(pictures: Tensor, real: Objects, canvas: Canvas) -> Row:
+        pairs.append((pictures, draw_pictures(real, canvas)))
+        return measure(pictures, real, canvas)
+
+    monkeypatch.setattr("coordrl.generative.training.measure", watched)
+    run = Run(tiny())
+    run.train()
+
+    own, others = pairs[-1]
+    assert torch.equal(own, run.real_pictures())
+    assert len(own) == len(others) == 20
+    assert not any(torch.equal(a, b) for a in own for b in others)
 
 
 def test_beta_weighs_the_latents_of_a_vae() -> None:
@@ -1016,6 +1034,77 @@ def test_tables_show_the_last_evaluation() -> None:
     )
     text = table.to_markdown([replace(result, curve=(first, last))])
     assert "| with | 2.00 | 2.00 | 2.00 | 0.0 % |" in text
+
+
+NUMBERS = Row(
+    *(1000, (0.1, 0.2, 0.3, 0.4), 0.5),
+    cells=0.61,
+    entropy=0.62,
+    divergence=0.063,
+    wasserstein=0.64,
+    sliced_wasserstein=0.65,
+    discs=0.66,
+    recall=0.67,
+    coverage=0.68,
+    duplicates=69,
+)
+
+
+def test_each_number_stands_under_its_name() -> None:
+    result = Run(tiny()).train()
+    point = replace(result.curve[-1], step=12, seconds=34.0, cpu_seconds=56.0,
+                    entropies=Entropies(1.0, 2.0, 3.0, 0.04), row=NUMBERS)  # fmt: skip
+    real = replace(point, entropies=Entropies(4.0, 5.0, 6.0, 0.0))
+    motion = Motion(7, 0.1, 0.2, 0.3, 0.4, 0.5)
+
+    text = table.to_markdown([replace(result, curve=(point,), real=real, motion=motion)])
+
+    own, heads = [], []
+    for line, below in itertools.pairwise([*text.splitlines(), ""]):
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if below.startswith("| ---"):
+            heads.append(cells)
+        elif line.startswith("| with "):
+            own.append(dict(zip(heads[-1], cells, strict=True)))
+    runs, entropies, measures, motions = own
+    assert (runs["seeds"], runs["batches"], runs["CPU s"]) == ("1", "12", "56")
+    assert list(entropies.values())[1:] == ["1.00", "2.00", "3.00", "4.0 %"]
+    assert "| data | 4.00 | 5.00 | 6.00 | 0.0 % |" in text
+    assert measures == {
+        **{"coordinates": "with", "valid": "30.0 %", "cells": "0.61", "entropy": "0.62"},
+        **{"divergence": "0.063", "distance, px": "0.64", "sliced, px": "0.65", "discs": "0.66"},
+        **{"recall": "0.67", "coverage": "0.68", "duplicates": "69"},
+    }
+    assert list(motions.values())[1:] == ["0.10", "0.20", "0.30", "0.40", "0.50"]
+    assert list(motions)[1:] == ["visible", "whole", "largest step", "detour", "moved"]
+
+
+def test_there_is_no_row_of_fewer_real_pictures_where_all_are_valid() -> None:
+    result = Run(tiny()).train()
+    for share, rows in ((1.0, 0), (0.6, 1)):
+        found = replace(NUMBERS, pictures=100, valid=(share,) * 4)
+        text = table.to_markdown([replace(result, curve=(replace(result.curve[-1], row=found),))])
+        assert text.count("data, as many as valid ones with") == rows
+
+
+def test_distances_of_patches_are_shown_band_by_band_times_a_thousand() -> None:
+    result = Run(tiny()).train()
+    own, real = (replace(result.curve[-1], patches=one) for one in ((0.012, 0.34), (0.005, 0.006)))
+    settings = tiny(data="rooms")
+    text = table.to_markdown([replace(result, settings=settings, curve=(own,), real=real)])
+    assert "x 1,000, size / 1 | distance of patches x 1,000, size / 2 |" in text
+    assert "| data | 5 | 6 |" in text
+    assert "| with | 12 | 340 |" in text
+
+
+def test_entropies_are_drawn_under_their_names() -> None:
+    result = Run(tiny()).train()
+    drawn = judged(result, "all", (1e-3, 1e-4), (1.0, 2.0, 3.0))
+    real = replace(result.real, entropies=Entropies(4.0, 5.0, 6.0, 0.0))
+    axes = figures.entropy_curves([replace(drawn, real=real)]).axes
+    assert [one.get_title() for one in axes] == ["red", "blue", "difference"]
+    shown = [[float(np.asarray(line.get_ydata())[0]) for line in one.lines] for one in axes]
+    assert shown == [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]
 
 
 def test_the_best_step_sizes_have_the_highest_mean_entropy() -> None:
