@@ -349,7 +349,7 @@ def test_the_script_writes_record_and_table(tmp_path: Path) -> None:
     ],
 )
 def test_the_script_names_what_does_not_fit(
-    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train_digits.main(options) == 2
+    assert train_digits.main([*options, "--out", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
