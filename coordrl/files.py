@@ -59,11 +59,17 @@ def require_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise RunError(f"cannot write {path}: it is a folder; name a file in it")
-    partial = temporary_name(_replaceable(path))
     try:
-        partial.touch()
+        _touch_beside(_replaceable(path))
     except OSError as error:
         raise RunError(f"cannot write {path}: {reason(error)}") from error
+
+
+def _touch_beside(path: Path) -> None:
+    """Make a file beside a path and delete it, to see whether that can be done."""
+    partial = temporary_name(path)
+    try:
+        partial.touch()
     finally:
         with contextlib.suppress(OSError):  # there is none, or no such folder
             partial.unlink()
@@ -93,9 +99,9 @@ def make_folder(path: Path) -> None:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        _touch_beside(path / "results")
     except OSError as error:
         raise RunError(f"{path} cannot be a folder for results: {reason(error)}") from error
-    require_writable(path / "results")
 
 
 def reason(error: Exception) -> str:

@@ -141,5 +141,11 @@ def test_a_device_is_not_replaced_by_a_file() -> None:
 
 
 def test_a_folder_for_results_that_takes_none_is_refused() -> None:
-    with pytest.raises(RunError, match=r"cannot write /proc/results: "):
+    with pytest.raises(RunError, match=r"/proc cannot be a folder for results: "):
         make_folder(Path("/proc"))
+
+
+def test_a_folder_for_results_may_hold_what_is_called_results(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    make_folder(tmp_path)
+    assert [item.name for item in tmp_path.iterdir()] == ["results"]
