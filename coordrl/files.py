@@ -84,7 +84,7 @@ def _replaceable(path: Path) -> Path:
     try:
         is_special = path.exists() and not path.is_file() and not path.is_dir()
         target = path.resolve()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter where links lead in a circle
         raise RunError(f"cannot write {path}: {reason(error)}") from error
     if is_special:
         raise RunError(f"cannot write {path}: it is no file that could be replaced; name another")

@@ -149,3 +149,10 @@ def test_a_folder_for_results_may_hold_what_is_called_results(tmp_path: Path) ->
     (tmp_path / "results").mkdir()
     make_folder(tmp_path)
     assert [item.name for item in tmp_path.iterdir()] == ["results"]
+
+
+def test_a_link_that_leads_in_a_circle_is_told(tmp_path: Path) -> None:
+    link = tmp_path / "record.json"
+    link.symlink_to(link.name)
+    with pytest.raises(RunError, match=r"cannot write .*record.json: Symlink loop from "):
+        require_writable(link)
