@@ -244,6 +244,8 @@ def _lock(path: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise RunError(f"{path} is in use by another process; let it end first") from error
+            except OSError:  # of file systems without locks, where nobody is kept out
+                pass
         yield
 
 

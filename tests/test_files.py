@@ -1,5 +1,6 @@
 """Files that are written whole or not at all."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coordrl.files import RunError, atomic_file, make_folder, require_writable
+from coordrl.files import RunError, alone_in, atomic_file, make_folder, require_writable
 
 
 def test_atomic_file_replaces_only_when_the_block_ends_well(tmp_path: Path) -> None:
@@ -156,3 +157,15 @@ def test_a_link_that_leads_in_a_circle_is_told(tmp_path: Path) -> None:
     link.symlink_to(link.name)
     with pytest.raises(RunError, match=r"cannot write .*record.json: Symlink loop from "):
         require_writable(link)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders are not locked there")
+def test_where_folders_cannot_be_locked_nobody_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with alone_in(tmp_path), alone_in(tmp_path):
+        pass

@@ -167,6 +167,7 @@ def test_a_checkpoint_of_the_same_step_is_replaced(folder: RunFolder) -> None:
     newest = folder.newest_checkpoint()
     assert newest is not None
     assert (newest.path / "state").read_text() == "new"
+    assert list(newest.path.parent.iterdir()) == [newest.path]
 
 
 def test_a_checkpoint_that_cannot_be_replaced_is_put_back(
@@ -203,6 +204,24 @@ def test_a_checkpoint_has_lost_its_name_before_any_of_it_is_deleted(
         (path / "state").write_text("weights")
     names = sorted(path.name for path in (folder.path / "checkpoints").iterdir())
     assert names == [".partial-000000000001", "000000000002"]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_run(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(folder, 1)
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name == "000000000001":
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    for step in (2, 3):
+        write_checkpoint(folder, step)
+    names = sorted(path.name for path in (folder.path / "checkpoints").iterdir())
+    assert names == ["000000000001", "000000000002", "000000000003"]
 
 
 def test_settings_that_were_cut_off_are_not_those_of_the_defaults(tmp_path: Path) -> None:
@@ -349,6 +368,20 @@ def test_a_run_in_progress_keeps_other_processes_out_until_it_is_killed(tmp_path
         process.wait()
     with open_run(tmp_path / "run", SETTINGS, resume=True) as folder:
         assert folder.newest_checkpoint() is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders are not locked there")
+def test_a_run_goes_on_where_its_folder_cannot_be_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with open_run(tmp_path / "run", SETTINGS) as folder:
+        write_checkpoint(folder, 1)
+    with open_run(tmp_path / "run", SETTINGS, resume=True) as folder:
+        assert folder.newest_checkpoint() is not None
 
 
 def test_what_the_system_cannot_tidy_up_ends_no_run(
