@@ -466,6 +466,18 @@ def test_settings_that_are_no_utf_8_are_refused_before_there_is_a_folder(tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_settings_that_find_no_room_leave_the_old_ones(tmp_path: Path, little_room: None) -> None:
+    with open_run(tmp_path / "run", SETTINGS):
+        pass
+    longer = f"{SETTINGS}note = '{2000 * 'x'}'\n"
+    with (
+        pytest.raises(RunError, match=r"settings\.toml: File too large; nothing was overwritten"),
+        open_run(tmp_path / "run", longer, resume=True, may_differ={"run.note"}),
+    ):
+        pass
+    assert (tmp_path / "run" / "settings.toml").read_text() == SETTINGS
+
+
 def test_settings_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with open_run(tmp_path / "run", SETTINGS):
         pass
