@@ -225,6 +225,7 @@ class TestSaving:
             verbose=0,
         )
         model.learn(8)
+        model.verbose = 1
 
         save_agent(model, tmp_path / "agent", SETTINGS)
 
@@ -234,7 +235,10 @@ class TestSaving:
         assert plain._last_episode_starts is None
         assert plain.tensorboard_log is None
         with zipfile.ZipFile(tmp_path / "agent" / "agent.zip") as archive:
-            assert str(tmp_path) not in archive.read("data").decode()
+            data = archive.read("data").decode()
+        assert str(tmp_path) not in data
+        left = {name: json.loads(data)[name] for name in ("ep_info_buffer", "verbose", "n_envs")}
+        assert left == {"ep_info_buffer": None, "verbose": 0, "n_envs": 2}
 
     def test_what_is_saved_can_be_trained_further_in_plain_sb3(self, saved: Path) -> None:
         model = PPO.load(saved / "agent.zip", device="cpu", env=breakout())

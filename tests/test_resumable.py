@@ -29,8 +29,10 @@ CPU = torch.device("cpu")
 class Sum(ResumableRun):
     """Adds up the numbers of its steps."""
 
-    def __init__(self, folder: RunFolder | None = None, *, steps: int = 5) -> None:
-        super().__init__("cpu", folder)
+    def __init__(
+        self, folder: RunFolder | None = None, *, steps: int = 5, device: str = "cpu"
+    ) -> None:
+        super().__init__(device, folder)
         self.total, self._clock, self._steps = torch.zeros(()), TrainingClock(), steps
         self._resume()
 
@@ -77,6 +79,23 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(step: int, tmp_path: 
     assert rest.total == whole.total == 0 + 1 + 2 + 3 + 4
 
 
+def test_a_run_without_a_folder_can_be_stopped_as_well() -> None:
+    stop, look = stopping_at(2)
+    run = Sum()
+    with pytest.raises(Interrupted):
+        run._train(stop, look)
+    assert run.step == 2
+
+
+def test_a_run_goes_on_where_it_is_told_to_compute(tmp_path: Path) -> None:
+    with open_run(tmp_path, "") as folder:
+        stop, look = stopping_at(1)
+        with pytest.raises(Interrupted):
+            Sum(folder)._train(stop, look)
+        assert Sum(folder).total.device.type == "cpu"
+        assert Sum(folder, device="meta").total.device.type == "meta"
+
+
 def test_a_run_at_its_end_takes_no_step() -> None:
     run, seen = Sum(steps=0), []
     assert run._train(None, lambda run: seen.append(run.step)) == "steps"
@@ -115,6 +134,15 @@ def test_a_clock_counts_steps_but_neither_what_lies_between_nor_what_fails() -> 
     assert clock.cpu_seconds < clock.seconds
 
 
+def test_a_clock_counts_the_processor_time_of_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([1.0, 4.5])
+    monkeypatch.setattr(time, "process_time", lambda: next(times))
+    clock = TrainingClock()
+    with clock.counting_step(CPU):
+        pass
+    assert clock.cpu_seconds == 3.5
+
+
 def test_a_seed_is_split_into_many_that_do_not_depend_on_their_number() -> None:
     assert split_seed(3, 4)[:2] == split_seed(3, 2)
     assert len({*split_seed(3, 4), *split_seed(4, 4)}) == 8
@@ -133,6 +161,7 @@ def test_an_order_is_made_once_while_its_epoch_lasts(monkeypatch: pytest.MonkeyP
     for epoch in (0, 0, 1, 1, 0):
         assert torch.equal(orders[epoch], order_of_epoch(9, 3, epoch))
     assert made == [(9, 3, 0), (9, 3, 1), (9, 3, 0)]
+    assert EpochOrders(9, seed=3, device="meta")[0].device.type == "meta"
 
 
 def test_epochs_have_orders_of_their_own() -> None:

@@ -347,6 +347,10 @@ def test_a_setting_that_an_older_run_does_not_know_has_its_default(tmp_path: Pat
         open_run(run, SETTINGS, resume=True),
     ):
         pass
+    with open_run(tmp_path / "first", SETTINGS):
+        pass
+    with open_run(tmp_path / "first", f"pace = 2\n{SETTINGS}", resume=True, defaults="pace = 2\n"):
+        pass
 
 
 def test_a_run_in_progress_keeps_other_processes_out_until_it_is_killed(tmp_path: Path) -> None:

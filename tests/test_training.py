@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 import types
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -381,6 +382,9 @@ class TestRun:
         kwargs = {"buffer_size": 1} if algo == "dqn" else {}
         model = cls.load(result.agent / "agent.zip", **kwargs)
         assert same(model.policy.state_dict(), weights(result.agent))
+        with zipfile.ZipFile(result.agent / "agent.zip") as archive:
+            data = json.loads(archive.read("data"))
+        assert data.get("rollout_buffer_class") is data.get("replay_buffer_class") is None
         events = EventAccumulator(str(folder / "tensorboard"))
         events.Reload()
         assert [point.step for point in events.Scalars("eval/episode_return_mean")] == [48, 96]
@@ -528,6 +532,16 @@ class TestRun:
         resumed = train(chosen, tmp_path / "run", resume=True)
         assert (resumed.ending, resumed.steps) == ("target reached", 32)
 
+    def test_a_return_that_is_the_target_reaches_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def equal(*args: Any, **kwargs: Any) -> EvaluationResult:
+            return dataclasses.replace(evaluate(*args, **kwargs), episode_returns=(1.5,))
+
+        monkeypatch.setattr("coordrl.training.run.evaluate", equal)
+        chosen = settings("a2c", "run.evaluation_interval=32", "run.target_return=1.5")
+        assert train(chosen, tmp_path / "run").ending == "target reached"
+
     def test_an_old_evaluation_reaches_no_target(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -673,6 +687,15 @@ class TestRun:
             pass
         assert profile.seconds == {"outer": 2.0 + 8.0, "inner": 4.0}
 
+    def test_a_profile_is_a_table_the_longest_phase_first(self) -> None:
+        profile = Profile()
+        profile.seconds = {"optimizer": 1.0, "environment": 3.0}
+        assert profile.table(steps=2_000).splitlines() == [
+            "phase        share  microseconds a step",
+            "environment  75.0%                1,500",
+            "optimizer    25.0%                  500",
+        ]
+
     def test_wandb_that_is_not_installed_is_named_before_anything_is_written(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -699,11 +722,13 @@ class TestRun:
     ) -> None:
         started: list[dict[str, Any]] = []
         logged: list[tuple[int, dict[str, float]]] = []
+        finished: list[bool] = []
 
         def init(**kwargs: Any) -> Any:
             started.append(kwargs)
             return types.SimpleNamespace(
-                log=lambda numbers, step: logged.append((step, numbers)), finish=lambda: None
+                log=lambda numbers, step: logged.append((step, numbers)),
+                finish=lambda: finished.append(True),
             )
 
         spec = types.SimpleNamespace()
@@ -720,6 +745,8 @@ class TestRun:
         assert [kwargs["resume"] for kwargs in started] == ["allow", "allow"]
         assert started[0]["id"] == started[1]["id"]
         assert started[0]["config"]["run"]["game"] == "Breakout"
+        assert (started[0]["name"], started[0]["dir"]) == ("run", str(tmp_path / "run"))
+        assert finished == [True, True]
         assert [step for step, _ in logged] == sorted({step for step, _ in logged})
         assert "eval/episode_return_mean" in logged[-1][1]
 
@@ -739,7 +766,7 @@ class TestResume:
 
         stopped = train(chosen, folder)
         assert (stopped.ending, stopped.signal_number) == ("stopped", signal.SIGTERM)
-        assert (stopped.steps, stopped.evaluation) == (48, None)
+        assert (stopped.steps, stopped.evaluation, stopped.best_agent) == (48, None, None)
         assert checkpoints(folder) == [32, 48]
 
         time.sleep(1)  # TensorBoard reads files of one second in the order of their names alone
@@ -908,7 +935,7 @@ class TestResume:
     def test_a_checkpoint_brings_back_the_model_and_all_random_streams(
         self, algo: str, tmp_path: Path
     ) -> None:
-        chosen = settings(algo)
+        chosen = settings(algo, "env.max_frames_per_episode=40")
         env = make_sb3_env("Breakout", 2, chosen.env, seed=0)
         model: Any = make_model(chosen, env, seed=1)
         model.learn(48)
@@ -926,6 +953,7 @@ class TestResume:
         for name in ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining"):
             assert getattr(other, name) == getattr(model, name)
         assert list(other.ep_info_buffer) == list(model.ep_info_buffer)
+        assert {episode["l"] for episode in other.ep_info_buffer} == {10}
         first, second = (m.policy.optimizer.state_dict() for m in (model, other))
         assert first["param_groups"] == second["param_groups"]
         for index, values in first["state"].items():
@@ -1025,8 +1053,11 @@ class TestResume:
             key = other.partition("=")[0]
             with pytest.raises(RunError, match=f"a run with other settings: {key} is"):
                 train(settings("a2c", other), tmp_path / "run", resume=True)
-        goes_on = settings("a2c", "run.target_return=800", "run.evaluation_episodes=2")
-        assert train(goes_on, tmp_path / "run", resume=True).ending == "finished"
+        for other in ("run.target_return=800", "run.evaluation_episodes=2", "run.log_interval=8",
+                      "run.evaluation_interval=48", "run.checkpoint_interval=16",
+                      "run.device=cpu", "run.track=tensorboard"):  # fmt: skip
+            goes_on = settings("a2c", other)
+            assert train(goes_on, tmp_path / "run", resume=True).ending == "finished"
 
     @pytest.mark.skipif(not emulator.available(), reason="ale-py cannot save a game")
     @pytest.mark.parametrize("algo", ["ppo", "a2c"])
@@ -1404,15 +1435,18 @@ def test_an_agent_that_was_stopped_later_does_not_take_the_last_evaluation_for_i
     assert (best.agent_steps, len(best.evaluations)) == (48, 1)
 
 
-def test_a_best_agent_that_a_killed_run_was_replacing_comes_back(tmp_path: Path) -> None:
+def test_agents_that_a_killed_run_was_replacing_come_back(tmp_path: Path) -> None:
     chosen, folder = settings("a2c", "run.evaluation_interval=48"), tmp_path / "run"
     train(chosen, folder)
     card = load_agent(folder / "best").card
-    (folder / "best").rename(folder / ".best.replaced-1-00")
-    (folder / ".best.partial-1-00").mkdir()
+    (folder / "last" / "game.mp4").write_text("a film")
+    for name in ("best", "last"):
+        (folder / name).rename(folder / f".{name}.replaced-1-00")
+        (folder / f".{name}.partial-1-00").mkdir()
 
     result = train(chosen, folder, resume=True)
 
     assert result.best_agent is not None
     assert load_agent(result.best_agent).card == card
-    assert not list(folder.glob(".best.*"))
+    assert (folder / "last" / "game.mp4").read_text() == "a film"
+    assert not list(folder.glob(".*.*-1-00"))
