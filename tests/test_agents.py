@@ -251,11 +251,19 @@ class TestSaving:
     def test_what_only_the_gpu_can_go_on_with_stays_behind(self, tmp_path: Path) -> None:
         optimizer = {"optimizer_kwargs": {"eps": 1e-5, "capturable": True}}
         model = ppo({**policy_kwargs(**SMALL), **optimizer})
+        model.policy.optimizer.param_groups[0]["lr"] = torch.tensor(0.5)
 
         save_agent(model, tmp_path / "agent", SETTINGS)
 
         plain = PPO.load(tmp_path / "agent" / "agent.zip", device="cpu", env=breakout())
         assert plain.policy_kwargs["optimizer_kwargs"] == {"eps": 1e-5}
+        assert model.policy_kwargs["optimizer_kwargs"] == optimizer["optimizer_kwargs"]
+        with (
+            zipfile.ZipFile(tmp_path / "agent" / "agent.zip") as archive,
+            archive.open("policy.optimizer.pth") as file,
+        ):
+            (group,) = torch.load(file, weights_only=True)["param_groups"]
+        assert (type(group["lr"]), group["lr"], group["capturable"]) == (float, 0.5, False)
         plain.learn(4)
 
     def test_a_compiled_part_is_saved_under_its_own_name(self, tmp_path: Path) -> None:
@@ -276,6 +284,7 @@ class TestSaving:
         model = PPO(
             *("CnnPolicy", breakout()),
             learning_rate=lambda left: 0.5 * left,
+            clip_range=lambda left: 0.25 * left,
             n_steps=4,
             batch_size=4,
             policy_kwargs=policy_kwargs(**SMALL),
@@ -284,7 +293,8 @@ class TestSaving:
 
         save_agent(model, tmp_path / "agent", SETTINGS)
 
-        assert PPO.load(tmp_path / "agent" / "agent.zip", device="cpu").learning_rate == 0.125
+        plain = PPO.load(tmp_path / "agent" / "agent.zip", device="cpu")
+        assert (plain.learning_rate, plain.clip_range(1.0)) == (0.125, 0.0625)
 
     def test_the_card_tells_where_the_agent_comes_from(self, saved: Path) -> None:
         card = load_agent(saved).card
@@ -332,6 +342,14 @@ class TestSaving:
         with pytest.raises(AgentError, match=r"thesis.txt exists and is no saved agent; choose"):
             save_agent(models["A2C"], precious / "thesis.txt", SETTINGS)
         assert (precious / "thesis.txt").read_text() == "finished"
+
+    def test_an_empty_folder_is_taken(
+        self, models: dict[str, BaseAlgorithm], tmp_path: Path
+    ) -> None:
+        (tmp_path / "agent").mkdir()
+        save_agent(models["A2C"], tmp_path / "agent", SETTINGS)
+        assert load_agent(tmp_path / "agent").algorithm == "A2C"
+        assert [path.name for path in tmp_path.iterdir()] == ["agent"]
 
     def test_an_agent_is_replaced_where_a_link_leads(
         self, models: dict[str, BaseAlgorithm], folder: Path, tmp_path: Path
@@ -694,7 +712,7 @@ class TestLoading:
             ),
             (
                 lambda f: rewrite_weights(
-                    f, lambda w: w.update({"value_net.bias": torch.tensor([torch.nan])})
+                    f, lambda w: w.update({"action_net.bias": torch.tensor([0, 0, torch.nan, 0])})
                 ),
                 "not finite",
             ),
@@ -857,6 +875,7 @@ class TestZips:
         [
             ({"../../evil.pth": b""}, "outside of the archive"),
             ({"/etc/evil.pth": b""}, "outside of the archive"),
+            ({"..\\evil.pth": b""}, "outside of the archive"),
             ({"data": None}, "lacks 'data'"),
             ({"policy.pth": None}, "lacks 'data' or 'policy.pth'"),
             ({"data": b"\x80\x04"}, "not a zip of Stable-Baselines3"),
@@ -868,7 +887,18 @@ class TestZips:
                 "its policy comes from sb3_contrib.qrdqn",
             ),
         ],
-        ids=["..", "/", "no data", "no policy", "pickle", "deep", "list", "TRPO", "QR-DQN"],
+        ids=[
+            "..",
+            "/",
+            "backslash",
+            "no data",
+            "no policy",
+            "pickle",
+            "deep",
+            "list",
+            "TRPO",
+            "QR-DQN",
+        ],
     )
     @pytest.mark.parametrize("trust_pickle", [False, True], ids=["untrusted", "trusted"])
     def test_what_is_no_zip_of_ours_is_not_opened(
@@ -883,14 +913,17 @@ class TestZips:
         with pytest.raises(AgentError, match=message):
             load_agent(path, trust_pickle=trust_pickle)
 
+    @pytest.mark.parametrize(
+        ("limit", "huge"), [("_MAX_DATA_BYTES", "data"), ("_MAX_ZIP_BYTES", "policy.pth")]
+    )
     def test_a_zip_that_unpacks_to_too_much_is_not_unpacked(
-        self, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, limit: str, huge: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(saving, "_MAX_DATA_BYTES", 1 << 20)
+        monkeypatch.setattr(saving, limit, 1 << 20)
         path = tmp_path / "huge.zip"
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("policy.pth", b"")
-            archive.writestr("data", bytes((1 << 20) + 1))
+            for name in ("data", "policy.pth"):
+                archive.writestr(name, bytes((1 << 20) + 1) if name == huge else b"")
         assert path.stat().st_size < 10_000
         with pytest.raises(AgentError, match=r"would unpack to 1,048,577 bytes"):
             load_agent(path, trust_pickle=True)
@@ -1139,6 +1172,15 @@ class TestEvaluation:
         record_video(model, tmp_path / "game.gif", max_frames=9, on_frame=frames.append)
 
         assert frames == [3, 6, 9]
+
+    def test_of_the_games_that_share_a_gpu_one_is_named(
+        self, models: dict[str, BaseAlgorithm], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(breakout().envs, "games", ("kaboom", "breakout"))
+        monkeypatch.setattr(breakout().envs, "game", "kaboom+breakout")
+        with pytest.raises(AgentError, match="no card that names its game; name it by game="):
+            evaluate(models["PPO"], episodes=1)
+        assert save_agent(models["PPO"], tmp_path / "agent", SETTINGS).game == "Breakout"
 
     def test_a_wrong_game_is_refused(self, agent: Agent) -> None:
         with pytest.raises(AgentError, match=r"the agent has 4 actions, and Pong has 6; was"):
