@@ -1030,6 +1030,7 @@ class TestEvaluation:
         )
         assert first == again
         assert first.episode_lengths != other.episode_lengths
+        assert (first.seed, other.seed) == (1, 2)
 
     def test_training_goes_on_as_if_nothing_had_happened(self) -> None:
         def trained(*, evaluates: bool) -> torch.Tensor:
@@ -1116,6 +1117,24 @@ class TestEvaluation:
         low, high = written["interval_95"]
         assert -20.7 <= low < 5.775 < high == pytest.approx(14.6)
         assert EvaluationResult.from_json(written) == result
+
+    def test_games_are_closed_also_where_the_agent_cannot_play_them(
+        self, agent: Agent, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made: list[AtariVectorEnv] = []
+
+        def noting(*args: Any) -> AtariVectorEnv:
+            made.append(AtariVectorEnv(*args))
+            return made[-1]
+
+        monkeypatch.setattr(evaluation, "AtariVectorEnv", noting)
+        evaluate(agent, episodes=1)
+        with pytest.raises(AgentError, match="Pong has 6"):
+            evaluate(agent, game="Pong")
+        assert [(games.game, games.closed) for games in made] == [
+            ("breakout", True),
+            ("pong", True),
+        ]
 
     def test_each_episode_is_reported(self, agent: Agent) -> None:
         seen: list[Episode] = []
@@ -1220,9 +1239,10 @@ class TestEvaluation:
         with pytest.raises(AgentError, match=r"observes Box\(-10.*, and games are shown in bytes"):
             evaluate(model, game="Breakout", settings=ENV)
 
-    def test_one_colored_picture_is_not_taken_for_a_stack(self) -> None:
+    @pytest.mark.parametrize("height", [210, 250])
+    def test_one_colored_picture_is_not_taken_for_a_stack(self, height: int) -> None:
         bare = Agent.of(ppo(policy_kwargs(**SMALL)))
-        bare.policy.observation_space = spaces.Box(0, 255, (3, 210, 160), np.uint8)
+        bare.policy.observation_space = spaces.Box(0, 255, (3, height, 160), np.uint8)
         with pytest.raises(AgentError, match="as games in one colored picture are shown"):
             evaluate(bare, game="Breakout")
 

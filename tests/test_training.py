@@ -532,16 +532,6 @@ class TestRun:
         resumed = train(chosen, tmp_path / "run", resume=True)
         assert (resumed.ending, resumed.steps) == ("target reached", 32)
 
-    def test_a_return_that_is_the_target_reaches_it(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def equal(*args: Any, **kwargs: Any) -> EvaluationResult:
-            return dataclasses.replace(evaluate(*args, **kwargs), episode_returns=(1.5,))
-
-        monkeypatch.setattr("coordrl.training.run.evaluate", equal)
-        chosen = settings("a2c", "run.evaluation_interval=32", "run.target_return=1.5")
-        assert train(chosen, tmp_path / "run").ending == "target reached"
-
     def test_an_old_evaluation_reaches_no_target(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
