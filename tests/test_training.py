@@ -65,6 +65,7 @@ from coordrl.training.checkpoint import (
 from coordrl.training.profiling import Profile
 from coordrl.training.run import _STREAMS, _Leader, _seeded_model, _stream
 from coordrl.training.settings import DEFAULTS, describe_acceleration
+from coordrl.training.tracking import make_logger
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -739,6 +740,11 @@ class TestRun:
         assert finished == [True, True]
         assert [step for step, _ in logged] == sorted({step for step, _ in logged})
         assert "eval/episode_return_mean" in logged[-1][1]
+        logger = make_logger("wandb", tmp_path / "run", {}, 0)
+        for value in (np.int64(3), np.float32(0.5), "a word"):
+            logger.record(f"as {type(value).__name__}", value)
+        logger.dump(7)
+        assert logged[-1] == (7, {"as int64": 3.0, "as float32": 0.5})
 
 
 class TestResume:
