@@ -293,7 +293,7 @@ class TestSaving:
 
         save_agent(model, tmp_path / "agent", SETTINGS)
 
-        plain = PPO.load(tmp_path / "agent" / "agent.zip", device="cpu")
+        plain: Any = PPO.load(tmp_path / "agent" / "agent.zip", device="cpu")
         assert (plain.learning_rate, plain.clip_range(1.0)) == (0.125, 0.0625)
 
     def test_the_card_tells_where_the_agent_comes_from(self, saved: Path) -> None:
