@@ -4,6 +4,7 @@ import datetime
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -28,7 +29,9 @@ from coordrl.config import AtariSettings, RunSettings, TrainingSettings
 from coordrl.device_algorithms import make_device_model
 from coordrl.ranks import Ranks, is_first, join, leave
 from coordrl.sb3_envs import make_sb3_env
+from coordrl.training import TrainingResult, train
 from coordrl.training.checkpoint import Restored, read_checkpoints, write_checkpoints
+from coordrl.training.run import _Follower
 
 ROOT = Path(__file__).parents[1]
 GAME = AtariSettings(screen_size=(36, 40), stack_size=2)
@@ -184,6 +187,39 @@ def test_every_rank_goes_on_from_its_own_games(tmp_path: Path) -> None:
         assert np.array_equal(*steps)
         for name, array in written[rank].replay_buffer.state().items():
             assert np.array_equal(model.replay_buffer.state()[name], array), name
+
+
+def test_a_signal_to_one_rank_stops_all_with_what_each_goes_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunSettings("Breakout", algo="a2c", num_envs=2, on_device=True, device="cpu", track="none",
+                      total_steps=96, evaluation_interval=0, evaluation_episodes=1)  # fmt: skip
+    small = {"specs": [[4, 8, 8], [4, 3, 1]], "features_dim": 8}
+    settings = TrainingSettings(run=run, env=GAME, algorithm={"n_steps": 4}, extractor=small)
+    own, left = threading.local(), []
+    between = _Follower.between_updates
+
+    def interrupted(run: _Follower, **options: bool) -> None:
+        if run._steps == 32:
+            run._stop.signal_number = signal.SIGTERM
+        between(run, **options)
+
+    def learn(ranks: Ranks) -> TrainingResult:
+        own.ranks = ranks
+        return train(settings, tmp_path / "run")
+
+    monkeypatch.setattr(_Follower, "between_updates", interrupted)
+    monkeypatch.setattr("coordrl.training.run.join", lambda _: own.ranks)
+    monkeypatch.setattr("coordrl.training.run.leave", lambda: left.append(own.ranks.index))
+    first = Threads(0, RANKS)
+    with ThreadPoolExecutor(RANKS) as pool:
+        results = list(pool.map(learn, (first, Threads(1, RANKS, first.barrier, first.values))))
+
+    assert [(result.ending, result.steps) for result in results] == [("stopped", 32)] * RANKS
+    assert [result.signal_number for result in results] == [signal.SIGTERM] * RANKS
+    assert sorted(left) == [0, 1]
+    files = {path.name for path in (tmp_path / "run" / "checkpoints" / "000000000032").iterdir()}
+    assert files >= {"state.pt", "games.bin", "rank_1.state.pt", "rank_1.games.bin"}
 
 
 @pytest.mark.slow

@@ -281,6 +281,7 @@ class _Learner:
         self._settings, self._run = settings, settings.run
         self._folder, self._env, self._model = folder, env, model
         self._stop, self._ranks = stop, ranks
+        self._signal_number: int | None = None  # that came to any rank
 
     @property
     def _steps(self) -> int:
@@ -344,7 +345,9 @@ class _Learner:
 
     def _any_requested(self) -> bool:
         """Tell whether any rank was asked to stop; a collective."""
-        return any(self._ranks.gather(self._stop.requested))
+        came = [number for number in self._ranks.gather(self._stop.signal_number) if number]
+        self._signal_number = came[0] if came else None
+        return bool(came)
 
 
 class _Follower(_Learner):
@@ -357,7 +360,7 @@ class _Follower(_Learner):
             self._restore(checkpoint.path)
         self._model.set_logger(Logger(None, []))
         ending = self._learn()
-        signal_number = self._stop.signal_number if ending == "stopped" else None
+        signal_number = self._signal_number if ending == "stopped" else None
         agent = self._folder.path / "last"
         return TrainingResult(ending, agent, None, self._steps, None, signal_number, None)
 
@@ -431,7 +434,7 @@ class _Leader(_Learner):
             best_agent=best if self._journal.best is not None else None,
             steps=self._steps,
             evaluation=self._last_evaluation(),
-            signal_number=self._stop.signal_number if ending == "stopped" else None,
+            signal_number=self._signal_number if ending == "stopped" else None,
             profile=self._profile.table(self._steps - first_step) if self._profile else None,
         )
 
