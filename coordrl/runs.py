@@ -151,7 +151,7 @@ def open_run(
         settings: The run's settings as TOML, kept in the folder.
         resume: Go on with the run in the folder, whose settings must be equal.
         may_differ: Full names of settings that a resumed run may change.
-        defaults: Settings as TOML that hold where an older run does not know of them.
+        defaults: Settings as TOML that hold where an older run, or ``settings``, is silent.
 
     Raises:
         RunError: If the folder holds another run, no run, or is in use, or settings are no UTF-8.
@@ -210,7 +210,7 @@ def _require_same(
             f"{settings_file} was cut off, it lacks [{lost[0]}]; put it back, or start anew"
             " elsewhere"
         )
-    old, new = _flat(tomllib.loads(defaults)) | _flat(known), _flat(given)
+    old, new = (_flat(tomllib.loads(defaults)) | _flat(own) for own in (known, given))
     for key in sorted((old.keys() | new.keys()) - set(may_differ)):
         if old.get(key) != new.get(key):
             raise RunError(

@@ -1,6 +1,7 @@
 """Training by several processes: together they do what one process does with all games."""
 
 import datetime
+import functools
 import multiprocessing
 import os
 import shutil
@@ -204,22 +205,27 @@ def test_a_signal_to_one_rank_stops_all_with_what_each_goes_on_from(
             run._stop.signal_number = signal.SIGTERM
         between(run, **options)
 
-    def learn(ranks: Ranks) -> TrainingResult:
+    def learn(ranks: Ranks, *, resume: bool) -> TrainingResult:
         own.ranks = ranks
-        return train(settings, tmp_path / "run")
+        return train(settings, tmp_path / "run", resume=resume)
 
     monkeypatch.setattr(_Follower, "between_updates", interrupted)
     monkeypatch.setattr("coordrl.training.run.join", lambda _: own.ranks)
     monkeypatch.setattr("coordrl.training.run.leave", lambda: left.append(own.ranks.index))
     first = Threads(0, RANKS)
+    both = (first, Threads(1, RANKS, first.barrier, first.values))
     with ThreadPoolExecutor(RANKS) as pool:
-        results = list(pool.map(learn, (first, Threads(1, RANKS, first.barrier, first.values))))
+        results = list(pool.map(functools.partial(learn, resume=False), both))
 
     assert [(result.ending, result.steps) for result in results] == [("stopped", 32)] * RANKS
     assert [result.signal_number for result in results] == [signal.SIGTERM] * RANKS
     assert sorted(left) == [0, 1]
     files = {path.name for path in (tmp_path / "run" / "checkpoints" / "000000000032").iterdir()}
     assert files >= {"state.pt", "games.bin", "rank_1.state.pt", "rank_1.games.bin"}
+    monkeypatch.setattr(_Follower, "between_updates", between)
+    with ThreadPoolExecutor(RANKS) as pool:
+        results = list(pool.map(functools.partial(learn, resume=True), both))
+    assert [(result.ending, result.steps) for result in results] == [("finished", 96)] * RANKS
 
 
 @pytest.mark.slow

@@ -1084,7 +1084,9 @@ class TestResume:
         self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
         train(settings("a2c", "run.stagger=3"), tmp_path / "run")
-        assert "playing the games up to 3 steps apart" in capfd.readouterr().err
+        told = capfd.readouterr().err
+        assert "playing the games up to 3 steps apart" in told
+        assert "no checkpoint was written yet" not in told
         train(settings("a2c", "run.stagger=3"), tmp_path / "run", resume=True)
         assert "apart" not in capfd.readouterr().err
 
@@ -1097,6 +1099,19 @@ class TestResume:
         assert result.ending == "finished"
         with pytest.raises(RunError, match=r"run\.on_device is False there and True here"):
             train(settings("a2c", "run.on_device=true"), tmp_path / "run", resume=True)
+
+    def test_a_run_goes_on_with_settings_that_leave_defaults_out(self, tmp_path: Path) -> None:
+        told = settings("a2c")
+        extractor = {key: told.extractor[key] for key in ("specs", "features_dim")}
+        untold = dataclasses.replace(told, extractor=extractor)
+        assert told.extractor == extractor | DEFAULTS.extractor
+        assert run_name(untold) == run_name(told)
+        train(untold, tmp_path / "run")
+        for same_run in (untold, told, untold):
+            assert train(same_run, tmp_path / "run", resume=True).ending == "finished"
+        other = dataclasses.replace(told, extractor={**extractor, "coords": "none"})
+        with pytest.raises(RunError, match=r"extractor.coords is 'all' there and 'none' here"):
+            train(other, tmp_path / "run", resume=True)
 
     def test_a_run_is_not_mixed_with_another(self, tmp_path: Path) -> None:
         train(settings("a2c"), tmp_path / "run")
@@ -1203,6 +1218,18 @@ class TestEdges:
 
         shutil.rmtree(tmp_path / "run" / "checkpoints" / "000000000064")
         assert train(chosen, tmp_path / "run", resume=True).steps == 96
+
+    @pytest.mark.skipif(not emulator.available(), reason="ale-py cannot save a game")
+    def test_games_that_ale_py_has_played_begin_anew(self, tmp_path: Path) -> None:
+        chosen = settings("a2c")
+        env = make_sb3_env("Breakout", 2, chosen.env, seed=0)
+        model = make_model(chosen, env, seed=0)
+        model.learn(8)
+        write_checkpoint(model, "", tmp_path)
+        (tmp_path / "games.bin").unlink()
+        told = read_checkpoint(model, tmp_path).new_games
+        assert told == "ale-py has played it, which cannot save a game"
+        env.close()
 
     def test_why_new_games_begin_is_said(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
