@@ -834,7 +834,7 @@ class TestZips:
         models["DQN"].save(tmp_path / "model.zip")
         with zipfile.ZipFile(tmp_path / "model.zip") as archive:
             data = json.loads(archive.read("data"))
-        data |= {"optimize_memory_usage": True, "replay_buffer_kwargs": {}}
+        data |= {"optimize_memory_usage": True, "replay_buffer_kwargs": {}, "buffer_size": 10**12}
         content = {"data": json.dumps(data).encode()}
         old = rewrite_zip(tmp_path / "model.zip", tmp_path / "old.zip", **content)
         with pytest.raises(ValueError, match="handle_timeout_termination = True simultaneously"):

@@ -193,8 +193,8 @@ def test_every_rank_goes_on_from_its_own_games(tmp_path: Path) -> None:
 def test_a_signal_to_one_rank_stops_all_with_what_each_goes_on_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = RunSettings("Breakout", algo="a2c", num_envs=2, on_device=True, device="cpu", track="none",
-                      total_steps=96, evaluation_interval=0, evaluation_episodes=1)  # fmt: skip
+    run = RunSettings("Breakout", algo="a2c", num_envs=2, on_device=True, device="cpu",
+                      track="none", total_steps=96, evaluation_episodes=1)  # fmt: skip
     small = {"specs": [[4, 8, 8], [4, 3, 1]], "features_dim": 8}
     settings = TrainingSettings(run=run, env=GAME, algorithm={"n_steps": 4}, extractor=small)
     own, left = threading.local(), []

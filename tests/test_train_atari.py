@@ -101,8 +101,10 @@ def test_threads_are_those_of_network_and_games(
 
     assert train_atari.main([*command, "--threads", "2", "--run-dir", str(tmp_path / "two")]) == 0
     assert train_atari.main([*command, "--run-dir", str(tmp_path / "all")]) == 0
+    command += ["--set", "run.on_device=true"]
+    assert train_atari.main([*command, "--threads", "3", "--run-dir", str(tmp_path / "on")]) == 0
 
-    assert taken == [2, 2, 0]
+    assert taken == [2, 2, 0, 3, 3]
 
 
 def test_a_flag_that_names_the_default_changes_no_run(

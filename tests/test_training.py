@@ -1104,7 +1104,7 @@ class TestResume:
         told = settings("a2c")
         extractor = {key: told.extractor[key] for key in ("specs", "features_dim")}
         untold = dataclasses.replace(told, extractor=extractor)
-        assert told.extractor == extractor | DEFAULTS.extractor
+        assert told.extractor == {**extractor, **DEFAULTS.extractor}
         assert run_name(untold) == run_name(told)
         train(untold, tmp_path / "run")
         for same_run in (untold, told, untold):
