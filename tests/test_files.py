@@ -152,6 +152,7 @@ def test_a_folder_for_results_may_hold_what_is_called_results(tmp_path: Path) ->
     assert [item.name for item in tmp_path.iterdir()] == ["results"]
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="such a link is replaced there")
 def test_a_link_that_leads_in_a_circle_is_told(tmp_path: Path) -> None:
     link = tmp_path / "record.json"
     link.symlink_to(link.name)
