@@ -1123,8 +1123,8 @@ class TestEvaluation:
     ) -> None:
         made: list[AtariVectorEnv] = []
 
-        def noting(*args: Any) -> AtariVectorEnv:
-            made.append(AtariVectorEnv(*args))
+        def noting(*args: Any, **kwargs: Any) -> AtariVectorEnv:
+            made.append(AtariVectorEnv(*args, **kwargs))
             return made[-1]
 
         monkeypatch.setattr(evaluation, "AtariVectorEnv", noting)
