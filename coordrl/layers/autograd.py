@@ -1,7 +1,7 @@
 """Sums of a convolution and a coordinate map, with gradients that are faster than torch's own.
 
-A layer takes them where it just runs: under forward-mode differentiation, as under other
-transformations, it takes plain operations.
+A layer uses them in plain eager mode only; under forward-mode differentiation and other
+transformations it uses plain operations.
 """
 
 import sys
@@ -13,11 +13,11 @@ from torch import Tensor
 from coordrl import memory
 from coordrl.layers.coord_map import Place
 
-# Outputs, in numbers, whose sum over the batch takes longer than calling Python for a faster one.
+# From this many output elements on, summing the batch faster outweighs a call into Python.
 LARGE_OUTPUT = 2**20
-# oneDNN gathers the channels of an input in blocks of this size; fewer, it reads as they lie.
+# oneDNN reorders inputs into blocks of this many channels; inputs with fewer are read as they are.
 _BLOCK = 16
-# Outputs, in bytes for each thread, that are convolved at a time where a batch is in parts.
+# Bytes of output per thread in each part, where a batch is convolved in parts.
 _PART = 5 * 2**19
 
 
@@ -33,10 +33,10 @@ class Arguments(NamedTuple):
 
 
 def samples_at_once(x: Tensor, coord_map: Tensor, place: Place) -> int:
-    """Return how many samples of a batch to convolve, at least, before their map is added.
+    """Return the least number of samples to convolve before their map is added.
 
-    Parts save memory that is fetched anew, see :class:`ConvolveInParts`, and cost time elsewhere.
-    Two or more, since torch takes slower ways for a single one (in 3D, up to six times slower).
+    Parts avoid fetching memory anew, see :class:`ConvolveInParts`; elsewhere they cost time.
+    At least two, since torch is slower on a single sample (in 3D, up to six times).
     """
     if memory.is_kept() or place.channels_last or place.device.type != "cpu":
         return sys.maxsize
@@ -67,11 +67,11 @@ class AddMap(torch.autograd.Function):
 
 
 class ConvolveInParts(torch.autograd.Function):
-    """The sum of a convolution and a map, a part of the batch after the other.
+    """The sum of a convolution and a map, one part of the batch after the other.
 
-    Unless channels are last, oneDNN holds input and output a second time, in a layout of its own.
-    That of a large batch is in memory that is fetched from the system anew each time, which can
-    take longer than to convolve; that of a part is small, and used for the next part again.
+    Unless channels are last, oneDNN copies input and output into a layout of its own. The copies
+    of a large batch need memory that is fetched from the system anew each time, which can take
+    longer than the convolution; those of a part are small and reuse the memory of the last part.
     """
 
     @staticmethod
@@ -89,7 +89,7 @@ class ConvolveInParts(torch.autograd.Function):
         ctx.bias_size = None if bias is None else bias.shape
         ctx.arguments = arguments
         ctx.map_dtype = coord_map.dtype
-        weight = weight.clone()  # dense, which each part would make it otherwise
+        weight = weight.clone()  # dense; otherwise each part would copy it
         first, *others = x.tensor_split(parts)
         of_first = torch.convolution(first, weight, bias, *arguments)
         y = of_first.new_empty_strided((len(x), *of_first.shape[1:]), of_first.stride())
@@ -113,13 +113,13 @@ class ConvolveInParts(torch.autograd.Function):
 def _sum_over_batch(batch: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the gradient of a map, fast.
 
-    The sum that torch itself computes takes up to twice the time of the convolution where channels
-    are last, and half as long again as needed elsewhere (torch 2.13, CPU). A matrix-vector product
-    reads the batch as it lies in memory.
+    torch's own sum takes up to twice the time of the convolution with channels last, and half as
+    long again as needed otherwise (torch 2.13, CPU). A matrix-vector product reads the batch as
+    it lies in memory.
     """
     transforms = torch._C._functorch
     if transforms.is_batchedtensor(batch) or transforms.is_legacy_batchedtensor(batch):
-        return batch.sum(dim=0, dtype=dtype)  # of many gradients at once
+        return batch.sum(dim=0, dtype=dtype)  # vmap over many gradients
     channels_last = not batch.is_contiguous()
     samples = batch.movedim(1, -1) if channels_last else batch
     if batch.device.type != "cpu" or not samples.is_contiguous():

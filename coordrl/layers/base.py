@@ -5,8 +5,8 @@ The coordinates are the same for every sample, so the layer need not build that 
 
     conv(cat([x, grid]), weight)  ==  conv(x, weight of x) + conv(grid, weight of grid)
 
-The second term, the *coordinate map*, is computed once for the whole batch, and is remembered
-while no gradient is needed and its weights stay. Function and gradients are those of the
+The second term, the *coordinate map*, is computed once for the whole batch, and is cached while no
+gradient is needed and its weights do not change. Outputs and gradients equal those of the
 concatenation up to the order of summation; the parameters *are* those of the concatenation, so
 optimizers, initializers and checkpoints see a plain wide convolution.
 """
@@ -54,9 +54,9 @@ from coordrl.layers.grid import (
     coordinate_grid,
 )
 from coordrl.layers.state import KeepsSystem
-from coordrl.layers.tracing import NotedDown
+from coordrl.layers.tracing import FxLeaf
 
-# What maps depend on beside weights and place; it may be changed on a layer that has run.
+# Attributes that maps depend on besides weights and place; callers may change them at any time.
 _SHAPING = frozenset(
     {
         *("stride", "padding", "dilation", "padding_mode", "_reversed_padding_repeated_twice"),
@@ -67,10 +67,10 @@ _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED_CONVOLUTIONS = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
-class CoordConv(NotedDown, KeepsSystem, _ConvNd):
-    """What the layers share: the two terms of the forward pass, and what is kept of the second.
+class CoordConv(FxLeaf, KeepsSystem, _ConvNd):
+    """What the layers share: the two terms of the forward pass, and the cache of the second.
 
-    A layer inherits from the one of ``torch.nn`` that it widens as well, so that whoever looks
+    Each layer also inherits from the ``torch.nn`` layer that it widens, so that code that looks
     for convolutions finds it: initializers, fusions, counters of operations.
     """
 
@@ -93,7 +93,7 @@ class CoordConv(NotedDown, KeepsSystem, _ConvNd):
         """Set an attribute, and forget the maps if they depend on it.
 
         Raises:
-            ValueError: If the weight has columns for another number of coordinates.
+            ValueError: If the weight is for another number of coordinates.
         """
         has_run = name in _SHAPING and "_bases" in self.__dict__
         if has_run and name in ("system", "with_r"):
@@ -109,8 +109,8 @@ class CoordConv(NotedDown, KeepsSystem, _ConvNd):
             self._remembered, self._bases = None, {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave what can be computed again out of copies and pickles."""
-        # That of torch.nn leaves out a compiled call, which would go on calling the original.
+        """Leave the caches out of copies and pickles."""
+        # torch.nn's own leaves out a compiled call, which would go on calling the original.
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         return {**state, "_remembered": None, "_bases": {}}
 
@@ -128,8 +128,8 @@ class CoordConv(NotedDown, KeepsSystem, _ConvNd):
         return described if self.system == PAPER_SYSTEM else f"{described}, system={self.system}"
 
     def _forward(self, x: Tensor, output_padding: tuple[int, ...], given: Tensor | None) -> Tensor:
-        """Return the sum of the two terms, in the way that is fastest where the layer runs."""
-        # Once: a module takes long to find it, and spectral norm iterates each time it is read.
+        """Return the sum of the two terms, computed in the fastest way for how the layer runs."""
+        # Read once: attribute lookup in a module is slow, and spectral norm iterates at each read.
         wide_weight = self.weight
         place = self._place(x, wide_weight, output_padding)
         if given is not None or not is_plain(wide_weight):
@@ -153,9 +153,9 @@ class CoordConv(NotedDown, KeepsSystem, _ConvNd):
     def _by_plain_operations(
         self, x: Tensor, wide_weight: Tensor, place: Place, given: Tensor | None
     ) -> Tensor:
-        """Return the sum as graphs, and the transforms of torch.func, take it best.
+        """Return the sum by operations that graphs and the transforms of torch.func handle well.
 
-        ``given`` are coordinates in place of the layer's own, which may differ between samples.
+        ``given`` are coordinates in place of the layer's own; they may differ between samples.
         """
         batched = x.ndim == self.axes + 2
         if batched and compiles_any_size(x.shape[2:]):
@@ -166,7 +166,7 @@ class CoordConv(NotedDown, KeepsSystem, _ConvNd):
         return (y + (maps if batched else maps.squeeze(0))).to(y.dtype)
 
     def _place(self, x: Tensor, weight: Tensor, output_padding: tuple[int, ...]) -> Place:
-        """Return where the map of an input lies, in the layout that the output will have."""
+        """Return the place of an input's map, in the layout that the output will have."""
         axes = self.axes
         channels_last = is_channels_last(x, axes) or is_channels_last(weight, axes)
         sizes = x.shape[-axes:], weight.shape[2:]
@@ -181,11 +181,11 @@ class CoordConv(NotedDown, KeepsSystem, _ConvNd):
         return values
 
     def split_weight(self) -> tuple[Tensor, Tensor]:
-        """Return the weight of the input, and that of the coordinates as of a layer of one group.
+        """Return the weight of the input and the weight of the coordinates.
 
-        The first has the shape that the weight of the plain layer has, the second that of a plain
-        layer from the coordinates to ``out_channels``: with groups, each group of the wide
-        convolution has its own inputs and all coordinates. Neither is for writing into.
+        The first has the shape of the plain layer's weight. The second has that of a plain layer
+        of one group from the coordinates to ``out_channels``, since each group of the wide
+        convolution sees its own inputs and all coordinates. Neither may be written to.
         """
         return self._split(self.weight)
 
@@ -225,7 +225,7 @@ class CoordConv(NotedDown, KeepsSystem, _ConvNd):
         output_padding: tuple[int, ...],
         parts: int,
     ) -> Tensor:
-        """Return the sum of the two terms, a part of the batch after the other."""
+        """Return the sum of the two terms, one part of the batch after the other."""
         around = self._padding_around(weight.shape[2:])
         padding = tuple(around[-2::-2])
         if self.padding_mode != "zeros" or around[::2] != around[1::2]:
@@ -252,7 +252,7 @@ class CoordConv(NotedDown, KeepsSystem, _ConvNd):
         """Return the padding before and after each axis, the last axis first."""
         if self.padding_mode != "zeros":
             return self._reversed_padding_repeated_twice
-        # For zeros torch.nn asks the attributes, which may have changed since the layer was made.
+        # For zeros torch.nn reads the attributes, which may have changed since the layer was made.
         if self.padding == "valid":
             return [0] * (2 * self.axes)
         if isinstance(self.padding, str):  # "same"
@@ -262,7 +262,7 @@ class CoordConv(NotedDown, KeepsSystem, _ConvNd):
         return [p for p in reversed(self._per_axis("padding", self.padding)) for _ in range(2)]
 
     def _remember_map(self, coord_weight: Tensor, place: Place) -> Tensor:
-        """Return what ``_compute_map`` does, at a moment in which the layer does not learn."""
+        """Return ``_compute_map``'s result from the cache, while the layer does not learn."""
         if not place.device.type == coord_weight.device.type == "cpu":
             # Comparing the weights would wait for the device, longer than computing the map takes.
             return self._compute_map(coord_weight, place)
@@ -290,9 +290,9 @@ class CoordConv(NotedDown, KeepsSystem, _ConvNd):
     def _compute_map(self, coord_weight: Tensor, place: Place) -> Tensor:
         """Return the convolved coordinates, ``(out_channels, *out_size)``.
 
-        The map is linear in the weights, so it is their product with the *basis*, the maps of
-        each single weight, which never change. A product of matrices takes half the time of so
-        small a convolution, in both directions.
+        The map is linear in the weights, so it is their product with the *basis*: the maps of
+        the single weights, which never change. The matrix product takes half the time of such a
+        small convolution, forward and backward.
         """
         basis = self._basis(place)
         if basis is None:
@@ -320,7 +320,7 @@ class CoordConv(NotedDown, KeepsSystem, _ConvNd):
         output_padding: tuple[int, ...],
         given: Tensor | None,
     ) -> Tensor:
-        """Return the output by the definition, in which nothing is of batch 1."""
+        """Return the output by the definition, without any tensor of batch size 1."""
         if given is None:
             given = self.coordinate_grid(*x.shape[2:], device=x.device, dtype=x.dtype)
         grid = given.to(x.dtype).expand(x.shape[0], -1, *x.shape[2:])
@@ -332,13 +332,13 @@ class CoordConv(NotedDown, KeepsSystem, _ConvNd):
         return self.coordinate_grid(*place.size, device=place.device, dtype=place.dtype)
 
     def _basis(self, place: Place) -> Basis | None:
-        """Return the map of each coordinate weight alone, or None where that would be large."""
+        """Return the map of each coordinate weight alone, or None if they would be too large."""
         if place in self._bases:
             return self._bases[place]
         taps = math.prod(place.kernel_size)
         rows = self.num_coords * taps
         has_double = place.device.type in ("cpu", "cuda")
-        # On a GPU it is no TF32 either, which would cut coordinates to 10 bits.
+        # On a GPU float64 also rules out TF32, which would cut coordinates to 10 bits.
         exact = place._replace(dtype=torch.float64) if has_double else place
         # A tensor made in inference mode could not take part in autograd later.
         with torch.inference_mode(False), torch.no_grad(), no_autocast(place.device):
@@ -370,6 +370,6 @@ def _split(weight: Tensor, parts: list[int]) -> tuple[Tensor, Tensor]:
     """Return two parts of dimension 1, for reading."""
     if torch.compiler.is_compiling():  # exporters fold slices of a constant, but not splits
         return weight[:, : parts[0]], weight[:, parts[0] :]
-    # A safe one: autograd refuses gradients of a weight that was changed in the meantime.
+    # The safe variant: autograd refuses gradients of a weight that was changed in the meantime.
     first, second = torch.split_with_sizes(weight, parts, dim=1)
     return first, second

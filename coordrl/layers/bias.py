@@ -15,18 +15,17 @@ from coordrl.layers.grid import (
 )
 from coordrl.layers.inputs import require_input
 from coordrl.layers.state import KeepsSystem
-from coordrl.layers.tracing import NotedDown
+from coordrl.layers.tracing import FxLeaf
 
 
-class CoordBias(NotedDown, KeepsSystem):
+class CoordBias(FxLeaf, KeepsSystem):
     """A bias that depends on the position: each channel plus a weighted sum of the coordinates.
 
-    Put behind a convolution it makes the cheap relative of CoordConv. Without padding, the k^2
+    Placed after a convolution it is a cheap alternative to CoordConv. Without padding, the k^2
     weights that a k x k CoordConv has for a coordinate add one degree of freedom to its function,
-    because shifted coordinates differ by a constant only: the same function needs the one weight
-    that this layer has. What the k^2 weights change is how fast they are learned. (With padding,
-    and for channels that are no affine function of the position, such as r, a CoordConv can do
-    more.)
+    because shifted coordinates differ only by a constant; this layer has one weight for it. The
+    k^2 weights only change how fast it is learned. (With padding, and for channels such as r that
+    are not an affine function of the position, a CoordConv can do more.)
 
     The weights start at zero, so that the layer starts as the identity.
 
@@ -34,8 +33,8 @@ class CoordBias(NotedDown, KeepsSystem):
         channels: Channels of the input.
         axes: Spatial dimensions of the input, 1 to 3.
         with_r: Weigh the distance from the center as well.
-        system: What the coordinates of a pixel are, where not those of the paper.
-        device: Where the parameters lie.
+        system: The coordinate system; the paper's by default.
+        device: Device of the parameters.
         dtype: Type of the parameters.
 
     ``forward`` takes ``origin``, ``extent`` and ``coords`` by name, as
@@ -47,8 +46,10 @@ class CoordBias(NotedDown, KeepsSystem):
         - Output: like the input.
 
     Raises:
-        ValueError: If ``axes`` is none of those, or, in ``forward``, the input has another shape.
-        TypeError: If ``system`` is none; in ``forward``, if the input is not floating point.
+        ValueError: If ``axes`` is not 1, 2 or 3, or ``system`` does not fit it; in ``forward``, if
+            the input or ``coords`` have another shape.
+        TypeError: If ``system`` is not a CoordinateSystem or ``with_r`` not a bool; in
+            ``forward``, if the input is not floating point.
 
     Example:
         >>> layer = nn.Sequential(nn.Conv2d(4, 32, 8, stride=4), CoordBias(32))
@@ -99,7 +100,7 @@ class CoordBias(NotedDown, KeepsSystem):
         extent: PerAxis | None = None,
         coords: Tensor | None = None,
     ) -> Tensor:
-        """Add the weighted coordinates to ``input``, or the coordinates that are given."""
+        """Add the weighted coordinates, the layer's own or the given ones, to ``input``."""
         self._refuse_traced(input)
         require_input(self, input, self.channels, self.axes)
         dtype = torch.promote_types(self.weight.dtype, torch.float32)

@@ -9,10 +9,10 @@ from torch.fx.experimental.symbolic_shapes import has_static_value
 
 
 def compiles_any_size(size: torch.Size) -> bool:
-    """Tell whether a graph to be trained is being compiled for more than one size.
+    """Tell whether a graph for training is being compiled with dynamic sizes.
 
-    Inductor (torch 2.13) sorts the strides of what it saves for backward, and fails on those of a
-    batch of 1 whose size it does not know.
+    Inductor (torch 2.13) sorts the strides of tensors that it saves for backward, and fails if a
+    tensor has batch size 1 and an unknown size.
     """
     if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return False
@@ -20,14 +20,14 @@ def compiles_any_size(size: torch.Size) -> bool:
 
 
 def is_plain(weight: Tensor) -> bool:
-    """Tell whether a layer just runs: not compiled, traced, transformed, nor with other weights."""
+    """Tell whether a layer runs eagerly: not compiled, traced, transformed or reparametrized."""
     return (
         type(weight) is nn.Parameter
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._is_tracing()
         and torch.autograd.forward_ad._current_level < 0  # no tangents
-        and not torch._C._len_torch_dispatch_stack()  # whose tensors may hold no values
+        and not torch._C._len_torch_dispatch_stack()  # modes whose tensors may hold no values
     )
 
 
@@ -47,11 +47,11 @@ def autocasts(device: torch.device) -> bool:
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Switch autocast off, where it is on."""
+    """Switch autocast off if it is on."""
     return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
 def cast_for_autocast(tensor: Tensor) -> Tensor:
-    """Return what autocast makes of an argument of a convolution."""
+    """Cast a tensor as autocast casts an argument of a convolution."""
     kept = tensor.dtype == torch.float64
     return tensor if kept else tensor.to(torch.get_autocast_dtype(tensor.device.type))

@@ -59,7 +59,7 @@ class _Convolution(CoordConv):
         extent: PerAxis | None = None,
         coords: Tensor | None = None,
     ) -> Tensor:
-        """Convolve ``input`` and its coordinates, or the coordinates that are given."""
+        """Convolve ``input`` with its own or the given coordinates appended."""
         self._refuse_traced(input)
         require_input(self, input, self.in_channels, self.axes)
         return self._forward(input, (), given_grid(self, input, origin, extent, coords))
@@ -111,7 +111,7 @@ class _TransposedConvolution(CoordConv, _ConvTransposeNd):
         extent: PerAxis | None = None,
         coords: Tensor | None = None,
     ) -> Tensor:
-        """Convolve ``input`` and its coordinates, or the coordinates that are given.
+        """Convolve ``input`` with its own or the given coordinates appended.
 
         ``output_size`` picks one of the sizes that the stride allows, as in ``torch.nn``.
         """
@@ -163,9 +163,9 @@ class CoordConv2d(_Convolution, nn.Conv2d):
     image center; the authors' code does the same. The other padding modes pad them likewise.
 
     Under autocast, and in layers of 16-bit types, the coordinates' part is computed in float32
-    and rounded once, when added. bfloat16 itself has no more than 768 values for the 1,024
-    columns of a wide image. (On a GPU where TF32 is allowed, large maps are of that. A graph that
-    is compiled to be trained at any size concatenates, and computes all in one type.)
+    and rounded once, when added: bfloat16 has no more than 768 values for the 1,024 columns of a
+    wide image. (On a GPU with TF32 allowed, large maps are computed in TF32. A graph compiled for
+    training with dynamic sizes concatenates, and computes everything in one type.)
 
     Args:
         in_channels: Channels of the input, without the coordinates.
@@ -178,10 +178,10 @@ class CoordConv2d(_Convolution, nn.Conv2d):
         bias: Add a learnable bias.
         padding_mode: What padding holds: ``"zeros"``, ``"reflect"``, ``"replicate"`` or
             ``"circular"``.
-        device: Where the parameters lie.
+        device: Device of the parameters.
         dtype: Type of the parameters.
         with_r: Also append the distance from the center (3 channels instead of 2).
-        system: What the coordinates of a pixel are, where not those of the paper.
+        system: The coordinate system; the paper's by default.
 
     ``forward`` takes, by name, ``origin`` and ``extent``, which place the input in a larger whole
     (see :func:`~coordrl.coordinate_grid`), or ``coords``, the coordinate channels themselves:
@@ -193,9 +193,10 @@ class CoordConv2d(_Convolution, nn.Conv2d):
           :class:`torch.nn.Conv2d`.
 
     Raises:
-        ValueError: If an argument is none that the plain convolution takes; in ``forward``, if the
-            input or ``coords`` are not of that shape.
-        TypeError: If ``system`` is none; in ``forward``, if the input is not floating point.
+        ValueError: If the plain convolution rejects an argument; in ``forward``, if the input or
+            ``coords`` do not have that shape.
+        TypeError: If ``system`` is not a CoordinateSystem or ``with_r`` not a bool; in
+            ``forward``, if the input is not floating point.
 
     Example:
         >>> conv = CoordConv2d(4, 32, kernel_size=8, stride=4)
@@ -263,10 +264,10 @@ class CoordConvTranspose2d(_TransposedConvolution, nn.ConvTranspose2d):
         bias: Add a learnable bias.
         dilation: Step between the pixels under the kernel.
         padding_mode: ``"zeros"``, the one mode of transposed convolutions.
-        device: Where the parameters lie.
+        device: Device of the parameters.
         dtype: Type of the parameters.
         with_r: Also append the distance from the center (3 channels instead of 2).
-        system: What the coordinates of a pixel are, where not those of the paper.
+        system: The coordinate system; the paper's by default.
 
     ``forward`` takes ``origin``, ``extent`` and ``coords`` by name, as :class:`CoordConv2d` does.
 
@@ -276,9 +277,10 @@ class CoordConvTranspose2d(_TransposedConvolution, nn.ConvTranspose2d):
           :class:`torch.nn.ConvTranspose2d`.
 
     Raises:
-        ValueError: If an argument is none that the plain convolution takes; in ``forward``, if the
-            input or ``coords`` are not of that shape.
-        TypeError: If ``system`` is none; in ``forward``, if the input is not floating point.
+        ValueError: If the plain convolution rejects an argument; in ``forward``, if the input or
+            ``coords`` do not have that shape.
+        TypeError: If ``system`` is not a CoordinateSystem or ``with_r`` not a bool; in
+            ``forward``, if the input is not floating point.
 
     Example:
         >>> deconv = CoordConvTranspose2d(8, 3, kernel_size=4, stride=2, padding=1)

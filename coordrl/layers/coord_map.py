@@ -1,4 +1,4 @@
-"""The coordinate map of a layer: where it lies, how it is made as a product, and remembered."""
+"""The coordinate map of a layer: its place, its computation as a product, and its cache."""
 
 from typing import NamedTuple, TypeVar
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Place(NamedTuple):
-    """Where a coordinate map lies: what it depends on beside the weights."""
+    """What a coordinate map depends on besides the weights: sizes, layout, type and device."""
 
     size: torch.Size
     kernel_size: torch.Size
@@ -18,7 +18,7 @@ class Place(NamedTuple):
 
 
 class Remembered(NamedTuple):
-    """The maps that were made of certain weights of the coordinates."""
+    """The cached maps of one value of the coordinate weights."""
 
     coord_weight: Tensor
     maps: dict[Place, Tensor]
@@ -34,25 +34,25 @@ class Basis(NamedTuple):
     factors: tuple[Tensor, ...]
 
 
-# A detection head sees one size per pyramid level; a stream of ever new sizes must not pile up.
+# A detection head sees one size per pyramid level; an endless stream of sizes must not pile up.
 _MAX_PLACES = 8
-# Bytes of the maps that a layer remembers, unless it is a single one.
+# Most bytes of maps that a layer caches; a single map may be larger.
 MAX_REMEMBERED = 2**24
-# Largest basis, in numbers, by which a layer computes its map as a product; above, it convolves.
+# Largest basis, in elements, for which a map is computed as a product; above, by convolution.
 MAX_BASIS = 2**18
-# Most numbers of the kernels by which a basis is made, one for each tap of each coordinate.
+# Most elements of the one-hot kernels that a basis is made with, one per tap of a coordinate.
 MAX_TAPS = 2**21
-# Smallest basis, in numbers, that is worth two narrow products in place of one.
+# Smallest basis, in elements, that is worth two narrow products in place of one.
 _MIN_FACTORIZED = 2**14
 
 
 def factorize(maps: Tensor, taps: int) -> list[Tensor]:
-    """Return narrow matrices whose product the maps are, or the maps where there are none.
+    """Return two narrow matrices whose product is ``maps``, or just ``maps`` if there are none.
 
-    Without padding, the maps of the taps of a kernel are one map, shifted. A shift adds a constant
-    to coordinates along axes, so a constant and one map of each coordinate make up all the others.
+    Without padding, the maps of a kernel's taps are shifts of one map. A shift adds a constant to
+    coordinates along axes, so a constant and one map per coordinate span all the others.
     """
-    if maps.device.type != "cpu" or maps.numel() < _MIN_FACTORIZED:  # a GPU would be waited for
+    if maps.device.type != "cpu" or maps.numel() < _MIN_FACTORIZED:  # a GPU would have to sync
         return [maps]
     of_first_tap = torch.cat([torch.ones_like(maps[:1]), maps[::taps]])
     directions = torch.linalg.qr(of_first_tap.t()).Q.t()
@@ -76,10 +76,10 @@ def map_of_basis(flat: Tensor, basis: Basis, channels_last: bool) -> Tensor:
 
 
 def map_dtype(tensor: Tensor) -> torch.dtype:
-    """Return the type of coordinates beside a weight or an input: 32 bits or more.
+    """Return the type of coordinates that meet a weight or an input: 32 bits or more.
 
-    16 bits cannot tell apart the pixels of a wide image. So the map is wider than the rest of a
-    layer of such a type, and under autocast.
+    16 bits cannot tell the pixels of a wide image apart, so in a 16-bit layer, and under autocast,
+    the map has a wider type than the rest.
     """
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
@@ -88,7 +88,7 @@ _Kept = TypeVar("_Kept")
 
 
 def remember_at(kept: dict[Place, _Kept], place: Place, value: _Kept) -> None:
-    """Keep a value for a place, and forget those of all others where there are too many."""
+    """Keep a value for a place, dropping those of all other places if there are too many."""
     if len(kept) >= _MAX_PLACES:
         kept.clear()
     kept[place] = value

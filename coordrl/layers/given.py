@@ -33,13 +33,13 @@ def given_grid(
     """Return the coordinates that a caller gives, ``(1 or N, coordinates, *size)``, if any.
 
     Raises:
-        ValueError: If there are places and coordinates at once, or those of no such input.
-        TypeError: If the coordinates are no tensor.
+        ValueError: If ``coords`` come with ``origin`` or ``extent``, or do not fit the input.
+        TypeError: If ``coords`` is not a tensor.
     """
     if origin is None and extent is None and coords is None:
         return None
     name, axes = type(layer).__name__, layer.axes
-    # Not len(x): exporters take that for a fixed number.
+    # Not len(x): exporters would bake that in as a constant.
     size, batch = x.shape[-axes:], x.shape[0] if x.ndim == axes + 2 else 1
     dtype = map_dtype(x)
     if coords is None:

@@ -34,8 +34,8 @@ class CoordinateSystem:
     the channels, x, y, z, which is the reverse of the order of a tensor's dimensions.
 
     Raises:
-        ValueError: If a value is none of those listed or not finite, an extent is 0, or r_center
-            is more than one number.
+        ValueError: If a field does not have a value described below, a number is not finite, an
+            extent is 0, or ``r_center`` is more than one number.
 
     Example:
         >>> meters = CoordinateSystem(anchor="centers", origin=(0.0, 0.0), extent=(300.0, 200.0))
@@ -45,22 +45,22 @@ class CoordinateSystem:
     """
 
     anchor: Anchor = "ends"
-    """What lies at the ends of an axis: the ``"centers"`` system puts the outer edges of the
-    picture there, so that coordinates do not change with resolution; ``"ends"``, the paper's, puts
-    the middles of the outermost pixels there."""
+    """What lies at the ends of an axis: with ``"centers"`` the outer edges of the picture, so that
+    coordinates do not change with resolution; with ``"ends"``, the paper's, the centers of the
+    outermost pixels."""
     keep_aspect: bool = False
-    """Give the longest axis its extent, and shorter ones a part of theirs, around their middle, so
-    that pixels are square where one extent is given for all axes."""
+    """Give the longest axis its full extent and shorter axes a part of theirs, around the middle,
+    so that pixels are square if all axes have one extent."""
     origin: float | tuple[float, ...] = -1.0
     """Where axes begin: one number for all, or one for each."""
     extent: float | tuple[float, ...] = 2.0
     """How long axes are; a negative extent runs backwards."""
     r_center: float = 0.0
-    """Coordinate, on every axis, of the point that r is the distance from. The first version of
-    the paper, and ports that follow it, have 0.5 here, by mistake."""
+    """Coordinate, on every axis, of the point that r is measured from. The first version of the
+    paper, and ports that follow it, have 0.5 here, by mistake."""
     with_angle: bool = False
-    """Append atan2(y, x) / pi, in (-1, 1], the direction that a pixel lies in; 0 is to the
-    right, and 1/2 at the bottom."""
+    """Append the direction of the pixel, atan2(y, x) / pi, in (-1, 1]: 0 is to the right, 1/2
+    downwards."""
     frequencies: int = 0
     """Append sin(2^k pi c) of each coordinate c, and then cos, for k in [0, frequencies): Fourier
     features (Tancik et al., 2020, https://arxiv.org/abs/2006.10739)."""
@@ -76,7 +76,7 @@ class CoordinateSystem:
             if not isinstance(getattr(self, switch), bool):
                 got = getattr(self, switch)
                 raise ValueError(f"{switch} must be True or False, got {got!r}")
-        for name in ("origin", "extent"):  # as what can be compared and hashed
+        for name in ("origin", "extent"):  # lists, as from JSON, become hashable tuples
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
@@ -87,17 +87,17 @@ class CoordinateSystem:
         _check_finite("extent", self.extent)
 
     def num_channels(self, axes: int, *, with_r: bool) -> int:
-        """Return how many channels a grid of so many axes has.
+        """Return how many channels a grid of ``axes`` axes has.
 
         Raises:
-            ValueError: If the system is not one of so many axes: it has angles and there is one
-                axis, or numbers for another number of axes.
+            ValueError: If the system does not fit: it has angles and there is only one axis, or
+                it has numbers for another number of axes.
         """
         self.require_fit(axes)
         return axes + with_r + self.with_angle + 2 * axes * self.frequencies
 
     def require_fit(self, axes: int) -> None:
-        """Raise the ValueError of :meth:`num_channels` for a grid of so many axes, if any."""
+        """Raise a ValueError if the system does not fit a grid of ``axes`` axes."""
         if self.with_angle and axes == 1:
             raise ValueError("there is no angle on a single axis; leave with_angle off")
         _per_axis("origin", self.origin, axes)
@@ -108,8 +108,8 @@ def channels_of(layer: str, system: CoordinateSystem, axes: int, *, with_r: bool
     """Return how many coordinate channels a layer has.
 
     Raises:
-        TypeError: If ``system`` is no CoordinateSystem, or ``with_r`` no boolean.
-        ValueError: If it is not one of so many axes.
+        TypeError: If ``system`` is not a CoordinateSystem, or ``with_r`` not a bool.
+        ValueError: If ``system`` does not fit ``axes``.
     """
     if not isinstance(system, CoordinateSystem):
         raise TypeError(f"{layer} expects system to be a CoordinateSystem, got {system!r}")
@@ -130,12 +130,12 @@ def coordinate_grid(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Return the coordinate channels of a feature map: x, y, z as far as it has them, then r.
+    """Return the coordinate channels of a feature map: x, y and z, one per axis, then r.
 
     x runs from -1 in the left column to 1 in the right one, y from -1 in the top row to 1 in the
     bottom one, z from -1 in the front to 1 in the back, and r = sqrt(x^2 + y^2 + z^2) is the
     distance from the center. An axis of length 1 has the single coordinate 0. ``system`` offers
-    other coordinates, and further channels behind these.
+    other coordinates, and further channels after these.
 
     The authors' TensorFlow code divides x by the height and y by the width, which gives the same
     grid on square images only (``AddCoords.call`` in uber-research/CoordConv). Here each axis is
@@ -145,12 +145,12 @@ def coordinate_grid(
         *size: Length of each axis in the order of a tensor: ``width``, or ``height, width``, or
             ``depth, height, width``; each at least 1.
         with_r: Append the r channel.
-        system: What the coordinates of a pixel are.
+        system: The coordinate system; the paper's by default.
         origin: Where axes begin, in place of the system's: one number, one for each axis in the
-            order x, y, z, or a tensor ``(N, axes)`` with a row for each sample. This and
-            ``extent`` place a crop in its whole: the left half of a picture has the origin -1 and
-            the extent (1, 2), if anchored at the edges and not made to keep its aspect, for which
-            an extent is that of the longest axis here too.
+            order x, y, z, or a tensor ``(N, axes)`` with a row for each sample. ``origin`` and
+            ``extent`` place a crop in the whole picture: with ``anchor="centers"``, the left half
+            has the origin -1 and the extent (1, 2). (With ``keep_aspect``, the extent is that of
+            the crop's longest axis.)
         extent: How long axes are, in place of the system's; like ``origin``.
         device: Where to build the grid; the current default device if None.
         dtype: Floating-point type of the grid; the current default if None. Types of 16 bits
@@ -162,9 +162,9 @@ def coordinate_grid(
 
     Raises:
         ValueError: If there are not 1, 2 or 3 sizes, one is below 1, origin or extent are not as
-            described, not finite, or not of as many samples, an extent is 0, or the system is not
-            one of so many axes.
-        TypeError: If ``dtype`` is no floating-point type.
+            described, not finite, or differ in the number of samples, an extent is 0, or the
+            system does not fit the number of axes.
+        TypeError: If ``dtype`` is not a floating-point type.
 
     Example:
         >>> coordinate_grid(2, 3)[0, 0]
@@ -197,7 +197,7 @@ def coordinate_grid(
         channels.append(squares.sum(dim=0).sqrt())
     if system.with_angle:
         angle = torch.atan2(coordinates[1], coordinates[0])
-        # Some runtimes of exported models say -pi to the left, where torch says pi.
+        # To the left, some runtimes of exported models return -pi where torch returns pi.
         channels.append((angle + 2 * math.pi * (angle <= -math.pi)) / math.pi)
     for k in range(system.frequencies):
         channels += [torch.sin(2**k * math.pi * c) for c in coordinates]
@@ -215,14 +215,14 @@ def _require_same_samples(origin: PerAxis | None, extent: PerAxis | None) -> Non
 
 
 def _longest(size: Sequence[int]) -> int:
-    """Return ``max(size)``, by arithmetic where a graph is traced, which has no comparisons."""
+    """Return ``max(size)``; while tracing, by arithmetic, since a trace has no comparisons."""
     if not torch._C._is_tracing():
         return max(size)
     return functools.reduce(lambda one, other: (one + other + abs(one - other)) // 2, size)
 
 
 def _intervals(length: int, system: CoordinateSystem) -> int:
-    """Return how many steps from pixel to pixel the extent is divided into."""
+    """Return how many steps, each from pixel to pixel, make up the extent."""
     return length if system.anchor == "centers" else max(length - 1, 1)
 
 
@@ -237,7 +237,7 @@ def _ramp(
     """Return the coordinates along an axis, ``(length,)``, or ``(N, length)`` for N samples.
 
     They come from whole numbers by one division, so that the ends, the middle and the symmetry
-    are exact; and without linspace, which some runtimes of exported models lack.
+    are exact, and do without linspace, which some runtimes of exported models lack.
     """
     doubled = 2 * torch.arange(length, device=device) - (length - 1)
     unit = doubled.to(dtype) / _intervals(length, system)
@@ -249,7 +249,7 @@ def _ramp(
 
 
 def _per_axis(name: str, value: PerAxis, axes: int) -> list[float | Tensor]:
-    """Return the numbers of x, y, z: plain, or a tensor with one for each sample."""
+    """Return a number for each of x, y, z, or a tensor of one number per sample."""
     if isinstance(value, Tensor):
         if value.ndim != 2 or value.shape[1] != axes or not value.is_floating_point():
             raise ValueError(

@@ -1,15 +1,15 @@
-"""What layers ask of their input."""
+"""Checks of a layer's input."""
 
 import torch
 from torch import Tensor
 
 
 def require_input(layer: torch.nn.Module, x: Tensor, channels: int, axes: int) -> None:
-    """Raise an error unless ``x`` is a batch, or one sample, that a layer can take.
+    """Raise an error unless ``x`` is a batch, or a single sample, that a layer can take.
 
     Raises:
-        ValueError: If it has other axes or channels, or an axis of length 0.
-        TypeError: If it is not of real floating-point numbers.
+        ValueError: If it has other axes or channels, or a spatial axis of length 0.
+        TypeError: If it is not floating point.
     """
     found, *size = x.shape[-axes - 1 :] if x.ndim - axes in (1, 2) else (-1,)
     if found == channels and 0 not in size and x.is_floating_point():

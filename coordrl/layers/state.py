@@ -12,10 +12,10 @@ _KEY = "coordinates"
 
 
 class KeepsSystem(nn.Module):
-    """A layer that warns where weights of other coordinates are loaded, which have its shape.
+    """A layer that warns if it loads weights of the same shape but for other coordinates.
 
-    The system stands in the metadata that PyTorch keeps beside a state dict's names, so names and
-    tensors are those of a plain layer. Files without metadata, such as safetensors, say nothing.
+    The system is in the metadata that PyTorch keeps with a state dict, so names and tensors are
+    those of a plain layer. For files without metadata, such as safetensors, there is no warning.
     """
 
     system: CoordinateSystem
@@ -41,7 +41,7 @@ class KeepsSystem(nn.Module):
 
 
 def _beside_the_papers(system: CoordinateSystem) -> dict[str, Any]:
-    """Return in what a system differs from the paper's, as what a file of weights may hold."""
+    """Return the fields in which a system differs from the paper's, in types for a state dict."""
     values, papers = dataclasses.asdict(system), dataclasses.asdict(PAPER_SYSTEM)
     return {name: value for name, value in values.items() if value != papers[name]}
 
