@@ -1,8 +1,8 @@
 """The convolutional stack of every network here, with or without coordinates.
 
-The Atari agents, the coordinate tasks, generator, discriminator and detector differ in their
-:class:`ConvSpec` lists alone, so whether a network is told where it looks is one word:
-``coords="none"``, ``"first"`` or ``"all"``.
+The Atari agents, the coordinate tasks, generator, discriminator and detector differ only in their
+:class:`ConvSpec` lists, so one word says which convolutions see coordinates: ``coords="none"``,
+``"first"`` or ``"all"``.
 """
 
 import dataclasses
@@ -91,7 +91,7 @@ output_padding=0, bias=True, norm='batch', activation='leaky_relu', pool=1)
             )
 
     def out_length(self, length: int) -> int:
-        """Return the length of the output along an axis of ``length`` pixels; below 1: no output.
+        """Return the length of the output for an axis of ``length`` pixels; below 1: no output.
 
         Example:
             >>> ConvSpec(32, 8, 4).out_length(84)
@@ -112,13 +112,13 @@ NATURE_DQN = (ConvSpec(32, 8, 4), ConvSpec(64, 4, 2), ConvSpec(64, 3, 1))
 def conv_specs(
     specs: Sequence[ConvSpec | Mapping[str, Any] | Sequence[Any]],
 ) -> tuple[ConvSpec, ...]:
-    """Return specs that may come from a configuration file, in their own type.
+    """Return specs, which may come from a configuration file, as :class:`ConvSpec`.
 
     Args:
-        specs: A spec each, as itself, as its fields by name, or as its first fields in order.
+        specs: Each a ConvSpec, a mapping of its fields, or a list of its first fields in order.
 
     Raises:
-        ValueError: If there is no spec, a field is unknown or a value out of range.
+        ValueError: If there is no spec, a field is unknown or a value is out of range.
 
     Example:
         >>> conv_specs([[32, 8, 4], {"out_channels": 64, "kernel_size": 4, "stride": 2}, [64, 3]])
@@ -152,13 +152,13 @@ def _conv_spec(spec: ConvSpec | Mapping[str, Any] | Sequence[Any], index: int) -
 
 
 def coordinate_system(system: CoordinateSystem | Mapping[str, Any]) -> CoordinateSystem:
-    """Return a system that may come from a configuration file, in its own type.
+    """Return a system, which may come from a configuration file, as a CoordinateSystem.
 
     Args:
-        system: As itself, or as those of its fields that are not the paper's, by name.
+        system: A CoordinateSystem, or a mapping of those fields that differ from the paper's.
 
     Raises:
-        ValueError: If a field is unknown or a value is none that it can have.
+        ValueError: If ``system`` is neither, a field is unknown, or a value is invalid.
 
     Example:
         >>> coordinate_system({"origin": -0.1, "extent": 0.2}).anchor
@@ -182,7 +182,7 @@ def _refuse_unknown(owner: str, fields: Mapping[str, Any], names: Sequence[str])
 
 
 def require_coords(coords: Coords, *, with_r: bool) -> None:
-    """Raise a ValueError if ``coords`` is not one of the three, or none of them has an r."""
+    """Raise a ValueError if ``coords`` is invalid, or ``with_r`` is set without coordinates."""
     if coords not in get_args(Coords):
         raise ValueError(f"coords must be one of {get_args(Coords)}, got {coords!r}")
     if with_r and coords == "none":
@@ -190,18 +190,18 @@ def require_coords(coords: Coords, *, with_r: bool) -> None:
 
 
 class ConvBackbone(nn.Sequential):
-    """A stack of convolutions that knows its output channels and, if asked, its coordinates.
+    """A stack of convolutions, with or without coordinates, that knows its output channels.
 
-    With ``coords="none"`` it holds what a hand-written ``nn.Sequential`` of ``nn.Conv2d`` and
-    activations holds, in the same order and from the same random numbers.
+    With ``coords="none"`` it has the modules of a hand-written ``nn.Sequential`` of ``nn.Conv2d``
+    and activations, in the same order and initialized from the same random numbers.
 
     Args:
         in_channels: Channels of the input, without coordinates.
         specs: The convolutions, from input to output; see :func:`conv_specs` for their forms.
         coords: Which of them see the coordinates of their pixels: none, the first, or all.
         with_r: Give those the distance from the center as well.
-        system: What the coordinates are, see :func:`coordinate_system` for its forms; where no
-            convolution sees any, it says nothing.
+        system: The coordinate system, see :func:`coordinate_system` for its forms; ignored if no
+            convolution sees coordinates.
 
     Attributes:
         out_channels: Channels of the output.
@@ -211,7 +211,7 @@ class ConvBackbone(nn.Sequential):
         - Output: ``(N, out_channels, *out_size(H, W))``.
 
     Raises:
-        ValueError: If an argument is none of what is listed here.
+        ValueError: If an argument is invalid, or ``with_r`` is set and ``coords`` is ``"none"``.
 
     Example:
         >>> backbone = ConvBackbone(4, NATURE_DQN, coords="all")
@@ -248,7 +248,7 @@ class ConvBackbone(nn.Sequential):
             channels = spec.out_channels
 
     def __getitem__(self, index: Any) -> Any:
-        """Return a module, or some of them by their names here as a plain ``nn.Sequential``."""
+        """Return a module, or a slice as a plain ``nn.Sequential`` that keeps the names."""
         if isinstance(index, slice):
             return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
         return super().__getitem__(index)
@@ -300,12 +300,12 @@ def _followers(spec: ConvSpec) -> list[nn.Module]:
 def pointwise(
     backbone: ConvBackbone, vectors: Tensor, height: int, width: int, *, depth: int | None = None
 ) -> Tensor:
-    """Return what a stack of 1x1 convolutions makes of vectors tiled over a canvas.
+    """Return the output of a stack of 1x1 convolutions for vectors tiled over a canvas.
 
     Equal to ``backbone(vectors[:, :, None, None].expand(-1, -1, height, width))`` with the channels
     last, but nothing is tiled: the first layer multiplies each vector once and adds the
-    coordinates' part, which all vectors share. The other layers are products of matrices, which
-    are 3 times as fast on a CPU as 1x1 convolutions in NCHW.
+    coordinates' part, which all vectors share. The other layers are matrix products, which are 3
+    times as fast on a CPU as 1x1 convolutions in NCHW.
 
     Args:
         backbone: 1x1 convolutions of stride 1, without norm and pooling; the first may be a
@@ -313,7 +313,7 @@ def pointwise(
         vectors: One vector per picture, ``(N, in_channels)``.
         height: Rows of the canvas.
         width: Columns of the canvas.
-        depth: Modules of the backbone to apply, from 1 to ``len(backbone)``; all if None.
+        depth: Number of modules of the backbone to apply, from 1 to ``len(backbone)``; all if None.
 
     Returns:
         Tensor of shape ``(N, height * width, channels)``.

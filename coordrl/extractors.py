@@ -1,4 +1,4 @@
-"""CoordConv for Stable-Baselines3: a features extractor, and the settings that make it a fair arm.
+"""CoordConv for Stable-Baselines3: features extractors, and settings for a fair comparison.
 
     PPO("CnnPolicy", env, policy_kwargs=policy_kwargs(coords="all"))
 
@@ -32,21 +32,21 @@ class CoordConvExtractor(BaseFeaturesExtractor):
     """Features of an image: a :class:`~coordrl.backbone.ConvBackbone` and a linear layer.
 
     With ``coords="none"`` and the default specs it is Stable-Baselines3's ``NatureCNN``: same
-    names, parameters and outputs for the same seed. It is no subclass of ``NatureCNN``, because
+    names, parameters and outputs for the same seed. It is not a subclass of ``NatureCNN``, because
     Stable-Baselines3 treats that class and its subclasses as special cases.
 
-    Stable-Baselines3 adds two hidden layers of 64 units behind every extractor but its own, which
+    Stable-Baselines3 adds two hidden layers of 64 units after every extractor but its own, which
     spoils a comparison unless ``net_arch=[]`` is set; :func:`policy_kwargs` sets it.
 
     Args:
-        observation_space: Images, channels first, ``(C, H, W)``: of type uint8 and range
-            0..255, which Stable-Baselines3 divides by 255 before they come here, or
-            floating-point, which come as they are.
+        observation_space: Images, channels first, ``(C, H, W)``: either uint8 of range 0..255,
+            which Stable-Baselines3 divides by 255 beforehand, or floating-point, which it passes
+            on unchanged.
         features_dim: Features for the heads.
         specs: Convolutions, in any form that :func:`~coordrl.backbone.conv_specs` takes.
         coords: Which of them see the coordinates of their pixels.
         with_r: Give those the distance from the center as well.
-        system: What the coordinates are, in any form that
+        system: The coordinate system, in any form that
             :func:`~coordrl.backbone.coordinate_system` takes.
 
     Raises:
@@ -86,9 +86,9 @@ class CoordConvExtractor(BaseFeaturesExtractor):
 class CoordConvCombinedExtractor(BaseFeaturesExtractor):
     """Features of a ``Dict`` of observations: each image by a :class:`CoordConvExtractor`.
 
-    All else is flattened, and everything is put side by side in the order of the space, as in
-    Stable-Baselines3's ``CombinedExtractor``. With ``coords="none"``, the default specs and
-    ``features_dim=256`` it is that extractor, for images of bytes: same parameters and outputs for
+    Everything else is flattened, and all features are concatenated in the order of the space, as
+    in Stable-Baselines3's ``CombinedExtractor``. With ``coords="none"``, the default specs,
+    ``features_dim=256`` and uint8 images it equals that extractor: same parameters and outputs for
     the same seed. Floating-point boxes ``(C, H, W)`` are images here, and flattened there.
 
     Args:
@@ -98,11 +98,11 @@ class CoordConvCombinedExtractor(BaseFeaturesExtractor):
         specs: Convolutions, in any form that :func:`~coordrl.backbone.conv_specs` takes.
         coords: Which of them see the coordinates of their pixels.
         with_r: Give those the distance from the center as well.
-        system: What the coordinates are, in any form that
+        system: The coordinate system, in any form that
             :func:`~coordrl.backbone.coordinate_system` takes.
 
     Raises:
-        ValueError: If the space is no ``Dict``, or an image is too small for ``specs``.
+        ValueError: If the space is not a ``Dict``, or an image is too small for ``specs``.
 
     Example:
         >>> image, speed = spaces.Box(0, 255, (4, 84, 84), np.uint8), spaces.Box(-1, 1, (3,))
@@ -124,7 +124,7 @@ class CoordConvCombinedExtractor(BaseFeaturesExtractor):
                 f"CoordConvCombinedExtractor needs a Dict of observations, got {observation_space};"
                 " CoordConvExtractor takes a Box of images"
             )
-        super().__init__(observation_space, features_dim=1)  # not known before its parts are
+        super().__init__(observation_space, features_dim=1)  # placeholder until the parts exist
         extractors: dict[str, nn.Module] = {}
         self._features_dim = 0
         for key, space in observation_space.spaces.items():
@@ -141,13 +141,13 @@ class CoordConvCombinedExtractor(BaseFeaturesExtractor):
         self.extractors = nn.ModuleDict(extractors)
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
-        """Return the features ``(N, features_dim)`` of observations, by their names."""
+        """Return the features ``(N, features_dim)`` of a mapping of observations."""
         features = [extract(observations[key]) for key, extract in self.extractors.items()]
         return torch.cat(features, dim=1)
 
 
 def _is_image(space: spaces.Space[Any]) -> bool:
-    """Tell whether a space has images (C, H, W): bytes, or numbers that come as they are."""
+    """Tell whether a space has images (C, H, W): of bytes, or floating-point."""
     if not isinstance(space, spaces.Box) or len(space.shape) != 3:
         return False
     return is_image_space(space) or bool(np.issubdtype(space.dtype, np.floating))
@@ -180,26 +180,26 @@ def policy_kwargs(
 ) -> dict[str, Any]:
     """Return ``policy_kwargs`` for the policies of plain PPO, A2C and DQN.
 
-    For ``"CnnPolicy"``, whose heads are linear then, as behind ``NatureCNN``, or, ``combined``, for
-    ``"MultiInputPolicy"``, whose heads stay Stable-Baselines3's. All values but the class are plain
-    numbers, strings, lists and dictionaries, so they can be written as JSON and pickled.
+    For ``"CnnPolicy"``, which then has linear heads, as after ``NatureCNN``, or, with ``combined``,
+    for ``"MultiInputPolicy"``, which keeps Stable-Baselines3's heads. All values but the class are
+    plain numbers, strings, lists and dictionaries, so they can be written as JSON and pickled.
 
     Args:
         coords: Which convolutions see the coordinates of their pixels.
         with_r: Give those the distance from the center as well.
-        system: What the coordinates are, in any form that
-            :func:`~coordrl.backbone.coordinate_system` takes. Where large kernels meet a large
-            learning rate, small ones may be learned with sooner: ``{"origin": -0.02, "extent":
-            0.04}`` did so in Breakout and Seaquest, not in Pong (benchmarks/README.md).
-        features_dim: Features for the heads; with ``combined``, of each image, where
-            Stable-Baselines3's own has 256.
+        system: The coordinate system, in any form that
+            :func:`~coordrl.backbone.coordinate_system` takes. With large kernels and a large
+            learning rate, small coordinates may learn sooner: ``{"origin": -0.02, "extent":
+            0.04}`` did in Breakout and Seaquest, not in Pong (benchmarks/README.md).
+        features_dim: Features for the heads; with ``combined``, per image, where
+            Stable-Baselines3's own default is 256.
         specs: Convolutions, in any form that :func:`~coordrl.backbone.conv_specs` takes.
         combined: Observations are a ``Dict``, see :class:`CoordConvCombinedExtractor`.
         **policy: Further arguments of the policy, such as ``share_features_extractor``; they win.
 
     Raises:
-        ValueError: If ``coords``, ``specs`` or ``system`` are not of those forms, or there is an
-            r without coordinates.
+        ValueError: If ``coords``, ``specs`` or ``system`` are invalid, or ``with_r`` is set without
+            coordinates.
 
     Example:
         >>> policy_kwargs(coords="first", share_features_extractor=False)["net_arch"]

@@ -1,4 +1,4 @@
-"""CoordConv in existing models: put in, taken out, examined, loaded from other code."""
+"""CoordConv in existing models: swap it in and out, examine it, load weights of other code."""
 
 from coordrl.convert.ports import PORTS, Port, load_port
 from coordrl.convert.report import CoordinateReport, LayerReport, coordinate_report

@@ -15,12 +15,12 @@ from coordrl.layers import CoordConv2d, CoordinateSystem
 
 @dataclass(frozen=True)
 class Port:
-    """How an implementation orders the channels of its kernel, and what its r is."""
+    """How an implementation orders the channels of its kernel, and how it defines r."""
 
     order: Literal["xy", "yx"]
     """Which coordinate comes first; x changes along a row, whatever the port calls it."""
     coordinates_first: bool = False
-    """Coordinates come before the channels of the input instead of behind them."""
+    """Coordinates come before the channels of the input instead of after them."""
     layout: Literal["OIHW", "HWIO"] = "OIHW"
     """Dimensions of the kernel: PyTorch's or TensorFlow's."""
     r: Literal["centered", "off center", "scaled"] = "centered"
@@ -29,15 +29,15 @@ class Port:
 
     @property
     def system(self) -> CoordinateSystem:
-        """What the coordinates of a layer with ``with_r`` must be to take the port's weights."""
+        """Coordinate system that a layer with ``with_r`` needs to take the port's weights."""
         return CoordinateSystem(r_center=0.5 if self.r == "off center" else 0.0)
 
 
 PORTS = {
-    # The authors', 27fab8b. On pictures that are not square it divides x by the height and y by
-    # the width; forward(x, extent=(2 (W - 1) / (H - 1), 2 (H - 1) / (W - 1))) does the same.
+    # The authors' own, 27fab8b. On pictures that are not square it divides x by the height and y
+    # by the width; forward(x, extent=(2 (W - 1) / (H - 1), 2 (H - 1) / (W - 1))) does the same.
     "uber-research/CoordConv": Port(order="xy", layout="HWIO"),
-    # 0893af7, whose pictures are square
+    # 0893af7, for square pictures only
     "mkocabas/CoordConv-pytorch": Port(order="xy", r="off center"),
     # 052d453: its `xx` counts rows
     "walsvid/CoordConv": Port(order="yx", r="off center"),
@@ -54,8 +54,8 @@ def load_port(
     """Give a layer the weights of another implementation, so that it computes the same.
 
     Args:
-        layer: Layer of the same channels and kernel, of one group, and, for a port whose r is off
-            center, with the port's ``system``.
+        layer: Layer with the same channels and kernel size and one group; with ``with_r`` and a
+            port whose r is off center, also with the port's ``system``.
         port: A key of ``PORTS``.
         weight: The port's kernel, over input and coordinates.
         bias: The port's bias; the layer's stays if None.

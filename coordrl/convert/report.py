@@ -1,4 +1,4 @@
-"""Do coordinates help a model? What it does with them, and without."""
+"""Do coordinates help a model? What it computes with them and without them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +12,8 @@ from coordrl.layers import CoordBias
 from coordrl.layers.base import CoordConv
 from coordrl.modes import evaluating
 
-Coordinates = Callable[[Tensor], Tensor]
-Layer = CoordConv | CoordBias
+CoordinateChange = Callable[[Tensor], Tensor]
+CoordinateLayer = CoordConv | CoordBias
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class LayerReport:
 
     name: str
     image_norm: float
-    """Root mean square of the weights of the input; 1 for a ``CoordBias``, which lets it pass."""
+    """Root mean square of the weights of the input; 1 for a ``CoordBias``, which has none."""
     coordinate_norm: float
     """Root mean square of the weights of the coordinates."""
     is_called: bool
-    """Whether the model called the layer: the changes do not show what is not called."""
+    """Whether the model called the layer; if not, the changes say nothing about it."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,18 @@ class CoordinateReport:
     change_without: float
     """How much the output changes with all coordinates at zero."""
     change_shuffled: float
-    """How much it changes with the coordinates of each layer dealt to other pixels."""
+    """How much it changes with the coordinates of each layer shuffled among the pixels."""
     shift_error: dict[int, float]
-    """For each shift of the input in pixels along both axes, how far the output is from the
-    shifted output, or from the same output if it is no picture."""
+    """For each shift of the input, in pixels along all axes, the distance of its output from the
+    shifted output, or from the unshifted output if the output is not a picture."""
     shift_error_without: dict[int, float]
-    """The same with all coordinates at zero: what borders and strides alone do."""
+    """The same with all coordinates at zero: the effect of borders and strides alone."""
     metric: float | None = None
     """The caller's metric of the output."""
     metric_without: float | None = None
     """The same with all coordinates at zero."""
     metric_shuffled: float | None = None
-    """The same with the coordinates of each layer dealt to other pixels."""
+    """The same with the coordinates of each layer shuffled among the pixels."""
 
     def __str__(self) -> str:
         """Return the report as lines for a reader."""
@@ -83,27 +83,27 @@ def coordinate_report(
 ) -> CoordinateReport:
     """Examine what a model does with the coordinates of its CoordConv and CoordBias layers.
 
-    The model is run as it is, in evaluation mode and without gradients; its weights and its mode
-    are left as they were. Inputs are shifted around: what leaves on one side enters on the other.
+    The model is run in evaluation mode and without gradients; its weights and its mode are left
+    as they were. Inputs are shifted cyclically, as by ``torch.roll``.
 
     Args:
-        model: Model with such layers that takes a batch and returns a tensor, or what
-            ``output_of`` finds one in.
-        inputs: Batch ``(N, C, H, W)``, or of another number of axes.
+        model: Model with such layers. It takes a batch and returns a tensor, or something that
+            ``output_of`` takes a tensor from.
+        inputs: Batch ``(N, C, H, W)``, or with another number of axes.
         metric: Figure of merit of an output, such as an accuracy, to compare with and without.
         shifts: Shifts to try, in pixels of the input, 1 or more. If the output is a smaller or
-            larger picture, those are left out that are no whole number of its pixels; if the
-            inputs are no pictures, all are.
-        output_of: What to look at of what the model returns, as in ``lambda y: y["logits"]``; all
-            of it if None.
-        seed: Deals the shuffled coordinates.
+            larger picture, shifts that are not a whole number of its pixels are left out; if the
+            inputs are not pictures, all are.
+        output_of: Picks the tensor to look at from what the model returns, as in
+            ``lambda y: y["logits"]``; if None, the model must return that tensor.
+        seed: Seed of the shuffles.
 
     Raises:
-        TypeError: If inputs, or what is to be looked at, are not one tensor of real numbers.
+        TypeError: If the inputs are not a tensor, or the output not a tensor of real numbers.
         ValueError: If the model has no such layer, or calls none (as when
             :func:`~coordrl.backbone.pointwise` reads its weights, or when it was compiled before),
-            a shift is below 1, or the inputs or the model's output for them are not finite, or
-            the inputs empty.
+            a shift is below 1, the inputs or the model's output for them are not finite, or the
+            inputs are empty.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 2, 1))
@@ -112,7 +112,9 @@ def coordinate_report(
         >>> report.layers[0].coordinate_norm, report.change_without
         (0.0, 0.0)
     """
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Layer)}
+    layers = {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, CoordinateLayer)
+    }
     if not layers:
         raise ValueError("the model has no CoordConv layer; to_coordconv puts them in")
     shifts = tuple(shifts)
@@ -134,7 +136,7 @@ def coordinate_report(
         return grid.flatten(2)[:, :, order].view_as(grid)
 
     def run(inputs: Tensor) -> Tensor:
-        # What a model draws is no effect of coordinates: the same in each call.
+        # The same random numbers in each call, so that they do not count as an effect.
         with torch.random.fork_rng(gpus):
             returned = model(inputs)
         output = returned if output_of is None else output_of(returned)
@@ -156,7 +158,7 @@ def coordinate_report(
             shift_error_without = _shift_errors(run, inputs, without, shifts)
         with _coordinates(layers, shuffle):
             shuffled = run(inputs)
-        # Here still: in training, to read a weight under spectral norm is to change it.
+        # Still in evaluation mode: in training, reading a weight under spectral norm changes it.
         of_layers = [_layer_report(name, layer, layer in called) for name, layer in layers.items()]
     measured = [None if metric is None else float(metric(y)) for y in (output, without, shuffled)]
     return CoordinateReport(
@@ -170,14 +172,16 @@ def coordinate_report(
 
 
 @contextmanager
-def _coordinates(layers: Mapping[str, Layer], change: Coordinates) -> Iterator[set[nn.Module]]:
-    """Have layers see changed coordinates; yield those that were called, as they are called."""
+def _coordinates(
+    layers: Mapping[str, CoordinateLayer], change: CoordinateChange
+) -> Iterator[set[nn.Module]]:
+    """Give layers changed coordinates; yield the set of layers called so far."""
     called: set[nn.Module] = set()
 
     def replace(
         layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        assert isinstance(layer, Layer)
+        assert isinstance(layer, CoordinateLayer)
         called.add(layer)
         x: Tensor = args[0] if args else kwargs["input"]
         kwargs = dict(kwargs)
@@ -202,7 +206,7 @@ def _coordinates(layers: Mapping[str, Layer], change: Coordinates) -> Iterator[s
         )
 
 
-def _layer_report(name: str, layer: Layer, is_called: bool) -> LayerReport:
+def _layer_report(name: str, layer: CoordinateLayer, is_called: bool) -> LayerReport:
     if isinstance(layer, CoordBias):
         return LayerReport(name, 1.0, _size(layer.weight), is_called)
     image_norm, coordinate_norm = map(_size, layer.split_weight())
@@ -234,7 +238,7 @@ def _shift_errors(
 
 
 def _distance(actual: Tensor, expected: Tensor) -> float:
-    """Return the norm of the difference relative to that of what is expected."""
+    """Return the norm of the difference, relative to the norm of ``expected``."""
     actual, expected = actual.double(), expected.double()  # 16 bits end at 65,504
     distance: Tensor = torch.linalg.vector_norm(actual - expected)
     tiny = torch.finfo(torch.float64).tiny

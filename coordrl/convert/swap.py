@@ -31,8 +31,8 @@ _WIDE: dict[type[nn.Module], type[CoordConv]] = {
     nn.ConvTranspose3d: CoordConvTranspose3d,
 }
 _PLAIN: dict[type[nn.Module], type[nn.Module]] = {wide: plain for plain, wide in _WIDE.items()}
-# Attributes that the other layer has no use for: what is of coordinates, and the compiled call of
-# this layer, with its weights.
+# Attributes that the other layer has no use for: those of coordinates, and this layer's compiled
+# call, which holds its weights.
 _LEFT_BEHIND = frozenset(
     {"with_r", "system", "num_coords", "_remembered", "_bases", "_compiled_call_impl"}
 )
@@ -48,26 +48,26 @@ def to_coordconv(
     """Swap convolutions of a model for CoordConv layers, in place.
 
     The weights of the input stay and those of the coordinates start at zero, so the model computes
-    what it did until it is trained further: bit for bit, but for the rounding of 1x1 convolutions
-    of large batches, which are convolved in parts where freed memory is not kept
+    the same as before until it is trained further: bit for bit, except for the rounding of 1x1
+    convolutions of large batches, which are convolved in parts where freed memory is not kept
     (:mod:`coordrl.memory`). Build the optimizer afterwards: swapped layers have new parameters.
-    A model that holds a layer elsewhere as well, as in a list of Python's, or that computes with
-    its weight itself, is not seen through: leave such a layer out by ``where``.
+    References from outside the module tree, such as a Python list of layers, and code that
+    computes with a layer's weight itself are not found: exclude such layers with ``where``.
 
     Args:
         model: Any model with convolutions of ``torch.nn``.
         where: Which to swap: the first in the order of definition, all, or those for which a
-            function of name and layer returns True. CoordConv layers are passed over.
+            function of name and layer returns True. CoordConv layers are skipped.
         with_r: Give them the distance from the center as well.
-        system: What the coordinates of a pixel are; the paper's if None.
+        system: The coordinate system; the paper's if None.
 
     Returns:
         The model; a new layer if the model is itself the convolution.
 
     Raises:
-        ValueError: If no convolution is meant, or one of them is lazy, shares its weight with
-            another layer, or has hooks, buffers, or a forward pass of its own. The model is then
-            as it was.
+        ValueError: If there is no convolution to swap, or one of them is lazy or complex, shares
+            a parameter with another layer, or has hooks, buffers, or a forward pass of its own.
+            The model is then unchanged.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
@@ -98,9 +98,9 @@ def from_coordconv(model: nn.Module, *, force: bool = False) -> nn.Module:
         The model; a new layer if the model is itself the CoordConv layer.
 
     Raises:
-        ValueError: If there is none, one has coordinate weights that are not zero and ``force``
-            is off, or one shares its weight with another layer, or has hooks, buffers, or a
-            forward pass of its own. The model is then as it was.
+        ValueError: If there is no CoordConv layer, or one has nonzero coordinate weights and
+            ``force`` is False, shares a parameter with another layer, or has hooks, buffers, or a
+            forward pass of its own. The model is then unchanged.
 
     Example:
         >>> from_coordconv(to_coordconv(nn.Conv2d(3, 8, 3)))
@@ -182,7 +182,7 @@ def _refuse_to_lose(name: str, layer: nn.Module) -> None:
             f"{_quoted(name)} has a forward pass that was put on it, which would be lost; take it"
             " off first"
         )
-    # Every kind of hook is kept in a dictionary of its own, named for it.
+    # Each kind of hook has its own dictionary, named "..._hooks".
     hooks = [value for key, value in vars(layer).items() if key.endswith("_hooks")]
     for parameter in layer.parameters(recurse=False):
         hooks += [parameter._backward_hooks, parameter._post_accumulate_grad_hooks]
@@ -229,7 +229,7 @@ def _arguments(layer: _ConvNd) -> dict[str, Any]:
 def _widened(layer: _ConvNd, *, with_r: bool, system: CoordinateSystem) -> nn.Module:
     make: Callable[..., CoordConv] = _WIDE[type(layer)]
     weight, groups = layer.weight.detach(), layer.groups
-    # Not in_channels: a plain layer never looks at it, and may have been given another weight.
+    # Not in_channels: a plain layer never reads it, and its weight may have been replaced.
     channels = weight.shape[0], weight.shape[1] * groups
     in_channels, out_channels = channels if layer.transposed else reversed(channels)
     wide = make(in_channels, out_channels, **_arguments(layer), with_r=with_r, system=system)
@@ -255,7 +255,7 @@ def _filled(target: _ConvNd, weight: Tensor, source: _ConvNd) -> nn.Module:
     target.weight = nn.Parameter(weight, requires_grad=source.weight.requires_grad)
     vars(target.weight).update(vars(source.weight))  # such as a mark for the optimizer
     target.register_parameter("bias", cast(nn.Parameter | None, source.bias))
-    # What padding modes other than zeros pad is fixed when a layer is made.
+    # Padding modes other than zeros read this, which is set only when a layer is made.
     target._reversed_padding_repeated_twice = source._reversed_padding_repeated_twice
     for name in vars(source).keys() - vars(target).keys() - _LEFT_BEHIND:
         setattr(target, name, getattr(source, name))
@@ -263,13 +263,13 @@ def _filled(target: _ConvNd, weight: Tensor, source: _ConvNd) -> nn.Module:
 
 
 def _laid_out_like(model: Tensor, weight: Tensor) -> Tensor:
-    """Return a weight in the memory layout of another, which decides that of the output."""
+    """Return a weight in the memory layout of another: it decides the layout of the output."""
     layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
     if model.ndim not in layouts:
         return weight
     layout = layouts[model.ndim]
     channels_last = torch.empty_like(model, memory_format=layout).stride()
-    # A single weight for each channel lies in either layout, of which torch takes the usual one.
+    # A weight of one element per channel has the strides of both; torch takes the default layout.
     if (
         model.stride() != channels_last
         or model.stride() == torch.empty(model.shape, device="meta").stride()
@@ -286,7 +286,7 @@ def _replaced(model: nn.Module, swapped: dict[nn.Module, nn.Module]) -> nn.Modul
 
 
 def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    """Yield every place of a layer; one that is used twice has two."""
+    """Yield every parent, name and child; a layer that is used twice comes twice."""
     for parent in model.modules():
         for name, child in parent._modules.items():
             if child is not None:
