@@ -1,12 +1,12 @@
 """Stable-Baselines3's PPO, A2C and DQN for stacked frames on the host, with fewer copies.
 
-The losses, the policies and what is saved are SB3's. What differs is where observations lie
+The losses, the policies and the saved files are SB3's. What differs is the storage of observations
 between the environment and the network, and DQN's exploration in many environments:
 
 - :class:`ImageRolloutBuffer` keeps observations in the layout that convolutions read
-  (channels last), in memory that is taken once, and gathers minibatches from where they lie.
+  (channels last), in memory that is allocated once, and gathers minibatches from it directly.
 - :class:`FrameReplayBuffer` keeps each frame once instead of eight times.
-- :class:`DQN` decides for each environment on its own whether to explore, and keeps the step at
+- :class:`DQN` decides for each environment separately whether to explore, and keeps the step at
   which a callback stops it.
 """
 
@@ -41,13 +41,13 @@ from coordrl.extractors import policy_kwargs
 class ImageRolloutBuffer(RolloutBuffer):
     """SB3's rollout buffer for images, with the same samples in the same order.
 
-    SB3's takes new memory for every rollout, transposes time and environment by a copy of all
-    observations, and leaves it to each convolution of each epoch to rearrange the channels. Here
+    SB3's allocates new memory for every rollout, copies all observations to transpose time and
+    environment, and leaves the channels to be rearranged by each convolution of each epoch. Here
     they are rearranged once, when an observation is added.
     """
 
     def reset(self) -> None:
-        """Empty the buffer; the memory of the observations is used again."""
+        """Empty the buffer; the memory of the observations is reused."""
         BaseBuffer.reset(self)
         steps = (self.buffer_size, self.n_envs)
         if not hasattr(self, "_images"):
@@ -73,7 +73,7 @@ class ImageRolloutBuffer(RolloutBuffer):
         value: Tensor,
         log_prob: Tensor,
     ) -> None:
-        """Keep one step of every environment; see :class:`RolloutBuffer`."""
+        """Add one step of every environment; see :class:`RolloutBuffer`."""
         _copy_channels(obs, self.observations[self.pos])
         self.actions[self.pos] = action.reshape(self.n_envs, self.action_dim)
         self.rewards[self.pos] = reward
@@ -96,7 +96,7 @@ class ImageRolloutBuffer(RolloutBuffer):
             yield self._samples(batch)
 
     def _samples(self, indices: Tensor) -> RolloutBufferSamples:
-        # SB3 counts through the steps of the first environment, then through those of the next.
+        # SB3's indices run through the steps of the first environment, then of the next.
         rows = indices % self.buffer_size * self.n_envs + indices // self.buffer_size
         images = self._images.flatten(0, 1).index_select(0, rows).permute(0, 3, 1, 2)
         rest = (
@@ -109,7 +109,7 @@ class ImageRolloutBuffer(RolloutBuffer):
 
 
 def _require_bytes(buffer: BaseBuffer) -> None:
-    """Raise a ValueError if observations are none that a buffer of bytes can hold."""
+    """Raise a ValueError unless observations are uint8 images ``(C, H, W)``."""
     space = buffer.observation_space
     if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3:
         raise ValueError(
@@ -119,7 +119,7 @@ def _require_bytes(buffer: BaseBuffer) -> None:
 
 
 def _copy_channels(images: NDArray[np.uint8], into: NDArray[np.uint8]) -> None:
-    """Copy ``(N, C, H, W)`` into another layout, which one transposed copy takes longer for."""
+    """Copy ``(N, C, H, W)`` one channel at a time: faster than a single transposed copy."""
     for channel in range(images.shape[1]):
         into[:, channel] = images[:, channel]
 
@@ -133,19 +133,18 @@ def _channels_last(images: Tensor) -> Tensor:
 class FrameReplayBuffer(ReplayBuffer):
     """SB3's replay buffer for stacked frames, with the same samples, in an eighth of the memory.
 
-    An observation is a stack of frames, of which all but the newest were part of the observation
-    before, so each frame is kept once and the stacks are put together when they are sampled. Where
-    a game begins, the earlier frames of a stack are zeros.
+    An observation is a stack of frames, all but the newest of which were in the previous
+    observation, so each frame is kept once and stacks are assembled when they are sampled. Where a
+    game begins, the earlier frames of a stack are zeros.
 
     Args:
         buffer_size: Transitions to keep, over all environments.
         observation_space: Stacks of frames ``(stack_size, height, width)``, newest last.
         action_space: Discrete actions.
-        device: Where samples go; the buffer itself stays on the host.
+        device: Device of the samples; the buffer itself stays on the host.
         n_envs: Environments that add transitions together.
-        optimize_memory_usage: Has no effect; SB3 passes it.
-        handle_timeout_termination: Learn from the last transition of a truncated episode as from
-            one in its middle.
+        optimize_memory_usage: Ignored; SB3 passes it.
+        handle_timeout_termination: Bootstrap from the last observation of a truncated episode.
 
     Example:
         >>> stacks = spaces.Box(0, 255, (2, 1, 1), np.uint8)  # two frames of one pixel
@@ -166,7 +165,7 @@ class FrameReplayBuffer(ReplayBuffer):
         optimize_memory_usage: bool = False,
         handle_timeout_termination: bool = True,
     ) -> None:
-        # Past ReplayBuffer's own, which takes the memory that is to be saved.
+        # Skips ReplayBuffer.__init__, which allocates the memory that this class saves.
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
         _require_bytes(self)
         self.buffer_size = max(buffer_size // n_envs, 1)
@@ -180,11 +179,11 @@ class FrameReplayBuffer(ReplayBuffer):
         self.timeouts = np.zeros(slots, np.float32)
         # Earlier frames that belong to a slot's stack; the rest of the stack is zeros.
         self._history = np.zeros(slots, np.int64)
-        # A longer ring, so that the oldest transition still finds the frames before it and the
-        # newest already the one after it.
+        # Longer than the buffer: the oldest transition needs the frames before it, and the newest
+        # one the frame after it.
         self._ring = self.buffer_size + stack_size
         self._frames = torch.empty((self._ring, n_envs, height, width), dtype=torch.uint8)
-        # Last frames of games, by slot and environment, where the ring has the next game's first.
+        # Last frames of games, by slot and environment: the ring has the next game's first there.
         self._final_frames: dict[int, dict[int, NDArray[np.uint8]]] = {}
         self._last_obs: NDArray[np.uint8] | None = None
         self._added = 0
@@ -205,10 +204,10 @@ class FrameReplayBuffer(ReplayBuffer):
         done: NDArray[Any],
         infos: list[dict[str, Any]],
     ) -> None:
-        """Keep one transition of every environment; see :class:`ReplayBuffer`.
+        """Add one transition of every environment; see :class:`ReplayBuffer`.
 
         Raises:
-            ValueError: If an observation neither goes on with the one before nor begins a game.
+            ValueError: If an observation neither continues the previous one nor begins a game.
         """
         slot, frames = self.pos, self._frames.numpy()
         self._history[slot] = self._history_of(obs)
@@ -232,7 +231,7 @@ class FrameReplayBuffer(ReplayBuffer):
         self.full = self._added >= self.buffer_size
 
     def _history_of(self, obs: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Return how many frames before its newest each stack shares with the one before."""
+        """Return how many of each stack's earlier frames belong to its game and are kept."""
         axes = (1, 2, 3)
         begins = ~obs[:, :-1].any(axis=axes)
         if self._last_obs is None:
@@ -307,7 +306,7 @@ class FrameReplayBuffer(ReplayBuffer):
         }
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Take over what :meth:`state` of a buffer of the same size has returned."""
+        """Load what :meth:`state` of a buffer of the same size returned."""
         frames = state["frames"]
         self._frames.numpy()[: len(frames)] = frames
         self._history[:] = state["history"]
@@ -325,10 +324,10 @@ class FrameReplayBuffer(ReplayBuffer):
 
 
 class DQN(stable_baselines3.DQN):
-    """SB3's DQN that decides in each environment on its own whether to explore.
+    """SB3's DQN, but each environment decides separately whether to explore.
 
-    SB3 tosses one coin for all environments of a step, so that they explore together or not at
-    all. With one environment both do the same, until a callback stops them.
+    SB3 draws once per step for all environments, so they explore together or not at all. With one
+    environment both do the same, until a callback stops them.
     """
 
     def predict(
@@ -362,10 +361,10 @@ class DQN(stable_baselines3.DQN):
         learning_starts: int = 0,
         log_interval: int | None = None,
     ) -> RolloutReturn:
-        """Play until the next update, as SB3's method of this name does.
+        """Play until the next update, as in SB3.
 
-        SB3 loses the step at which a callback stops it, or raises. The games have played that
-        step, so here it is kept, and training that goes on in them goes on from there.
+        SB3 loses the step at which a callback stops it or raises. The games have played that
+        step, so here it is kept, and training can continue from there.
         """
         known = callback.locals.get("new_obs")  # of an earlier rollout
 
@@ -381,7 +380,7 @@ class DQN(stable_baselines3.DQN):
                 log_interval,
             )  # fmt: skip
         except BaseException:
-            with contextlib.suppress(ValueError):  # if it is storing that has failed
+            with contextlib.suppress(ValueError):  # if storing is what failed
                 store_latest()
             raise
         if not rollout.continue_training:
@@ -400,7 +399,7 @@ OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
     "RMSpropTFLike": RMSpropTFLike,
 }
 
-# What make_model passes itself, and what its buffers and optimizers stand in for.
+# Arguments that make_model passes itself, or that its buffers and optimizers replace.
 _PASSED = frozenset(
     {
         *("policy", "env", "policy_kwargs", "seed", "device", "verbose", "tensorboard_log"),
@@ -429,7 +428,7 @@ def setting_keywords(algo: str) -> dict[str, dict[str, Any]]:
     if "ent_coef" in algorithm:
         algorithm["ent_coef"] = float | Schedule
     shared = {} if algo == "dqn" else {"share_features_extractor": bool}  # by actor and critic
-    # Games show one picture, not several observations by name.
+    # An observation of a game is one picture, not a Dict.
     extractor = accepted_keywords(policy_kwargs, without={"combined"}) | shared
     return {"algorithm": algorithm, "extractor": extractor}
 
@@ -437,21 +436,21 @@ def setting_keywords(algo: str) -> dict[str, dict[str, Any]]:
 def make_model(
     settings: TrainingSettings, env: VecEnv, *, seed: int, device: str = "cpu"
 ) -> BaseAlgorithm:
-    """Build the model of a training run, with its weights in the layout of convolutions.
+    """Build the model of a training run, with its weights in channels-last layout.
 
-    DQN's ``gradient_steps`` are those of one environment: ``train_freq`` counts steps of all
-    environments together, so with ``n`` of them ``n`` times as many updates keep the ratio of
-    updates to transitions, whatever their number.
+    DQN's ``gradient_steps`` are per environment: ``train_freq`` counts joint steps of all ``n``
+    environments, so ``n`` times as many updates are made, which keeps the ratio of updates to
+    transitions.
 
     Args:
-        settings: What to build.
+        settings: Settings of the run.
         env: Environments to learn from.
         seed: Seed of the weights and of everything SB3 draws.
-        device: Where the network lives.
+        device: Device of the network.
 
     Raises:
-        ValueError, AssertionError: If a value does not fit the others; the latter are those of
-            Stable-Baselines3.
+        ValueError, AssertionError: If a value does not fit the others; Stable-Baselines3 raises
+            the latter.
 
     Example:
         >>> from coordrl.config import RunSettings
@@ -478,8 +477,8 @@ def model_keywords(settings: TrainingSettings, num_envs: int) -> dict[str, Any]:
     """Return the arguments of an algorithm's class that follow from the settings of a run.
 
     Args:
-        settings: What to build.
-        num_envs: Environments to learn from; :func:`make_model` says what for.
+        settings: Settings of the run.
+        num_envs: Environments to learn from; scales DQN's updates, see :func:`make_model`.
     """
     keywords = dict(settings.algorithm)
     for key, value in keywords.items():
@@ -499,13 +498,13 @@ def model_keywords(settings: TrainingSettings, num_envs: int) -> dict[str, Any]:
 
 
 class EntropySchedule(BaseCallback):
-    """Moves the weight of the entropy bonus, which SB3 keeps fixed, before each update.
+    """Sets the weight of the entropy bonus, which SB3 keeps fixed, before each update.
 
-    A bonus large enough to keep a policy from settling early is too large for one that should win
-    every point.
+    A bonus that is large enough to keep a policy from settling early is too large for a policy
+    that should win every point.
 
     Args:
-        schedule: The weight through the run.
+        schedule: The weight over the run.
 
     Example:
         >>> from coordrl.sb3_envs import make_sb3_env
@@ -521,7 +520,7 @@ class EntropySchedule(BaseCallback):
         self._weight_at = LinearSchedule(schedule.start, schedule.end, schedule.end_fraction)
 
     def _on_rollout_end(self) -> None:
-        # SB3 moves its own schedules on only after this call.
+        # SB3 updates its own schedules only after this call.
         total: int = self.model._total_timesteps
         remaining = 1 - self.num_timesteps / total
         self.model.ent_coef = self._weight_at(remaining)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""A :class:`gymnasium.vector.VectorEnv` seen as Stable-Baselines3's ``VecEnv``."""
+"""A :class:`gymnasium.vector.VectorEnv` as a ``VecEnv`` of Stable-Baselines3."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -30,58 +30,59 @@ class TorchStep(NamedTuple):
     """What :meth:`VectorEnvAdapter.step_torch` returns, one row for each of N environments."""
 
     obs: Tensor
-    """Observations, those of new episodes where one has begun."""
+    """Observations; where an episode ended, the first one of the next."""
     rewards: Tensor
     """``(N,)``, float32."""
     terminated: Tensor
     """``(N,)``, booleans; likewise ``truncated``."""
     truncated: Tensor
     next_obs: Tensor
-    """What the actions led to: ``obs``, but the last observation where an episode ended."""
+    """Observations after the actions: ``obs``, but an episode's last one where it ended."""
     game_ended: Tensor
-    """``(N,)``, booleans: where a whole game ended, and a new one has begun in ``obs``."""
+    """``(N,)``, booleans: where a whole game ended and ``obs`` begins a new one."""
     episode_return: Tensor
     """``(N,)``, float32: return of the games that ended, 0 elsewhere."""
     episode_length: Tensor
-    """``(N,)``, int64: their agent steps, likewise."""
+    """``(N,)``, int64: agent steps of the games that ended, 0 elsewhere."""
 
 
 class VectorEnvAdapter(VecEnv):
-    """Makes a vector environment of Gymnasium a ``VecEnv`` of Stable-Baselines3.
+    """Adapts a vector environment of Gymnasium to Stable-Baselines3's ``VecEnv``.
 
-    What the environment returns is passed on untouched. Of Atari games, thousands of which may be
-    stepped together, ``infos`` has an empty dictionary wherever the episode goes on.
+    Observations and infos are passed on unchanged, rewards as float32. Only for Atari games, of
+    which thousands may be stepped together, ``infos`` has an empty dictionary for every environment
+    whose episode continues.
 
-    Where an episode ended, it holds the environment's last info, such as the ``is_success`` that
-    ``EvalCallback`` looks for, and ``terminal_observation`` and ``TimeLimit.truncated`` are set as
-    SB3's own environments do. Where a *game* ended, ``episode`` holds its return, length and
-    duration, ``{"r", "l", "t"}``, where ``Monitor`` writes them, so SB3's logs and
-    ``evaluate_policy`` report whole games (``Monitor``'s ``"t"`` is the age of the environment).
+    Where an episode ended, the dictionary holds the environment's last info, such as the
+    ``is_success`` that ``EvalCallback`` looks for, with ``terminal_observation`` and
+    ``TimeLimit.truncated`` as SB3's own environments set them. Where a *game* ended, ``episode``
+    holds its return, length and duration, ``{"r", "l", "t"}``, as ``Monitor`` does, so SB3's logs
+    and ``evaluate_policy`` report whole games (``Monitor``'s ``"t"`` is the environment's age).
     With an :class:`~coordrl.envs.AtariVectorEnv` these are the unclipped return and the number of
     agent steps of the whole game, however many lives it had (SB3's ``Monitor`` sits below the frame
     skip and counts frames); with any other environment a game is an episode.
 
-    Environments on a GPU, whose ``step`` takes and returns tensors, are copied to the host for this
-    contract; :meth:`step_torch` leaves everything where it is.
+    For environments on a GPU, whose ``step`` takes and returns tensors, this contract copies
+    everything to the host; :meth:`step_torch` leaves it on the device.
 
-    Games that begin together stay together for long: in the first rollouts of thousands of games of
-    Pong either nobody loses a point or all do, and what a network makes of that may cost it its
-    units for good. ``stagger`` lets them begin at different times, as Bharthulwar et al. 2025
+    Games that begin together stay in step for long: in the first rollouts of thousands of games of
+    Pong, either no game loses a point or all do, and learning from that may leave a network with
+    dead units for good. ``stagger`` starts them at different times, as Bharthulwar et al. 2025
     (https://arxiv.org/abs/2511.21011) do.
 
     Args:
-        envs: Vector environment that resets in the same step.
-        stagger: Steps of random actions that :meth:`reset` plays. The environments begin at equal
-            distances within them, so that the first has been played for so long and the last has
-            just begun. What happens in these steps is in no log, but counts for the game at hand.
-            For PPO and A2C: our replay buffers, which keep each frame once, need games from their
+        envs: Vector environment with ``AutoresetMode.SAME_STEP``.
+        stagger: Steps of random actions that :meth:`reset` plays. Games begin at equal intervals
+            within them: the first game plays all of these steps, the last has just begun. Nothing
+            of these steps is logged, but they count for the games that are being played. For PPO
+            and A2C only: our replay buffers, which keep each frame once, need games from their
             beginning.
 
     Attributes:
-        device: Where the environments live.
+        device: Device of the environments.
 
     Raises:
-        ValueError: If ``envs`` resets at another time, or ``stagger`` is negative.
+        ValueError: If ``envs`` has another autoreset mode, or ``stagger`` is negative.
 
     Example:
         >>> envs = VectorEnvAdapter(AtariVectorEnv("Pong", num_envs=2))
@@ -131,7 +132,7 @@ class VectorEnvAdapter(VecEnv):
         self._started_at[mask] = time.time()
 
     def _play_apart(self, seed: int | None) -> VecEnvObs:
-        """Play random actions for ``stagger`` steps, beginning again where it is time to begin."""
+        """Play random actions for ``stagger`` steps, resetting each game when its turn comes."""
         if seed is not None:
             self.envs.action_space.seed(seed)
         begins_at = np.arange(self.num_envs) * self.stagger // self.num_envs
@@ -174,7 +175,7 @@ class VectorEnvAdapter(VecEnv):
 
     @property
     def shortest_timeout(self) -> int:
-        """Least agent steps of an episode that is truncated; 1 if that is not known."""
+        """Fewest agent steps of a truncated episode; 1 if unknown."""
         envs: Any = self.envs.unwrapped
         if not isinstance(envs, AtariVectorEnv):
             return 1
@@ -183,9 +184,9 @@ class VectorEnvAdapter(VecEnv):
     def step_torch(self, actions: Tensor) -> TorchStep:
         """Step the environments like :meth:`step`, from tensors to tensors and without ``infos``.
 
-        Where the environment lives on a GPU, nothing is copied to the host and nothing waited for,
-        and what is returned may be written to by the next step. Where it gives arrays, the tensors
-        share their memory.
+        With an environment on a GPU, nothing is copied to the host or waited for, and the next
+        step may overwrite the returned tensors. With one that returns arrays, the tensors share
+        their memory.
 
         Args:
             actions: Actions of all environments, on any device.
@@ -219,7 +220,7 @@ class VectorEnvAdapter(VecEnv):
     def _ended_games(
         self, info: dict[str, Any], dones: NDArray[np.bool_]
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Return where a game ended, and there its return and its agent steps."""
+        """Return where games ended, with their returns and agent steps."""
         if self._counts_games:
             ended = info.get("_game", np.zeros(self.num_envs, np.bool_))
             game = info.get("game", {"episode_return": ended, "agent_steps": ended})
@@ -236,7 +237,7 @@ class VectorEnvAdapter(VecEnv):
         return round(now - before, 6)
 
     def save(self) -> bytes:
-        """Return the environments as bytes, to go on exactly from here with :meth:`restore`.
+        """Return the environments as bytes, to continue exactly from here with :meth:`restore`.
 
         Raises:
             ValueError: If the environments cannot be saved.
@@ -252,12 +253,12 @@ class VectorEnvAdapter(VecEnv):
         return pack_state({"num_envs": self.num_envs}, arrays, {"envs": save()})
 
     def restore(self, state: bytes) -> VecEnvObs:
-        """Go on from where :meth:`save` was called.
+        """Continue from where :meth:`save` was called.
 
-        A model whose training goes on has to be given what is returned, as its ``_last_obs``.
+        To continue training, set the model's ``_last_obs`` to the returned observations.
 
         Returns:
-            The observations that were the latest then.
+            The latest observations at that time.
 
         Raises:
             ValueError: If the state is damaged or does not belong to these environments.
@@ -284,8 +285,9 @@ class VectorEnvAdapter(VecEnv):
     def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
         """Return an attribute for each index.
 
-        It is that of the environment with the index, as in :class:`SyncVectorEnv`, or else of the
-        vector environment: its element where it is an array with one for each, such as ``lives``.
+        It is the attribute of the environment with that index, as for :class:`SyncVectorEnv`, or
+        else of the vector environment: if it is an array of length ``num_envs``, such as ``lives``,
+        the element with that index.
         """
         holder = _holder(self.envs, attr_name)
         if isinstance(holder, SyncVectorEnv | AsyncVectorEnv):
@@ -303,7 +305,7 @@ class VectorEnvAdapter(VecEnv):
 
         Raises:
             AttributeError: If the vector environment has no such attribute.
-            ValueError: If it is the vector environment's, and not all of them are meant.
+            ValueError: If it belongs to the vector environment and ``indices`` are not all.
         """
         holder = _holder(self.envs, attr_name)
         if isinstance(holder, SyncVectorEnv | AsyncVectorEnv):
@@ -323,12 +325,12 @@ class VectorEnvAdapter(VecEnv):
         indices: int | Iterable[int] | None = None,
         **method_kwargs: Any,
     ) -> list[Any]:
-        """Call a method of each environment, or else of the vector environment, once.
+        """Call a method of each environment or, if they have none, once of the vector environment.
 
         The latter's result is returned for each index.
 
         Raises:
-            ValueError: If it is a method of the environments, and not all of them are meant.
+            ValueError: If the method belongs to the environments and ``indices`` are not all.
         """
         holder = _holder(self.envs, method_name)
         if isinstance(holder, SyncVectorEnv | AsyncVectorEnv):
@@ -342,7 +344,7 @@ class VectorEnvAdapter(VecEnv):
         wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]],
         indices: int | Iterable[int] | None = None,
     ) -> list[bool]:
-        """Tell whether a wrapper is there; that of ``Monitor`` always is, in effect."""
+        """Return True for ``Monitor``, whose part this class plays, and False for all others."""
         is_wrapped = issubclass(wrapper_class, Monitor)
         return [is_wrapped for _ in self._get_indices(indices)]
 
@@ -372,9 +374,9 @@ def make_sb3_env(
     Args:
         game: Name of the game, in any spelling that :func:`~coordrl.envs.canonical_game` reads.
         num_envs: Number of games.
-        settings: How they are played and seen; by default the classic protocol of training.
+        settings: How they are played and seen; by default the classic training protocol.
         seed: Seed of the first reset.
-        stagger: Over how many steps they begin; see :class:`VectorEnvAdapter`.
+        stagger: Over how many steps games begin; see :class:`VectorEnvAdapter`.
         **kwargs: Further arguments of :class:`~coordrl.envs.AtariVectorEnv`.
 
     Example:
@@ -390,7 +392,7 @@ def make_sb3_env(
 
 
 def _on_host(value: Any) -> Any:
-    """Return tensors as arrays, also within tuples and dictionaries, and all else as it is."""
+    """Return tensors, also within tuples and dictionaries, as arrays; leave the rest unchanged."""
     if isinstance(value, Tensor):
         return value.cpu().numpy()
     if isinstance(value, tuple):
@@ -401,7 +403,7 @@ def _on_host(value: Any) -> Any:
 
 
 def _holder(envs: VectorEnv[Any, Any, Any], name: str) -> VectorEnv[Any, Any, Any]:
-    """Return the outermost wrapper that has an attribute, or else what they wrap."""
+    """Return the outermost wrapper that has an attribute, or the innermost environment."""
     while isinstance(envs, VectorWrapper) and not hasattr(envs, name):
         envs = envs.env
     return envs
@@ -412,14 +414,14 @@ def _named(envs: VectorEnv[Any, Any, Any]) -> str:
 
 
 def _are_equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two options are the same; values may be arrays."""
+    """Whether two dictionaries of options are equal; values may be arrays."""
     return one.keys() == other.keys() and all(
         np.array_equal(value, other[name]) for name, value in one.items()
     )
 
 
 def atari_games_of(model: BaseAlgorithm) -> AtariVectorEnv | None:
-    """Return the games that a model learns from; None if it has none, or others than ours.
+    """Return the AtariVectorEnv that a model learns from; None if it has no such environment.
 
     Example:
         >>> from stable_baselines3 import PPO
