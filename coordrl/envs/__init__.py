@@ -1,8 +1,8 @@
 """Atari games: many at a time as one :class:`gymnasium.vector.VectorEnv`, or one by one.
 
-What plays them is our own emulator, or ale-py's vector environment, which gives the same bytes more
-slowly and knows fewer settings. Importing this registers the games with Gymnasium, as
-``coordrl/Pong-v0``: for ``gymnasium.make_vec``, and one at a time for ``gymnasium.make``.
+Games are played by our own emulator, or by ale-py's vector environment, which gives the same bytes
+more slowly and has fewer settings. Importing this package registers the games with Gymnasium, as
+``coordrl/Pong-v0``, for ``gymnasium.make_vec`` and, one game at a time, for ``gymnasium.make``.
 """
 
 import gymnasium

@@ -1,4 +1,4 @@
-"""What plays the games of an environment on the CPU: our emulator, or ale-py with what it lacks."""
+"""Backends that play games on the CPU: our emulator, or ale-py with its missing parts added."""
 
 import os
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ Flags = NDArray[np.bool_]
 
 
 class Backend(Protocol):
-    """What plays the games; :class:`~coordrl.emulator.Emulator` is the model."""
+    """Plays the games; :class:`~coordrl.emulator.Emulator` is the reference implementation."""
 
     @property
     def action_meanings(self) -> tuple[str, ...]:
@@ -27,17 +27,17 @@ class Backend(Protocol):
         """Shape of an observation, the stack first."""
 
     def reset(self, *, seed: NDArray[np.integer[Any]] | None, mask: Flags) -> Step:
-        """Begin new games where the mask is true; ``seed`` has one number for each of them."""
+        """Begin new games where the mask is true; ``seed`` has one number for each new game."""
 
     def step(self, actions: ArrayLike) -> Step:
         """Play one action in every game."""
 
 
 class AlePy:
-    """ale-py's vector environment, with what :class:`~coordrl.emulator.Emulator` adds to it.
+    """ale-py's vector environment, completed to what :class:`~coordrl.emulator.Emulator` offers.
 
-    That is: rewards clipped here, so that the points are known; FIRE after a lost life; which games
-    ended; and the return and length of each.
+    Added are: rewards clipped here, so that the points are known; FIRE after a lost life; which
+    games ended; and the return and length of each.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from coordrl.envs.episode_state import EpisodeState, new_episode_state
 class DeviceGames:
     """The games of an :class:`~coordrl.envs.AtariVectorEnv` on a GPU: its bookkeeping in tensors.
 
-    Nothing here depends on a value, so that a step can be captured in a CUDA graph.
+    No control flow depends on a tensor's value, so that a CUDA graph can capture a step.
     """
 
     def __init__(self, emulator: DeviceEmulator, autoreset_mode: AutoresetMode) -> None:
@@ -102,11 +102,11 @@ class DeviceGames:
         return tuple(self._emulator.screen(i) for i in range(self._emulator.num_envs))
 
     def save(self) -> tuple[list[bytes], EpisodeState[NDArray[Any]]]:
-        """Return the consoles, and what is known beside them."""
+        """Return the consoles, and the state kept besides them."""
         return self._emulator.save(), self._state.map(lambda tensor: tensor.cpu().numpy())
 
     def restore(self, saved: Sequence[bytes], state: EpisodeState[NDArray[Any]]) -> Tensor:
-        """Go on from what :meth:`save` returned; return the observations."""
+        """Continue from what :meth:`save` returned; return the observations."""
         step = self._emulator.restore(saved)
         arrays = state.saved()
         for name, tensor in self._state.saved().items():  # in place: a CUDA graph has its address

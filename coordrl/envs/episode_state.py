@@ -1,4 +1,4 @@
-"""What an environment knows of its games beside what their consoles do."""
+"""State that an environment keeps for its games besides their consoles."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -22,22 +22,22 @@ class EpisodeState(Generic[Array]):
     started_at: Array
     """``frame_number`` when the game began."""
     reset_frames: Array
-    """Frames that were played before the agent's first."""
+    """Frames played before the agent's first action."""
     lives: Array
     """Lives left after the last step."""
 
     def map(self, function: Callable[[Array], Other]) -> "EpisodeState[Other]":
-        """Return what a function makes of each array."""
+        """Return the state with a function applied to each array."""
         made = {field.name: function(getattr(self, field.name)) for field in fields(self)}
         return EpisodeState(**made)
 
     def saved(self) -> dict[str, Array]:
-        """Return the arrays by the names that they have in saved games."""
+        """Return the arrays by their names in saved games."""
         return {f"_{field.name}": getattr(self, field.name) for field in fields(self)}
 
 
 def new_episode_state(num_envs: int) -> EpisodeState[NDArray[Any]]:
-    """Return the state of games that were not begun yet."""
+    """Return the state of games that have not begun."""
     return EpisodeState(
         game_ended=np.zeros(num_envs, np.bool_),
         life_ended=np.zeros(num_envs, np.bool_),
@@ -50,7 +50,7 @@ def new_episode_state(num_envs: int) -> EpisodeState[NDArray[Any]]:
 def restored_episode_state(
     arrays: Mapping[str, NDArray[Any]], num_envs: int
 ) -> EpisodeState[NDArray[Any]]:
-    """Return what :meth:`EpisodeState.saved` returned.
+    """Return the state that :meth:`EpisodeState.saved` returned the arrays of.
 
     Raises:
         ValueError: If an array is missing, or has another type or shape.

@@ -71,7 +71,7 @@ class HostGames:
                 f"the games of environments {np.flatnonzero(state.game_ended).tolist()} have "
                 "ended; reset them before the next step"
             )
-        # `count_nonzero` is the fastest question that numpy answers, and a step asks several.
+        # `count_nonzero` is NumPy's fastest test for any true value, and a step makes several.
         next_step = self._mode is AutoresetMode.NEXT_STEP
         between_lives = next_step and np.count_nonzero(state.life_ended) > 0
         if between_lives:
@@ -98,7 +98,7 @@ class HostGames:
         return step.obs, rewards, terminated, truncated, info
 
     def require_screens(self) -> None:
-        """Refuse to draw screens where nothing can."""
+        """Raise ValueError if screens cannot be drawn."""
         self._own_emulator("render")
 
     def screens(self) -> tuple[NDArray[np.uint8], ...]:
@@ -107,13 +107,13 @@ class HostGames:
         return tuple(emulator.screen(i) for i in range(self._num_envs))
 
     def save(self) -> tuple[list[bytes], EpisodeState[NDArray[Any]]]:
-        """Return the consoles, and what is known beside them."""
+        """Return the consoles, and the state kept besides them."""
         return self._own_emulator("save its games").save(), self._state
 
     def restore(
         self, saved: Sequence[bytes], state: EpisodeState[NDArray[Any]]
     ) -> NDArray[np.uint8]:
-        """Go on from what :meth:`save` returned; return the observations."""
+        """Continue from what :meth:`save` returned; return the observations."""
         step = self._own_emulator("restore its games").restore(saved)
         self._state = state
         return step.obs
@@ -134,10 +134,10 @@ class HostGames:
         last_info, ended = _info(step), step.ended.copy()
         same_step = self._mode is AutoresetMode.SAME_STEP
         if same_step:
-            # The counters are those of the new game. It began with the frame after the last one of
-            # the old game, whose counters are thus known; its lives are not. But a game may end
-            # while nothing is done before the first observation, and another one be begun (Demon
-            # Attack in modes 3, 5 and 7): those frames are nobody's.
+            # The counters are the new game's. It began one frame after the old game's last, so the
+            # old counters are known; the old lives are not. But a game may end during the NOOPs
+            # before its first observation, and another begin (Demon Attack in modes 3, 5 and 7):
+            # those frames belong to neither game.
             del last_info["lives"]
             started_at = step.frame_number - step.episode_frame_number
             played = step.episode_length * self._frame_skip
@@ -154,7 +154,8 @@ class HostGames:
                 "frames": np.where(ended, frames, 0),
             }
         if same_step:
-            # A game that goes on after a lost life was not reset: its last picture is its first.
+            # A game that goes on after a lost life was not reset: the last observation of the old
+            # episode is the first of the new one.
             info["final_obs"] = np.full(self._num_envs, None, object)
             for i in np.flatnonzero(episode_ended):
                 info["final_obs"][i] = (step.final_obs if ended[i] else step.obs)[i].copy()

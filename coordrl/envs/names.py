@@ -1,4 +1,4 @@
-"""Games by their names: that of the ROM file, and as people write it."""
+"""Names of games: that of the ROM file, and other spellings."""
 
 import difflib
 import re
@@ -10,7 +10,7 @@ def games(*, atari57: bool = False) -> tuple[str, ...]:
     """Return the canonical names of all games, in alphabetical order.
 
     Args:
-        atari57: Only of the 57 that agents are usually compared on.
+        atari57: Only the 57 games that agents are usually compared on.
 
     Example:
         >>> len(games()), games()[0], len(games(atari57=True))
@@ -20,12 +20,12 @@ def games(*, atari57: bool = False) -> tuple[str, ...]:
 
 
 def canonical_game(name: str) -> str:
-    """Return a game's canonical name, that of its ROM file, for a name as people write it.
+    """Return a game's canonical name, that of its ROM file, for any usual spelling.
 
-    Case, spaces and underscores do not matter, nor what Gymnasium adds to the name.
+    Case, spaces, underscores and Gymnasium's additions to the name do not matter.
 
     Raises:
-        TypeError: If the name is not a text.
+        TypeError: If the name is not a str.
         UnknownGameError: If there is no such game; the message suggests the nearest names.
 
     Example:

@@ -15,32 +15,32 @@ from coordrl.envs.vector_env import AtariVectorEnv, info_of
 
 
 class AtariEnv(gymnasium.Env[Any, Any]):
-    """One game, for what takes one environment: ``gymnasium.make``, its wrappers, its checkers.
+    """One game, for APIs that take a single environment, such as ``gymnasium.make`` and wrappers.
 
-    It is an :class:`AtariVectorEnv` of one game with ``NEXT_STEP``, whose autoreset is done by
-    ``reset``: behind the end of an episode that goes on with the random streams, and behind a lost
-    life that ended the episode alone (``life_loss="terminate"``) with the game, after one step
-    of NOOP, as ``EpisodicLifeEnv`` of Stable-Baselines3 does. Anywhere else ``reset``, and with a
-    seed everywhere, begins a new game.
+    It is an :class:`AtariVectorEnv` of one game in ``NEXT_STEP`` mode, whose autoreset ``reset``
+    performs. After the end of a game, ``reset`` begins a new one and continues the random streams.
+    After a lost life that ended only the episode (``life_loss="terminate"``), it plays one NOOP and
+    continues the game, as ``EpisodicLifeEnv`` of Stable-Baselines3 does. Within an episode, or with
+    a seed, it begins a new game.
 
-    Observations are copies: an environment's are the caller's. They are stacked, pooled and gray
-    already, so SB3's ``make_vec_env`` is enough, without the wrappers of ``make_atari_env``. What
-    ``Monitor`` or ``evaluate_policy`` see here are single lives and clipped rewards; to evaluate,
-    give ``settings_for("classic", training=False)``. ``info["game"]`` is of whole games in any
-    case; where one ends in that step of NOOP, the info of ``reset`` has it.
+    Observations are copies and belong to the caller. They are already stacked, pooled and gray, so
+    SB3's ``make_vec_env`` is enough, without the wrappers of ``make_atari_env``. By default,
+    ``Monitor`` and ``evaluate_policy`` see single lives and clipped rewards; to evaluate, pass
+    ``settings_for("classic", training=False)``. ``info["game"]`` always describes whole games; if
+    one ends during that NOOP, it is in the info of ``reset``.
 
-    Many games are played much faster by one :class:`AtariVectorEnv` than by many of these.
+    One :class:`AtariVectorEnv` plays many games much faster than many of these.
 
     Args:
         game: Name of the game, in any spelling that :func:`~coordrl.envs.canonical_game` reads.
-        settings: How it is played and seen; by default the classic protocol of training, where
+        settings: How it is played and seen; by default the classic training protocol, where
             rewards are clipped and a lost life ends the episode.
-        emulator: What plays it, as for :class:`AtariVectorEnv`.
+        emulator: Emulator to use, as for :class:`AtariVectorEnv`.
         render_mode: ``"rgb_array"`` allows :meth:`render`.
         rom_path: ROM image to play, or a folder with it; by default the one in ale-py.
 
     Raises:
-        ValueError: As :class:`AtariVectorEnv`.
+        ValueError: As for :class:`AtariVectorEnv`.
 
     Example:
         >>> env = gymnasium.make("coordrl/Pong-v0", settings=AtariSettings(life_loss="ignore"))
@@ -80,7 +80,7 @@ class AtariEnv(gymnasium.Env[Any, Any]):
         self.render_mode = render_mode
         self.observation_space = self.envs.single_observation_space
         self.action_space = self.envs.single_action_space
-        self._has_ended = False  # the episode, and a step would begin the next
+        self._has_ended = False  # the episode; a step would begin the next one
 
     @property
     def lives(self) -> int:
@@ -97,8 +97,8 @@ class AtariEnv(gymnasium.Env[Any, Any]):
         """Begin an episode.
 
         Args:
-            seed: Seeds the game anew; the random streams go on without.
-            options: None are known.
+            seed: Seeds the game anew; if None, the random streams continue.
+            options: Must be empty: there are no options.
 
         Raises:
             ValueError: If the seed is negative, or there are options.
@@ -113,9 +113,9 @@ class AtariEnv(gymnasium.Env[Any, Any]):
         if not self._has_ended or seed is not None:
             obs, info = self.envs.reset(seed=seed)
             self._has_ended = False
-        while self._has_ended:  # NOOP behind a lost life may be the game's last step
+        while self._has_ended:  # NOOP after a lost life may be the game's last step
             obs, _, terminated, truncated, latest = self.envs.step([0])
-            info |= latest  # a game that has ended stays in it
+            info |= latest  # keeps info["game"] of a game that ended meanwhile
             self._has_ended = bool(terminated[0] or truncated[0])
         return obs[0].copy(), info_of(info, 0)
 
@@ -126,7 +126,7 @@ class AtariEnv(gymnasium.Env[Any, Any]):
 
         Raises:
             ValueError: If there is no such action.
-            gymnasium.error.ResetNeeded: Before the first reset, and behind the end of an episode.
+            gymnasium.error.ResetNeeded: Before the first reset, and after the end of an episode.
         """
         if self._has_ended:
             raise gymnasium.error.ResetNeeded("the episode has ended; reset before the next step")
@@ -142,21 +142,22 @@ class AtariEnv(gymnasium.Env[Any, Any]):
         return self.envs.render()[0]
 
     def save(self) -> bytes:
-        """Return the game as bytes, to go on exactly from here with :meth:`restore`."""
+        """Return the game as bytes, to continue exactly from here with :meth:`restore`."""
         return self.envs.save()
 
     def restore(self, state: bytes) -> NDArray[np.uint8]:
-        """Go on from where :meth:`save` was called; return the observation that was latest then.
+        """Continue from where :meth:`save` was called; return the latest observation of that time.
 
-        A wrapper that wants a reset first, as that of ``gymnasium.make`` does, still wants it.
+        Wrappers that require a reset first, such as ``OrderEnforcing`` of ``gymnasium.make``, still
+        do.
 
         Raises:
-            ValueError: As ``AtariVectorEnv.restore``.
+            ValueError: As for ``AtariVectorEnv.restore``.
         """
         obs: NDArray[np.uint8] = self.envs.restore(state)[0].copy()
         self._has_ended = bool(self.envs.is_over[0])
         return obs
 
     def close(self) -> None:
-        """Let go of the game."""
+        """Release the game."""
         self.envs.close()

@@ -1,4 +1,4 @@
-"""Saved games as one string of bytes: arrays, consoles, and a key of what they belong to."""
+"""Saved games as one byte string: arrays, consoles, and a key that says what they belong to."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 def pack_state(
     key: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], parts: Mapping[str, bytes]
 ) -> bytes:
-    """Return arrays and byte strings as one, with a key that says what they belong to.
+    """Pack arrays and byte strings into one, with a key that says what they belong to.
 
     Example:
         >>> state = pack_state({"game": "pong"}, {"lives": np.array([3])}, {"console": b"..."})
@@ -38,11 +38,11 @@ def unpack_state(
     """Return the arrays and byte strings of :func:`pack_state`.
 
     Raises:
-        ValueError: If the state is damaged or belongs to something else than ``key`` says.
+        ValueError: If the state is damaged or was packed with another ``key``.
     """
     try:
-        if not state.startswith(b"PK"):  # NumPy would advise to trust it as a pickle
-            raise ValueError("it is no zip file")
+        if not state.startswith(b"PK"):  # NumPy would advise loading it as a pickle
+            raise ValueError("it is not a zip file")
         with np.load(io.BytesIO(state), allow_pickle=False) as file:
             contents = {name: file[name] for name in file.files}
         found = json.loads(contents.pop("key").tobytes())

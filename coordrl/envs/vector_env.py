@@ -37,9 +37,9 @@ _AUTORESETS: dict[AutoresetMode, Autoreset] = {
 
 
 class Games(Protocol):
-    """The games of an environment, with its bookkeeping: of the CPU or of a GPU.
+    """The games of an environment with its bookkeeping, on the CPU or on a GPU.
 
-    The arrays are NumPy's on the CPU and tensors on a GPU.
+    Arrays are NumPy arrays on the CPU and tensors on a GPU.
     """
 
     action_meanings: tuple[str, ...]
@@ -66,10 +66,10 @@ class Games(Protocol):
         """Return the screen of every game."""
 
     def save(self) -> tuple[list[bytes], EpisodeState[NDArray[Any]]]:
-        """Return the consoles, and what is known beside them."""
+        """Return the consoles, and the state kept besides them."""
 
     def restore(self, saved: Sequence[bytes], state: EpisodeState[NDArray[Any]]) -> Any:
-        """Go on from what :meth:`save` returned; return the observations."""
+        """Continue from what :meth:`save` returned; return the observations."""
 
 
 class AtariVectorEnv(VectorEnv[Any, Any, Any]):
@@ -80,54 +80,55 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
     *episode* ends there too and, with ``life_loss="terminate"``, at every lost life, where the
     game itself goes on.
 
-    **What step returns may be kept.** No array is written to again while there is a reference to
-    it or to a part of it. But observations are to be read alone: their memory is the emulator's,
-    which makes the next stack from the last one, so writing into one spoils the steps behind it.
+    **Returned arrays may be kept.** No array is overwritten while there is a reference to it or to
+    a part of it. But treat observations as read-only: their memory is the emulator's, which makes
+    the next stack from the last one, so writing to one corrupts the following steps.
 
     **Info** of every step holds ``lives``, ``frame_number`` (frames since the environment was
-    seeded) and ``episode_frame_number`` (frames of this game, those of its reset included), each
-    an array of length ``num_envs``. Where a game ended, ``info["_game"]`` is true and
-    ``info["game"]`` has its ``episode_return`` (sum of the unclipped rewards), ``agent_steps`` and
-    ``frames``, both counted from the end of the reset. (With ``SAME_STEP``, ``frames`` are rounded
-    up to whole steps where the next game was over, and one more begun, before it was first seen.)
+    seeded) and ``episode_frame_number`` (frames of this game, including its reset), each an array
+    of length ``num_envs``. Where a game ended, ``info["_game"]`` is true and ``info["game"]`` has
+    its ``episode_return`` (sum of the unclipped rewards), ``agent_steps`` and ``frames``, both
+    counted from the end of the reset. (With ``SAME_STEP``, ``frames`` is rounded up to whole steps
+    if the next game ended, and one more began, before its first observation.)
 
     **Autoreset.** With ``SAME_STEP``, which Stable-Baselines3 expects, ``obs`` is already the first
-    observation of the next episode, and ``info["final_obs"]`` has the last one of those that
+    observation of the next episode, and ``info["final_obs"]`` has the last one of each episode that
     ended, as in :class:`gymnasium.vector.SyncVectorEnv`: an object array, with ``None`` elsewhere.
     With ``NEXT_STEP`` the following step ignores the action, resets, and returns reward 0. With
     ``DISABLED`` a game that ended must be reset by hand.
 
-    **A lost life** that ends the episode does not touch the game. With ``SAME_STEP`` the last
-    observation of the life is the first of the next; with ``NEXT_STEP`` the step in between plays
+    **A lost life** that ends the episode leaves the game running. With ``SAME_STEP`` the last
+    observation of one life is the first of the next; with ``NEXT_STEP`` the step in between plays
     NOOP, as ``EpisodicLifeEnv`` of Stable-Baselines3 does. With ``fire_after_life_loss`` the step
     after a lost life presses FIRE whatever the action. The stack keeps the frames from before the
     loss, where SB3's ``VecFrameStack`` clears them.
 
-    **On a GPU** (``device="cuda"``) ``step`` takes and returns torch tensors of that device, info
-    included, and neither copies to the host nor waits. The bytes are the CPU's; what differs:
+    **On a GPU** (``device="cuda"``) ``step`` takes and returns torch tensors on that device, info
+    included, and neither copies to the host nor waits. The bytes equal the CPU's. Differences:
 
-    - What is returned is the environment's own and overwritten by the next step; clone to keep.
+    - Returned tensors belong to the environment and are overwritten by the next step; clone to
+      keep them.
     - ``info`` always has ``_game`` and ``game``, zeros where no game ended, and with ``SAME_STEP``
-      ``final_obs`` for all rows, of which those count where an episode was terminated or truncated.
-    - Actions are int64 and not checked: one that does not exist is taken as the nearest.
-    - Several games can share a batch, in equal parts that follow each other.
-    - ``DISABLED`` does not ask for a reset: a game that ended stays over, terminated or truncated
-      and with reward 0, until it is reset; ``_game`` is true in its last step alone.
+      ``final_obs`` for all rows, valid only where an episode was terminated or truncated.
+    - Actions are int64 and not checked: an action that does not exist is clamped to the nearest.
+    - Several games can share a batch, in equal parts one after the other.
+    - ``DISABLED`` does not require a reset: a game that ended stays terminated or truncated, with
+      reward 0, until it is reset; ``_game`` is true only in its last step.
 
     Args:
         game: Name of the game, in any spelling that :func:`canonical_game` reads; on a GPU also a
             list of names.
         num_envs: Number of games, at least 1.
-        settings: How they are played and seen: AtariSettings, or their fields by name.
-        emulator: What plays them: our own emulator or ale-py. By default our own, or ale-py with
-            a warning where the package was installed without a compiler.
+        settings: How they are played and seen: AtariSettings, or a mapping of their fields.
+        emulator: ``"coordrl"``, our own, or ``"ale"``, ale-py. By default our own, or ale-py with
+            a warning if the package was installed without a compiler.
         num_threads: Threads that share the games; 0 takes one per core.
         device: ``"cpu"``, or a CUDA device.
         autoreset_mode: When the next game begins; Stable-Baselines3 needs ``SAME_STEP``, and
             Gymnasium's wrappers that change observations ``NEXT_STEP``.
         render_mode: ``"rgb_array"`` allows :meth:`render`.
-        rom_path: ROM image to play, or a folder with it; by default the one in ale-py. An image
-            that is not the one whose rules are known is refused.
+        rom_path: ROM image to play, or a folder with it; by default the one in ale-py. Images
+            other than those whose rules are known are refused.
 
     Raises:
         ValueError: If the game is unknown, a number is out of range, or the emulator lacks
@@ -236,7 +237,7 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         return DeviceGames(emulator, mode)
 
     def __reduce__(self) -> NoReturn:
-        """Refuse to be copied or pickled."""
+        """Raise a TypeError: games are neither copied nor pickled."""
         raise TypeError(
             "games are not copied or pickled: make another AtariVectorEnv with the same arguments, "
             "and pass what save() returns to its restore()"
@@ -264,11 +265,11 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         """Begin new games, in all environments or in some.
 
         Args:
-            seed: An int seeds the i-th of the environments that are reset with ``seed + i``, as in
-                ale-py (Gymnasium's own count those that are not reset as well); a sequence holds
-                one seed for each of them, or, as in Gymnasium, for each of all environments. Seeds
-                are taken modulo 2^31. Without one, the random streams go on, and those never
-                seeded are seeded at random.
+            seed: With an int, the i-th environment that is reset gets ``seed + i``, as in ale-py
+                (Gymnasium's own also count environments that are not reset). A sequence holds one
+                seed for each environment that is reset or, as in Gymnasium, for each environment.
+                Seeds are taken modulo 2^31. If None, the random streams continue, and environments
+                that were never seeded are seeded at random.
             options: ``{"reset_mask": mask}`` resets only the environments where the boolean
                 array ``mask`` of shape ``(num_envs,)`` is true.
 
@@ -276,7 +277,8 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
             Observations and info of all environments, also of those that were not reset.
 
         Raises:
-            ValueError: If a seed is negative, or their number is none of those.
+            ValueError: If a seed is negative or there are too few or too many, or ``options`` are
+                not as described.
         """
         self._require_open()
         mask = self._reset_mask(options)
@@ -312,7 +314,7 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
     def render(self) -> tuple[NDArray[np.uint8], ...]:
         """Return the screen of every game, of shape ``(height, 160, 3)``, as it is now.
 
-        Screens of games on a GPU are drawn on the CPU, one after the other: look at a few games.
+        Screens of games on a GPU are drawn on the CPU, one after the other: render few games.
 
         Raises:
             ValueError: If the environment was made without ``render_mode="rgb_array"``.
@@ -323,12 +325,12 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         return self._games.screens()
 
     def save(self) -> bytes:
-        """Return the games as bytes, to go on exactly from here with :meth:`restore`.
+        """Return the games as bytes, to continue exactly from here with :meth:`restore`.
 
-        That is everything: consoles, random numbers, stacks of observations, statistics.
+        They hold everything: consoles, random numbers, stacks of observations, statistics.
 
         Raises:
-            ValueError: If ale-py plays the games: it cannot save them.
+            ValueError: If ale-py plays the games, which cannot save them.
             gymnasium.error.ResetNeeded: Before the first reset.
 
         Example:
@@ -348,19 +350,19 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         return pack_state(self._state_key(), episodes.saved(), consoles)
 
     def restore(self, state: bytes) -> Any:
-        """Go on from where :meth:`save` was called, in this environment or one made like it.
+        """Continue from where :meth:`save` was called, in this environment or one made like it.
 
-        A state that was saved on a GPU goes on on a CPU, and the other way round.
+        A state saved on a GPU can be restored on the CPU, and the other way round.
 
         Args:
             state: What ``save`` returned.
 
         Returns:
-            The observations that were the latest then.
+            The latest observations at that time.
 
         Raises:
             ValueError: If the state is damaged, or was saved with another game, number of games,
-                settings or autoreset mode. Nothing has changed then.
+                settings or autoreset mode. The environment is then unchanged.
         """
         self._require_open()
         arrays, consoles = unpack_state(self._state_key(), state)
@@ -381,7 +383,7 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         }
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Let go of the games."""
+        """Release the games."""
         del self._games
 
     def _require_open(self) -> None:
@@ -410,7 +412,7 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
 def _as_settings(settings: AtariSettings | Mapping[str, Any] | None) -> AtariSettings:
     if settings is None:
         return AtariSettings()
-    if isinstance(settings, Mapping):  # as gymnasium's specs come back from JSON
+    if isinstance(settings, Mapping):  # as in gymnasium's specs loaded from JSON
         known = {field.name for field in dataclasses.fields(AtariSettings)}
         if unknown := sorted(set(settings) - known):
             raise TypeError(f"settings has no {unknown[0]!r}; there are {', '.join(sorted(known))}")
@@ -433,7 +435,7 @@ def info_of(info: dict[str, Any], i: int) -> dict[str, Any]:
 def _cpu_or_gpu(device: torch.device | str) -> torch.device:
     try:
         found = torch.device(device)
-    except RuntimeError:  # of torch, for a text that is no device
+    except RuntimeError:  # torch raises it for unknown device strings
         found = torch.device("meta")
     if found.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be 'cpu' or 'cuda', got {str(device)!r}")
