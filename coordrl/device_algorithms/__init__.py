@@ -1,9 +1,9 @@
 """Stable-Baselines3's PPO, A2C and DQN whose rollouts and replay never leave the device.
 
-SB3 copies every observation to arrays of the host and back, and waits for the device several times
-in every step and every minibatch. Here a step goes from tensors to tensors (``step_torch``), and
-what is logged is read at the end of each rollout. Losses, logs, callbacks and what is saved are
-SB3's; everything runs on ``device="cpu"`` as well.
+SB3 copies every observation to host arrays and back, and waits for the device several times in
+every step and every minibatch. Here a step takes and returns tensors (``step_torch``), and logged
+values are read at the end of each rollout. Losses, logs, callbacks and saved files are SB3's;
+everything runs on ``device="cpu"`` as well.
 """
 
 from coordrl.device_algorithms.buffers import (

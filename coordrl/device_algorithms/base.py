@@ -1,4 +1,4 @@
-"""What all algorithms on a device share: arguments, games that ended, steps of the optimizer."""
+"""What all algorithms on a device share: arguments, ended games, optimizer steps."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ from coordrl.modes import evaluating
 from coordrl.ranks import Ranks
 from coordrl.sb3_envs import TorchStep, VectorEnvAdapter
 
-# Attributes that plain SB3 would not understand, or that belong to a run and its device.
+# Attributes that plain SB3 could not load, or that belong to a run and its device.
 _NOT_SAVED = (
     *("acceleration", "ranks", "episodes", "rollout_buffer_class", "rollout_buffer_kwargs"),
     *("replay_buffer_class", "replay_buffer_kwargs", "_last_obs", "_last_episode_starts"),
@@ -30,16 +30,17 @@ class OnDevice(BaseAlgorithm):
     """An algorithm of SB3 whose environments are stepped in tensors.
 
     Args:
-        *args: As of SB3's class.
-        acceleration: How to compute.
-        ranks: Processes that train together. Sizes that the class is given, such as
-            ``batch_size``, are those of one process; steps are counted over all.
-        **kwargs: As of SB3's class.
+        *args: Those of SB3's class.
+        acceleration: Compilation, CUDA graphs, precision and memory layout.
+        ranks: Processes that train together. Sizes among the arguments, such as ``batch_size``,
+            are per process; steps are counted over all.
+        **kwargs: Those of SB3's class.
 
     Raises:
         ValueError: If the environments are not a :class:`~coordrl.sb3_envs.VectorEnvAdapter` of
-            Atari games seen in gray: the buffers keep each frame once, so they have to know how
-            one stack of frames follows from the other.
+            Atari games seen in gray: the buffers keep each frame once, so they must know how one
+            stack of frames follows from the last. Also if the policy computes something other
+            than SB3's own.
     """
 
     max_grad_norm: float
@@ -47,11 +48,11 @@ class OnDevice(BaseAlgorithm):
     _network: Any
     """The policy as a function of weights and observations, compiled if the settings ask for it."""
     _act: Any
-    """Chooses actions; likewise, recorded as a CUDA graph."""
+    """Chooses actions; recorded as a CUDA graph if the settings ask for it."""
     _update: Any = None
-    """Makes one update; likewise."""
+    """Makes one update; recorded like ``_act``."""
     _shortest_timeout: int = 1
-    """Least steps of a truncated episode, which the buffer has room for."""
+    """Fewest steps of a truncated episode that the buffer has room for."""
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class OnDevice(BaseAlgorithm):
     ) -> None:
         self.acceleration = acceleration or AccelerationSettings()
         self.ranks = ranks or Ranks()
-        self._moment = Moment()  # in which what the last step returned holds
+        self._moment = Moment()  # lifetime of the last step's tensors
         super().__init__(*args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
@@ -72,19 +73,19 @@ class OnDevice(BaseAlgorithm):
         if self.env is not None:
             self._require_games(self.env)
         self._shortest_timeout = self._soonest_timeout()
-        super()._setup_model()  # type: ignore[safe-super]  # that of SB3's class
+        super()._setup_model()  # type: ignore[safe-super]  # SB3's
         if self.acceleration.channels_last:
             self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._require_own_policy()
         self._learning_rate = torch.zeros((), device=self.device)
 
     def _soonest_timeout(self) -> int:
-        """Return after how many steps an episode may be cut off, without games as when saved."""
+        """Return the fewest steps of a truncated episode; without games, the saved value."""
         soonest: int = getattr(self.env, "shortest_timeout", self._shortest_timeout)
         return soonest
 
     def _require_games(self, env: GymEnv) -> None:
-        """Raise a ValueError unless environments are those that the class describes."""
+        """Raise a ValueError unless the environments are those that the class describes."""
         if not isinstance(env, VectorEnvAdapter):
             raise ValueError(
                 f"{type(self).__name__} on a device needs environments as they come from "
@@ -97,11 +98,11 @@ class OnDevice(BaseAlgorithm):
             )
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Go on in other environments, as SB3's method of this name does.
+        """Continue in other environments, as in SB3.
 
         Raises:
-            ValueError: Also if the class would not have taken them, or episodes may be cut off
-                sooner than the buffer has room for.
+            ValueError: As for the class and SB3's method, and if episodes may be truncated sooner
+                than the buffer has room for.
         """
         self._require_games(env)
         soonest = getattr(env, "shortest_timeout", 1)
@@ -113,9 +114,9 @@ class OnDevice(BaseAlgorithm):
         super().set_env(env, force_reset)
 
     def _require_own_policy(self) -> None:
-        """Raise a ValueError if the policy computes something else than what is computed here."""
+        """Raise a ValueError if the policy's outputs differ from those computed here."""
         shape = self.observation_space.shape
-        assert shape is not None  # a box has one
+        assert shape is not None  # it is a Box
         random = torch.Generator().manual_seed(0)
         obs = torch.randint(256, (2, *shape), dtype=torch.uint8, generator=random).to(self.device)
         with evaluating(self.policy), torch.no_grad():
@@ -128,11 +129,11 @@ class OnDevice(BaseAlgorithm):
             )
 
     def _both(self, obs: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-        """Return what is computed here, and by the policy itself."""
+        """Return pairs of outputs: computed here, and by the policy itself."""
         raise NotImplementedError
 
     def _recorded(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function of tensors, recorded if the settings ask for it and a GPU is there."""
+        """Return a function of tensors, recorded on a GPU if the settings ask for it."""
         is_recorded = self.acceleration.cuda_graphs and self.device.type == "cuda"
         return Recorded(function) if is_recorded else function
 
@@ -140,9 +141,9 @@ class OnDevice(BaseAlgorithm):
         """Return an update, recorded if it can be and the settings ask for it.
 
         Raises:
-            ValueError: If the optimizer counts its steps where no graph sees them.
+            ValueError: If the optimizer counts its steps on the host, outside the graph.
         """
-        if self.ranks.count > 1:  # their exchange of gradients is not recorded
+        if self.ranks.count > 1:  # the exchange of gradients is not recorded
             return function
         update, groups = self._recorded(function), self.policy.optimizer.param_groups
         if self.device.type == "cuda" and isinstance(update, Recorded):
@@ -162,7 +163,7 @@ class OnDevice(BaseAlgorithm):
         return step
 
     def _locals(self, step: TorchStep, actions: Tensor, **others: Any) -> dict[str, Any]:
-        """Return what SB3's callbacks expect to find in ``locals``."""
+        """Return the ``locals`` that SB3's callbacks expect."""
         return {
             **{"self": self, "env": self.env, "actions": self._view(actions)},
             **{"new_obs": self._view(step.obs), "rewards": self._view(step.rewards)},
@@ -175,11 +176,11 @@ class OnDevice(BaseAlgorithm):
         return HostView(tensor, self._moment)
 
     def _seconds(self) -> float:
-        """Return how long the training has been going on."""
+        """Return the seconds since the training began."""
         return (time.time_ns() - self.start_time) / 1e9
 
     def _note_games(self) -> None:
-        """Read the games that ended since the last call, on all ranks."""
+        """Log the games that ended on all ranks since the last call."""
         assert self.ep_info_buffer is not None
         for games in self.ranks.gather(self.episodes.read(self._seconds())):
             self.ep_info_buffer.extend(games)
@@ -187,7 +188,7 @@ class OnDevice(BaseAlgorithm):
     def _update_learning_rate(self, optimizers: Any) -> None:
         super()._update_learning_rate(optimizers)
         if isinstance(self._update, Recorded):
-            # A recorded step reads the rate from the device.
+            # A recorded step reads the learning rate from the device.
             for group in self.policy.optimizer.param_groups:
                 group["lr"] = self._learning_rate.fill_(float(group["lr"]))
 
@@ -200,7 +201,7 @@ class OnDevice(BaseAlgorithm):
         self.policy.optimizer.step()
 
     def _read(self, numbers: Iterable[Tensor]) -> list[float]:
-        """Copy numbers to the host at once, as means over the ranks."""
+        """Return means over the ranks, in one copy to the host."""
         together = torch.stack([number.detach() for number in numbers])
         read: list[float] = (self.ranks.sum(together) / self.ranks.count).tolist()
         return read

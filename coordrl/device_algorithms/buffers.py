@@ -1,4 +1,4 @@
-"""Rollouts and replay as tensors that are written, read and sampled without the host."""
+"""Rollout and replay buffers in tensors, written and sampled without the host."""
 
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
@@ -57,15 +57,15 @@ def generalized_advantages(
 class TimeoutFrames:
     """The newest frame of observations at which an episode was truncated.
 
-    Such a frame is written in every step to the same place, until one is to be kept: then the next
-    place is taken. So nobody has to ask the device where episodes were truncated.
+    Every step writes its frame to the same place, until one is to be kept; then the next place is
+    used. So the host never has to ask the device where episodes were truncated.
 
     Args:
         steps: Steps for which a kept frame has to stay.
-        shortest: Least steps of a truncated episode.
+        shortest: Fewest steps of a truncated episode.
         num_envs: Environments.
         frame_shape: Height and width.
-        device: Where the frames lie.
+        device: Device of the frames.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class TimeoutFrames:
         frame_shape: tuple[int, ...],
         device: torch.device,
     ) -> None:
-        # In as many steps, so many episodes can be truncated, and one more that began before;
-        # another place is the one that is written to.
+        # At most steps // shortest episodes begin and are truncated in these steps, and one that
+        # began before; one more place is the one being written to.
         places = steps // shortest + 2
         self.frames = torch.zeros(
             (places, num_envs, *frame_shape), dtype=torch.uint8, device=device
@@ -86,10 +86,10 @@ class TimeoutFrames:
         self._envs = torch.arange(num_envs, device=device)
 
     def grow(self, places: int) -> Tensor:
-        """Make room for so many places, and return where each place is moved, ``(places, N)``.
+        """Grow to ``places`` places, and return the new index of each old one, ``(old, N)``.
 
-        The place that is written to becomes the last of the old ones, so that the new ones are
-        taken next.
+        The place being written to becomes the last of the old ones, so that the new ones are used
+        next.
         """
         old = len(self.frames)
         shift = self.kept % old + 1
@@ -100,7 +100,7 @@ class TimeoutFrames:
         return (torch.arange(old, device=self.kept.device)[:, None] - shift) % old
 
     def write(self, frames: Tensor, keep: Tensor) -> Tensor:
-        """Write a frame of each environment, keep some, and return their places ``(N,)``."""
+        """Write a frame per environment, keep those where ``keep``; return all places ``(N,)``."""
         places = self.kept % len(self.frames)
         self.frames[places, self._envs] = frames
         self.kept += keep
@@ -108,24 +108,24 @@ class TimeoutFrames:
 
 
 class DeviceRolloutBuffer(RolloutBuffer):
-    """SB3's rollout buffer, in tensors of the device that the network is on.
+    """SB3's rollout buffer, in tensors on the network's device.
 
-    It takes its memory once. Observations are stacks of frames, newest last, each the one before
-    with one more frame.
+    It allocates its memory once. Observations are stacks of frames, newest last; each is the
+    previous one moved on by one frame.
 
     Args:
         buffer_size: Steps T of a rollout.
         observation_space: Stacks of frames ``(stack_size, height, width)``.
         action_space: Discrete actions.
-        device: Where everything lies.
+        device: Device of all tensors.
         gae_lambda: See :func:`generalized_advantages`.
         gamma: Discount.
         n_envs: Environments N.
         channels_last: Keep observations in the layout that convolutions read fastest.
-        shortest_timeout: Least steps of a truncated episode.
+        shortest_timeout: Fewest steps of a truncated episode.
     """
 
-    observations: Tensor  # type: ignore[assignment]  # and so on: SB3's are arrays
+    observations: Tensor  # type: ignore[assignment]  # SB3's are arrays, here and below
     actions: Tensor  # type: ignore[assignment]
     rewards: Tensor  # type: ignore[assignment]
     advantages: Tensor  # type: ignore[assignment]
@@ -146,7 +146,7 @@ class DeviceRolloutBuffer(RolloutBuffer):
         channels_last: bool = True,
         shortest_timeout: int = 1,
     ) -> None:
-        # Past RolloutBuffer's own, which makes arrays.
+        # Skips RolloutBuffer.__init__, which allocates arrays.
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
         self.gae_lambda, self.gamma = gae_lambda, gamma
         self._channels_last = channels_last
@@ -171,11 +171,11 @@ class DeviceRolloutBuffer(RolloutBuffer):
         return images.movedim(-1, -3) if self._channels_last else images
 
     def reset(self) -> None:
-        """Begin a new rollout in the same memory."""
+        """Begin a new rollout, reusing the memory."""
         BaseBuffer.reset(self)
 
     def observe(self, obs: Tensor) -> Tensor:
-        """Copy the observations of the next step to their place, and return them there."""
+        """Copy the next step's observations into the buffer, and return them as stored there."""
         self._observed = self.observations[self.pos]
         self._observed.copy_(obs)
         return self._observed
@@ -189,12 +189,12 @@ class DeviceRolloutBuffer(RolloutBuffer):
         value: Tensor,
         log_prob: Tensor,
     ) -> None:
-        """Keep one step of every environment; see :class:`RolloutBuffer`.
+        """Add one step of every environment; see :class:`RolloutBuffer`.
 
         Args:
-            obs: ``(N, stack_size, height, width)``; what :meth:`observe` has returned for this
-                step is not copied again.
-            action: ``(N,)``, and so the rest.
+            obs: ``(N, stack_size, height, width)``; not copied again if :meth:`observe` returned
+                it for this step.
+            action: ``(N,)``, like all arguments below.
             reward: Rewards.
             episode_start: Whether an episode began with ``obs``.
             value: Estimated return from ``obs`` on.
@@ -213,23 +213,23 @@ class DeviceRolloutBuffer(RolloutBuffer):
         self.full = self.pos == self.buffer_size
 
     def add_timeouts(self, next_obs: Tensor, timeouts: Tensor) -> None:
-        """Note where the step that was added last was cut off by the limit of time.
+        """Mark where the step added last was truncated.
 
         Args:
-            next_obs: What the step led to, ``(N, stack_size, height, width)``.
-            timeouts: ``(N,)``, booleans.
+            next_obs: Observations after the step, ``(N, stack_size, height, width)``.
+            timeouts: ``(N,)``, booleans: where the episode was truncated.
         """
         self._timeouts[self.pos - 1] = timeouts
         self._timeout_places[self.pos - 1] = self._timeout_frames.write(next_obs[:, -1], timeouts)
 
     def bootstrap_timeouts(self, estimate: Callable[[Tensor], Tensor]) -> None:
-        """Add to the rewards of truncated steps the discounted value of what they led to.
+        """Add the discounted value of the next observation to the rewards of truncated steps.
 
         Args:
             estimate: Returns the values ``(M,)`` of observations ``(M, stack_size, H, W)``.
         """
         steps, envs = self._timeouts.nonzero(as_tuple=True)
-        # As few at a time as act together, so that no batch is larger than one that fitted.
+        # At most n_envs at a time, so that no batch is larger than those of acting, which fit.
         for step, env in zip(
             torch.split(steps, self.n_envs), torch.split(envs, self.n_envs), strict=True
         ):
@@ -259,7 +259,7 @@ class DeviceRolloutBuffer(RolloutBuffer):
         torch.add(self.advantages, self.values, out=self.returns)
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
-        """Yield the rollout in minibatches, in random order, drawn on the device."""
+        """Yield the rollout in minibatches, in a random order drawn on the device."""
         assert self.full, "the rollout is not over"
         size = self.buffer_size * self.n_envs
         for rows in torch.split(torch.randperm(size, device=self.device), batch_size or size):
@@ -274,22 +274,22 @@ class DeviceRolloutBuffer(RolloutBuffer):
 
 
 class DeviceReplayBuffer(ReplayBuffer):
-    """SB3's replay buffer on the device, for stacked frames, each of which is kept once.
+    """SB3's replay buffer on the device, for stacked frames; each frame is kept once.
 
     A million transitions of Atari take 7.1 GB. Where a game begins, the earlier frames of a stack
-    are zeros. After a terminated transition nothing is learned from what it led to, so that is not
-    kept: in its place stands the first observation of the next game.
+    are zeros. The next observation of a terminated transition does not affect learning, so it is
+    not kept: the first observation of the next game is in its place.
 
     Args:
         buffer_size: Transitions to keep, over all environments.
         observation_space: Stacks of frames ``(stack_size, height, width)``, newest last.
         action_space: Discrete actions.
-        device: Where everything lies.
+        device: Device of all tensors.
         n_envs: Environments N that add transitions together.
-        optimize_memory_usage: Has no effect, nor has the next; SB3 passes them.
-        handle_timeout_termination: What was truncated is always learned from as if it went on.
+        optimize_memory_usage: Ignored; SB3 passes it.
+        handle_timeout_termination: Ignored: truncated transitions always bootstrap.
         channels_last: Return observations in the layout that convolutions read fastest.
-        shortest_timeout: Least steps of a truncated episode.
+        shortest_timeout: Fewest steps of a truncated episode.
     """
 
     actions: Tensor  # type: ignore[assignment]  # SB3's are arrays
@@ -307,16 +307,16 @@ class DeviceReplayBuffer(ReplayBuffer):
         channels_last: bool = True,
         shortest_timeout: int = 1,
     ) -> None:
-        # Past ReplayBuffer's own, which makes arrays.
+        # Skips ReplayBuffer.__init__, which allocates arrays.
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
         self.buffer_size = max(buffer_size // n_envs, 1)
         self.optimize_memory_usage = False
-        self.handle_timeout_termination = True  # SB3 takes a buffer without it for an old one
+        self.handle_timeout_termination = True  # without it, SB3 takes the buffer for an old one
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         stack_size, height, width = self.obs_shape
         slots = (self.buffer_size, n_envs)
-        # A longer ring, so that the oldest transition still finds the frames before it and the
-        # newest already the one after it.
+        # Longer than the buffer: the oldest transition needs the frames before it, and the newest
+        # one the frame after it.
         self._ring = self.buffer_size + stack_size
         shape = (self._ring, n_envs, height, width)
         self._frames = torch.zeros(shape, dtype=torch.uint8, device=self.device)
@@ -325,8 +325,8 @@ class DeviceReplayBuffer(ReplayBuffer):
         self._terminated = torch.zeros(slots, dtype=torch.bool, device=self.device)
         self._timeouts = torch.zeros_like(self._terminated)
         self._timeout_places = torch.zeros(slots, dtype=torch.int32, device=self.device)
-        # A place more than time limits need: a game may also be cut off otherwise. What resets cut
-        # off comes on top, see expect_reset.
+        # One place more than time limits need, since a game may be cut off otherwise. Places for
+        # games that resets cut off are added by expect_reset.
         self._timeout_frames = TimeoutFrames(
             self.buffer_size + shortest_timeout,
             shortest_timeout,
@@ -334,9 +334,9 @@ class DeviceReplayBuffer(ReplayBuffer):
             (height, width),
             self.device,
         )
-        self._resets: list[int] = []  # when the games were reset, in transitions added before
-        self._places = len(self._timeout_frames.frames)  # that time limits need
-        # Earlier frames that belong to the stack of a slot; the rest of the stack is zeros.
+        self._resets: list[int] = []  # times of resets, as counts of transitions added before
+        self._places = len(self._timeout_frames.frames)  # places without those for resets
+        # Earlier frames that belong to a slot's stack; the rest of the stack is zeros.
         self._history = torch.zeros_like(self.actions)
         self._game_ended = torch.ones(n_envs, dtype=torch.bool, device=self.device)
         self._added = 0
@@ -369,7 +369,7 @@ class DeviceReplayBuffer(ReplayBuffer):
         """
         last = self.pos - 1
         if self._added == 0:
-            # Of a game that goes on, the frames before are in the stack alone.
+            # If a game is in progress, its earlier frames are only in the stack.
             older = obs[:, :-1].movedim(1, 0)
             self._frames[self._ring - len(older) :] = older
             self._history[last] = len(older)
@@ -381,12 +381,13 @@ class DeviceReplayBuffer(ReplayBuffer):
         self._frames[self._added % self._ring] = obs[:, -1]
 
     def require_goes_on(self, next_obs: Tensor) -> None:
-        """Raise a ValueError if other games are seen than those that were observed before.
+        """Raise a ValueError if the games are not those that were observed before.
 
-        A device has to be waited for, so this is for once in a while.
+        This waits for the device, so call it rarely.
 
         Args:
-            next_obs: What follows from what :meth:`observe` was given, as :meth:`add` takes it.
+            next_obs: The observations that follow those given to :meth:`observe`, as :meth:`add`
+                takes them.
         """
         offsets = torch.arange(2 - self.obs_shape[0], 1, device=self.device)
         frames = self._frames[(self._added + offsets) % self._ring].movedim(0, 1)
@@ -407,15 +408,16 @@ class DeviceReplayBuffer(ReplayBuffer):
         truncated: Tensor,
         game_ended: Tensor,
     ) -> None:
-        """Keep one transition of every environment, from what :meth:`observe` was given.
+        """Add one transition of every environment, from the observations given to :meth:`observe`.
 
         Args:
-            next_obs: ``(N, stack_size, height, width)``, those of the next episode nowhere.
-            action: ``(N,)``, and so the rest.
+            next_obs: ``(N, stack_size, height, width)``, never those of the next episode.
+            action: ``(N,)``, like all arguments below.
             reward: Rewards.
-            terminated: Whether the episode is over.
-            truncated: Whether it was cut off.
-            game_ended: Whether another game begins; without it a terminated episode goes on.
+            terminated: Whether the episode terminated.
+            truncated: Whether the episode was truncated.
+            game_ended: Whether another game begins; if not, the game goes on after a terminated
+                episode.
         """
         timeouts = truncated & ~terminated
         places = self._timeout_frames.write(next_obs[:, -1], timeouts)
@@ -471,7 +473,7 @@ class DeviceReplayBuffer(ReplayBuffer):
         return {**tensors, "frames": tensors["frames"][:used], **counts}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Take over what :meth:`state` of a buffer of the same size has returned."""
+        """Load what :meth:`state` of a buffer of the same size returned."""
         places = len(state["timeout_frames"])
         if places != len(self._timeout_frames.frames):  # it has grown
             shape = places, *self._timeout_frames.frames.shape[1:]

@@ -17,7 +17,7 @@ from coordrl.sb3_envs import VectorEnvAdapter
 
 DEVICE_ALGORITHMS: Mapping[str, type[OnDevice]] = {"a2c": A2C, "ppo": PPO, "dqn": DQN}
 
-# What the ranks share out, so that together they do what one process does with these settings.
+# Settings that are divided among the ranks, so that together they do what one process would do.
 _SHARED = ("batch_size", "buffer_size", "target_update_interval")
 
 
@@ -32,15 +32,15 @@ def make_device_model(
     """Build the model of a training run, as :func:`~coordrl.algorithms.make_model` does.
 
     Args:
-        settings: What to build; numbers of environments and sizes are those of all ranks together.
+        settings: Settings of the run; numbers of environments and sizes are for all ranks together.
         env: Environments that this process learns from.
-        seed: Seed of the weights and of everything that is drawn.
-        device: Where everything lives.
+        seed: Seed of the weights and of all random draws.
+        device: Device of the network and the buffers.
         ranks: Processes that train together.
 
     Raises:
-        ValueError, AssertionError: If a value does not fit the others; the latter are those of
-            Stable-Baselines3.
+        ValueError, AssertionError: If a value does not fit the others; Stable-Baselines3 raises
+            the latter.
 
     Example:
         >>> from coordrl.config import RunSettings
@@ -64,7 +64,7 @@ def make_device_model(
     if settings.acceleration.cuda_graphs and is_gpu:
         if settings.optimizer.name == "Adam":
             keywords["policy_kwargs"]["optimizer_kwargs"]["capturable"] = True
-        elif algo != "a2c":  # whose updates are too few to be recorded
+        elif algo != "a2c":  # A2C makes too few updates to record them
             raise ValueError(
                 f"acceleration.cuda_graphs records the optimizer's steps, which "
                 f"{settings.optimizer.name} does not allow: choose optimizer.name = 'Adam' or "

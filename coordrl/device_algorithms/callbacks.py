@@ -1,4 +1,4 @@
-"""What callbacks of SB3 find in ``locals``, copied to the host only if one looks at it."""
+"""The ``locals`` of SB3's callbacks, copied to the host only when read."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
@@ -13,16 +13,16 @@ from coordrl.sb3_envs import TorchStep
 
 
 class Moment:
-    """The time in which what a step returned stays: the next may overwrite it.
+    """The lifetime of the tensors that a step returned: the next step may overwrite them.
 
     Attributes:
-        is_over: Whether it has been.
+        is_over: Whether the next step has begun.
     """
 
     is_over = False
 
     def require(self) -> None:
-        """Raise a RuntimeError if a callback looks at something too late."""
+        """Raise a RuntimeError if the lifetime is over."""
         if self.is_over:
             raise RuntimeError(
                 "what a callback finds in locals is overwritten by the next step of the games: to "
@@ -31,16 +31,16 @@ class Moment:
 
 
 class HostView(NDArrayOperatorsMixin):
-    """A tensor that callbacks take for an array; each look copies it from the device.
+    """A tensor that looks like an array to callbacks; each read copies it from the device.
 
-    It can't be written to: ``np.asarray(view)`` can, but nobody reads that.
+    It is read-only; ``np.asarray(view)`` returns a writable copy, but changes to it have no effect.
 
     Args:
-        tensor: What to look at.
-        moment: Until when it holds; for ever if None.
+        tensor: The tensor to read.
+        moment: Lifetime of the tensor; unlimited if None.
 
     Raises:
-        RuntimeError: If one looks at it when its moment is over.
+        RuntimeError: If the tensor is read after its lifetime.
 
     Example:
         >>> dones = HostView(torch.tensor([True, False, True]))
@@ -67,7 +67,7 @@ class HostView(NDArrayOperatorsMixin):
         return getattr(ufunc, method)(*arrays, **keywords)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # NumPy would take the memory of an array that is about to go
+        if name.startswith("__"):  # NumPy would use the memory of a temporary array
             raise AttributeError(name)
         return getattr(self.__array__(), name)
 
@@ -91,15 +91,15 @@ class HostView(NDArrayOperatorsMixin):
 
 
 class Infos(Sequence[dict[str, Any]]):
-    """The ``infos`` of a step, made when a callback looks at them.
+    """The ``infos`` of a step, made when a callback first reads them.
 
-    They hold what :class:`~coordrl.sb3_envs.VectorEnvAdapter` adds where an episode ended, but not
-    what the environment tells by itself, such as frame numbers.
+    They hold the entries that :class:`~coordrl.sb3_envs.VectorEnvAdapter` adds where an episode
+    ended, but not the environment's own, such as frame numbers.
 
     Args:
-        step: What the step returned.
-        seconds: Time to write to games that ended.
-        moment: Until when it holds; what was made before is kept.
+        step: The step.
+        seconds: The ``"t"`` of games that ended.
+        moment: Lifetime of the step's tensors; infos that were made within it are kept.
     """
 
     def __init__(self, step: TorchStep, seconds: float, moment: Moment) -> None:
@@ -134,12 +134,12 @@ class Infos(Sequence[dict[str, Any]]):
 
 
 class EpisodeLog:
-    """The games that end in a rollout, noted on the device and read at its end.
+    """The games that end in a rollout, recorded on the device and read when it ends.
 
     Args:
         steps: Most steps of a rollout.
         num_envs: Environments.
-        device: Where they live.
+        device: Device of the records.
     """
 
     def __init__(self, steps: int, num_envs: int, device: torch.device) -> None:
@@ -149,21 +149,21 @@ class EpisodeLog:
         self._steps = 0
 
     def clear(self) -> None:
-        """Forget what nobody has read: the games of a rollout that was broken off."""
+        """Forget unread games, as after a rollout that was interrupted."""
         self._steps = 0
 
     def add(self, step: TorchStep) -> None:
-        """Note the games that ended in a step."""
+        """Record the games that ended in a step."""
         self._ended[self._steps] = step.game_ended
         self._returns[self._steps] = step.episode_return
         self._lengths[self._steps] = step.episode_length
         self._steps += 1
 
     def read(self, seconds: float) -> list[dict[str, Any]]:
-        """Return the games since the last call as ``Monitor`` writes them, in their order.
+        """Return the games since the last call, in order, as dictionaries like ``Monitor``'s.
 
         Args:
-            seconds: Time to write to them.
+            seconds: Their ``"t"``.
         """
         taken = slice(0, self._steps)
         self._steps = 0

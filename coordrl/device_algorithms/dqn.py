@@ -29,15 +29,16 @@ from coordrl.sb3_envs import VectorEnvAdapter
 class DQN(OnDevice, stable_baselines3.DQN):
     """SB3's DQN with its replay buffer on the device.
 
-    Each environment decides on its own whether to explore, where SB3 tosses one coin for all.
+    Each environment decides separately whether to explore, where SB3 draws once for all.
 
     Args:
-        *args: As of :class:`stable_baselines3.DQN`; so are ``**kwargs``.
-        acceleration: How to compute.
+        *args: Those of :class:`stable_baselines3.DQN`; so are ``**kwargs``.
+        acceleration: Compilation, CUDA graphs, precision and memory layout.
         ranks: Processes that train together; see :class:`OnDevice`.
 
     Raises:
-        ValueError: If ``train_freq`` counts episodes, or the games do not begin together.
+        ValueError: If ``train_freq`` counts episodes, ``n_steps`` is more than 1, or the
+            environments are staggered.
     """
 
     replay_buffer: DeviceReplayBuffer
@@ -50,7 +51,7 @@ class DQN(OnDevice, stable_baselines3.DQN):
         }
         if self.n_steps > 1:
             raise ValueError(f"DQN on a device has returns of 1 step, got n_steps={self.n_steps}")
-        self.optimize_memory_usage = False  # its buffer does so, in its own way
+        self.optimize_memory_usage = False  # the buffer saves memory in its own way
         super()._setup_model()
         train_freq: Any = self.train_freq
         if train_freq.unit is not TrainFrequencyUnit.STEP:
@@ -102,10 +103,9 @@ class DQN(OnDevice, stable_baselines3.DQN):
         learning_starts: int = 0,
         log_interval: int | None = None,
     ) -> RolloutReturn:
-        """Play ``train_freq`` steps in each environment, as SB3's method of this name does.
+        """Play ``train_freq`` steps in each environment, as in SB3.
 
-        In ``locals`` callbacks find what they are used to; what a step returned is copied to the
-        host if they look at it.
+        Callbacks find their usual ``locals``, which are copied to the host only when read.
         """
         assert isinstance(env, VectorEnvAdapter)
         self.policy.set_training_mode(False)
@@ -121,7 +121,7 @@ class DQN(OnDevice, stable_baselines3.DQN):
             exploration = 1.0 if self.num_timesteps < learning_starts else self.exploration_rate
             actions = self._act(obs, torch.full((), exploration, device=self.device))
             step = self._step(env, actions)
-            if begins:  # somebody else may have stepped the games in the meantime
+            if begins:  # the caller may have stepped the games in the meantime
                 self.replay_buffer.require_goes_on(step.next_obs)
             others = {
                 **{"callback": callback, "train_freq": train_freq, "action_noise": action_noise},
@@ -134,8 +134,8 @@ class DQN(OnDevice, stable_baselines3.DQN):
             try:
                 goes_on = callback.on_step()
             finally:
-                # Also where that stops the training, or Ctrl-C does: the games have moved on, and
-                # what follows has to follow from this. SB3 loses the step.
+                # Also when the callback or Ctrl-C stops the training: the games have moved on, and
+                # the next transition must follow from this one. SB3 loses the step.
                 self.episodes.add(step)
                 ends = (step.terminated, step.truncated, step.game_ended)
                 self.replay_buffer.add(step.next_obs, actions, step.rewards, *ends)
@@ -156,9 +156,9 @@ class DQN(OnDevice, stable_baselines3.DQN):
         return RolloutReturn(collected * env.num_envs * self.ranks.count, ended, goes_on)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
-        """Make ``gradient_steps`` updates, as SB3's method of this name does.
+        """Make ``gradient_steps`` updates, as in SB3.
 
-        The mean loss is summed up on the device and read once.
+        The loss is summed on the device and its mean read once.
         """
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)

@@ -1,4 +1,4 @@
-"""What SB3's Atari policies compute, as functions of tensors that never ask the device anything.
+"""SB3's Atari policies as functions of tensors that never wait for the device.
 
 SB3 builds a distribution in every call, which checks its arguments and so waits for the device.
 """
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 
 class Estimates(NamedTuple):
-    """What an actor and its critic say about N observations."""
+    """Outputs of an actor and its critic for N observations."""
 
     log_probs: Tensor
     """Logarithm of each action's probability, ``(N, num_actions)``."""
@@ -27,7 +27,7 @@ class Estimates(NamedTuple):
 
 
 def estimate(policy: ActorCriticPolicy, obs: Tensor, bfloat16: bool = False) -> Estimates:
-    """Return what an actor-critic policy of SB3 says about observations.
+    """Return the outputs of an actor-critic policy of SB3 for observations.
 
     Args:
         policy: Policy for discrete actions, with or without a shared features extractor.
@@ -64,9 +64,9 @@ def _features(extractor: BaseFeaturesExtractor, model: Any, obs: Tensor, bfloat1
 
 
 def draw(log_probs: Tensor) -> Tensor:
-    """Draw an action ``(N,)`` of each distribution ``(N, num_actions)``.
+    """Draw actions ``(N,)``, one from each distribution ``(N, num_actions)``.
 
-    The race of exponential variables that ``torch.multinomial`` runs, with the same numbers from
+    This is the race of exponential variables of ``torch.multinomial``, with the same numbers from
     torch's global generator, but without its check of the probabilities, which waits for the
     device.
     """
@@ -89,20 +89,20 @@ def accelerated(
     function: Callable[..., Result], settings: AccelerationSettings
 ) -> Callable[..., Result]:
     """Return a function of a network and images, compiled if the settings ask for it."""
-    # One graph for each size: rollouts and minibatches have one each.
+    # One graph per batch size: rollouts have one, minibatches another.
     return torch.compile(function, dynamic=False) if settings.compile else function
 
 
 class Recorded:
-    """A function of tensors that a CUDA graph replays, launched at once instead of by Python.
+    """A function of tensors, recorded as a CUDA graph and launched without Python overhead.
 
-    The first calls run as they are, on a stream of their own, as recording asks for. Calls with
-    other shapes than those of the first are never recorded. What is returned is overwritten by the
-    next call. See https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
+    The first calls run unrecorded on a side stream, as warm-up for the recording. Calls with other
+    shapes than the first are never recorded. The next call overwrites the returned tensors. See
+    https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 
     Args:
-        function: Takes and returns tensors on the GPU. What it does besides, such as a step of an
-            optimizer, is recorded as well; it must not copy to the host.
+        function: Takes and returns tensors on the GPU. Its side effects, such as an optimizer
+            step, are recorded as well; it must not copy to the host.
     """
 
     _WARM_UP = 3
@@ -117,7 +117,7 @@ class Recorded:
 
     def __call__(self, *tensors: Tensor) -> Any:
         """Return what the function returns for these tensors."""
-        # Streams are those of the current GPU, which need not be that of the tensors.
+        # Streams belong to the current GPU, which need not be that of the tensors.
         with torch.cuda.device_of(tensors[0]):  # type: ignore[no-untyped-call]
             return self._call(tensors)
 

@@ -20,7 +20,7 @@ from coordrl.sb3_envs import VectorEnvAdapter
 
 
 class _OnPolicy(OnDevice, OnPolicyAlgorithm):
-    """What PPO and A2C on a device share: rollouts."""
+    """The rollouts that PPO and A2C on a device share."""
 
     rollout_buffer: DeviceRolloutBuffer
 
@@ -59,10 +59,9 @@ class _OnPolicy(OnDevice, OnPolicyAlgorithm):
         rollout_buffer: RolloutBuffer,
         n_rollout_steps: int,
     ) -> bool:
-        """Play ``n_rollout_steps`` steps in each environment, as SB3's method of this name does.
+        """Play ``n_rollout_steps`` steps in each environment, as in SB3.
 
-        In ``locals`` callbacks find what they are used to; what a step returned is copied to the
-        host if they look at it.
+        Callbacks find their usual ``locals``, which are copied to the host only when read.
         """
         assert isinstance(env, VectorEnvAdapter)
         buffer = self.rollout_buffer
@@ -85,7 +84,7 @@ class _OnPolicy(OnDevice, OnPolicyAlgorithm):
             try:
                 goes_on = callback.on_step()
             finally:
-                # Also where that stops the training, or Ctrl-C does: the games have moved on.
+                # Also when the callback or Ctrl-C stops the training: the games have moved on.
                 self._last_obs = step.obs  # type: ignore[assignment]
                 next_starts = step.terminated | step.truncated
                 self._last_episode_starts = next_starts  # type: ignore[assignment]
@@ -103,7 +102,7 @@ class _OnPolicy(OnDevice, OnPolicyAlgorithm):
         return True
 
     def _normalized(self, advantages: Tensor) -> Tensor:
-        """Return advantages with mean 0 and deviation 1 over the minibatch of all ranks."""
+        """Return advantages with mean 0 and standard deviation 1 over all ranks' minibatches."""
         if self.ranks.count == 1:
             return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         count = advantages.numel() * self.ranks.count
@@ -122,12 +121,12 @@ class PPO(_OnPolicy, stable_baselines3.PPO):
     """SB3's PPO with its rollouts on the device.
 
     Args:
-        *args: As of :class:`stable_baselines3.PPO`; so are ``**kwargs``.
-        acceleration: How to compute.
+        *args: Those of :class:`stable_baselines3.PPO`; so are ``**kwargs``.
+        acceleration: Compilation, CUDA graphs, precision and memory layout.
         ranks: Processes that train together; see :class:`OnDevice`.
 
     Raises:
-        ValueError: If there is a ``target_kl``, and updates are recorded as CUDA graphs.
+        ValueError: If ``target_kl`` is set and updates are recorded as CUDA graphs.
 
     Example:
         >>> from coordrl.sb3_envs import make_sb3_env
@@ -152,22 +151,22 @@ class PPO(_OnPolicy, stable_baselines3.PPO):
             )
 
     def train(self) -> None:
-        """Update the policy with the rollout, as SB3's method of this name does.
+        """Update the policy with the rollout, as in SB3.
 
-        What is logged is summed up on the device and read once. With ``target_kl``, which may end
-        an epoch, one number of each minibatch is read as well.
+        Logged values are summed on the device and read once. With ``target_kl``, which may end an
+        epoch, one number per minibatch is read as well.
         """
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         schedules: list[Any] = [self.clip_range, self.clip_range_vf or self.clip_range]
         ranges = [float(schedule(self._current_progress_remaining)) for schedule in schedules]
-        # Filled, since the host would wait for what is copied from it.
+        # fill_ instead of a copy from the host, which would wait.
         for scalar, value in zip(self._scalars, [*ranges, self.ent_coef], strict=True):
             scalar.fill_(value)
         self._totals.zero_()
         num_updates = num_updates_of_epoch = 0
         for _ in range(self.n_epochs):
-            self._totals[-1].zero_()  # SB3 logs the divergence of the last epoch alone
+            self._totals[-1].zero_()  # SB3 logs the divergence of the last epoch only
             num_updates_of_epoch = 0
             for samples in self.rollout_buffer.get(self.batch_size):
                 fields = (samples.observations, samples.actions, samples.old_values)
@@ -206,8 +205,8 @@ class PPO(_OnPolicy, stable_baselines3.PPO):
     ) -> tuple[Tensor, bool]:
         """Make one update, and return its loss and whether more may follow.
 
-        What changes between rollouts comes as tensors: a recorded update would repeat the numbers
-        of the first.
+        Values that change between rollouts are passed as tensors: a recorded update would repeat
+        the numbers of its first call.
         """
         clip_range, clip_range_vf, ent_coef = scalars
         all_log_probs, values = self._network(self.policy, obs, self.acceleration.bfloat16)
@@ -240,7 +239,7 @@ class A2C(_OnPolicy, stable_baselines3.A2C):
     """SB3's A2C with its rollouts on the device; see :class:`PPO` for the arguments."""
 
     def train(self) -> None:
-        """Update the policy with the rollout, as SB3's method of this name does."""
+        """Update the policy with the rollout, as in SB3."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         [samples] = self.rollout_buffer.get(batch_size=None)
