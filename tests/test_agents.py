@@ -337,9 +337,9 @@ class TestSaving:
         precious = tmp_path / "precious"
         precious.mkdir()
         (precious / "thesis.txt").write_text("finished")
-        with pytest.raises(AgentError, match="exists and is no saved agent; choose another"):
+        with pytest.raises(AgentError, match="exists and is not a saved agent; choose another"):
             save_agent(models["A2C"], precious, SETTINGS)
-        with pytest.raises(AgentError, match=r"thesis.txt exists and is no saved agent; choose"):
+        with pytest.raises(AgentError, match=r"thesis.txt exists and is not a saved agent; choose"):
             save_agent(models["A2C"], precious / "thesis.txt", SETTINGS)
         assert (precious / "thesis.txt").read_text() == "finished"
 
@@ -465,7 +465,10 @@ class TestSaving:
             def _build_mlp_extractor(self) -> None:
                 self.mlp_extractor = MlpExtractor(self.features_dim, [3], torch.nn.Tanh)
 
-        told = {Masked: "a Masked, computes something else", Wide: "a Wide, is none of Stable-Bas"}
+        told = {
+            Masked: "a Masked, computes something else",
+            Wide: "a Wide, is not one of Stable-Bas",
+        }
         small = policy_kwargs(**SMALL)
         for policy, message in told.items():
             model = PPO(policy, breakout(), n_steps=4, batch_size=4, policy_kwargs=small)
@@ -655,8 +658,8 @@ class TestLoading:
             (lambda f: (f / "card.json").unlink(), "not the folder of a saved agent"),
             (lambda f: (f / "weights.safetensors").unlink(), "it has no weights.safetensors"),
             (lambda f: cut(f / "weights.safetensors", 0.9), "SHA-256 is not the card's"),
-            (cut_weights, "no safetensors file"),
-            (scribble_on_weights, "no safetensors file"),
+            (cut_weights, "not a safetensors file"),
+            (scribble_on_weights, "not a safetensors file"),
             (lambda f: rewrite_card(f, lambda c: c.pop("seed")), "lacks 'seed'"),
             (lambda f: rewrite_card(f, lambda c: c.update(run="x")), "unknown key 'run'"),
             (lambda f: rewrite_card(f, lambda c: c.update(seed="1")), "seed must be a whole"),

@@ -1,4 +1,4 @@
-"""A policy that plays: the greedy or the drawn action of each observation of a batch."""
+"""A policy that plays: a greedy or a sampled action for each observation of a batch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ class Agent:
 
     Attributes:
         policy: The network.
-        algorithm: What trained it.
+        algorithm: Algorithm that trained it.
         exploration: Probability of a random action when a DQN agent does not play
-            deterministically; the others draw from their policy.
-        card: Where it comes from; None for a model that isn't a saved agent's folder.
+            deterministically; other agents sample from their policy.
+        card: The saved agent's card; None for a model that was not loaded from such a folder.
     """
 
     policy: BasePolicy
@@ -35,7 +35,7 @@ class Agent:
     card: AgentCard | None = None
 
     def __repr__(self) -> str:
-        """Name the agent in one line; its network and its card are attributes."""
+        """Describe the agent in one line."""
         if self.card is None:
             return f"Agent({self.algorithm}, without a card)"
         card = self.card
@@ -49,7 +49,7 @@ class Agent:
         """Take the policy of a model of Stable-Baselines3 or of a subclass; it is not copied.
 
         Raises:
-            AgentError: If the model is not one of A2C, PPO and DQN.
+            AgentError: If the model is not of A2C, PPO or DQN.
         """
         for algorithm, stock in STOCK_ALGORITHMS.items():
             if isinstance(model, stock):
@@ -67,9 +67,9 @@ class Agent:
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
     ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
-        """Choose actions as the policy's ``predict`` does, so that SB3 can evaluate an agent.
+        """Choose actions by the policy's ``predict``, so that SB3 can evaluate an agent.
 
-        That of a DQN agent never explores.
+        A DQN agent never explores here.
 
         Example:
             >>> from stable_baselines3.common.evaluation import evaluate_policy
@@ -90,13 +90,13 @@ class Agent:
     ) -> NDArray[np.int64]:
         """Choose an action for each observation.
 
-        Unlike ``predict``, nothing is drawn from the global random stream, and a DQN agent decides
-        for each observation, not for the whole batch, whether to explore.
+        Unlike ``predict``, this draws nothing from the global random stream, and a DQN agent
+        decides for each observation, not for the whole batch, whether to explore.
 
         Args:
             obs: Batch of observations, of shape ``(N, *observation_shape)`` and type uint8.
             deterministic: Take the likeliest action (A2C, PPO) or the best one (DQN).
-            random: Generator on the policy's device that actions are drawn with.
+            random: Generator on the policy's device to draw actions with.
 
         Returns:
             Actions, of shape ``(N,)`` and type int64.

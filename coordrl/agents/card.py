@@ -1,4 +1,4 @@
-"""``card.json``: what a saved agent is, how it came about and how well it plays."""
+"""``card.json``: what a saved agent is, how it was trained and how well it plays."""
 
 import dataclasses
 import json
@@ -26,8 +26,8 @@ class AgentError(UserError, ValueError):
 class AgentCard:
     """Everything about a saved agent but its weights.
 
-    Reading a card runs nothing: the network is named by a closed list of classes, and every
-    value is checked for its type.
+    Reading a card runs no code: the network's classes are from a closed list, and the type of
+    every value is checked.
     """
 
     game: str
@@ -59,7 +59,7 @@ class AgentCard:
     versions: Any
     """Releases of the libraries that the agent was trained with."""
     evaluations: tuple[EvaluationResult, ...] = ()
-    """How the agent played."""
+    """Results of the agent's evaluations."""
     format_version: int = FORMAT_VERSION
     """Version of this layout."""
 
@@ -96,7 +96,7 @@ class AgentCard:
         """Read a card.
 
         Raises:
-            ValueError: If it is no card, or one of a later format.
+            ValueError: If it is not a card, or has a later format.
         """
         try:
             table = json.loads(text)

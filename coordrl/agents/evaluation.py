@@ -1,4 +1,4 @@
-"""Evaluation: whole games under one protocol, counted without bias, on its own random streams."""
+"""Evaluation of whole games under one protocol, without bias and on random streams of its own."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -45,35 +45,35 @@ def evaluate(
 ) -> EvaluationResult:
     """Play whole games and count the game's own points.
 
-    Every environment plays a number of episodes that is fixed beforehand. If instead the first
-    ``episodes`` to end were counted, there would be too many short ones, which are often bad ones.
+    Every environment plays a number of episodes that is fixed beforehand. Counting the first
+    ``episodes`` to end instead would favor short episodes, which are often bad ones.
 
-    The evaluation ends whatever the agent does, because an episode ends after
-    ``max_frames_per_episode`` frames at the latest. It draws from streams made of ``seed`` alone
-    and leaves the global ones untouched, so that a training run is the same with and without it;
-    the same arguments give the same result on the same device.
+    The evaluation ends whatever the agent does, because an episode ends after at most
+    ``max_frames_per_episode`` frames. It draws only from streams seeded with ``seed`` and leaves
+    the global ones untouched, so that a training run is the same with and without it; the same
+    arguments give the same result on the same device.
 
     Args:
-        agent: Who plays: a loaded agent, or a model of Stable-Baselines3, also in training.
-        game: Name of the game; if None, the one that the agent's card names, or that the model
-            learns from, in environments of ours.
+        agent: A loaded agent, or a model of Stable-Baselines3, which may be in training.
+        game: Name of the game; if None, the one named by the agent's card, or the one that the
+            model learns from in an AtariVectorEnv.
         protocol: Rules to play by; those of the agent's training if None, ``"classic"`` if the
             agent has no card.
-        settings: How the game was seen in training; if None, as the agent's card says, or the
-            model's environments, if they are ours. Without both, size and number of stacked gray
-            frames follow from the observation space. The protocol replaces five of them; see
+        settings: How the game was seen in training; if None, those of the agent's card, or of the
+            model's AtariVectorEnv. Without both, size and number of stacked gray frames follow
+            from the observation space. The protocol replaces five of them; see
             :func:`evaluation_settings`.
         episodes: Games to play, at least 1.
-        deterministic: Take the likeliest action instead of one drawn from the policy. Published
-            Atari scores are of drawn actions, unless they say otherwise.
+        deterministic: Take the likeliest action instead of sampling from the policy. Published
+            Atari scores are of sampled actions, unless they say otherwise.
         seed: Seed of the evaluation, at least 0.
         num_envs: Games played at the same time, at least 1.
         num_threads: Threads that play them; 0 takes all cores.
         on_episode: Called after each episode that counts.
 
     Raises:
-        AgentError: If nothing names a game, or it has other actions or observations than the
-            agent.
+        AgentError: If no game is named, or the game's actions or observations differ from the
+            agent's.
         ValueError: If there is no such game, or a number is out of range.
         TypeError: If a number is not whole.
 
@@ -115,11 +115,11 @@ def evaluate(
 
 
 def evaluation_settings(protocol: Protocol, trained: AtariSettings) -> AtariSettings:
-    """Return the rules of a protocol's evaluation for an agent that was trained in some way.
+    """Return a protocol's evaluation settings for an agent trained with other settings.
 
-    The protocol gives ``noop_max``, ``repeat_action_probability``, ``clip_reward``, ``life_loss``
-    and ``max_frames_per_episode``. What the agent has learned to see and to press stays as it was:
-    observation, frame skip, actions, FIRE, mode and difficulty.
+    The protocol decides ``noop_max``, ``repeat_action_probability``, ``clip_reward``, ``life_loss``
+    and ``max_frames_per_episode``. What the agent was trained with is kept: observation, frame
+    skip, actions, FIRE, mode and difficulty.
 
     Example:
         >>> trained = AtariSettings(stack_size=2, screen_size=(42, 42))
@@ -140,7 +140,7 @@ def evaluation_settings(protocol: Protocol, trained: AtariSettings) -> AtariSett
 
 @dataclass(frozen=True)
 class Match:
-    """A game and how an agent plays it.
+    """A game, with the settings that an agent plays it under.
 
     Attributes:
         game: Game as in ``ALE/<game>-v5``.
@@ -160,11 +160,11 @@ def game_for(
     protocol: Protocol | None = None,
     settings: AtariSettings | None = None,
 ) -> Match:
-    """Return what an agent plays: the arguments of :func:`evaluate`, its card, or its games.
+    """Return the match for the arguments of :func:`evaluate`, the agent's card or its games.
 
     Raises:
-        AgentError: If none of them says which game, or the agent doesn't observe stacked gray
-            frames.
+        AgentError: If none of them names a game, or an agent without settings does not observe
+            stacked gray frames.
         ValueError: If there is no such game.
     """
     if not isinstance(agent, Agent):
@@ -205,7 +205,7 @@ def _seen_by(agent: Agent) -> AtariSettings:
 
 
 _NUM_LEGAL_ACTIONS = 18
-_SCREENS = {(210, 160), (250, 160)}  # that consoles for NTSC and for PAL show
+_SCREENS = {(210, 160), (250, 160)}  # of NTSC and of PAL consoles
 
 
 def _num_actions(space: spaces.Space[Any]) -> int | None:
@@ -213,7 +213,7 @@ def _num_actions(space: spaces.Space[Any]) -> int | None:
 
 
 class Play:
-    """An agent in its environments, on its own random streams, until the block is left.
+    """Context manager of an agent in its environments, on random streams of its own.
 
     Attributes:
         envs: The environments.
@@ -255,7 +255,7 @@ class Play:
         self.envs.close()
 
     def choose(self) -> NDArray[np.int64]:
-        """Return the agent's actions for the present observations."""
+        """Return the agent's actions for the current observations."""
         return self._agent.act(self._obs, deterministic=self._deterministic, random=self._random)
 
     def step(self, actions: NDArray[np.int64]) -> list[tuple[int, Episode]]:
@@ -284,12 +284,12 @@ def _games(agent: Agent, match: Match, num_envs: int, num_threads: int) -> Atari
         return AtariVectorEnv(match.game, num_envs, match.settings, num_threads=num_threads)
     except UserError:
         raise
-    except ValueError as error:  # settings that the game or the emulator does not have
+    except ValueError as error:  # the game or the emulator lacks these settings
         raise AgentError(f"{match.game} cannot be played so: {error}") from error
 
 
 def _require_sight(agent: Agent, match: Match) -> None:
-    # Before games are made: a stranger's card may ask for more memory than there is.
+    # Before games are made: an untrusted card may ask for more memory than there is.
     game = GAMES[canonical_game(match.game)]
     space = agent.policy.observation_space
     if not isinstance(space, spaces.Box) or space.dtype != np.uint8:

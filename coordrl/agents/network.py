@@ -34,7 +34,7 @@ _MAX_OBSERVATION = 1 << 24
 
 
 class TensorType(NamedTuple):
-    """What must agree for a tensor to take the values of another."""
+    """Shape and type, which must match for a tensor to take the values of another."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -62,7 +62,7 @@ class NetworkSpec:
     num_actions: int
     """Number of actions, at least 1."""
     features_extractor: str
-    """Class between observation and heads, one of three that are known."""
+    """Class between observation and heads, one of three known classes."""
     features_extractor_kwargs: Any
     """Its keyword arguments, by name."""
     hidden: tuple[int, ...] = ()
@@ -70,7 +70,7 @@ class NetworkSpec:
     hidden_critic: tuple[int, ...] = ()
     """Widths of the layers between features and value head; unused by a q-network."""
     activation: Activation = "Tanh"
-    """What follows a hidden layer."""
+    """Activation after each hidden layer."""
     share_features_extractor: bool = True
     """Whether actor and critic have one features extractor; unused by a q-network."""
     normalize_images: bool = True
@@ -103,8 +103,8 @@ class NetworkSpec:
         """Describe a policy.
 
         Raises:
-            ValueError: If it is no policy of A2C, PPO or DQN with byte observations, discrete
-                actions and an extractor that can be named.
+            ValueError: If it is not a policy of A2C, PPO or DQN with uint8 observations, discrete
+                actions and a known features extractor.
         """
         observations, actions = policy.observation_space, policy.action_space
         if not isinstance(observations, spaces.Box) or observations.dtype != np.uint8:
@@ -154,7 +154,7 @@ class NetworkSpec:
         return coords
 
     def build(self) -> BasePolicy:
-        """Build the policy on the current default device, with weights that mean nothing yet.
+        """Build the policy on the current default device, with untrained weights.
 
         Raises:
             ValueError: If the values do not fit each other.
@@ -162,7 +162,7 @@ class NetworkSpec:
         return self._build(ActorCriticPolicy, DQNPolicy)
 
     def tensor_types(self) -> dict[str, TensorType]:
-        """Return what :func:`stored_state` of the built policy would hold, without building it.
+        """Return the types of the built policy's :func:`stored_state`, without building it.
 
         Raises:
             ValueError: If the values do not fit each other.
@@ -213,7 +213,7 @@ class NetworkSpec:
 
 
 class _OnMeta:
-    """A policy moves its layers to its device, which is the CPU while it has none."""
+    """Stays on the meta device: a policy with no layers yet reports the CPU, and moves there."""
 
     device = torch.device("meta")
 
@@ -244,9 +244,9 @@ def plain_values(value: Any) -> Any:
 def state_names(policy: BasePolicy) -> dict[str, str]:
     """Map each key of the state dict to the key under which its tensor is stored once.
 
-    A shared extractor stands three times in the state dict of an actor-critic policy, and DQN's
-    target network is stored as the online network that it is an older copy of. The prefix that
-    ``torch.compile`` gives to a part is left out.
+    A shared extractor is in the state dict of an actor-critic policy three times, and DQN's target
+    network, an older copy of the online network, is stored as that network. Prefixes that
+    ``torch.compile`` adds are left out.
 
     Example:
         >>> spec = NetworkSpec("actor-critic", (4, 84, 84), 6, "NatureCNN", {})

@@ -1,4 +1,4 @@
-"""What an evaluation found: the returns of its episodes and what follows from them."""
+"""Results of evaluations: the returns of episodes and their statistics."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from coordrl.config import AtariSettings, Protocol, parse_value
 from coordrl.envs import canonical_game
 
 _BOOTSTRAP_SAMPLES = 10_000
-_DRAWN_AT_A_TIME = 1 << 20  # values: what they take is 16 MB
+_DRAWN_AT_A_TIME = 1 << 20  # values, which take 16 MB
 
 
 class Interval(NamedTuple):
@@ -27,7 +27,7 @@ class Interval(NamedTuple):
 
 
 class ReferenceScores(NamedTuple):
-    """Mean episode returns that a human-normalized score compares with."""
+    """Mean episode returns that a human-normalized score is relative to."""
 
     random: float
     human: float
@@ -53,13 +53,13 @@ class EvaluationResult:
     game: str
     """Game as in ``ALE/<game>-v5``."""
     protocol: Protocol
-    """Rules that were played by."""
+    """Rules of the evaluation."""
     deterministic: bool
     """Whether the likeliest action was taken instead of one drawn from the policy."""
     seed: int
     """Seed of the evaluation's random streams."""
     num_envs: int
-    """Games that were played at the same time; part of what fixes the random streams."""
+    """Games that were played at the same time; affects the random streams."""
     settings: AtariSettings
     """How the game was played and seen."""
     episode_returns: tuple[float, ...]
@@ -67,7 +67,7 @@ class EvaluationResult:
     episode_lengths: tuple[int, ...]
     """Agent steps of each episode."""
     episode_frames: tuple[int, ...]
-    """Frames of each episode, 60 of which are a second."""
+    """Frames of each episode, 60 per second."""
     truncated: int
     """Episodes that ended because they reached ``settings.max_frames_per_episode``."""
 
@@ -104,7 +104,7 @@ class EvaluationResult:
 
     @functools.cached_property
     def interval(self) -> Interval | None:
-        """95 % bootstrap interval of the mean; None of a single episode, which tells no spread.
+        """95 % bootstrap interval of the mean; None for a single episode, which has no spread.
 
         See :func:`bootstrap_interval`.
         """
@@ -134,7 +134,7 @@ class EvaluationResult:
         return f"{mean} (95 % interval {low:.1f} to {high:.1f})"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result as JSON types: what was measured, and the statistics made from it."""
+        """Return the result as JSON types: the measurements, and the statistics of them."""
         measured = dataclasses.asdict(self)
         return {
             **{key: value for key, value in measured.items() if not key.startswith("episode_")},
@@ -170,14 +170,14 @@ def bootstrap_interval(
 ) -> Interval:
     """Return the percentile-bootstrap interval of the mean (Efron, 1979).
 
-    The values are drawn anew, with replacement, 10,000 times; the interval holds the middle
-    ``confidence`` of the means. It speaks of the episodes of one agent. How much another training
-    run would differ is a question for several seeds. Of few values it is too narrow: of 5 or 10
-    drawn from a normal distribution it holds the mean in 80 to 93 % of cases, of one never.
+    The values are resampled with replacement 10,000 times; the interval holds the middle
+    ``confidence`` of the means. It covers the variation between episodes of one agent; variation
+    between training runs needs several seeds. For few values it is too narrow: for 5 or 10 from a
+    normal distribution it contains the mean in 80 to 93 % of cases, for one value never.
 
     Args:
-        values: Numbers drawn independently, at least one.
-        seed: Seed of the drawing.
+        values: Independent samples, at least one.
+        seed: Seed of the resampling.
         confidence: Share of the means inside, in (0, 1).
 
     Example:
@@ -197,9 +197,9 @@ def bootstrap_interval(
 def human_normalized_score(game: str, episode_return: float) -> float | None:
     """Return ``(return - random) / (human - random)``, or None for the other 47 games.
 
-    0 is a random player, 1 a professional tester. The two references are those of the no-op
-    start protocol with a limit of 30 minutes, published with DQN Zoo (``atari_data.py``); a
-    score under other rules is only roughly comparable.
+    0 is a random player, 1 a professional tester. Both reference scores are for the no-op start
+    protocol with a limit of 30 minutes, published with DQN Zoo (``atari_data.py``); scores under
+    other rules are only roughly comparable.
 
     Args:
         game: Name of the game, in any spelling.
@@ -233,7 +233,7 @@ def dump_json(table: Mapping[str, Any]) -> str:
         }
     """
     text = json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False)
-    # A list begins with a line break, which a string has escaped.
+    # A list begins with a line break; within a string it would be escaped.
     numbers = re.compile(r"\[\n\s*([-\d][-+.,\s\de]*?)\s+\]")
     return numbers.sub(lambda match: f"[{' '.join(match[1].split())}]", text) + "\n"
 

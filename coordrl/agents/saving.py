@@ -1,4 +1,4 @@
-"""The folder of a saved agent, written so that plain Stable-Baselines3 opens it and read safely.
+"""The folder of a saved agent: plain Stable-Baselines3 opens it, and we read it safely.
 
     <game>-<algo>-<coords>-s<seed>/
         agent.zip            stable_baselines3.PPO.load("agent.zip") and so on, on any device
@@ -7,9 +7,9 @@
         learning_curve.csv   if the training recorded one
         learning_curve.png
 
-The zip holds what a fresh model of Stable-Baselines3 holds, with the trained weights: no
-observations, no buffers, no state of the optimizer, no class but those of Stable-Baselines3 and the
-features extractor. :func:`load_agent` does not need it, and reads the folder without unpickling.
+The zip holds a fresh model of Stable-Baselines3 with the trained weights: no observations, no
+buffers, no optimizer state, and no classes other than those of Stable-Baselines3 and the features
+extractor. :func:`load_agent` does not need it, and reads the folder without unpickling.
 """
 
 import contextlib
@@ -79,30 +79,29 @@ def save_agent(
 ) -> AgentCard:
     """Write a model of Stable-Baselines3, or of a subclass, as a saved agent.
 
-    The folder is written under another name and renamed. An agent that is there already is
-    replaced, and what lies beside its files, such as a film, stays; a folder that holds anything
-    else is left alone.
+    The folder is written under another name and renamed. An existing agent is replaced, and other
+    files in its folder, such as a film, stay; a folder without an agent must be empty.
 
-    What is saved plays the same, and can be trained further, but starts with a fresh optimizer;
-    a DQN agent with an empty replay buffer and with the online network as its target. To go on
-    with a training run as if nothing had happened, use its checkpoints.
+    The saved agent plays the same and can be trained further, but with a fresh optimizer, and in
+    the case of DQN with an empty replay buffer and the online network as target. To continue a
+    training run exactly, use its checkpoints.
 
     Args:
         model: A model of A2C, PPO or DQN for one Atari game.
         folder: Where to write; the project names its folders by :attr:`AgentCard.name`.
-        settings: How it was trained: above all ``run.game`` and ``env``, by which it will be
-            evaluated. They have to be those of the model's environments, and ``extractor.coords``,
-            where it is given, the network's. ``run.algo`` is the model's in any case.
-        evaluations: How it plays.
+        settings: How it was trained. Evaluations use ``run.game`` and ``env``, which have to match
+            the model's environments. ``extractor.coords``, if given, has to match the network.
+            ``run.algo`` is replaced by the model's.
+        evaluations: Results of its evaluations.
         curve: Learning curve, as pairs of agent steps and mean episode return.
 
     Returns:
         The card that was written.
 
     Raises:
-        AgentError: If the model is no such model or was trained on something else, the folder
-            holds something else, or a file cannot be written.
-        TypeError: If ``settings`` are others.
+        AgentError: If the model is not of this kind or was not trained with ``settings``, the
+            folder holds something else, or a file cannot be written.
+        TypeError: If ``settings`` is not a TrainingSettings.
 
     Example:
         >>> import tempfile
@@ -171,12 +170,12 @@ def save_agent(
 
 
 def _require_described(agent: Agent, network: NetworkSpec, state: dict[str, Tensor]) -> None:
-    """Refuse a policy from whose card another one, or none, would be built."""
+    """Raise a ValueError if the policy's card would not build the same policy."""
     described, own = network.tensor_types(), {n: TensorType.of(t) for n, t in state.items()}
     if described != own:
         name = min(n for n in described.keys() | own.keys() if described.get(n) != own.get(n))
         raise ValueError(
-            f"its policy, a {type(agent.policy).__name__}, is none of Stable-Baselines3 itself:"
+            f"its policy, a {type(agent.policy).__name__}, is not one of Stable-Baselines3's own:"
             f" {name} is {own.get(name, 'missing')}, and would be {described.get(name, 'missing')}"
         )
     ActionScores(agent)  # raises an AgentError where the policy computes something else
@@ -185,7 +184,7 @@ def _require_described(agent: Agent, network: NetworkSpec, state: dict[str, Tens
 def _require_settings(
     model: BaseAlgorithm, network: NetworkSpec, settings: TrainingSettings
 ) -> None:
-    """Refuse settings of another training, or by which another game would be evaluated."""
+    """Raise a ValueError if the settings are not those of the agent's training."""
     game = GAMES[canonical_game(settings.run.game)]
     shown = observation_shape(game, settings.env)
     actions = len(game.actions(full=settings.env.full_action_space))
@@ -213,19 +212,19 @@ def load_agent(
 ) -> Agent:
     """Open a saved agent's folder, or a zip of Stable-Baselines3.
 
-    A folder is read without unpickling anything: the card names the network by a closed list of
-    classes, names, shapes and types of the weights are compared before memory is given to them,
-    and nothing in the folder is run. A zip is different: its settings are a pickle, so opening it
-    runs whatever its author put there.
+    A folder is read without unpickling: the card names the network's classes from a closed list;
+    names, shapes and types of the weights are checked before memory is allocated; and no code in
+    the folder is run. A zip is different: its settings are a pickle, so opening it runs whatever
+    code its author put there.
 
     Args:
         path: Folder written by :func:`save_agent`, or a zip of A2C, PPO or DQN.
-        device: Where the policy goes; ``"auto"`` takes the GPU if there is one.
-        trust_pickle: Open a zip, and run what is in it.
+        device: Device of the policy; ``"auto"`` takes the GPU if there is one.
+        trust_pickle: Allow opening a zip, which runs the code in it.
 
     Raises:
-        AgentError: If there is no agent, it is damaged or not to be trusted, with one sentence
-            that says what to do.
+        AgentError: If there is no agent, it is damaged, or it is a zip and ``trust_pickle`` is
+            False; the message says what to do.
         ValueError: If there is no such device.
 
     Example:
@@ -245,8 +244,8 @@ def load_agent(
             " saved agent instead, or, if you trust where the zip comes from, --trust-pickle"
             " (trust_pickle=True)"
         )
-    # The replay buffer of a DQN model would take gigabytes, to stay empty. Old versions of SB3
-    # wrote models whose kind of buffer new ones refuse.
+    # The replay buffer of a DQN model would take gigabytes and stay empty. Old versions of SB3
+    # wrote models with a kind of buffer that new ones refuse.
     unused_buffer = {"buffer_size": 1, "optimize_memory_usage": False}
     keywords: dict[str, Any] = unused_buffer if algorithm == "DQN" else {}
     try:
@@ -272,14 +271,14 @@ def zip_algorithm(path: Path) -> Algorithm:
     algorithms apart.
 
     Raises:
-        AgentError: If the file is no such zip, or one of another algorithm.
+        AgentError: If the file is not such a zip, or is of another algorithm.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
             _check_entries(sizes)
             text = archive.read("data")
-    # RuntimeError: it is encrypted, or packed in a way that Python does not know.
+    # RuntimeError: it is encrypted, or compressed in a way that Python does not know.
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, *_DAMAGED) as error:
         raise AgentError(
             f"{path} is not a whole zip file: {_first_line(error)}; copy or download it again"
@@ -300,7 +299,7 @@ def zip_algorithm(path: Path) -> Algorithm:
             return "DQN"
         if {"n_epochs", "clip_range"} <= keys:
             return "PPO"
-        # TRPO of sb3_contrib has these as well, and batches.
+        # TRPO of sb3_contrib has these keys as well, and batch_size.
         if {"gae_lambda", "normalize_advantage"} <= keys and "batch_size" not in keys:
             return "A2C"
     raise AgentError(
@@ -320,7 +319,7 @@ def _check_entries(sizes: dict[str, int]) -> None:
 
 
 def read_card(folder: Path) -> AgentCard:
-    """Read what a saved agent's folder says of it.
+    """Read the card of a saved agent's folder.
 
     Raises:
         AgentError: If there is no agent, or its card is damaged.
@@ -346,14 +345,14 @@ def _load_folder(folder: Path, device: torch.device) -> Agent:
     try:
         state = safetensors.torch.load(weights)
     except (safetensors.SafetensorError, ValueError, KeyError, MemoryError) as error:
-        raise AgentError(f"{path} is no safetensors file: {_first_line(error)}") from error
+        raise AgentError(f"{path} is not a safetensors file: {_first_line(error)}") from error
     policy = _build(card, state, folder)
     return Agent(policy.to(device), card.algorithm, card.exploration, card)
 
 
 def _build(card: AgentCard, state: dict[str, Tensor], folder: Path) -> BasePolicy:
     try:
-        # Before any memory is given to it: a card may ask for a network of any size.
+        # Before any memory is allocated: a card may ask for a network of any size.
         expected = card.network.tensor_types()
         found = {name: TensorType.of(tensor) for name, tensor in state.items()}
         for name in sorted(expected.keys() | found.keys()):
@@ -385,7 +384,7 @@ def _read(path: Path, limit: int) -> bytes:
         with path.open("rb") as file:
             content = file.read(limit + 1)
     except FileNotFoundError:
-        # A run keeps its agents in folders of their own, and its own is the first that one tries.
+        # A run keeps its agents in subfolders, but its own folder is what users try first.
         agents = ", ".join(file.parent.name for file in sorted(path.parent.glob(f"*/{path.name}")))
         raise AgentError(
             f"{path.parent} is not the folder of a saved agent: it has no {path.name}"
@@ -399,7 +398,7 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return an error's text as part of a sentence."""
+    """Return the first line of an error's text, shortened, as part of a sentence."""
     text = str(error).strip().split("\n")[0] or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
@@ -413,14 +412,14 @@ def require_place(folder: Path) -> None:
     if not folder.exists() or (folder / CARD_FILE).is_file():
         return
     if not folder.is_dir() or any(folder.iterdir()):
-        raise AgentError(f"{folder} exists and is no saved agent; choose another folder")
+        raise AgentError(f"{folder} exists and is not a saved agent; choose another folder")
 
 
 @contextlib.contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
-    """Yield a folder to fill that takes the place of ``folder`` when the block ends well."""
+    """Yield a folder to fill, which replaces ``folder`` if the block ends without an error."""
     require_place(folder)
-    folder = folder.resolve()  # a link stays, and what it leads to is replaced
+    folder = folder.resolve()  # a symbolic link stays, and its target is replaced
     partial, replaced = temporary_name(folder), temporary_name(folder, _REPLACED)
     try:
         partial.mkdir(parents=True)
@@ -433,18 +432,18 @@ def _replacing(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise AgentError(f"cannot write {folder}: {error.strerror or error}") from error
     finally:
-        # Whatever came between, Ctrl-C included: there is one whole agent, the old or the new.
+        # Whatever happened, Ctrl-C included: one whole agent is left, the old or the new.
         shutil.rmtree(partial, ignore_errors=True)
         if replaced.exists():
             _give_way(replaced, folder)
 
 
 def _give_way(replaced: Path, folder: Path) -> None:
-    """Delete an agent that was replaced, but for what is not of it, which the new one gets.
+    """Delete a replaced agent's files, and move all others to the new agent's folder.
 
-    Where there is no new one it comes back.
+    If there is no new agent, the old one is restored.
     """
-    with contextlib.suppress(OSError):  # the agents are whole, whatever else may lie about
+    with contextlib.suppress(OSError):  # the agents are whole even if this fails
         if not folder.exists():
             replaced.rename(folder)
             return
@@ -457,10 +456,10 @@ def _give_way(replaced: Path, folder: Path) -> None:
 
 
 def recover_agent(folder: Path) -> None:
-    """Undo what a killed process has left of saving an agent, so that there is the old or the new.
+    """Clean up after a process that was killed while saving an agent; the old or the new stays.
 
     Args:
-        folder: Of the agent, which no other process may be saving.
+        folder: The agent's folder; no other process may be saving to it.
     """
     folder = folder.resolve()
     for partial in _left_beside(folder, "partial"):
@@ -470,7 +469,7 @@ def recover_agent(folder: Path) -> None:
 
 
 def _left_beside(folder: Path, word: str) -> list[Path]:
-    """Return what stands beside a folder under a :func:`temporary_name`, the newest first."""
+    """Return the paths beside a folder with its :func:`temporary_name`, the newest first."""
     found = folder.parent.glob(f".{glob.escape(folder.name)}.{word}-*")
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
@@ -485,7 +484,7 @@ def _versions() -> dict[str, str]:
 
 
 def _write_zip(model: BaseAlgorithm, agent: Agent, state: dict[str, Tensor], path: Path) -> None:
-    """Write what ``save`` of the stock class writes, made of values that open anywhere."""
+    """Write the zip that ``save`` of the stock class writes, with values that load anywhere."""
     names = state_names(agent.policy)
     policy_state = {key.replace("_orig_mod.", ""): state[name] for key, name in names.items()}
     optimizer_state = agent.policy.optimizer.state_dict()
@@ -508,12 +507,12 @@ def _torch_bytes(content: dict[str, Any]) -> bytes:
 
 
 def _portable_group(group: dict[str, Any]) -> dict[str, Any]:
-    """Return an optimizer's group that the CPU can go on with: captured graphs are for GPUs."""
+    """Return an optimizer's group that works on the CPU: captured graphs are for GPUs."""
     changes: dict[str, Any] = {"capturable": False} if "capturable" in group else {}
     return {**group, **changes, "lr": float(group["lr"])}
 
 
-# What a model picks up while it runs, and what belongs to the machine that it ran on.
+# Attributes that a model acquires while it runs, or that belong to the machine that it ran on.
 _RUN_STATE = frozenset(
     {
         *("_last_obs", "_last_original_obs", "_last_episode_starts"),
@@ -524,8 +523,8 @@ _RUN_STATE = frozenset(
 )
 
 
-# Transitions for which a DQN that is opened asks for memory: each has two stacks of frames in stock
-# Stable-Baselines3, where our own buffers have one frame. The card says how many there were.
+# Most transitions that a DQN allocates when it is opened: each has two stacks of frames in stock
+# Stable-Baselines3, where our own buffers keep one frame. The card has the original number.
 _MAX_STOCK_BUFFER = 100_000
 
 
@@ -543,7 +542,7 @@ def _portable_attributes(model: BaseAlgorithm, agent: Agent) -> dict[str, Any]:
         policy_kwargs["optimizer_kwargs"] = kwargs
     optimizer = policy_kwargs.get("optimizer_class", torch.optim.Adam)
     if not optimizer.__module__.startswith(("torch.", "stable_baselines3.")):
-        for name in ("optimizer_class", "optimizer_kwargs"):  # which may not be where it is opened
+        for name in ("optimizer_class", "optimizer_kwargs"):  # may be missing where it is opened
             policy_kwargs.pop(name, None)
     if "buffer_size" in attributes:
         attributes["buffer_size"] = min(attributes["buffer_size"], _MAX_STOCK_BUFFER)
@@ -557,7 +556,7 @@ def _portable_attributes(model: BaseAlgorithm, agent: Agent) -> dict[str, Any]:
         **attributes,
         "policy_class": _stock_class(type(agent.policy)),
         "policy_kwargs": policy_kwargs,
-        # Made anew: a space that has been used carries a random generator of this NumPy.
+        # New objects: a used space holds a random generator of this NumPy version.
         "observation_space": spaces.Box(0, 255, network.observation_shape, np.uint8),
         "action_space": spaces.Discrete(network.num_actions),
         "n_envs": model.n_envs,
@@ -565,9 +564,9 @@ def _portable_attributes(model: BaseAlgorithm, agent: Agent) -> dict[str, Any]:
 
 
 def _portable_schedule(value: Any, progress_remaining: float) -> Any:
-    """Return Stable-Baselines3's own schedules, and the present value of any other function.
+    """Keep Stable-Baselines3's own schedules; replace other functions by their current value.
 
-    A pickled function opens in one version of Python only.
+    A pickled function opens in only one version of Python.
     """
     innermost = value
     while hasattr(innermost, "value_schedule"):

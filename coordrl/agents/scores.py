@@ -1,4 +1,4 @@
-"""An agent's network without Stable-Baselines3 around it: observations to scores of actions."""
+"""An agent's network without Stable-Baselines3: from observations to scores of actions."""
 
 from typing import Any
 
@@ -17,17 +17,17 @@ from coordrl.modes import evaluating
 
 
 class ActionScores(nn.Module):
-    """A policy without its memory of spaces and distributions, to export or to embed.
+    """A policy without spaces and distributions, to export or to embed.
 
-    It shares the policy's weights. An observation is scaled as the policy scales it: pictures to
+    It shares the policy's weights. Observations are scaled as the policy scales them: pictures to
     [0, 1], RAM not at all.
 
     Args:
-        agent: Agent that observes bytes and chooses one of its actions.
+        agent: Agent with uint8 observations and discrete actions.
 
     Raises:
-        AgentError: If it is another one, or if its policy computes something else than the network
-            here, on random observations.
+        AgentError: If the agent is of another kind, or its policy's outputs differ from this
+            network's on random observations.
 
     Example:
         >>> from coordrl.agents import load_agent
@@ -41,21 +41,20 @@ class ActionScores(nn.Module):
         _require_bytes(agent)
         policy = agent.policy
         obs_space = policy.observation_space
-        # As in preprocess_obs of Stable-Baselines3: RAM is no picture.
+        # As in preprocess_obs of Stable-Baselines3: RAM is not an image.
         self.scale = 255.0 if policy.normalize_images and is_image_space(obs_space) else 1.0
         if isinstance(policy, ActorCriticPolicy):
             self.features = policy.pi_features_extractor
             self.head = nn.Sequential(policy.mlp_extractor.policy_net, policy.action_net)
         else:
-            assert isinstance(policy, DQNPolicy)  # an agent has no other
+            assert isinstance(policy, DQNPolicy)  # agents have no other kind
             self.features, self.head = policy.q_net.features_extractor, policy.q_net.q_net
         self._require_agreement(agent)
 
     def forward(self, obs: Tensor) -> Tensor:
         """Return scores ``(N, actions)`` of observations ``(N, *shape)``.
 
-        A score is the logit of an action's probability (A2C, PPO) or its value (DQN); the largest
-        is that of the best action.
+        A score is an action's logit (A2C, PPO) or value (DQN); the best action has the largest.
         """
         scores: Tensor = self.head(self.features(obs.float() / self.scale))
         return scores
@@ -88,17 +87,17 @@ def _require_bytes(agent: Agent) -> None:
 
 
 def random_observations(agent: Agent, count: int = 4) -> Tensor:
-    """Return random bytes that an agent could observe, ``(count, *shape)``, the same every time.
+    """Return random uint8 observations for an agent, ``(count, *shape)``, the same every time.
 
     Raises:
-        AgentError: As :class:`ActionScores`.
+        AgentError: As for :class:`ActionScores`.
         ValueError: If ``count`` is negative.
     """
     _require_bytes(agent)
     if count < 0:
         raise ValueError(f"count must be at least 0, got {count}")
     shape = agent.policy.observation_space.shape
-    assert shape is not None  # a box has one
+    assert shape is not None  # it is a Box
     random = torch.Generator().manual_seed(0)
     obs = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=random)
     return obs.to(agent.policy.device)

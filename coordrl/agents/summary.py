@@ -1,4 +1,4 @@
-"""A summary of a policy network that says what no count of parameters says: what is shared."""
+"""A summary of a policy network that shows what a parameter count does not: what is shared."""
 
 import contextlib
 import math
@@ -19,13 +19,13 @@ from coordrl.agents.card import AgentError
 from coordrl.layers import CoordConv2d
 from coordrl.modes import evaluating
 
-# What Stable-Baselines3 puts behind any extractor but its own NatureCNN if net_arch is not given.
+# Stable-Baselines3's default net_arch after any extractor but its own NatureCNN.
 _UNASKED_HEAD = [64, 64]
 
 
 @dataclass
 class _Layer:
-    """A layer with parameters: who runs it, and what that costs."""
+    """A layer with parameters: its users and its cost."""
 
     name: str
     module: nn.Module
@@ -40,13 +40,13 @@ class _Layer:
 
 
 def describe(model: BaseAlgorithm | BasePolicy | Agent) -> str:
-    """Return a table of a policy's layers: who uses them, their outputs, parameters and costs.
+    """Return a table of a policy's layers: their users, outputs, parameters and costs.
 
-    Cost is in multiply-adds of one forward pass: for each sample, and, for the coordinates of a
-    CoordConv layer, once for the whole batch. Layers without parameters are left out. Below the
-    table stands a warning if Stable-Baselines3 has added hidden layers that nobody asked for,
-    which it does behind any extractor but ``NatureCNN`` unless ``net_arch`` is given: two arms of
-    a comparison then differ in more than their extractors.
+    Cost is in multiply-adds of one forward pass: per sample and, for the coordinates of a
+    CoordConv layer, once per batch. Layers without parameters are left out. A warning follows the
+    table if Stable-Baselines3 has added hidden layers, which it does after any extractor but
+    ``NatureCNN`` unless ``net_arch`` is given: two arms of a comparison then differ in more than
+    their extractors.
 
     Args:
         model: Model or policy of A2C, PPO or DQN, or an agent.
@@ -70,7 +70,7 @@ def describe(model: BaseAlgorithm | BasePolicy | Agent) -> str:
         for name, module in policy.named_modules()
         if any(True for _ in module.parameters(recurse=False))
     }
-    with evaluating(policy):  # in which a batch norm learns nothing from a picture
+    with evaluating(policy):  # or a batch norm would update its statistics
         for user, forward in _passes(policy):
             with _recording(layers, user):
                 forward()
@@ -94,7 +94,7 @@ def _policy_of(model: BaseAlgorithm | BasePolicy | Agent) -> BasePolicy:
 
 
 def _passes(policy: BasePolicy) -> list[tuple[str, Callable[[], Any]]]:
-    """Return the forward passes of a policy, by the part that needs them."""
+    """Return the forward passes of a policy with the names of their users."""
     if not isinstance(policy.observation_space, spaces.Box):
         raise AgentError(
             f"only policies that observe a Box can be described, got {policy.observation_space}"
@@ -111,7 +111,7 @@ def _passes(policy: BasePolicy) -> list[tuple[str, Callable[[], Any]]]:
 
 @contextlib.contextmanager
 def _recording(layers: dict[int, _Layer], user: str) -> Iterator[None]:
-    """Note, while the block runs, which layers are used, and for what outputs."""
+    """Record, while the block runs, which layers run and the shapes of their outputs."""
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         layer = layers[id(module)]
@@ -130,7 +130,7 @@ def _recording(layers: dict[int, _Layer], user: str) -> Iterator[None]:
 
 
 def _multiply_adds(module: nn.Module, y: Tensor) -> tuple[int, int]:
-    """Return the multiply-adds of a layer for one sample, and those that a batch shares."""
+    """Return the multiply-adds of a layer per sample and per batch."""
     if isinstance(module, nn.Linear):
         return module.in_features * module.out_features, 0
     if not isinstance(module, nn.Conv2d):

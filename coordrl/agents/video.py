@@ -1,4 +1,4 @@
-"""Films of an agent at play, as a television of the time would have shown it."""
+"""Films of an agent playing, as a television of the time would have shown it."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ from coordrl.files import temporary_name
 
 FRAMES_PER_SECOND = 60
 _COLUMNS = 160
-# An NTSC pixel of the console is 12/7 times as wide as high; 5/3 is near, with whole pixels.
+# The console's NTSC pixels are 12/7 times as wide as high; 5/3 is near, and gives whole pixels.
 _ENLARGE = "scale=5*iw:3*ih:flags=neighbor"
 
 _ENCODERS: dict[str, dict[str, Any]] = {
@@ -30,8 +30,8 @@ _ENCODERS: dict[str, dict[str, Any]] = {
         "codec": "libx264",
         "output_params": ["-vf", _ENLARGE, "-crf", "18", "-preset", "veryfast"],
     },
-    # Viewers show a frame of a gif for 1/50 s at the least. Every frame has its own palette, which
-    # is exact, since the console has 128 colors.
+    # Viewers show a gif's frames for at least 1/50 s each. Every frame has a palette of its own,
+    # which is exact, since the console has 128 colors.
     ".gif": {
         "codec": "gif",
         "pix_fmt_out": "pal8",
@@ -62,25 +62,25 @@ def record_video(
     games. The console's pixels are five wide and three high: 800 x 630, and up to 800 x 750 in
     games with more lines.
 
-    The agent sees a few small gray pictures a second. So a second console, started from the same
-    seed and given the same inputs, plays beside its own, and is filmed.
+    The agent itself sees only a few small gray pictures a second. So a second console with the
+    same seed and the same inputs plays alongside, and is filmed.
 
     Args:
-        agent: Who plays; this and the next five arguments are those of
-            :func:`~coordrl.agents.evaluate`. With the same ones, a deterministic agent plays the
-            first game of that evaluation's first environment.
+        agent: Agent that plays; this, ``game``, ``protocol``, ``settings``, ``deterministic`` and
+            ``seed`` are those of :func:`~coordrl.agents.evaluate`. With equal arguments, a
+            deterministic agent plays the first game of that evaluation's first environment.
         path: File to write, ending in ``.mp4`` or ``.gif``; an old one is replaced at the end.
         game: See ``agent``.
         protocol: See ``agent``.
         settings: See ``agent``.
         deterministic: See ``agent``.
         seed: See ``agent``.
-        max_frames: Frames after which the film ends if the game does not, with the agent step that
-            reaches them: 5 minutes.
+        max_frames: Frames after which the film ends even if the game goes on, rounded up to whole
+            agent steps; 5 minutes by default.
         on_frame: Called with the number of frames so far, after each agent step.
 
     Returns:
-        The game, or None if the film ended before it.
+        The game, or None if the film ended before the game.
 
     Raises:
         AgentError: If the agent doesn't fit the game, or the file cannot be written.
@@ -174,7 +174,7 @@ class _Camera:
 
 
 def _require_whole(film: Path) -> None:
-    """Raise a BrokenPipeError if the encoder, which does not say so, could not end the film."""
+    """Raise a BrokenPipeError if the encoder silently failed to finish the film."""
     try:
         imageio_ffmpeg.count_frames_and_secs(str(film.resolve()))
     except RuntimeError as error:
@@ -183,17 +183,17 @@ def _require_whole(film: Path) -> None:
 
 @contextlib.contextmanager
 def _film(path: Path, lines: int) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
-    """Yield a function that adds a frame to the film, which replaces ``path`` at the end."""
+    """Yield a function that adds a frame to a film; the film replaces ``path`` at the end."""
     if path.suffix.lower() not in _ENCODERS:
         raise AgentError(f"a film ends in {' or '.join(_ENCODERS)}, got {path.name}")
     partial = temporary_name(path)
-    partial = partial.with_name(partial.name + path.suffix)  # by which the encoder knows the format
+    partial = partial.with_name(partial.name + path.suffix)  # tells the encoder the format
     try:
-        partial.touch()  # fails with the system's own words, which the encoder's process would not
+        partial.touch()  # raises an OSError with a reason, which the encoder would not give
     except OSError as error:
         raise AgentError(f"cannot write {path}: {error.strerror}") from error
     encoder = imageio_ffmpeg.write_frames(
-        str(partial.resolve()),  # or ffmpeg might take what stands before a colon for a protocol
+        str(partial.resolve()),  # or ffmpeg might take text before a colon for a protocol
         (_COLUMNS, lines),
         fps=FRAMES_PER_SECOND,
         quality=None,
