@@ -1,8 +1,8 @@
 """Run settings: what can be chosen, its default, and one sentence on what it does.
 
-Settings travel whole, as frozen dataclasses. A key in a TOML file is the name of a field, spelled
-the same; nothing is renamed on the way. :func:`load_settings` reads any such dataclass from a file
-and from the command line, and :func:`dump_settings` writes it back.
+Settings are passed around as frozen dataclasses. Keys in a TOML file are the names of fields,
+spelled the same. :func:`load_settings` reads any such dataclass from a file and from the command
+line, and :func:`dump_settings` writes it back.
 """
 
 from coordrl.config.atari import AtariSettings, Protocol, settings_for

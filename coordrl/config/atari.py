@@ -12,14 +12,14 @@ Protocol = Literal["classic", "machado"]
 
 @dataclass(frozen=True)
 class AtariSettings:
-    """How a game is played and seen. The defaults are the classic protocol of training.
+    """How a game is played and seen. The defaults are the classic training protocol.
 
-    One *agent step* is ``frame_skip`` *frames* of the emulator; 60 frames are one second, as ale-py
-    plays them.
+    One *agent step* is ``frame_skip`` *frames* of the emulator, which are 1/60 second each, as in
+    ale-py.
 
     Raises:
-        ValueError: If a value cannot be of its field's type (``4.0`` is a whole number, a list a
-            tuple), or a number is outside its range.
+        ValueError: If a value cannot be converted to its field's type (``4.0`` can to an int, a
+            list to a tuple), or a number is out of range.
 
     Example:
         >>> from coordrl.emulator import GAMES, observation_shape
@@ -34,7 +34,7 @@ class AtariSettings:
     frame_skip: int = 4
     """Frames that one action is held for, at least 1."""
     stack_size: int = 4
-    """Observations stacked along the channel axis, newest last; zeros before the first."""
+    """Observations in a stack, newest last; zeros before the first."""
     screen_size: tuple[int, int] = (84, 84)
     """Height and width of an observation, in pixels."""
     observation: Literal["gray", "rgb", "ram"] = "gray"
@@ -48,7 +48,7 @@ class AtariSettings:
     fire_after_life_loss: bool = True
     """Press FIRE for the step after a lost life as well, since some games wait for it."""
     repeat_action_probability: float = 0.0
-    """Probability that a frame repeats the action of the frame before (sticky actions)."""
+    """Probability that a frame repeats the previous frame's action (sticky actions)."""
     full_action_space: bool = False
     """Offer all legal actions instead of the game's minimal set."""
     clip_reward: bool = True
@@ -56,7 +56,7 @@ class AtariSettings:
     life_loss: Literal["ignore", "terminate", "reset"] = "terminate"
     """At a lost life: go on; report ``terminated`` and go on (SB3); or reset the game (ale-py)."""
     max_frames_per_episode: int = 108_000
-    """Frames after which an episode is truncated, its reset not counted: 30 minutes of play."""
+    """Frames after which an episode is truncated, not counting its reset: 30 minutes of play."""
     mode: int | None = None
     """Game mode, or the game's default."""
     difficulty: int | None = None
@@ -90,16 +90,16 @@ def settings_for(protocol: Protocol, *, training: bool) -> AtariSettings:
     rewards in evaluation     the game's points         the game's points
     ========================= ========================= =========================
 
-    *Classic* is the protocol of Mnih et al., Nature 518 (2015), as Stable-Baselines3 and CleanRL
-    run it, but for how a game begins, which is that of ale-py's ``AtariVectorEnv``:
-    Stable-Baselines3 has 1 to 30 idle frames, and plays FIRE and the next action for a whole step
-    each. *Machado* is that of Machado et al., "Revisiting the Arcade Learning Environment", JAIR
-    61 (2018). Dopamine keeps sticky actions alone of the latter: it plays the minimal action set
-    and episodes of up to 108,000 frames.
+    *Classic* is the protocol of Mnih et al., Nature 518 (2015), as in Stable-Baselines3 and
+    CleanRL, except that games begin as in ale-py's ``AtariVectorEnv``: Stable-Baselines3 has 1 to
+    30 idle frames, and plays FIRE and the next action for a whole step each. *Machado* is the
+    protocol of Machado et al., "Revisiting the Arcade Learning Environment", JAIR 61 (2018). Of
+    that, Dopamine keeps only sticky actions: it plays the minimal action set and episodes of up to
+    108,000 frames.
 
     Args:
         protocol: ``"classic"`` or ``"machado"``.
-        training: True for the games an agent learns from, False for those that judge it.
+        training: True for training, False for evaluation.
 
     Raises:
         ValueError: If there is no such protocol.

@@ -20,16 +20,16 @@ Settings = TypeVar("Settings")
 
 
 class SettingsError(UserError, ValueError):
-    """A setting that its writer can mend; the message is one sentence that says how."""
+    """An invalid setting; the message is one sentence that says how to correct it."""
 
 
 @dataclass(frozen=True)
 class Override:
-    """A setting given outside of a file, with the words that name its origin in an error.
+    """A setting given outside of a file, with its origin for error messages.
 
     Attributes:
         key: Full name of the setting, such as ``"env.frame_skip"``.
-        value: Its value, as TOML would give it.
+        value: Its value, as read from TOML.
         source: Where it comes from, such as ``"--steps"``.
 
     Example:
@@ -45,7 +45,7 @@ class Override:
 
 
 def parse_override(text: str, source: str = "--set") -> Override:
-    """Read ``key=value``, where the value is written as in TOML; quotes around a text may go.
+    """Read ``key=value``, with the value in TOML syntax; strings need no quotes.
 
     Raises:
         SettingsError: If there is no ``=`` or no key.
@@ -71,10 +71,10 @@ def parse_override(text: str, source: str = "--set") -> Override:
 
 
 def parse_overrides(given: Iterable[Iterable[str]]) -> list[Override]:
-    """Read the ``key=value`` of every use of a flag, the strongest last.
+    """Read the ``key=value`` arguments of all uses of a flag, in order; the last one wins.
 
     Raises:
-        SettingsError: As :func:`parse_override`.
+        SettingsError: As for :func:`parse_override`.
 
     Example:
         >>> [item.key for item in parse_overrides([["seed=1", "num_envs=4"], ["seed=2"]])]
@@ -84,11 +84,11 @@ def parse_overrides(given: Iterable[Iterable[str]]) -> list[Override]:
 
 
 def refuse_overruled(overrides: Iterable[Override], owners: Mapping[str, str]) -> None:
-    """Refuse settings that a command sets itself, so that none is ignored without a word.
+    """Reject overrides of settings that a command sets itself, so that none is silently ignored.
 
     Args:
-        overrides: What the user has set.
-        owners: What to do instead, for the full name of each setting that the command decides.
+        overrides: The user's settings.
+        owners: Full name of each setting that the command decides, and what to do instead.
 
     Raises:
         SettingsError: If one of them is among the overrides.
@@ -106,7 +106,7 @@ def refuse_overruled(overrides: Iterable[Override], owners: Mapping[str, str]) -
 
 
 def _full_names(key: str, value: object) -> Iterator[str]:
-    """Yield what an override sets: one setting, or those of a table."""
+    """Yield the full names that an override sets: its key, or those of its table."""
     if isinstance(value, Mapping):
         for name, item in value.items():
             yield from _full_names(f"{key}.{name}", item)
@@ -135,7 +135,7 @@ def accepted_keywords(
         and parameter.name not in without
     ]
     target: Any = function.__init__ if inspect.isclass(function) else function
-    # Only of the parameters asked for: those left out may refer to names that are not imported.
+    # Only for the remaining parameters: others may refer to names that are not imported.
     named = {p.name: object if p.annotation is p.empty else p.annotation for p in parameters}
     return typing.get_type_hints(types.SimpleNamespace(__annotations__=named), target.__globals__)
 
@@ -153,21 +153,21 @@ def load_settings(
     """Read settings: defaults, then the file, then its table for the game, then ``overrides``.
 
     A field that is a dataclass is a table of the file. A field that is a ``Mapping`` is a table of
-    free keywords, whose names and types ``keywords`` gives. A field that may be ``None`` takes the
-    text ``"none"``, since TOML has no such value; one that may be a function of the progress takes
-    the table of a :class:`~coordrl.config.Schedule`. An override may be of a part of such a table,
-    as ``algorithm.learning_rate.end=0`` is: the other parts stay.
+    free keywords, whose names and types are given by ``keywords``. A field that may be ``None``
+    takes the string ``"none"``, since TOML has no null; one that may be a function of the progress
+    takes the table of a :class:`~coordrl.config.Schedule`. An override may set a part of such a
+    table, like ``algorithm.learning_rate.end=0``; the other parts stay.
 
     Args:
         cls: Frozen dataclass of settings.
         path: TOML file; only defaults and ``overrides`` if None.
-        overrides: Settings that win over the file, the last over the first.
-        base: Settings that stand where nothing is given; ``cls()`` if None.
-        keywords: For each table of free keywords, what :func:`accepted_keywords` returns.
-        game: Also read the file's table ``[games.<game>]``. The tables of other games are checked
-            and left.
-        canonical_game: Gives the name by which games are compared, or raises a ValueError for one
-            that is unknown.
+        overrides: Settings that win over the file; later ones win over earlier ones.
+        base: Defaults; ``cls()`` if None.
+        keywords: For each table of free keywords, the result of :func:`accepted_keywords`.
+        game: Also read the file's table ``[games.<game>]``. Tables of other games are checked but
+            not used.
+        canonical_game: Returns the name by which games are compared, or raises a ValueError if the
+            game is unknown.
 
     Raises:
         SettingsError: If the file cannot be read, or a key or value does not fit; the message
@@ -183,7 +183,7 @@ def load_settings(
     """
     schema = _schema(cls, keywords or {})
     settings = cls() if base is None else base
-    # What fits no more with what stood before may fit with what is still to come.
+    # A layer that does not fit the layers before it may fit with those after it.
     pending: dict[str, Any] = {}
     problem: SettingsError | None = None
     tables = _tables_of(path, schema, game, canonical_game)
@@ -206,10 +206,10 @@ def load_settings(
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return what a file of settings holds.
+    """Return the contents of a settings file.
 
     Raises:
-        SettingsError: If it cannot be read, or is not valid TOML.
+        SettingsError: If the file cannot be read, or is not valid TOML.
 
     Example:
         >>> import tempfile
@@ -248,7 +248,7 @@ def _tables_of(
     game: str | None,
     canonical_game: Callable[[str], str],
 ) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield a file's tables of settings with the name of their source, the weakest first."""
+    """Yield a file's tables of settings, each with a name for errors; later tables win."""
     if path is not None:
         tables = read_toml(path)
         games = tables.pop("games", {}) if game is not None else {}
@@ -272,7 +272,7 @@ def _tables_of(
 def _table_of(
     override: Override, schema: Iterable[str], settings: Any, pending: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return an override as a table; one of a part of a value as a table with the whole value."""
+    """Return an override as a table; an override of a part of a value becomes the whole value."""
     key, value = override.key, override.value
     for name in schema:
         old = pending.get(name, _value_of(settings, name)) if key.startswith(f"{name}.") else None
@@ -284,7 +284,7 @@ def _table_of(
 
 
 def _value_of(settings: Any, name: str) -> Any:
-    """Return the setting of a full name, or None if it is a keyword that was not given."""
+    """Return the setting with a full name, or None if it is a keyword that was not given."""
     for part in name.split("."):
         settings = settings.get(part) if isinstance(settings, Mapping) else getattr(settings, part)
     return settings
@@ -308,7 +308,7 @@ def _schema(cls: Any, keywords: Mapping[str, Mapping[str, Any]]) -> dict[str, An
 def _read_table(
     table: Mapping[str, Any], schema: Mapping[str, Any], source: str, prefix: str = ""
 ) -> dict[str, Any]:
-    """Flatten a table into full names and values of the schema's types."""
+    """Flatten a table into full names, with values converted to the schema's types."""
     values: dict[str, Any] = {}
     for name, value in table.items():
         key = prefix + name
@@ -327,7 +327,7 @@ def _read_table(
 
 
 def _advice(key: str, schema: Mapping[str, Any]) -> str:
-    """Return the key that was probably meant, or those that there are in its table."""
+    """Return a hint with the key that was probably meant, or the keys of its table."""
     table = key[: key.rfind(".") + 1]
     inside = {k.removeprefix(table).partition(".")[0] for k in schema if k.startswith(table)}
     in_table = {name: table + name for name in inside}

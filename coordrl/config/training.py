@@ -1,4 +1,4 @@
-"""What one training run is made of."""
+"""The settings of one training run."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ class OptimizerSettings:
     """The optimizer of the policy; its learning rate belongs to the algorithm.
 
     Raises:
-        ValueError: If a value cannot be of its field's type, or ``eps`` is not positive.
+        ValueError: If a value cannot be converted to its field's type, or ``eps`` is not positive.
     """
 
     name: Literal["Adam", "RMSprop", "RMSpropTFLike"] = "Adam"
     """Class: PyTorch's (Adam runs fused), or SB3's copy of TensorFlow's RMSprop."""
     eps: float = 1e-5
-    """Term that keeps the division by the gradient's scale finite."""
+    """Term added to the denominator to keep the division finite."""
 
     def __post_init__(self) -> None:
         take_types(self)
@@ -30,10 +30,10 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class AccelerationSettings:
-    """How algorithms compute whose rollouts stay on the device (``run.on_device``).
+    """How algorithms compute if their rollouts stay on the device (``run.on_device``).
 
     Raises:
-        ValueError: If a value is no boolean.
+        ValueError: If a value is not a bool.
     """
 
     bfloat16: bool = False
@@ -43,7 +43,7 @@ class AccelerationSettings:
     compile: bool = False
     """Compile the network with torch.compile, which takes a minute at the start."""
     cuda_graphs: bool = False
-    """Record acting, and the updates of PPO and DQN, as CUDA graphs, launched at once."""
+    """Record acting, and the updates of PPO and DQN, as CUDA graphs."""
 
     def __post_init__(self) -> None:
         take_types(self)
@@ -51,14 +51,15 @@ class AccelerationSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """One training run: what is trained, for how long, and what is looked at on the way.
+    """One training run: what is trained, for how long, and how often it is evaluated and saved.
 
     Raises:
-        ValueError: If a value cannot be of its field's type, or a number is outside its range.
+        ValueError: If a value cannot be converted to its field's type, or a number is out of
+            range.
     """
 
     game: str = "Pong"
-    """Atari game, as people write it: "Pong", "MsPacman", "ms_pacman", "ALE/Pong-v5"."""
+    """Atari game, in any usual spelling: "Pong", "MsPacman", "ms_pacman", "ALE/Pong-v5"."""
     algo: Literal["a2c", "ppo", "dqn"] = "ppo"
     """Algorithm of Stable-Baselines3."""
     protocol: Protocol = "classic"
@@ -68,18 +69,18 @@ class RunSettings:
     num_envs: int = 8
     """Games played at the same time, by all processes together."""
     stagger: int = 0
-    """Over how many agent steps their beginnings are spread, for PPO and A2C. The random actions
-    until then are not counted."""
+    """Agent steps over which the beginnings of games are spread, for PPO and A2C. The random
+    actions in these steps are not counted."""
     seed: int = 0
     """Seed of the run, split into environment, policy, data and evaluation streams."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network lives; auto takes the GPU if there is one."""
+    """Device of the network; auto takes the GPU if there is one."""
     on_device: bool = False
-    """Keep games, rollouts and replay there as well, instead of in arrays of the host."""
+    """Keep games, rollouts and replay on that device as well, instead of in host arrays."""
     target_return: float | None = None
     """End the run as soon as an evaluation reaches this mean episode return."""
     evaluation_interval: int = 250_000
-    """Agent steps between two evaluations; 0 evaluates at the end only."""
+    """Agent steps between two evaluations; 0 evaluates only at the end."""
     evaluation_episodes: int = 10
     """Episodes of an evaluation."""
     checkpoint_interval: int = 100_000
@@ -87,7 +88,7 @@ class RunSettings:
     log_interval: int = 10_000
     """Agent steps between two points of the learning curve and of the tracker."""
     track: Literal["tensorboard", "wandb", "none"] = "tensorboard"
-    """Where the learning curves are shown."""
+    """Tracker that shows the learning curves."""
 
     def __post_init__(self) -> None:
         take_types(self)
@@ -101,7 +102,7 @@ class TrainingSettings:
     """Everything that decides a training run; two runs with equal settings are the same run.
 
     Raises:
-        ValueError: If settings contradict each other, or a keyword of the algorithm is out of its
+        ValueError: If settings contradict each other, or a keyword of the algorithm is out of
             range.
 
     Example:
@@ -114,8 +115,8 @@ class TrainingSettings:
     env: AtariSettings = field(default_factory=AtariSettings)
     algorithm: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the algorithm's class in Stable-Baselines3. DQN's ``gradient_steps`` are
-    for each environment, so that more of them do not change how often a transition is learned from:
-    the model has as many times ``run.num_envs``."""
+    per environment: the model makes ``run.num_envs`` times as many, so that the number of
+    environments does not change how often a transition is learned from."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     acceleration: AccelerationSettings = field(default_factory=AccelerationSettings)
     extractor: Mapping[str, Any] = field(default_factory=dict)
@@ -150,7 +151,7 @@ class TrainingSettings:
                 raise ValueError(f"algorithm.{key} must be at most 1, got {max(numbers)}")
 
     def _require_steps(self) -> None:
-        """Check dqn's ``train_freq`` where it is a pair of a number and a unit."""
+        """Check dqn's ``train_freq`` if it is a pair of a number and a unit."""
         pair = self.algorithm.get("train_freq")
         if not isinstance(pair, tuple | list):
             return

@@ -1,4 +1,4 @@
-"""Values of settings: as the annotated type, or an error that says what they must be."""
+"""Conversion of settings to their annotated types, with errors that say what they must be."""
 
 import dataclasses
 import math
@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 
 def take_types(settings: Any) -> None:
-    """Turn each value of a frozen dataclass into the type of its field.
+    """Convert each value of a frozen dataclass to the type of its field.
 
     Raises:
-        ValueError: If that is not possible, naming the field. No number is infinite, or NaN.
+        ValueError: If that is not possible, or a number is not finite; the message names the field.
 
     Example:
         >>> @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def take_types(settings: Any) -> None:
 
 
 def require_at_least(minimum: float, settings: object, *names: str) -> None:
-    """Raise a ValueError that names the first of these fields which is below a minimum.
+    """Raise a ValueError that names the first of these fields that is below a minimum.
 
     Example:
         >>> require_at_least(1, Schedule(start=0.5, end=2.0), "end", "start")
@@ -50,13 +50,13 @@ def require_at_least(minimum: float, settings: object, *names: str) -> None:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A number that moves in a straight line while training goes on.
+    """A number that changes linearly during training.
 
     The fields are the arguments of Stable-Baselines3's ``LinearSchedule``: from ``start`` at the
     first step to ``end`` when ``end_fraction`` of the run is over, and ``end`` from there on.
 
     Raises:
-        ValueError: If a value is no finite number, or ``end_fraction`` is not in (0, 1].
+        ValueError: If a value is not a finite number, or ``end_fraction`` is not in (0, 1].
 
     Example:
         >>> from stable_baselines3.common.utils import LinearSchedule
@@ -77,14 +77,14 @@ class Schedule:
 
 
 def parse_value(value: Any, annotation: Any) -> Any:
-    """Return a value of TOML or JSON as the annotated type.
+    """Convert a value of TOML or JSON to the annotated type.
 
-    Knows numbers, texts, paths, ``Literal``, ``None``, unions and sequences of these, and frozen
-    dataclasses of them, which come as tables: all fields without a default have to be there, and
-    no others.
+    Supports numbers, strings, paths, ``Literal``, ``None``, unions and sequences of these, and
+    frozen dataclasses of them. A dataclass is given as a table, with all fields that have no
+    default and no unknown ones.
 
     Raises:
-        ValueError: If it is no such value; the message says what it must be.
+        ValueError: If that is not possible; the message says what the value must be.
 
     Example:
         >>> parse_value([84, 84], tuple[int, int])
@@ -94,7 +94,7 @@ def parse_value(value: Any, annotation: Any) -> Any:
         ValueError: end must be a number, got 'low'
     """
     members = _members(annotation)
-    # "none" is None wherever that is possible, even where it could be a text or a path.
+    # "none" means None wherever None is allowed, even where it could be a string or a path.
     for member in sorted(members, key=lambda member: member is not types.NoneType):
         try:
             return _parse_member(value, member)
@@ -107,7 +107,7 @@ def parse_value(value: Any, annotation: Any) -> Any:
 
 
 class _MismatchError(Exception):
-    """A value is not of the member of a union that was tried."""
+    """A value does not match the member of a union that was tried."""
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
@@ -151,12 +151,12 @@ def _parse_member(value: Any, annotation: Any) -> Any:  # noqa: C901 - one branc
 
 
 def _is_counted(value: float) -> bool:
-    """Return whether NumPy and torch can count to a number."""
+    """Return whether a number fits NumPy's and torch's integers."""
     return -(2**63) <= value < 2**63
 
 
 def _is_finite(value: object) -> bool:
-    """Return whether a value is a number that a float can come near to."""
+    """Return whether a value is a finite number within the range of a float."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return False
     try:
@@ -166,7 +166,7 @@ def _is_finite(value: object) -> bool:
 
 
 def _parse_dataclass(value: Any, cls: Any) -> Any:
-    """Build a settings dataclass that stands as a value, from its inline table."""
+    """Build a settings dataclass that is a value, from its inline table."""
     if isinstance(value, cls):
         return value
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -188,7 +188,7 @@ def _parse_dataclass(value: Any, cls: Any) -> Any:
 
 
 def _name(annotation: Any) -> str:
-    """Name a type as the writer of a TOML file knows it."""
+    """Name a type in the terms of TOML."""
     names: dict[Any, str] = {
         bool: "true or false",
         int: "a whole number",

@@ -1,6 +1,6 @@
-"""Checkpoints: everything between two updates that decides how a training run goes on.
+"""Checkpoints: the complete state of a training run between two updates.
 
-A checkpoint is read without unpickling anything but tensors, numbers and texts.
+Reading a checkpoint unpickles nothing but tensors, numbers and strings.
 """
 
 import random
@@ -30,7 +30,7 @@ REPLAY_FILE = "replay.npz"
 FORMAT_VERSION = 1
 _REPLAY = FrameReplayBuffer | DeviceReplayBuffer
 
-# Counters that Stable-Baselines3 keeps in the model; DQN has those of the second line as well.
+# Counters that Stable-Baselines3 keeps in the model; those of the second line are DQN's only.
 _COUNTERS = (
     *("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining"),
     *("_n_calls", "exploration_rate"),
@@ -38,11 +38,11 @@ _COUNTERS = (
 
 
 class Restored(NamedTuple):
-    """What a checkpoint gives back besides the model.
+    """What a checkpoint holds besides the model.
 
     Attributes:
-        journal: What was written with it.
-        new_games: Why new games have to begin; None if those of the checkpoint go on.
+        journal: The journal that was written with it.
+        new_games: Why new games have to begin; None if those of the checkpoint continue.
     """
 
     journal: str
@@ -50,11 +50,11 @@ class Restored(NamedTuple):
 
 
 def write_checkpoint(model: BaseAlgorithm, journal: str, folder: Path) -> None:
-    """Write the state of a model between a rollout and the next.
+    """Write the state of a model between two rollouts.
 
     Args:
         model: The model, with a :class:`~coordrl.sb3_envs.VectorEnvAdapter` as environments.
-        journal: What else the run wants back.
+        journal: Text to store with it, returned by :func:`read_checkpoint`.
         folder: Empty folder.
     """
     episodes = model.ep_info_buffer or ()
@@ -77,13 +77,12 @@ def write_checkpoint(model: BaseAlgorithm, journal: str, folder: Path) -> None:
 
 
 def read_checkpoint(model: BaseAlgorithm, folder: Path) -> Restored:
-    """Put a model, built from the same settings, and its environments into a checkpoint's state.
+    """Restore a model, built from the same settings, and its environments from a checkpoint.
 
-    With our emulator on the CPU, training that goes on from here does what it would have done
-    without the interruption, to the last bit.
+    With our emulator on the CPU, training continues bit for bit as without the interruption.
 
     Raises:
-        RunError: If the checkpoint comes from a version that is not understood.
+        RunError: If the checkpoint was written in another format version.
     """
     state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
     if state["format_version"] != FORMAT_VERSION:
@@ -109,8 +108,8 @@ def read_checkpoint(model: BaseAlgorithm, folder: Path) -> Restored:
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    # Whether its steps can be recorded, and so where they are counted, is a matter of where it goes
-    # on, not of where it began.
+    # Whether steps can be recorded, and so where they are counted, depends on the device that the
+    # run continues on, not on the one it began on.
     groups = [
         {**group, "capturable": own["capturable"]} if "capturable" in own else group
         for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
@@ -119,9 +118,9 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) 
 
 
 def write_checkpoints(model: BaseAlgorithm, journal: str, folder: Path, ranks: Ranks) -> None:
-    """Write what :func:`write_checkpoint` writes, of every rank; a collective.
+    """Write a checkpoint as :func:`write_checkpoint`, with the state of every rank; a collective.
 
-    Only rank 0 needs a folder; the files of the others stand in it with their number.
+    Only rank 0 needs a folder; the other ranks' files are in it, named with their rank.
     """
     if ranks.count == 1:
         return write_checkpoint(model, journal, folder)
@@ -135,12 +134,12 @@ def write_checkpoints(model: BaseAlgorithm, journal: str, folder: Path, ranks: R
 
 
 def read_checkpoints(model: BaseAlgorithm, folder: Path, ranks: Ranks) -> Restored:
-    """Do what :func:`read_checkpoint` does, on every rank; a collective.
+    """Restore every rank as :func:`read_checkpoint`; a collective.
 
     Only rank 0 needs the folder.
 
     Raises:
-        RunError: If another number of ranks has written the checkpoint.
+        RunError: As for :func:`read_checkpoint`, and if another number of ranks wrote it.
     """
 
     def contents() -> list[dict[str, bytes]]:
@@ -170,12 +169,12 @@ def _environments(model: BaseAlgorithm) -> VectorEnvAdapter:
 
 
 def _is_ale(model: BaseAlgorithm) -> bool:
-    """Tell whether ale-py plays, as where our emulator could not be built: it saves no games."""
+    """Tell whether ale-py plays the games, which it cannot save."""
     return getattr(_environments(model).envs, "emulator", None) == "ale"
 
 
 def _restore_games(model: BaseAlgorithm, path: Path) -> str | None:
-    """Go on with the games in a file, or return why that cannot be."""
+    """Continue the games in a file, or return why that is not possible."""
     if _is_ale(model):
         return "ale-py plays here, which cannot go on with a game"
     if not path.exists():
@@ -213,9 +212,9 @@ def _restore_random_state(model: BaseAlgorithm, state: Mapping[str, Any]) -> Non
 
 
 def _write_arrays(arrays: Mapping[str, NDArray[Any]], path: Path) -> None:
-    """Write arrays as ``numpy.savez_compressed`` does, several times as fast.
+    """Write arrays like ``numpy.savez_compressed``, but several times as fast.
 
-    Frames of games are so regular that the weakest compression shrinks them to a few percent.
+    Frames are so regular that even the weakest compression shrinks them to a few percent.
     """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, array in arrays.items():

@@ -1,4 +1,4 @@
-"""Where the time of a training run goes."""
+"""Where a training run spends its time."""
 
 import functools
 import time
@@ -15,10 +15,10 @@ OTHER = "all else (advantages, logs, bookkeeping)"
 
 
 class Profile:
-    """Stop watches of which one runs at a time: that of the innermost phase.
+    """A stopwatch for each phase; only the innermost phase's runs.
 
-    On a GPU, each change of the phase waits for what was launched, which slows the run down but
-    puts the time where it belongs.
+    On a GPU, each change of phase waits for the work launched so far, which slows the run down but
+    assigns time to the right phase.
 
     Attributes:
         seconds: Wall-clock time of each phase.
@@ -38,7 +38,7 @@ class Profile:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time of the block for a phase, but for that of phases within."""
+        """Count the time of the block for a phase, except for the time of phases within it."""
         self._switch()
         self._open.append(name)
         try:
@@ -57,7 +57,7 @@ class Profile:
         self._since = now
 
     def watch(self, owner: Any, method: str, name: str | Callable[[], str]) -> None:
-        """Count the calls of one object's method for a phase, whose name may depend on the call."""
+        """Count the time in a method of one object for a phase; its name may depend on the call."""
         called: Callable[..., Any] = getattr(owner, method)
 
         @functools.wraps(called)
@@ -68,14 +68,14 @@ class Profile:
         setattr(owner, method, watched)
 
     def watch_model(self, model: Any) -> None:
-        """Count what a model does in :meth:`learn`, from the environment to the optimizer."""
+        """Count the phases of a model's ``learn``, from the environment to the optimizer."""
         act, learn, copies = "forward, to act", "forward, to learn", "copies"
         on_device = isinstance(model, OnDevice)
         self.watch(model.env, "step_torch" if on_device else "step", "environment")
-        # Within what a CUDA graph records nothing can be timed: it counts as backward.
+        # Nothing within a CUDA graph can be timed: a recorded update counts as backward.
         if not (on_device and isinstance(model._update, Recorded)):
             self.watch(model.policy.optimizer, "step", "optimizer")
-        # What train() does besides: losses, backward pass, clipping of the gradient.
+        # The rest of train(): losses, backward pass, clipping of the gradient.
         self.watch(model, "train", "backward")
         if on_device:
             buffer = getattr(model, "rollout_buffer", None) or model.replay_buffer
@@ -101,7 +101,7 @@ class Profile:
         """Return the phases as a table, the longest first.
 
         Args:
-            steps: Agent steps that the time was spent on.
+            steps: Agent steps taken in that time.
         """
         total = sum(self.seconds.values())
         rows = sorted(self.seconds.items(), key=lambda row: -row[1])

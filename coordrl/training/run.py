@@ -47,13 +47,14 @@ class TrainingResult:
     """How a run ended, or was interrupted.
 
     Attributes:
-        ending: All steps were taken, an evaluation reached the target, or a signal came.
-        agent: Folder of the saved agent as it is now.
+        ending: ``"finished"`` if all steps were taken, ``"target reached"`` if an evaluation
+            reached the target, ``"stopped"`` if a signal came.
+        agent: Folder of the last agent.
         best_agent: Folder of the agent of the best evaluation, if there was one.
         steps: Agent steps since the beginning of the run.
         evaluation: The last evaluation, if there was one.
         signal_number: The signal that interrupted the run, or None.
-        profile: Table of where the time went, if it was asked for.
+        profile: Table of the time spent, if asked for.
     """
 
     ending: Ending
@@ -73,37 +74,36 @@ def train(
     profile: bool = False,
     threads: int | None = None,
 ) -> TrainingResult:
-    """Train an agent, showing how far it is, and save it.
+    """Train an agent, showing its progress, and save it.
 
     The run folder holds ``settings.toml``, the newest checkpoints, the learning curve
     (``progress.csv``), ``evaluations.json``, the tracker's files, and two saved agents: ``best``,
     of the best evaluation, and ``last``.
 
-    The first Ctrl-C, SIGTERM or SIGHUP ends the run after the update that is being made, with a
-    checkpoint; a Ctrl-C after it aborts the run. A resumed run goes on with everything: weights,
-    optimizer, schedules, random streams, replay buffer, games, statistics, best score, curves. On
-    the CPU and with our emulator, its weights at the end are those of the run that was never
-    interrupted, to the last bit.
+    The first Ctrl-C, SIGTERM or SIGHUP ends the run after the current update, with a checkpoint; a
+    Ctrl-C after it aborts the run. A resumed run restores everything: weights, optimizer,
+    schedules, random streams, replay buffer, games, statistics, best score, curves. On the CPU and
+    with our emulator, its final weights equal those of an uninterrupted run bit for bit.
 
-    With ``run.on_device`` the processes that ``torchrun`` has started train one agent together:
-    they share out games and minibatches, and the first of them writes and evaluates.
+    With ``run.on_device`` the processes started by ``torchrun`` train one agent together: they
+    divide games and minibatches among them, and the first process writes and evaluates.
 
     On Linux the process keeps freed memory from here on; see
     :func:`~coordrl.memory.keep_freed_memory`.
 
     Args:
-        settings: What to train.
+        settings: Settings of the run.
         folder: Run folder, missing or empty unless ``resume``.
-        resume: Go on from the newest whole checkpoint in ``folder``, whose settings have to be
-            equal but for :data:`MAY_DIFFER_ON_RESUME`. With more ``run.total_steps`` a finished
-            one is trained further.
+        resume: Continue from the newest whole checkpoint in ``folder``, whose settings have to be
+            equal except for :data:`MAY_DIFFER_ON_RESUME`. With more ``run.total_steps``, a finished
+            run is trained further.
         profile: Measure where the time goes.
-        threads: Threads of the network on the CPU, and of the games there; all cores if None. Sums
-            in another order differ by rounding.
+        threads: Threads of the network and of games on the CPU; all cores if None. Another number
+            changes the order of sums, and so their rounding.
 
     Raises:
-        SettingsError: If the settings ask for what is not there, or fewer than one thread is asked
-            for.
+        SettingsError: If the settings do not fit the machine or each other, or ``threads`` is
+            below 1.
         RunError: If the folder does not fit, or cannot be written to.
         AgentError: If an agent cannot be written.
 
@@ -123,7 +123,7 @@ def train(
         _ranks(settings, device) as ranks,
         closing(_environments(settings, device, ranks, threads)) as env,
     ):
-        # Before the folder is made, so that settings that do not fit leave nothing behind.
+        # Before the folder is made, so that invalid settings leave nothing behind.
         model = _seeded_model(settings, env, device, ranks)
         with ExitStack() as stack:
             opened = open_run(
@@ -166,7 +166,7 @@ def _ranks(settings: TrainingSettings, device: str) -> Iterator[Ranks]:
 
 @contextmanager
 def _naming_memory() -> Iterator[None]:
-    """Say which settings to lower where memory is not enough."""
+    """Turn out-of-memory errors into ones that name the settings to lower."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -202,7 +202,7 @@ def _environments(
 def _seeded_model(
     settings: TrainingSettings, env: VectorEnvAdapter, device: str, ranks: Ranks
 ) -> BaseAlgorithm:
-    """Build the model, whose weights and actions, data and environments draw from own streams."""
+    """Build the model, with separate random streams for policy, data and environments."""
     seed = _stream(settings, "policy")
     try:
         with _naming_memory():
@@ -212,26 +212,26 @@ def _seeded_model(
                 model = make_model(settings, env, seed=seed, device=device)
     except (ValueError, AssertionError) as error:
         raise SettingsError(f"{settings.run.algo} refuses its settings: {error}") from error
-    # Ranks begin with equal weights, and draw and play each their own.
+    # Ranks begin with equal weights; each has its own random streams and games.
     if ranks.index > 0:
         torch.manual_seed(_stream(settings, "policy", ranks.index))
-    # Buffers and DQN's coins draw from NumPy's global stream, everything else from torch's.
+    # Buffers and DQN's exploration draw from NumPy's global stream, everything else from torch's.
     np.random.seed(_stream(settings, "data", ranks.index))  # noqa: NPY002
     _seed_games(env, _stream(settings, "environment"), ranks)
     return model
 
 
 def _seed_games(env: VectorEnvAdapter, seed: int, ranks: Ranks) -> None:
-    """Give the games of all ranks the seeds that one process would give them."""
+    """Give each rank's games the seeds that they would have in a single process."""
     env.seed(seed + ranks.index * env.num_envs)
 
 
 @dataclass
 class _Journal:
-    """What a run notes down on its way; kept in its checkpoints."""
+    """Records of a run, kept in its checkpoints."""
 
     seconds: float = 0.0
-    """Time that the run has taken."""
+    """Duration of the run so far."""
     logged_at: int = 0
     evaluated_at: int = 0
     saved_at: int = 0
@@ -240,11 +240,11 @@ class _Journal:
     curve: list[tuple[int, float, float, float]] = dataclasses.field(default_factory=list)
     """Agent steps, seconds, and mean return and length of the last 100 episodes."""
     evaluations: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    """Results, each with the agent steps at which it was made."""
+    """Results, each with its agent steps."""
 
 
 class _Stop(Exception):
-    """Ends SB3's ``learn`` between an update and the next rollout, where callbacks cannot."""
+    """Ends SB3's ``learn`` between an update and the next rollout, which callbacks cannot do."""
 
     def __init__(self, ending: Ending) -> None:
         super().__init__()
@@ -252,7 +252,7 @@ class _Stop(Exception):
 
 
 class _Hooks(BaseCallback):
-    """Lets SB3 call the learner."""
+    """Callback through which SB3 calls the learner."""
 
     def __init__(self, learner: "_Learner") -> None:
         super().__init__()
@@ -267,7 +267,7 @@ class _Hooks(BaseCallback):
 
 
 class _Learner:
-    """Learns, and stops between updates when it is time to: what every rank does."""
+    """The part of a run that every rank does: learn, and stop between updates when due."""
 
     def __init__(
         self,
@@ -288,7 +288,7 @@ class _Learner:
         return self._model.num_timesteps
 
     def show(self) -> None:
-        """Show how far the run is."""
+        """Show the run's progress."""
 
     def between_updates(self, *, at_end: bool = False) -> None:
         """Do what is due, and raise :class:`_Stop` if the run ends here."""
@@ -303,24 +303,24 @@ class _Learner:
             callbacks.append(EntropySchedule(entropy))
         try:
             if remaining > 0:
-                # SB3 adds what is done to what it is given: the total, and with it the schedules,
-                # stay those of the whole run.
+                # SB3 adds the steps done so far, so the total, and with it the schedules, are
+                # those of the whole run.
                 self._model.learn(
                     remaining,
                     callback=callbacks,
-                    log_interval=None,  # type: ignore[arg-type]  # SB3 asks whether it is None
+                    log_interval=None,  # type: ignore[arg-type]  # SB3 accepts None
                     reset_num_timesteps=False,
                 )
             self.between_updates(at_end=True)
         except _Stop as stop:
             return stop.ending
-        except (ValueError, RuntimeError):  # the latter once anything in the process was compiled
-            self._require_finite()  # which SB3 says in torch's words, if at all
+        except (ValueError, RuntimeError):  # the latter if anything in the process was compiled
+            self._require_finite()  # clearer than torch's error, if that was the reason
             raise
         return "finished"
 
     def _require_finite(self) -> None:
-        """Raise a RunError rather than play, or keep, what is no network any more."""
+        """Raise a RunError if a weight is not finite, before the network is used or saved."""
         policy = self._model.policy
         finite = [parameter.isfinite().all() for parameter in policy.parameters()]
         if bool(torch.stack(finite).all()):
@@ -332,7 +332,7 @@ class _Learner:
             else f"the checkpoint of step {checkpoint.step:,} is kept"
         )
         raise RunError(
-            f"at step {self._steps:,} weights are no numbers any more; {kept}. Start anew in"
+            f"at step {self._steps:,} weights are no longer finite; {kept}. Start anew in"
             " another folder with a smaller algorithm.learning_rate"
         )
 
@@ -351,7 +351,7 @@ class _Learner:
 
 
 class _Follower(_Learner):
-    """What ranks but the first do: learn, and between updates what the first says."""
+    """The ranks after the first: they learn, and between updates do what the first decides."""
 
     def go(self, *, resume: bool) -> TrainingResult:
         """Train until the first rank ends it."""
@@ -365,7 +365,7 @@ class _Follower(_Learner):
         return TrainingResult(ending, agent, None, self._steps, None, signal_number, None)
 
     def between_updates(self, *, at_end: bool = False) -> None:
-        """Hear what the first rank has decided."""
+        """Follow the first rank's decision."""
         self._any_requested()
         ending, saves = self._ranks.first(lambda: (None, False))
         if saves:
@@ -375,9 +375,9 @@ class _Follower(_Learner):
 
 
 class _Leader(_Learner):
-    """What the first rank does: between updates a log, an evaluation, a checkpoint, the end.
+    """The first rank: between updates it logs, evaluates, writes checkpoints and ends the run.
 
-    Nothing of this draws from the random streams of the training.
+    None of this draws from the training's random streams.
     """
 
     def __init__(
@@ -462,10 +462,10 @@ class _Leader(_Learner):
         self._progress.say(f"going on from the checkpoint of step {self._steps:,}{how}")
 
     def _find_best(self) -> None:
-        """Take note of the best agent that is in the folder.
+        """Set the best score to that of the ``best`` agent in the folder.
 
-        The run may have gone further, to a better one, before it was killed, or lost the one that
-        it was about to replace.
+        Before it was killed, the run may have gone on to a better agent after the checkpoint, or
+        lost the agent that it was about to replace.
         """
         self._journal.best = None
         with contextlib.suppress(AgentError):
@@ -473,7 +473,7 @@ class _Leader(_Learner):
             self._journal.best = max((result.mean for result in evaluations), default=None)
 
     def show(self) -> None:
-        """Show how far the run is."""
+        """Show the run's progress."""
         self._progress.update(self._steps, self._note, self._returns)
 
     def between_updates(self, *, at_end: bool = False) -> None:
@@ -484,7 +484,7 @@ class _Leader(_Learner):
             self._evaluate()
         evaluated_now = journal.evaluated_at == self._steps > 0
         logs = evaluated_now or self._is_due(run.log_interval, journal.logged_at, at_end)
-        # One that was interrupted is made first by a resumed run, which logs it at this step.
+        # A resumed run first repeats an interrupted evaluation, and logs at this step then.
         if logs and not (is_due and not evaluated_now):
             self._log()
         stop_requested = self._any_requested()
@@ -498,7 +498,7 @@ class _Leader(_Learner):
         saves = ending is not None or self._is_due(
             run.checkpoint_interval, journal.saved_at, at_end
         )
-        # The checkpoint that a resumed run went on from lacks the evaluation that it made first.
+        # A resumed run's own checkpoint lacks the evaluation that it has just repeated.
         saves = (saves and not is_saved) or (is_saved and is_due and evaluated_now)
         self._ranks.first(lambda: (ending, saves))
         if saves:
@@ -554,7 +554,7 @@ class _Leader(_Learner):
                     on_episode=count,
                 )
         except StopNow:
-            return  # not made: a resumed run makes it first
+            return  # interrupted: a resumed run repeats it first
         journal = self._journal
         journal.evaluated_at = self._steps
         journal.evaluations.append({"agent_steps": self._steps, **result.to_json()})

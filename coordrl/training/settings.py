@@ -1,4 +1,4 @@
-"""The settings of a training run, put together from protocol, file and command line."""
+"""The settings of a training run, from protocol, file and command line."""
 
 import inspect
 import math
@@ -28,26 +28,26 @@ MAY_DIFFER_ON_RESUME = frozenset(
         *("run.checkpoint_interval", "run.log_interval"),
     }
 )
-"""What a resumed run may change: settings that do not decide what is learned, and its length.
+"""What a resumed run may change: settings that do not affect what is learned, and its length.
 
-Schedules end with the run, so in a longer one learning rates, for instance, rise again."""
+Schedules end with the run, so if it becomes longer, learning rates, for instance, rise again."""
 
 
 DEFAULTS = TrainingSettings(extractor={"coords": "all", "with_r": False})
-"""What holds where nothing is given, of the flags of scripts/train_atari.py by name: a run's file
-says where its network sees coordinates."""
+"""Defaults where neither file nor command line sets a value. The extractor's are explicit, so that
+a run's settings file says where its network sees coordinates."""
 
 
 def load_training_settings(
     path: Path | str | None, overrides: Sequence[Override] = ()
 ) -> TrainingSettings:
-    """Read the settings of a run from a TOML file, which :func:`load_settings` describes.
+    """Read the settings of a run from a TOML file, in the format of :func:`load_settings`.
 
     The protocol gives the defaults of ``[env]``; the algorithm and the extractor give the keys of
     ``[algorithm]`` and ``[extractor]``.
 
     Raises:
-        SettingsError: If a key, a value or a game is wrong; one sentence says what to mend.
+        SettingsError: If a key, a value or a game is invalid; the message says what to correct.
 
     Example:
         >>> from coordrl.config import parse_override
@@ -57,7 +57,7 @@ def load_training_settings(
         ('MsPacman', 0.25)
     """
     path = None if path is None else Path(path)
-    # What the file may hold depends on its own algorithm, protocol and game, in that order.
+    # Which keys the file may hold depends on its own algorithm, protocol and game, in that order.
     game = _read(path, overrides, list(ALGORITHMS), TrainingSettings(), "").run.game
     try:
         game = gymnasium_name(canonical_game(game))
@@ -101,7 +101,7 @@ def _read(
 
 
 def run_name(settings: TrainingSettings) -> str:
-    """Return the name of a run's folder, which is that of its agent.
+    """Return the name of a run's folder, which is also its agent's.
 
     Example:
         >>> run_name(load_training_settings(None))
@@ -114,8 +114,8 @@ def run_name(settings: TrainingSettings) -> str:
 def default_config(algo: str, device: str) -> str:
     """Return the name of the file in ``configs/`` that fits an algorithm and a device.
 
-    On a GPU everything stays there, in as many environments as keep it busy. PPO with the settings
-    of the zoo needs patience without one; for the CPU it has a recipe of its own.
+    On a GPU everything stays there, with enough environments to keep it busy. PPO with the zoo's
+    settings is slow without a GPU, so it has a recipe for the CPU.
 
     Example:
         >>> default_config("ppo", "cpu"), default_config("a2c", "cuda")
@@ -127,12 +127,12 @@ def default_config(algo: str, device: str) -> str:
 
 
 def describe_acceleration(settings: TrainingSettings, ranks: Ranks, device: str) -> str:
-    """Return what was chosen for a run that stays on the device, in one sentence.
+    """Describe in one sentence how a run that stays on the device computes.
 
     Args:
-        settings: Of the run.
-        ranks: The processes that train together.
-        device: Kind of device: ``"cuda"`` alone has CUDA graphs.
+        settings: Settings of the run.
+        ranks: Processes that train together.
+        device: Type of the device: only ``"cuda"`` has CUDA graphs.
 
     Example:
         >>> from coordrl.config import parse_override
@@ -171,6 +171,6 @@ def describe_acceleration(settings: TrainingSettings, ranks: Ranks, device: str)
     records = chosen.cuda_graphs and device == "cuda"
     if chosen.compile:
         parts.append("compiled")
-    if records:  # what ranks exchange in an update is not recorded
+    if records:  # with several ranks, updates are not recorded, since they exchange gradients
         parts.append("CUDA graphs" if ranks.count == 1 else "CUDA graphs of acting alone")
     return "; ".join(parts)

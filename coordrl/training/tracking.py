@@ -1,4 +1,4 @@
-"""Where the numbers of a run are shown: TensorBoard, Weights & Biases, or nowhere."""
+"""Trackers that show the numbers of a run: TensorBoard, Weights & Biases, or none."""
 
 import contextlib
 import importlib.util
@@ -31,7 +31,7 @@ def require_tracker(track: Tracker, folder: Path) -> None:
     except UnicodeEncodeError:
         if track == "tensorboard":
             raise SettingsError(
-                f"TensorBoard writes to paths of UTF-8 alone, and {folder} is none; choose another "
+                f"TensorBoard needs a path in UTF-8, which {folder} is not; choose another "
                 "folder, or --track none"
             ) from None
 
@@ -40,10 +40,10 @@ def make_logger(track: Tracker, folder: Path, settings: dict[str, Any], step: in
     """Make the logger of a run.
 
     Args:
-        track: Where the numbers go.
-        folder: Run folder. A run that is resumed goes on in the same curves.
+        track: The tracker.
+        folder: Run folder. A resumed run continues the same curves.
         settings: Settings of the run, to be shown with it.
-        step: Agent step to go on from; points beyond it, which a killed run has left, are hidden.
+        step: Agent step to continue from; later points, left by a killed run, are hidden.
     """
     writers: list[KVWriter] = []
     if track == "tensorboard":
@@ -54,7 +54,7 @@ def make_logger(track: Tracker, folder: Path, settings: dict[str, Any], step: in
 
 
 class _TensorBoard(TensorBoardOutputFormat):
-    """SB3's writer, for a run that may have been cut off."""
+    """SB3's writer, for a run that may have been killed and resumed."""
 
     def __init__(self, folder: Path, step: int) -> None:
         purge_step = step + 1 if step else 0
@@ -73,7 +73,7 @@ class _TensorBoard(TensorBoardOutputFormat):
             super().write(key_values, key_excluded, step)
 
     def close(self) -> None:
-        """Write what is still kept back; raise a RunError if that fails."""
+        """Write what is still buffered; raise a RunError if that fails."""
         with _telling():
             super().close()
 
@@ -90,7 +90,7 @@ def _telling() -> Iterator[None]:
 
 
 class _WeightsAndBiases(KVWriter):
-    """One run of Weights & Biases to a run folder."""
+    """One run of Weights & Biases per run folder."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         import wandb
@@ -122,5 +122,5 @@ class _WeightsAndBiases(KVWriter):
         self._run.log(numbers, step=step)
 
     def close(self) -> None:
-        """See that everything was sent."""
+        """Finish sending."""
         self._run.finish()
