@@ -1,7 +1,7 @@
 """CoordConv layers, CoordConv agents for Stable-Baselines3, and an exact Atari 2600.
 
-The layers can be had from here; everything else is imported from its module. Modules import from
-floors below their own only (``tests/test_floors.py``):
+The layers can be imported from here; everything else is imported from its module. Modules import
+only from floors below their own (``tests/test_floors.py``):
 
 - 0: ``errors``
 - 1: ``memory``, ``modes``, ``config``, ``files``, ``stopping``, ``progress``, ``ranks``, ``digits``

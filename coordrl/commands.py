@@ -1,4 +1,4 @@
-"""What the commands that train share: arguments, what to refuse, how to end."""
+"""What the training commands share: arguments, checks, and exit statuses."""
 
 import errno
 import io
@@ -22,12 +22,12 @@ _Arguments = TypeVar("_Arguments")
 
 
 def refuse_ignored(arguments: object, names: Iterable[str], reason: str) -> None:
-    """Refuse arguments of a command that it would not look at.
+    """Reject arguments that a command would ignore.
 
     Args:
         arguments: A dataclass of a script's arguments, all of which have defaults.
-        names: Those that may only have their defaults.
-        reason: Why.
+        names: Arguments that must have their defaults.
+        reason: Why they would be ignored.
 
     Raises:
         SettingsError: If one of them has another value.
@@ -45,7 +45,7 @@ def refuse_ignored(arguments: object, names: Iterable[str], reason: str) -> None
 
 @dataclass(frozen=True)
 class ExperimentArguments:
-    """What every command takes that trains over several seeds. Each has more of its own."""
+    """Arguments of all commands that train over several seeds; each adds its own."""
 
     seeds: int = 1
     """Number of runs, with the seeds 0, 1, 2, ..."""
@@ -54,7 +54,7 @@ class ExperimentArguments:
     report: Path | None = None
     """Where the table and its figures go; the folder of the runs if not given."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the networks live; auto takes the GPU if there is one."""
+    """Device of the networks; auto takes the GPU if there is one."""
     threads: int | None = None
     """Threads of PyTorch on the CPU; all cores if not given."""
 
@@ -73,13 +73,13 @@ def run_command(
     script: str,
     argv: Sequence[str] | None,
 ) -> int:
-    """Parse a command, do its work, and return the exit status as :func:`exit_status` does.
+    """Parse a command, do its work, and return the exit status of :func:`exit_status`.
 
     Args:
-        arguments: A dataclass of what the command takes.
-        work: Does the work of the arguments and of what the user typed, and returns a text.
+        arguments: A dataclass of the command's arguments.
+        work: Called with the parsed arguments and the command as typed; returns a text to print.
         script: Name of the script.
-        argv: What to parse; what the process was called with if None.
+        argv: Arguments to parse; those of the process if None.
     """
     escape_what_stdout_lacks()
     parsed = tyro.cli(arguments, args=argv)
@@ -88,11 +88,11 @@ def run_command(
 
 
 def typed_command(script: str, argv: Sequence[str] | None = None) -> str:
-    """Return what the user typed, for records.
+    """Return the command as typed, for records.
 
     Args:
         script: Name of the script.
-        argv: Its arguments; what the process was called with if None.
+        argv: Its arguments; those of the process if None.
 
     Example:
         >>> typed_command("train_gan.py", ["--data", "my pictures"])
@@ -109,8 +109,8 @@ def exit_status(script: str, work: Callable[[], str]) -> int:
         work: Returns the text.
 
     Returns:
-        0; 2 after a :class:`~coordrl.errors.UserError`, or where memory is not enough, told in one
-        line; 130 after a signal.
+        0; 2 after a :class:`~coordrl.errors.UserError` or out of memory, reported in one line; 130
+        after a signal.
 
     Example:
         >>> exit_status("table.py", lambda: "3 runs")
@@ -141,22 +141,22 @@ def exit_status(script: str, work: Callable[[], str]) -> int:
 
 
 def escape_what_stdout_lacks() -> None:
-    """Print characters that the output has no bytes for, such as those of a file name, escaped."""
+    """Print characters that stdout cannot encode, as in file names, as escapes."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _write(text: str, file: TextIO | None) -> None:
-    """Write a line, unless the process began without the file, as by ``>&-``."""
+    """Write a line, unless the file was closed when the process began, as by ``>&-``."""
     if file is not None:
         file.write(f"{text}\n")
 
 
 @contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """Print without an error where nobody reads any more, or ever did.
+    """Ignore errors of printing when the reader is gone.
 
-    So it is behind ``| head -1``, and where a terminal was closed.
+    That happens with ``| head -1``, and after a terminal was closed.
     """
     try:
         yield
@@ -165,5 +165,5 @@ def reader_may_leave() -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):
             raise
-        # Python flushes once more when it ends.
+        # Python flushes once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Where to compute: a GPU or the CPU, and with how many threads."""
+"""The device to compute on, a GPU or the CPU, and the number of threads."""
 
 import torch
 
@@ -9,15 +9,15 @@ from coordrl.memory import keep_freed_memory
 def use_device(name: str, threads: int | None = None) -> str:
     """Return the device to compute on, and prepare the CPU for long work.
 
-    From here on the process takes so many threads, and keeps freed memory; see
+    From here on the process uses ``threads`` threads, and keeps freed memory; see
     :func:`~coordrl.memory.keep_freed_memory`.
 
     Args:
         name: ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU if there is one.
-        threads: Threads of PyTorch, 1 or more; as many as it takes itself if None.
+        threads: Threads of PyTorch, 1 or more; its own default if None.
 
     Raises:
-        SettingsError: If there is no GPU, or fewer than one thread is asked for.
+        SettingsError: If ``"cuda"`` is asked for without a GPU, or ``threads`` is below 1.
 
     Example:
         >>> use_device("cpu")
@@ -37,6 +37,6 @@ def use_device(name: str, threads: int | None = None) -> str:
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given, so that a clock times that; a CPU has."""
+    """Wait until a GPU has finished its work, so that a clock measures it; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

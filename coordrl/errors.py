@@ -1,9 +1,9 @@
-"""What all errors have in common that a user can mend."""
+"""The base class of errors that a user can fix."""
 
 
 class UserError(Exception):
-    """An error that a user can mend; the message is one sentence that says how.
+    """An error that a user can fix; the message is one sentence that says how.
 
-    Commands tell it in one line and end with status 2. Any other error is a fault of the program
-    and keeps its traceback.
+    Commands print it in one line and exit with status 2. Any other error is a bug and keeps its
+    traceback.
     """

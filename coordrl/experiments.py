@@ -1,7 +1,7 @@
-"""What runs of all experiments share: a folder that is found again by its settings, and a watch.
+"""What the runs of all experiments share: a folder that belongs to its settings, and a watch.
 
-An experiment trains many runs. Each has a folder of its own: what is finished is read, what was
-stopped goes on.
+An experiment trains many runs. Each has a folder of its own: finished runs are read, stopped runs
+continue.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from coordrl.stopping import StopRequest
 
 RESULT_FILE = "result.json"
 
-# More time makes the same run go on.
+# May differ from the folder's: with more time, the same run continues.
 _MAX_SECONDS = "training.max_seconds"
 
 _Settings = TypeVar("_Settings")
@@ -31,7 +31,7 @@ _Result = TypeVar("_Result")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ManyRuns:
-    """Trains runs into the folders below one; each experiment makes tables and figures of its own.
+    """Trains runs into subfolders of one folder; each experiment adds its own tables and figures.
 
     Raises:
         RunError: In all methods, if a folder holds other settings or a file cannot be written.
@@ -43,14 +43,14 @@ class ManyRuns:
     out: Path
     """Folder of the runs."""
     device: str = "cpu"
-    """Where the networks live."""
+    """Device of the networks."""
     overrides: tuple[Override, ...] = ()
     """Settings that win over the file."""
     command: str = ""
-    """What the user typed, for the records."""
+    """The command as typed, for the records."""
 
     def require_seeds(self, seeds: int) -> None:
-        """Raise a SettingsError unless there is a seed to train with."""
+        """Raise a SettingsError unless ``seeds`` is at least 1."""
         if seeds < 1:
             raise SettingsError(f"--seeds must be at least 1, got {seeds}")
 
@@ -59,8 +59,8 @@ def swept_values(table: Mapping[str, object], source: str) -> list[list[Override
     """Return the settings of a table ``[... .sweep]``, a list for each key.
 
     Args:
-        table: For each setting a list of values.
-        source: Where it stands, for errors.
+        table: A list of values for each setting.
+        source: Name of the table, for errors.
 
     Raises:
         SettingsError: If a setting has no list of values, or an empty one.
@@ -75,7 +75,7 @@ def swept_values(table: Mapping[str, object], source: str) -> list[list[Override
 
 
 def each_once(made_on: Iterable[str]) -> str:
-    """Return the machines that results were made on, for the head of their table.
+    """Return the distinct machines that results were made on, for the heading of their table.
 
     Example:
         >>> each_once(["a Xeon", "an EPYC", "a Xeon"])
@@ -85,12 +85,12 @@ def each_once(made_on: Iterable[str]) -> str:
 
 
 def run_folder(path: Path, settings: object) -> AbstractContextManager[RunFolder]:
-    """Open the folder of a run, to begin it or to go on.
+    """Open the folder of a run, to begin or to continue it.
 
     Args:
         path: The folder.
-        settings: A dataclass, the run's. ``training.max_seconds`` may differ from those in the
-            folder.
+        settings: The run's settings, a dataclass. ``training.max_seconds`` may differ from the
+            folder's.
 
     Raises:
         RunError: If the folder holds a run with other settings, anything else, or is in use.
@@ -108,14 +108,14 @@ def train_once(
     train: Callable[[RunFolder], _Result],
     goes_on: Callable[[_Result], bool] = lambda _: False,
 ) -> _Result:
-    """Train a run, go on with it, or read what came of it.
+    """Train a run, continue it, or read its result.
 
     Args:
-        path: Its folder.
-        settings: A dataclass, the run's.
-        read: Reads its result, a dataclass, from a file.
-        train: Trains it to its end, from where its folder says it stands.
-        goes_on: Tells whether a run with that result is to be trained further.
+        path: Folder of the run.
+        settings: The run's settings, a dataclass.
+        read: Reads the result, a dataclass, from a file.
+        train: Trains the run to its end, from the state in its folder.
+        goes_on: Tells whether a run with this result should be trained further.
 
     Raises:
         RunError: If the folder holds a run with other settings, anything else, or is in use.
@@ -132,10 +132,10 @@ def train_once(
 
 
 def require_trained(step: int, folder: RunFolder) -> None:
-    """Check that a run which is over was found where it ended, not where it began.
+    """Check that a finished run was restored from its last checkpoint.
 
     Raises:
-        RunError: If ``step`` is 0, and not because it came no further.
+        RunError: If ``step`` is 0 because there is no checkpoint.
     """
     if step == 0 and folder.newest_checkpoint() is None:
         raise RunError(
@@ -146,10 +146,10 @@ def require_trained(step: int, folder: RunFolder) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Watch:
-    """What watches a run while it trains."""
+    """Tools to watch and stop a run while it trains."""
 
     stop: StopRequest
-    """Whether the user asks to stop."""
+    """Whether the user asked to stop."""
     progress: Progress
     """The line on the screen."""
     tensorboard: SummaryWriter
@@ -161,14 +161,13 @@ def watched(folder: RunFolder, total: int, unit: str, *, done: int) -> Iterator[
     """Watch a run.
 
     Args:
-        folder: The run's.
+        folder: Folder of the run.
         total: Steps of the whole run.
         unit: What a step is, in the plural.
-        done: Steps that an earlier process has done. What TensorBoard has of later ones is
-            forgotten.
+        done: Steps that an earlier process has done. TensorBoard drops its entries for later ones.
 
     Raises:
-        RunError: If what TensorBoard shows cannot be written.
+        RunError: If TensorBoard's files cannot be written.
     """
     purge_step = done + 1 if done else 0
     try:
@@ -191,7 +190,7 @@ def may_go_on(ended: str, cpu_seconds: float, max_seconds: float | None) -> bool
     Args:
         ended: Why it ended; ``"time"`` if it was cut short.
         cpu_seconds: Processor time that it took.
-        max_seconds: Processor time that it may take now; None for all it needs.
+        max_seconds: Processor time that it may take now; None for no limit.
 
     Example:
         >>> may_go_on("time", 30.2, 60.0), may_go_on("time", 30.2, 30.0)
@@ -201,11 +200,11 @@ def may_go_on(ended: str, cpu_seconds: float, max_seconds: float | None) -> bool
 
 
 def with_time_of(settings: _Settings, record: dict[str, Any]) -> _Settings:
-    """Return settings with the time that a run was given, which may be more than is given now.
+    """Return settings with the time limit of a finished run, which may be above the current one.
 
     Args:
         settings: A dataclass with ``training.max_seconds``.
-        record: The same settings as the run's result has them.
+        record: The settings in the run's result.
     """
     own: Any = settings
     limit = record["training"]["max_seconds"]

@@ -1,8 +1,8 @@
-"""Models for other runtimes: ONNX and ``torch.export``, each compared with the model it is of.
+"""Models for other runtimes, as ONNX or ``torch.export``, each compared with the original model.
 
-CoordConv layers export as plain operations. Where the size of the picture is fixed, the coordinate
-map is a constant, and a layer is a convolution and an addition. Where it is not, the coordinates
-are computed by whole numbers and a division, without linspace or meshgrid.
+CoordConv layers export as plain operations. If the size of the picture is fixed, the coordinate map
+is a constant, and a layer is a convolution and an addition. If it is not, the coordinates are
+computed from whole numbers by a division, without linspace or meshgrid.
 """
 
 import logging
@@ -22,7 +22,7 @@ from coordrl.modes import evaluating
 
 Dynamic = Literal["none", "batch", "all"]
 
-# Sums in another order differ by rounding; a wrong graph differs by more.
+# Another order of summation only changes rounding; a wrong graph differs by more.
 TOLERANCE = 1e-4
 _TOLERANCES = {torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -34,14 +34,14 @@ class ExportError(UserError, ValueError):
 def export_onnx(
     model: nn.Module, inputs: Tensor, path: Path | str, *, dynamic: Dynamic = "batch"
 ) -> float:
-    """Write a model as ONNX, after onnxruntime has computed from it what the model computes.
+    """Write a model as ONNX, after checking that onnxruntime computes the same from it.
 
     Args:
-        model: Model of one tensor, returning one tensor; exported in evaluation mode.
+        model: Model that takes one tensor and returns one; exported in evaluation mode.
         inputs: Example of its input, ``(N, C, H, W)``.
         path: File to write.
-        dynamic: Dimensions of the input that may differ later: none, the batch, or batch, height
-            and width.
+        dynamic: Dimensions of the input that may vary: none, the batch, or batch, height and
+            width.
 
     Returns:
         Largest difference between onnxruntime's output and the model's, relative to the largest
@@ -49,8 +49,8 @@ def export_onnx(
 
     Raises:
         ExportError: If a package is missing, the model cannot be exported, or the results differ
-            by more than ``TOLERANCE``, which is wider for outputs of 16 bits: four steps between
-            neighboring numbers at the largest output.
+            by more than ``TOLERANCE``, or for 16-bit outputs by more than four units in the last
+            place of the largest output.
         RunError: If the file cannot be written.
     """
     try:
@@ -77,7 +77,7 @@ def export_onnx(
         content = program.model_proto.SerializeToString()
         try:
             session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        except Exception as error:  # of a class of its own for each reason
+        except Exception as error:  # onnxruntime has a class for each reason
             raise ExportError(f"onnxruntime cannot run the model: {_cause(error)}") from error
 
         def run(x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def export_onnx(
 def export_program(
     model: nn.Module, inputs: Tensor, path: Path | str, *, dynamic: Dynamic = "batch"
 ) -> float:
-    """Write a model by ``torch.export``, after its program has computed what the model computes.
+    """Write a model by ``torch.export``, after checking that the program computes the same.
 
     Arguments, result and errors are those of :func:`export_onnx`. ``torch.export.load`` opens the
     file.
@@ -133,14 +133,15 @@ def _dynamic_shapes(inputs: Tensor, dynamic: Dynamic) -> tuple[dict[int, Any]] |
 
 
 def _example(inputs: Tensor, dynamic: Dynamic) -> Tensor:
-    """Return what to trace: a dimension of length 1 would be taken for fixed."""
+    """Return the input to trace, with a batch above 1: a length of 1 would be taken as fixed."""
     return inputs if dynamic == "none" or len(inputs) > 1 else torch.cat([inputs, inputs])
 
 
 def _other_size(model: nn.Module, inputs: Tensor, dynamic: Dynamic) -> Tensor:
-    """Return an input that is longer on each axis that is free, by repeating the example.
+    """Return an input that is longer on each dynamic axis, by repeating the example.
 
-    By 3; or, as a picture that is halved on its way and enlarged again has to be, twice as long.
+    Longer by 3 or, if the model rejects that, twice as long, as models that halve and enlarge
+    pictures need it.
     """
     by_three = _longer(inputs, dynamic, lambda length: length + 3)
     try:
@@ -185,7 +186,7 @@ def _largest_difference(model: nn.Module, run: Any, inputs: Tensor, dynamic: Dyn
                 "the model's output for the example is not finite, so that nothing can be"
                 " compared; give an example that it has finite outputs for"
             )
-        # There are no differences of booleans.
+        # Booleans cannot be subtracted.
         wide = torch.promote_types(expected.dtype, torch.float64)
         wanted = expected.cpu().to(wide)
         scale = max(wanted.abs().max().item(), torch.finfo(torch.float32).tiny)
@@ -211,7 +212,7 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what torch tells about itself: packages it could use, names it will drop."""
+    """Suppress torch's messages about optional packages and deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

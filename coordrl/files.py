@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what is wrong with those that are not."""
+"""Files that are written whole or not at all, and errors that say why not."""
 
 import contextlib
 import os
@@ -12,15 +12,15 @@ from coordrl.errors import UserError
 
 
 class RunError(UserError, RuntimeError):
-    """What a user can mend, in one sentence: a file, a folder, a build, a run."""
+    """A problem with a file, a folder, a build or a run; the message says what the user can do."""
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that replaces ``path`` when the block ends well, and leaves it alone if not.
+    """Open a file that replaces ``path`` if the block ends without an error, and only then.
 
     Raises:
-        RunError: If the file cannot be written; ``path`` is as it was.
+        RunError: If the file cannot be written; ``path`` is unchanged.
 
     Example:
         >>> import tempfile
@@ -42,7 +42,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise RunError(f"cannot write {path}: {reason(error)}; nothing was overwritten") from error
     finally:
-        with contextlib.suppress(OSError):  # there is none, or no such folder
+        with contextlib.suppress(OSError):  # the file or its folder does not exist
             partial.unlink()
 
 
@@ -50,7 +50,7 @@ def require_writable(path: Path) -> None:
     """Check that :func:`atomic_file` will be able to write ``path``, before long work for it.
 
     Raises:
-        RunError: If it will not: there is no such folder, or it may not be written to.
+        RunError: If it will not: the folder is missing, or may not be written to.
 
     Example:
         >>> require_writable(Path("missing") / "record.json")
@@ -71,15 +71,15 @@ def _touch_beside(path: Path) -> None:
     try:
         partial.touch()
     finally:
-        with contextlib.suppress(OSError):  # there is none, or no such folder
+        with contextlib.suppress(OSError):  # the file or its folder does not exist
             partial.unlink()
 
 
 def _replaceable(path: Path) -> Path:
-    """Return what a path leads to, past links, which stay.
+    """Return the target of a path, following symbolic links, which stay.
 
     Raises:
-        RunError: If that is a device, or a pipe, which a file would replace for everybody.
+        RunError: If the target is a device or a pipe, which a file would replace for everybody.
     """
     try:
         is_special = path.exists() and not path.is_file() and not path.is_dir()
@@ -87,15 +87,15 @@ def _replaceable(path: Path) -> Path:
     except (OSError, RuntimeError) as error:  # the latter where links lead in a circle
         raise RunError(f"cannot write {path}: {reason(error)}") from error
     if is_special:
-        raise RunError(f"cannot write {path}: it is no file that could be replaced; name another")
+        raise RunError(f"cannot write {path}: it is not a regular file; name another")
     return target
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder where there is none, before long work whose results go there.
+    """Make a folder, if it is missing, before long work whose results go there.
 
     Raises:
-        RunError: If that is not possible, or nothing may be written into it.
+        RunError: If that is not possible, or the folder is not writable.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def make_folder(path: Path) -> None:
 
 
 def reason(error: Exception) -> str:
-    """Return what an error says, without the path and number that the system's come with.
+    """Return an error's text, without the path and number of the system's errors.
 
     Example:
         >>> reason(FileNotFoundError(2, "No such file or directory", "run/settings.toml"))
@@ -115,15 +115,15 @@ def reason(error: Exception) -> str:
 
 
 def temporary_name(path: Path, word: str = "partial") -> Path:
-    """Return a name of its own, beside ``path``, for what is not whole yet, or no more.
+    """Return a unique name beside ``path`` for something incomplete or being replaced.
 
-    Containers have the same processes, so their numbers alone would not tell names apart.
+    Process numbers alone would not be unique: containers have the same ones.
     """
     return path.with_name(f".{path.name}.{word}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def flush_files(folder: Path) -> None:
-    """See that the files of a folder, and their names, are on the disk."""
+    """Flush the files of a folder, and their names, to the disk."""
     for path in sorted(folder.iterdir()):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -131,7 +131,7 @@ def flush_files(folder: Path) -> None:
 
 
 def flush_folder(path: Path) -> None:
-    """See that a rename in a folder is on the disk, where the system can do that to a folder."""
+    """Flush a rename in a folder to the disk, if the system can flush folders."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -142,9 +142,9 @@ def flush_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in such a block with a folder, to change a file in it.
+    """Hold a lock on a folder, shared by all processes, while changing a file in it.
 
-    Where the system cannot lock folders, nobody waits.
+    On systems that cannot lock folders, this does nothing.
     """
     if sys.platform == "win32":
         yield
@@ -153,7 +153,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # of file systems without locks
+        with contextlib.suppress(OSError):  # the file system has no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

@@ -1,8 +1,8 @@
-"""Where tensors of the CPU lie: memory that is used again, or fetched anew each time.
+"""Memory of CPU tensors: reused, or fetched anew from the system each time.
 
 glibc, the C library of most Linux systems, returns a large block to the system when a tensor frees
-it, and fetches the next one page by page, zeroed. A convolution with a large output then spends
-more time on that than on computing. Other allocators, and GPUs, are left as they are.
+it, and fetches the next one page by page, zeroed. A convolution with a large output can spend more
+time on that than on computing. Other allocators, and GPUs, are left as they are.
 """
 
 import ctypes
@@ -11,14 +11,14 @@ import sys
 
 _MALLOPT = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # from glibc's malloc.h
-# glibc keeps a block where it has seen a larger one freed, below this many bytes
+# Below this many bytes, glibc keeps a block if a larger one was freed before
 # (DEFAULT_MMAP_THRESHOLD_MAX in its malloc.c).
 _MIN_FETCHED = 2**25
 _keeps_all = False
 
 
-# Of torch on the CPU and on a GPU, and of a driver; not "an illegal memory access". The last is of
-# more bytes than can be counted.
+# Messages of torch on the CPU and on a GPU, and of a driver; not "an illegal memory access". The
+# last is for sizes whose bytes overflow an integer.
 _NO_MEMORY = re.compile(
     r"not enough memory|out.of.memory|allocate memory|storage size calculation overflowed",
     re.IGNORECASE,
@@ -26,7 +26,7 @@ _NO_MEMORY = re.compile(
 
 
 def lacking_memory(error: MemoryError | RuntimeError) -> str | None:
-    """Return what an error says of memory that was not enough, in one line; None if it does not.
+    """Return an out-of-memory error's message in one line; None for any other error.
 
     Example:
         >>> lacking_memory(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"))
@@ -42,11 +42,11 @@ def lacking_memory(error: MemoryError | RuntimeError) -> str | None:
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep memory that tensors have freed, from here on.
+    """Make the process keep memory that tensors free from here on.
 
-    It stays as large as it once was. What this saves depends on the sizes of tensors and on the
-    machine: of the processor time of the GAN of ``configs/generative.toml`` at 32x32, 5 % without
-    and 26 % with coordinates on one (``benchmarks/gan.json``).
+    The process then stays as large as it once was. The saving depends on the sizes of tensors and
+    on the machine: on one, the GAN of ``configs/generative.toml`` at 32x32 took 5 % less processor
+    time without coordinates and 26 % less with them (``benchmarks/gan.json``).
 
     Example:
         >>> keep_freed_memory()
@@ -59,16 +59,15 @@ def keep_freed_memory() -> None:
 
 
 def is_kept() -> bool:
-    """Tell whether :func:`keep_freed_memory` was called, and could do what it says."""
+    """Tell whether :func:`keep_freed_memory` was called and had an effect."""
     return _keeps_all
 
 
 def is_fetched_anew(size: int) -> bool:
-    """Tell whether a tensor of so many bytes takes fresh memory from the system each time.
+    """Tell whether a tensor of ``size`` bytes takes fresh memory from the system each time.
 
-    Smaller ones take it at times. What glibc does by default is known, and what
-    :func:`keep_freed_memory` has changed, but not what environment variables set, nor another
-    allocator that was loaded.
+    Smaller tensors do so at times. This accounts for glibc's defaults and for
+    :func:`keep_freed_memory`, but not for environment variables or another allocator.
 
     Example:
         >>> is_fetched_anew(1000)

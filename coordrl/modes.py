@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Keep a model in evaluation mode, and leave each of its modules in the mode that it had.
+    """Put a model in evaluation mode for the block, and restore each module's mode afterwards.
 
     Example:
         >>> model = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(3).eval())

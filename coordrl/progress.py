@@ -1,4 +1,4 @@
-"""One line that says how far long work is."""
+"""A progress line for long work."""
 
 import contextlib
 import itertools
@@ -23,7 +23,7 @@ def sparkline(values: Sequence[float], *, width: int = 24, levels: str = BLOCKS)
 
     Args:
         values: The curve; more than ``width`` values are averaged in groups.
-        width: Characters of a long curve, at least 1.
+        width: Most characters, at least 1.
         levels: Characters from low to high.
 
     Example:
@@ -46,22 +46,22 @@ def sparkline(values: Sequence[float], *, width: int = 24, levels: str = BLOCKS)
 
 
 class _StandardError(Console):
-    """The standard error; rich's own ends the process when its reader leaves."""
+    """A console on stderr; rich's own ends the process when the reader is gone."""
 
     def __init__(self) -> None:
         super().__init__(stderr=True, highlight=False)
 
     def on_broken_pipe(self) -> None:
-        """Say that nobody reads any more."""
+        """Raise a BrokenPipeError when the reader is gone."""
         raise BrokenPipeError
 
 
 class Progress:
-    """One line that says how far the work is, how fast it goes and when it will end.
+    """A line that shows how much work is done, its speed and the time left.
 
     In a terminal it is a bar that stays at the bottom; elsewhere a plain line is written now and
-    then. Everything goes to the standard error. Where that cannot be written to any more, as behind
-    ``2>&1 | head`` or in a terminal that was closed, the work goes on in silence.
+    then. Everything goes to stderr. If that can no longer be written to, as with ``2>&1 | head`` or
+    in a terminal that was closed, the work continues silently.
 
     Args:
         label: What is being done.
@@ -69,7 +69,7 @@ class Progress:
         unit: What is counted, in the plural.
         done: Units that an earlier process has done.
         interval: Least seconds between two plain lines.
-        console: Where to write; the standard error if None.
+        console: Where to write; stderr if None.
     """
 
     _WINDOW = 30.0  # seconds over which the rate is taken: several rollouts with their updates
@@ -120,7 +120,7 @@ class Progress:
             yield
         except OSError:
             self.console.quiet = True
-            # What else is written there, and what Python still keeps back, is not to fail either.
+            # Later writes, and the flush of what Python has buffered, must not fail either.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.console.file.fileno())
 
     @property
@@ -130,17 +130,17 @@ class Progress:
         return (last - first) / (end - start) if end > start else 0.0
 
     def go_on_from(self, done: int) -> None:
-        """Say that an earlier process has done so many units, which tell nothing about the rate."""
+        """Set the units that an earlier process has done, which do not count for the rate."""
         self.done = done
         self._marks = deque([(time.monotonic(), done)])
 
     def update(self, done: int, note: str = "", curve: Sequence[float] = ()) -> None:
-        """Say that ``done`` units of the total are done.
+        """Report that ``done`` units of the total are done.
 
         Args:
             done: Units done since the beginning, including those of earlier processes.
-            note: What else is worth a few words.
-            curve: Values drawn as a small curve behind the note.
+            note: A few words to add.
+            curve: Values drawn as a small curve after the note.
         """
         now = time.monotonic()
         self.done, self._latest = done, (note, curve)

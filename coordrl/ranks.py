@@ -1,4 +1,4 @@
-"""Processes that train one model together, as ``torchrun`` starts them."""
+"""Processes, started by ``torchrun``, that train one model together."""
 
 import datetime
 import importlib
@@ -18,12 +18,12 @@ Result = TypeVar("Result")
 class Ranks:
     """This process among those that train together; by default it is alone.
 
-    Every method but ``share`` is a collective: all ranks call it at the same point. Alone, it does
-    nothing.
+    Every method but ``share`` is a collective: all ranks call it at the same point. A process that
+    is alone exchanges nothing.
     """
 
     index: int = 0
-    """Number of this process. Rank 0 writes, speaks and evaluates."""
+    """Number of this process. Rank 0 writes files, prints and evaluates."""
     count: int = 1
     """Number of processes."""
 
@@ -61,7 +61,7 @@ class Ranks:
             gradient.copy_(part.view(gradient.shape))
 
     def gather(self, value: Any) -> list[Any]:
-        """Return what each rank has given, in their order."""
+        """Return every rank's value, in the order of ranks."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -76,7 +76,7 @@ class Ranks:
         if self.index == 0:
             try:
                 outcome[0] = make()
-            except Exception as error:  # whatever it is, the others wait to hear of it
+            except Exception as error:  # any, since the other ranks wait for it
                 outcome[1] = error
         dist.broadcast_object_list(outcome, src=0)
         if outcome[1] is not None:
@@ -85,11 +85,11 @@ class Ranks:
 
 
 def join(device: str) -> Ranks:
-    """Join the other processes that ``torchrun`` has started; without it, be alone.
+    """Join the other processes that ``torchrun`` started; without it, return a lone rank.
 
     Args:
-        device: ``"cuda"`` talks through NCCL, each process of a host with a GPU of its own, which
-            becomes the current one; anything else through gloo.
+        device: ``"cuda"`` communicates through NCCL, and gives each process of a host its own GPU,
+            which becomes the current one; any other device communicates through gloo.
 
     Example:
         >>> join("cpu")
@@ -100,23 +100,23 @@ def join(device: str) -> Ranks:
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not dist.is_initialized():
-        # Its functions keep the group that is there when they are imported, which an optimizer
-        # does. Then leave could not end the group's threads, and one that still freed a tensor
-        # while Python ended aborted the process.
+        # Before there is a group: its functions keep a group that exists when they are imported, as
+        # by an optimizer. Then leave could not end the group's threads, and one that still freed a
+        # tensor while Python exited aborted the process.
         importlib.import_module("torch.distributed.nn.functional")
-        # While rank 0 evaluates or writes, the others wait.
+        # A long timeout: the others wait while rank 0 evaluates or writes.
         backend = "nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=datetime.timedelta(hours=2))
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
 def is_first() -> bool:
-    """Tell whether this process is rank 0 or alone, before and after the others are joined."""
-    # RANK alone may come from a launcher that join does not listen to.
+    """Tell whether this process is rank 0 or alone, also before :func:`join`."""
+    # RANK alone may come from a launcher that join ignores.
     return not dist.is_torchelastic_launched() or os.environ.get("RANK", "0") == "0"
 
 
 def leave() -> None:
-    """End what :func:`join` has begun."""
+    """Undo :func:`join`."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,9 +1,9 @@
 """Does a CoordConv harm where position hardly matters? The paper's ImageNet control, in small.
 
-Liu et al. 2018 put one 1x1 CoordConv with 8 channels and r below a ResNet-50: over five runs the
-top-5 accuracy on ImageNet stayed where it was (+0.04 %, not significant). Here a small ResNet
-learns handwritten digits with and without that layer. What follows the layer in the paper is not
-known; here nothing does, so that the image can pass it unchanged.
+Liu et al. 2018 put one 1x1 CoordConv with 8 channels and r before a ResNet-50: over five runs the
+top-5 accuracy on ImageNet did not change (+0.04 %, not significant). Here a small ResNet learns
+handwritten digits with and without that layer. The paper does not say what follows the layer; here
+nothing does, so that the image can pass it unchanged.
 """
 
 import math
@@ -37,7 +37,8 @@ class Block(nn.Module):
 
     Args:
         in_channels: Channels of the input.
-        out_channels: Channels of the output; the shortcut is a 1x1 convolution where they differ.
+        out_channels: Channels of the output. If they differ, or the stride is above 1, the
+            shortcut is a 1x1 convolution.
         stride: Step of the first convolution and of the shortcut.
     """
 
@@ -65,10 +66,10 @@ class Block(nn.Module):
 
 
 class DigitResNet(nn.Module):
-    """A ResNet for small gray pictures, alone or on top of the paper's CoordConv layer.
+    """A ResNet for small gray pictures, with or without the paper's CoordConv layer before it.
 
-    Both arms draw what they share from the same random numbers: all but the first convolution,
-    which sees 8 channels instead of 1 behind the CoordConv.
+    Both arms draw their common weights from the same random numbers: all but those of the first
+    convolution, which has 8 input channels instead of 1 after the CoordConv.
 
     Args:
         arm: ``"coordconv"`` puts a 1x1 CoordConv with 8 channels and r before the first layer.
@@ -108,10 +109,10 @@ class DigitResNet(nn.Module):
 
 @dataclass(frozen=True)
 class RecognitionSettings:
-    """Everything that decides a run.
+    """All settings of a run.
 
     Raises:
-        ValueError: If a number is outside its range.
+        ValueError: If a number is out of range.
     """
 
     arm: Arm = "coordconv"
@@ -119,15 +120,15 @@ class RecognitionSettings:
     seed: int = 0
     """Split into held-back digits, initial weights and order of the digits; the arms share them."""
     held_back: int = 3000
-    """Digits to test on; the run learns from the others."""
+    """Digits to test on; the run trains on the others."""
     epochs: int = 10
-    """Passes over the digits to learn from."""
+    """Passes over the training digits."""
     batch_size: int = 64
     """Digits in a step."""
     learning_rate: float = 0.05
-    """Of SGD with momentum 0.9, at the start; half a cosine takes it to 0."""
+    """Initial learning rate of SGD with momentum 0.9; half a cosine takes it to 0."""
     weight_decay: float = 5e-4
-    """Coupled, on all parameters."""
+    """Coupled weight decay, on all parameters."""
 
     def __post_init__(self) -> None:
         take_types(self)
@@ -139,7 +140,7 @@ class RecognitionSettings:
 
 @dataclass(frozen=True)
 class RecognitionResult:
-    """What came of a run; accuracies are shares of the held-back digits."""
+    """Result of a run; accuracies are fractions of the held-back digits."""
 
     settings: RecognitionSettings
     parameters: int
@@ -149,9 +150,9 @@ class RecognitionResult:
     cpu_seconds: float
     """Processor time of training, over all threads."""
     threads: int = 1
-    """Threads of PyTorch; older results, which do not say, are taken for those of one."""
+    """Threads of PyTorch; 1 for older results, which do not record it."""
     made_on: str = field(default_factory=made_on)
-    """The machine, and the PyTorch."""
+    """The machine and the PyTorch version."""
 
 
 def recognize(
@@ -164,14 +165,14 @@ def recognize(
     """Train one network and test it once, at the end.
 
     Args:
-        settings: What to run.
+        settings: Settings of the run.
         images: Pictures ``(N, 1, H, W)``, float, the ink in [0, 1].
         labels: Their classes, ``(N,)``, int64.
         on_step: Called with the number of steps done; ends the run by returning True.
 
     Raises:
-        Interrupted: If ``on_step`` says so.
-        SettingsError: If there is no digit left to learn from.
+        Interrupted: If ``on_step`` returns True.
+        SettingsError: If no digits are left for training.
         RunError: If the network diverged.
     """
     if settings.held_back >= len(images):
@@ -211,7 +212,7 @@ def recognize(
     with torch.inference_mode():
         logits = torch.cat([network(images[part]) for part in torch.split(test, 256)])
     test_loss = float(F.cross_entropy(logits, labels[test]))
-    if not math.isfinite(test_loss):  # an accuracy of which would pass for one of chance
+    if not math.isfinite(test_loss):  # the accuracy alone would look like chance
         raise RunError(
             f"the network of seed {settings.seed}, {settings.arm}, diverged; start anew in another "
             f"folder with a learning_rate below {settings.learning_rate:g}"
@@ -237,11 +238,11 @@ class PairedTest:
     high: float
     """Upper end."""
     p: float
-    """Probability of a difference at least as far from zero, if there is none; two-sided."""
+    """Two-sided p-value: probability of a difference this far from zero if the arms are equal."""
 
     @property
     def is_loss(self) -> bool:
-        """Whether the second arm is significantly worse, at the level of 5 %."""
+        """Whether the second arm is significantly worse, at the 5 % level."""
         return self.high < 0
 
 
@@ -252,11 +253,11 @@ def paired_test(
 
     Args:
         first: Accuracy of the first arm for each seed.
-        second: The same of the second arm.
-        overlap: Digits tested on over digits learned from, where the seeds deal both from one
-            pool. Their results then depend on each other, and the more seeds there are, the more
-            an interval of independent ones promises; Nadeau and Bengio (2003, "Inference for the
-            generalization error") widen it so. 0: the seeds are independent.
+        second: The same for the second arm.
+        overlap: Ratio of test to training digits if every seed splits the same pool. Results then
+            depend on each other, and with more seeds an interval for independent ones becomes too
+            narrow; Nadeau and Bengio (2003, "Inference for the generalization error") widen it by
+            this ratio. 0 if the seeds are independent.
 
     Raises:
         ValueError: If there are fewer than two pairs.
@@ -270,7 +271,7 @@ def paired_test(
     differences = np.subtract(second, first)
     mean, count = float(differences.mean()), len(differences)
     error = float(differences.std(ddof=1)) * math.sqrt(1 / count + overlap)
-    if error == 0:  # where Student's t is 0 / 0, or infinite
+    if error == 0:  # Student's t would be 0 / 0, or infinite
         return PairedTest(mean, mean, mean, float(mean == 0))
     student = stats.t(count - 1)
     reach = float(student.ppf(0.975)) * error
@@ -280,10 +281,10 @@ def paired_test(
 def compare_arms(
     settings: RecognitionSettings, images: Tensor, labels: Tensor, *, seeds: int, out: Path
 ) -> dict[Arm, list[RecognitionResult]]:
-    """Train both arms with each seed, or read what an earlier call has trained.
+    """Train both arms with each seed, or read the results of earlier calls.
 
     Args:
-        settings: What to run; arm and seed are replaced.
+        settings: Settings of the runs; arm and seed are replaced.
         images: As for :func:`recognize`.
         labels: As for :func:`recognize`.
         seeds: Number of seeds, 0, 1, 2, ...
@@ -293,7 +294,7 @@ def compare_arms(
         For each arm, the results in the order of the seeds.
 
     Raises:
-        Interrupted: If a signal asked to stop; runs that are finished are kept.
+        Interrupted: If a signal asked to stop; finished runs are kept.
         RunError: If a folder holds other settings or a file cannot be written.
     """
     results: dict[Arm, list[RecognitionResult]] = {arm: [] for arm in get_args(Arm)}
@@ -331,8 +332,8 @@ def write_report(
     Args:
         results: For each arm, the results in the order of the seeds.
         report: Folder to write to.
-        pool: Digits that all seeds deal from.
-        command: What the user typed.
+        pool: Number of digits that all seeds split.
+        command: The command as typed.
 
     Raises:
         RunError: If a file cannot be written.
@@ -354,11 +355,11 @@ def write_report(
 
 
 def to_markdown(results: Mapping[Arm, Sequence[RecognitionResult]], *, pool: int) -> str:
-    """Write the accuracies of each arm and seed as a table, and what the paired tests say.
+    """Write the accuracies of each arm and seed as a table, and the result of the paired tests.
 
     Args:
         results: For each arm, the results in the order of the seeds.
-        pool: Digits that all seeds deal from.
+        pool: Number of digits that all seeds split.
     """
     seeds = [result.settings.seed for result in results["none"]]
     lines = [
@@ -399,7 +400,7 @@ def compare_accuracies(
 
     Args:
         results: For each arm, the results in the order of the seeds.
-        pool: Digits that all seeds deal from.
+        pool: Number of digits that all seeds split.
     """
     plain, ours = ([result.accuracy for result in results[arm]] for arm in ("none", "coordconv"))
     held_back = results["none"][0].settings.held_back
@@ -408,11 +409,11 @@ def compare_accuracies(
 
 
 def to_json(results: Mapping[Arm, Sequence[RecognitionResult]], *, pool: int) -> dict[str, Any]:
-    """Return the paired tests and every run as what JSON can hold.
+    """Return the paired tests and every run as JSON types.
 
     Args:
         results: For each arm, the results in the order of the seeds.
-        pool: Digits that all seeds deal from.
+        pool: Number of digits that all seeds split.
     """
     runs = [asdict(result) for own in results.values() for result in own]
     tests = compare_accuracies(results, pool=pool)

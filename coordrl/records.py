@@ -1,4 +1,4 @@
-"""Records of what was measured: what they say of their making, and how they are kept."""
+"""Records of measurements: their provenance, and how they are written and read."""
 
 import json
 import math
@@ -12,14 +12,14 @@ import torch
 
 from coordrl.files import RunError, atomic_file, reason
 
-if TYPE_CHECKING:  # which only experiments need at run time
+if TYPE_CHECKING:  # only experiments need it at run time
     from matplotlib.figure import Figure
 
 _Result = TypeVar("_Result")
 
 
 def processor() -> dict[str, str]:
-    """Return what Linux says of the first processor, as ``"model name"``; empty elsewhere."""
+    """Return Linux's description of the first processor, such as ``"model name"``; else empty."""
     cpuinfo = Path("/proc/cpuinfo")
     first = cpuinfo.read_text().split("\n\n")[0] if cpuinfo.exists() else ""
     pairs = (line.partition(":") for line in first.splitlines())
@@ -32,7 +32,7 @@ def machine() -> str:
 
 
 def made_on() -> str:
-    """Return where a result comes from, to be kept with it: the machine, and the PyTorch.
+    """Return the machine and the PyTorch version, to be kept with a result.
 
     Example:
         >>> ", with torch " in made_on()
@@ -42,7 +42,7 @@ def made_on() -> str:
 
 
 def provenance(command: str) -> dict[str, str]:
-    """Return what a record says of its making.
+    """Return the provenance of a record: command, machine and PyTorch version.
 
     Example:
         >>> list(provenance("python scripts/train_gan.py"))
@@ -54,7 +54,7 @@ def provenance(command: str) -> dict[str, str]:
 def write_text(text: str, path: Path) -> None:
     """Write a text whole or not at all.
 
-    What is no UTF-8, as the bytes of a file name may be, is escaped as JSON and Python do.
+    Characters that UTF-8 cannot encode, as in some file names, are escaped as in JSON and Python.
 
     Raises:
         RunError: If the file cannot be written; ``path`` is as it was.
@@ -69,9 +69,9 @@ def write_json(
     """Write a record whole or not at all.
 
     Args:
-        record: What JSON can hold, and numbers that are not finite, which become null.
+        record: Values of JSON types; numbers that are not finite become null.
         path: File to write.
-        default: Turns what JSON cannot hold into what it can.
+        default: Converts values of other types to JSON types.
 
     Raises:
         RunError: If the file cannot be written; ``path`` is as it was.
@@ -114,9 +114,9 @@ def write_figure(figure: "Figure", path: Path, *, dpi: int = 100) -> None:
     """Write a figure as PNG, whole or not at all.
 
     Args:
-        figure: What to write.
+        figure: The figure.
         path: File to write.
-        dpi: Pixels to an inch of the figure.
+        dpi: Pixels per inch of the figure.
 
     Raises:
         RunError: If the file cannot be written; ``path`` is as it was.
@@ -126,7 +126,7 @@ def write_figure(figure: "Figure", path: Path, *, dpi: int = 100) -> None:
 
 
 def read_json(path: Path, build: Callable[[Any], _Result]) -> _Result:
-    """Return what ``build`` makes of a record that :func:`write_json` wrote.
+    """Read a record that :func:`write_json` wrote, and return what ``build`` makes of it.
 
     Raises:
         RunError: If the file cannot be read, or holds something else.

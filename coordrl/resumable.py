@@ -1,4 +1,4 @@
-"""Training that stops after any step and goes on in another process: loop, checkpoints, clocks."""
+"""Training that can stop after any step and resume in another process: its loop and clocks."""
 
 import abc
 import contextlib
@@ -17,12 +17,12 @@ from coordrl.stopping import Interrupted, StopRequest
 
 STATE_FILE = "state.pt"
 CHECKPOINT_SECONDS = 30.0
-"""Between two checkpoints."""
+"""Least time between two checkpoints."""
 
 
 @dataclass
 class TrainingClock:
-    """Steps of a run, and what they took without evaluations.
+    """Steps of a run, and the time that they took, not counting evaluations.
 
     Example:
         >>> clock = TrainingClock()
@@ -41,7 +41,7 @@ class TrainingClock:
 
     @contextlib.contextmanager
     def counting_step(self, device: torch.device) -> Iterator[None]:
-        """Count the block as a step on a device; one that raises is not counted."""
+        """Count the block as a step on a device, unless it raises."""
         wall, cpu = time.perf_counter(), time.process_time()
         yield
         wait_for(device)
@@ -51,15 +51,15 @@ class TrainingClock:
 
 
 class ResumableRun(abc.ABC):
-    """One training run, which can stop after any step and go on in another process.
+    """One training run, which can stop after any step and resume in another process.
 
-    A subclass makes itself from its settings and ends its ``__init__`` with :meth:`_resume`. What
-    it draws at random comes from generators in its state, or from :func:`seed_of` a step or epoch.
+    A subclass builds itself from its settings and ends its ``__init__`` with :meth:`_resume`. Its
+    random numbers come from generators in its state, or from :func:`seed_of` a step or epoch.
 
     Args:
-        device: Where to run it.
-        folder: Where to keep checkpoints; the run goes on from the newest one there. None keeps
-            none.
+        device: Device of the run.
+        folder: Folder of the checkpoints; the run continues from the newest. If None, no
+            checkpoints are kept.
     """
 
     def __init__(self, device: torch.device | str, folder: RunFolder | None) -> None:
@@ -72,29 +72,29 @@ class ResumableRun(abc.ABC):
 
     @abc.abstractmethod
     def _advance(self) -> None:
-        """Train a step, and evaluate where it is time."""
+        """Train one step, and evaluate if due."""
 
     @abc.abstractmethod
     def _end(self) -> str | None:
-        """Return why the run is at its end, or None if it is not."""
+        """Return why the run has ended, or None if it has not."""
 
     @abc.abstractmethod
     def _state(self) -> dict[str, Any]:
-        """Return all that the run's future depends on, as what ``torch.load`` takes for data."""
+        """Return the complete state of the run, in types that ``torch.load`` accepts as weights."""
 
     @abc.abstractmethod
     def _restore(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`_state` returned."""
+        """Continue from what :meth:`_state` returned."""
 
     def _train(self, stop: StopRequest | None, on_step: Callable[[Self], None] | None) -> str:
-        """Train to the end, with a checkpoint now and then, and return why it is there.
+        """Train to the end, with regular checkpoints, and return why the run ended.
 
         Args:
-            stop: Ask it after each step whether to stop.
+            stop: Checked after each step for a request to stop.
             on_step: Called after each step.
 
         Raises:
-            Interrupted: If asked to stop; the run can go on.
+            Interrupted: If asked to stop; the run can be resumed.
         """
         ended, saved = self._end(), time.monotonic()
         while ended is None:
@@ -123,7 +123,7 @@ class ResumableRun(abc.ABC):
 
 
 def split_seed(seed: int, count: int) -> tuple[int, ...]:
-    """Return seeds for the ``count`` things that a run draws at random.
+    """Return seeds for ``count`` independent random streams of a run.
 
     Example:
         >>> split_seed(0, 2)
@@ -133,9 +133,9 @@ def split_seed(seed: int, count: int) -> tuple[int, ...]:
 
 
 def seed_of(*numbers: int) -> int:
-    """Return a seed that is new for each of these, such as a seed and the number of an epoch.
+    """Return a seed that differs for each tuple of numbers, such as a seed and an epoch.
 
-    Of as many numbers each time: to NumPy's SeedSequence, zeros at the end are nothing.
+    Always pass equally many numbers: NumPy's SeedSequence ignores zeros at the end.
 
     Example:
         >>> seed_of(7, 0), seed_of(7, 1)
@@ -145,14 +145,14 @@ def seed_of(*numbers: int) -> int:
 
 
 class EpochOrders:
-    """The numbers below ``count``, in an order that each epoch has for itself.
+    """The numbers below ``count``, in a different random order for each epoch.
 
-    The order of one epoch is kept at a time, so that a step need not make it again.
+    The order of the latest epoch is cached, so that a step need not make it again.
 
     Args:
-        count: How many.
+        count: How many numbers.
         seed: Seed of all orders.
-        device: Where they lie.
+        device: Device of the orders.
 
     Example:
         >>> orders = EpochOrders(4, seed=0)
@@ -173,7 +173,7 @@ class EpochOrders:
 
 
 def order_of_epoch(count: int, seed: int, epoch: int) -> Tensor:
-    """Return the numbers below ``count`` in an order, on the CPU, that each epoch has for itself.
+    """Return the numbers below ``count`` in an epoch's random order, on the CPU.
 
     Example:
         >>> order_of_epoch(4, seed=0, epoch=1).sort().values

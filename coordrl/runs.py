@@ -1,9 +1,9 @@
-"""Folders of runs that stay whole.
+"""Folders of runs that stay intact.
 
 A run folder holds the settings it was started with, and numbered checkpoints. A checkpoint is
 written under another name, flushed to the disk and renamed, and renamed before it is deleted, so
-that a run killed at any moment leaves only whole checkpoints behind. It has a manifest of the sizes
-and checksums of its files, by which one that a failing disk has cut off is told from a whole one.
+that a run killed at any moment leaves only whole checkpoints behind. A manifest with the sizes and
+checksums of its files reveals one that a failing disk has cut off.
 """
 
 import contextlib
@@ -57,18 +57,18 @@ class RunFolder:
 
         Args:
             step: Number of the checkpoint, at least 0.
-            keep: Checkpoints to keep, this one included; older ones are deleted. So are newer ones,
-                which are damaged, or of a run that has gone back to this step.
+            keep: Checkpoints to keep, this one included; older ones are deleted. So are newer ones:
+                they are damaged, or the run has gone back to this step.
 
         Raises:
-            RunError: If a file cannot be written; older checkpoints are as they were.
+            RunError: If a file cannot be written; older checkpoints are unchanged.
         """
         checkpoints = self.path / "checkpoints"
         partial = checkpoints / f".partial-{step}"
         final = checkpoints / f"{step:012d}"
         replaced = _passing(final)
         try:
-            for left in checkpoints.glob(".partial-*"):  # by killed processes
+            for left in checkpoints.glob(".partial-*"):  # left by killed processes
                 shutil.rmtree(left, ignore_errors=True)
             partial.mkdir(parents=True)
             yield partial
@@ -90,7 +90,7 @@ class RunFolder:
         older = [path for path in self._checkpoints() if path.name < final.name]
         newer = [path for path in self._checkpoints() if path.name > final.name]
         for path in older[keep - 1 :] + newer:
-            with contextlib.suppress(OSError):  # tidying up is no reason to end a run
+            with contextlib.suppress(OSError):  # a failed cleanup should not end a run
                 _delete(path)
 
     def newest_checkpoint(self) -> Checkpoint | None:
@@ -119,9 +119,9 @@ class RunFolder:
 
 
 def save_tensors(state: object, path: Path) -> None:
-    """Write what ``torch.save`` writes, and raise an OSError where that fails.
+    """Write a file like ``torch.save``, but raise an OSError if that fails.
 
-    ``torch.save`` hides the reason of a failed write, such as a full disk, in errors of its own.
+    ``torch.save`` hides the reason, such as a full disk, in errors of its own.
 
     Example:
         >>> import tempfile
@@ -144,20 +144,21 @@ def open_run(
     may_differ: Collection[str] = (),
     defaults: str = "",
 ) -> Iterator[RunFolder]:
-    """Make the folder of a new run, or open that of an old one, and keep other processes out.
+    """Make the folder of a new run, or open an existing one, and lock out other processes.
 
     Args:
         path: The folder. A new run needs one that is missing or empty.
         settings: The run's settings as TOML, kept in the folder.
-        resume: Go on with the run in the folder, whose settings must be equal.
+        resume: Continue the run in the folder, whose settings must be equal.
         may_differ: Full names of settings that a resumed run may change.
-        defaults: Settings as TOML that hold where an older run, or ``settings``, is silent.
+        defaults: Values, as TOML, of settings that an older run's file or ``settings`` lacks.
 
     Raises:
-        RunError: If the folder holds another run, no run, or is in use, or settings are no UTF-8.
+        RunError: If the folder holds another run or no run, or is in use, or settings cannot be
+            encoded as UTF-8.
 
-    If what is done with the folder of a new run fails before anything is kept there, the folder is
-    left empty: its settings may be what was wrong.
+    If a new run fails before anything else is written to its folder, the folder is left empty: its
+    settings may have been wrong.
     """
     settings_file = path / SETTINGS_FILE
     try:
@@ -165,7 +166,7 @@ def open_run(
     except UnicodeEncodeError as error:
         lost = settings[error.start : error.end]
         raise RunError(
-            f"settings are kept as UTF-8, and a name among them has {lost!r}, which is none; rename"
+            f"settings are kept as UTF-8, and a name in them has {lost!r}, which is not; rename"
             " that file or folder"
         ) from error
     try:
@@ -231,7 +232,7 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system lets go when the process ends in whatever way."""
+    """Hold the folder's lock, which the system releases however the process ends."""
     try:
         opened = (path / ".lock").open("w")
     except OSError as error:
@@ -250,7 +251,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _passing(checkpoint: Path) -> Path:
-    """Return the name of a checkpoint that is being deleted, of which parts may be left."""
+    """Return the name of a checkpoint while it is being deleted, when it may be incomplete."""
     return checkpoint.with_name(f".partial-{checkpoint.name}")
 
 
@@ -259,7 +260,7 @@ def _delete(checkpoint: Path) -> None:
 
 
 def _seal(folder: Path, step: int) -> None:
-    """Write the manifest of a filled folder and see that everything is on the disk."""
+    """Write the manifest of a filled folder and flush everything to the disk."""
     files = {}
     for path in sorted(folder.iterdir()):
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal as requests to stop where the work can be resumed."""
+"""Ctrl-C, SIGTERM and a closed terminal as requests to stop at a resumable point."""
 
 import contextlib
 import signal
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
 
-# A terminal that closes sends it. Windows has none.
+# Sent by a terminal that closes. Windows does not have it.
 _HANGUP: int | None = getattr(signal, "SIGHUP", None)
 
 
 class Interrupted(Exception):
-    """The user asked to stop. Finished runs are saved, and others can be gone on with."""
+    """The user asked to stop. Finished runs are saved, and others can be resumed."""
 
 
 class StopNow(Exception):
@@ -22,11 +22,11 @@ class StopNow(Exception):
 class StopRequest:
     """While open, turns the first Ctrl-C, SIGTERM or SIGHUP into a request to stop.
 
-    The work asks ``requested`` whenever it could stop and be resumed. A Ctrl-C after the first
-    signal raises KeyboardInterrupt at once; the other signals, which programs send, often come
-    twice: ``timeout`` tells a process and then its group, and a closed terminal and its shell both
-    say so. Where SIGHUP is ignored, as under ``nohup``, it still is. Outside of the main thread,
-    where Python delivers no signals, nothing changes.
+    The work checks ``requested`` wherever it can stop and be resumed. A Ctrl-C after the first
+    signal raises KeyboardInterrupt at once. Other repeated signals are ignored, since programs
+    often send them twice: ``timeout`` signals a process and then its group, and a closed terminal
+    and its shell both send SIGHUP. If SIGHUP is ignored, as under ``nohup``, it stays ignored.
+    Outside of the main thread, where Python delivers no signals, nothing changes.
 
     Attributes:
         signal_number: The first signal that came, or None.
@@ -50,7 +50,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Let the first signal end the block, which may stop anywhere, with :class:`StopNow`."""
+        """Let the first signal raise :class:`StopNow` in the block, which may stop anywhere."""
         if self.requested:
             raise StopNow
         self._interrupts = True

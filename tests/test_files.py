@@ -68,7 +68,7 @@ def test_what_a_link_leads_to_is_replaced_and_what_is_no_file_is_not(tmp_path: P
 
     assert link.is_symlink()
     assert (tmp_path / "real.json").read_text() == "new"
-    told = "pipe: it is no file that could be replaced; name another"
+    told = "pipe: it is not a regular file; name another"
     with pytest.raises(RunError, match=told), atomic_file(pipe):
         pass
     with pytest.raises(RunError, match=told):
@@ -137,7 +137,7 @@ def test_a_folder_for_results_is_made_or_refused_before_the_work(tmp_path: Path)
 
 
 def test_a_device_is_not_replaced_by_a_file() -> None:
-    with pytest.raises(RunError, match=r"/dev/null: it is no file that could be replaced"):
+    with pytest.raises(RunError, match=r"/dev/null: it is not a regular file"):
         require_writable(Path("/dev/null"))
 
 

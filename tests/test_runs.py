@@ -463,7 +463,7 @@ def test_a_new_run_that_ctrl_c_ends_can_be_resumed(tmp_path: Path) -> None:
 
 def test_settings_that_are_no_utf_8_are_refused_before_there_is_a_folder(tmp_path: Path) -> None:
     with (
-        pytest.raises(RunError, match=r"has '\\udcff', which is none; rename that file or folder"),
+        pytest.raises(RunError, match=r"has '\\udcff', which is not; rename that file or folder"),
         open_run(tmp_path / "run", "data = 'b\udcff'\n"),
     ):
         pass

