@@ -2,7 +2,7 @@
 
 The summed probability maps and the maps of neighboring places are figures of the paper. The
 translation analysis is ours: the paper argues that a CoordConv net can be as translation-dependent
-as its task asks for, and shows no measurement.
+as its task requires, but does not measure it.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ _PICTURES_AT_ONCE = 4
 def summed_probabilities(network: nn.Module, task: Classification, centers: Tensor) -> Tensor:
     """Return the sum of the softmax maps for all these places.
 
-    Of a network that is certain and right it is 1 at each of the places and 0 elsewhere.
+    A network that is certain and right has 1 at each of the places and 0 elsewhere.
 
     Args:
         network: Painter with logits as its output.
@@ -50,10 +50,10 @@ def summed_probabilities(network: nn.Module, task: Classification, centers: Tens
 
 
 def total_variation(probabilities: Tensor, centers: Tensor, canvas: Canvas) -> float:
-    """Return the distance of a summed map from the true one: the share of mass that is misplaced.
+    """Return the distance of a summed map from the true one: the fraction of misplaced mass.
 
     Args:
-        probabilities: What :func:`summed_probabilities` returns for these places.
+        probabilities: The map of :func:`summed_probabilities` for these places.
         centers: Places (x, y) in pixels, ``(N, 2)``.
         canvas: Sizes of the pictures.
 
@@ -71,7 +71,7 @@ def total_variation(probabilities: Tensor, centers: Tensor, canvas: Canvas) -> f
 
 
 def logits_of_neighbors(network: nn.Module, task: Classification, center: Tensor) -> Tensor:
-    """Return the logits for a place and the two on its right, ``(3, size, size)``."""
+    """Return the logits for a place and the two to its right, ``(3, size, size)``."""
     network.eval()
     device = next(network.parameters(), center).device
     centers = (center + torch.tensor([[0, 0], [1, 0], [2, 0]])).to(device)
@@ -109,12 +109,12 @@ def coordinate_norms(network: nn.Module) -> list[CoordinateNorm]:
 def equivariance_error(
     network: nn.Module, task: Classification, centers: Tensor, shift: int
 ) -> float:
-    """Tell how far a painter is from "the place moves, and the picture moves with it".
+    """Return how far a painter is from equivariance, where the picture moves with the place.
 
     Compares the softmax map for the place moved right by ``shift`` pixels with the map for the
-    place itself, moved right. A perfect painter has 0, though each of its pixels depends on where
-    it is: the place is told in coordinates, so only a network that knows coordinates can
-    be equivariant here.
+    place itself, moved right. A perfect painter has 0, though each of its pixels depends on its
+    position: places are given as coordinates, so only a network that knows coordinates can be
+    equivariant here.
 
     Args:
         network: Painter with logits as its output.
@@ -126,7 +126,7 @@ def equivariance_error(
         Mean total-variation distance of the two maps, in [0, 1].
 
     Raises:
-        ValueError: If a moved place is off the canvas, or there is none.
+        ValueError: If there is no place, or a moved place is off the canvas.
     """
     moved = centers + torch.tensor([shift, 0], device=centers.device)
     if shift < 1 or len(centers) == 0 or int(moved[:, 0].max()) >= task.canvas.size:
@@ -145,7 +145,7 @@ def equivariance_error(
                 network(task.inputs(part)).flatten(1).softmax(dim=1).view(-1, size, size)
                 for part in (here, there)
             )
-            # What the shift pushes over the edge has no counterpart and counts as misplaced.
+            # Mass that the shift pushes off the canvas counts as misplaced.
             expected, lost = F.pad(before, (shift, 0))[..., :size], before[..., size - shift :]
             total += float((expected - after).abs().sum() + lost.sum()) / 2
     return total / len(centers)
@@ -154,9 +154,9 @@ def equivariance_error(
 def last_features(
     network: CoordConvPainter | DeconvPainter, task: Classification, centers: Tensor
 ) -> Tensor:
-    """Return what the painter's last layer sees for each place, thinned out.
+    """Return the input of the painter's last layer for each place, subsampled.
 
-    Of a size that is a multiple of 8, 8x8 pixels are left; of others fewer than 16x16.
+    If the size is a multiple of 8, 8x8 pixels are left; otherwise fewer than 16x16.
 
     Args:
         network: One of the painters.
@@ -192,11 +192,11 @@ def principal_components(features: Tensor, count: int = 2) -> Tensor:
         tensor([5., 0., 5.])
     """
     centered = features - features.mean(dim=0)
-    if not centered.isfinite().all():  # of a network that has diverged
+    if not centered.isfinite().all():  # the network has diverged
         return centered.new_full((len(centered), count), torch.nan)
     with torch.random.fork_rng(devices=[]):  # it starts from random directions
         torch.manual_seed(0)
-        # A few directions more than asked for make these exact; the whole SVD takes 10 s.
+        # A few extra directions make the result exact; the full SVD takes 10 s.
         _, _, directions = torch.pca_lowrank(
             centered, q=min(count + 6, *centered.shape), center=False, niter=4
         )
@@ -218,11 +218,11 @@ class Trace:
     """
 
     interval: int
-    """Steps between two looks."""
+    """Steps between two measurements."""
     shifts: tuple[int, ...] = (1, 4, 16)
     """Shifts for the equivariance error, in pixels."""
     pictures: int = 64
-    """Places to look at, spread over those that have room for the shift."""
+    """Number of places to measure, spread over those with room for the shift."""
     steps: list[int] = field(default_factory=list)
     errors: list[list[float]] = field(default_factory=list)
     """Equivariance error for each shift at each of the steps."""
@@ -230,7 +230,7 @@ class Trace:
     """Ratio of coordinate to input weights of the first CoordConv layer, if there is one."""
 
     def __call__(self, run: Run) -> None:
-        """Look at the network if it is time to."""
+        """Measure the network if due."""
         if run.step % self.interval != 0:
             return
         if not isinstance(run.task, Classification):

@@ -1,4 +1,4 @@
-"""Not-so-Clevr: one square at every place of a canvas, and the ways to hold places back.
+"""Not-so-Clevr: one square at every place of a canvas, and its train-test splits.
 
 Liu et al., "An intriguing failing of convolutional neural networks and the CoordConv
 solution", NeurIPS 2018. A 9x9 square is drawn at all 56 x 56 = 3,136 places where it
@@ -74,11 +74,11 @@ def places(canvas: Canvas) -> Tensor:
 
 
 def is_test(canvas: Canvas, split: Split) -> Tensor:
-    """Tell which of the :func:`places` are held back for testing.
+    """Return which of the :func:`places` are held back for testing.
 
     ``"quadrant"`` holds back the lower right quarter, x and y above half the canvas: 729 of
     3,136. ``"uniform"`` is the released code's draw, which holds back each place with probability
-    0.25: 768, the very same ones. ``"uniform-80-20"`` is the paper's wording: 627 at random.
+    0.25: the same 768 places. ``"uniform-80-20"`` follows the paper's text: 627 at random.
 
     Returns:
         Mask of shape ``(num_places,)``.
@@ -92,7 +92,7 @@ def is_test(canvas: Canvas, split: Split) -> Tensor:
     """
     if split == "quadrant":
         return (places(canvas) * 2 > canvas.size).all(dim=1)
-    # The generator whose stream the authors' numpy.random.seed gave.
+    # The same stream as after the authors' numpy.random.seed.
     random = np.random.RandomState(_AUTHORS_SEED)
     if split == "uniform":
         return torch.from_numpy(random.random_sample(canvas.num_places) < 0.25)
@@ -107,7 +107,7 @@ def is_test(canvas: Canvas, split: Split) -> Tensor:
 def scaled_vectors(centers: Tensor, canvas: Canvas, scale: InputScale) -> Tensor:
     """Return places as the input of a network.
 
-    The released code feeds raw pixel indices beside coordinate channels in [-1, 1].
+    The released code feeds raw pixel indices together with coordinate channels in [-1, 1].
 
     Args:
         centers: Places (x, y) in pixels, ``(N, 2)``.

@@ -1,7 +1,6 @@
 """Many runs: over seeds, over the paper's grids, and all of them for the table and its figures.
 
-Each run has its folder, which is found again by its settings: what is finished is read, what was
-stopped goes on.
+Each run has a folder that belongs to its settings: finished runs are read, stopped runs continue.
 """
 
 import dataclasses
@@ -48,7 +47,7 @@ TRACE_FILE = "trace.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiments(ManyRuns):
-    """Trains runs into the folders below one, and makes tables and figures of them.
+    """Trains runs into subfolders of one folder, and makes tables and figures of them.
 
     Raises:
         RunError: In all methods, if a folder holds other settings or a file cannot be written.
@@ -69,7 +68,7 @@ class Experiments(ManyRuns):
         """Train each seed, or each point of the grid with each seed; return the table's row.
 
         Writes ``<name>.json`` and the figure of the learning curves, or of the grid, to ``report``;
-        for classification also what the first seed has learned, as :meth:`make_table` does.
+        for classification also the figures of the first seed's network, like :meth:`make_table`.
         """
         self.require_seeds(seeds)
         points = sweep_points(self.config, task, model) if sweep else [()]
@@ -111,9 +110,9 @@ class Experiments(ManyRuns):
             size: ``"quick"`` or ``"full"``.
             report: Folder to write to.
             max_seconds: Processor seconds after which baselines, and runs that see places as
-                pixels, are cut short, if not the table's.
+                pixels, are cut short; the table's own limit if None.
         """
-        if size == "quick":  # whose runs are cut short, and go on for no other table
+        if size == "quick":  # its runs are cut short, and are not continued for the full table
             return dataclasses.replace(self, out=self.out / "quick")._make_table(
                 size, report, max_seconds
             )
@@ -121,12 +120,12 @@ class Experiments(ManyRuns):
 
     def _make_table(self, size: table.TableSize, report: Path, max_seconds: float | None) -> str:
         plan = table.plan(size)
-        for cell in plan:  # whose settings may not fit
+        for cell in plan:  # first of all, since settings may not fit
             self._cell_settings(cell, 0, max_seconds)
         make_folder(report)
         results: dict[table.Cell, list[RunResult]] = {cell: [] for cell in plan}
         shares: list[table.Misplaced] = []
-        # Seed by seed: a table that is still growing has most of its rows early.
+        # Seed by seed, so that an unfinished table has most of its rows early.
         for seed in range(max(cell.seeds for cell in plan)):
             for cell in plan:
                 if seed < cell.seeds:
@@ -151,15 +150,15 @@ class Experiments(ManyRuns):
     def train(
         self, settings: CoordinateSettings, suffix: str = "", *, trace: bool = False
     ) -> RunResult:
-        """Train one run, go on with it, or read what came of it.
+        """Train one run, continue it, or read its result.
 
         Args:
-            settings: What to run.
+            settings: Settings of the run.
             suffix: Appended to the name of its folder.
-            trace: Follow how equivariant the network is, which takes as long as an evaluation.
+            trace: Trace how equivariant the network is, which takes as long as an evaluation.
 
         Raises:
-            Interrupted: If a signal asked to stop; the run can go on.
+            Interrupted: If a signal asked to stop; the run can be resumed.
         """
         limit = settings.training.max_seconds
         return train_once(
@@ -253,7 +252,7 @@ class Experiments(ManyRuns):
     def _draw_all_painters(
         self, results: Mapping[table.Cell, Sequence[RunResult]], report: Path
     ) -> list[table.Misplaced]:
-        """Draw what the first seeds of classification have learned, a figure for each split."""
+        """Draw the networks of classification's first seeds, a set of figures for each split."""
         firsts: dict[Split, list[CoordinateSettings]] = {}
         for cell, runs in results.items():
             if (cell.task, cell.input_scale) == ("classification", "unit"):
@@ -267,11 +266,11 @@ class Experiments(ManyRuns):
     def _draw_painters(
         self, runs: Sequence[CoordinateSettings], report: Path, name: str
     ) -> list[table.Misplaced]:
-        """Draw what trained painters of one split have learned, each of another model.
+        """Draw what trained painters of one split have learned, one painter per model.
 
         Writes ``<name>-maps.png`` (summed probabilities), ``-neighbors.png`` (logits around three
         places), ``-sheets.png`` (principal components) and ``-translation.png`` (equivariance error
-        and weights through training).
+        and weights during training).
         """
         maps: dict[str, tuple[Tensor, Tensor]] = {}
         misplaced: dict[str, tuple[float, float]] = {}
@@ -356,7 +355,7 @@ def _read_result(path: Path, settings: CoordinateSettings) -> RunResult:
 
 
 def _read_trace(path: Path, run: Run) -> analysis.Trace:
-    """Return what was traced up to where the run stands."""
+    """Return the trace up to the run's current step."""
     canvas = run.settings.canvas
     trace = analysis.Trace(
         interval=run.settings.training.evaluation_interval,

@@ -56,7 +56,7 @@ def probability_maps(
 
     Args:
         maps: For each name, two maps of shape ``(size, size)``.
-        misplaced: For some of the names, the share of each map's mass that is in wrong pixels.
+        misplaced: For some of the names, the fraction of each map's mass in wrong pixels.
     """
     figure = Figure(figsize=(2.3 * len(maps), 4.8), layout="constrained")
     grid = figure.subplots(2, len(maps), squeeze=False)
@@ -71,11 +71,11 @@ def probability_maps(
 
 
 def neighbor_logits(logits: Mapping[str, Tensor], center: Tensor, window: int = 8) -> Figure:
-    """Draw the logits around a place for it and the two places on its right.
+    """Draw the logits around a place, for it and the two places to its right.
 
     Args:
-        logits: For each network, what :func:`coordrl.coordinates.analysis.logits_of_neighbors`
-            returns.
+        logits: For each network, the result of
+            :func:`coordrl.coordinates.analysis.logits_of_neighbors`.
         center: The first of the places (x, y), in pixels.
         window: Pixels to show on each side.
     """
@@ -118,7 +118,7 @@ def sweep_scatter(results: Sequence[RunResult], metric: str) -> Figure:
 
 
 def sheets(components: Mapping[str, Tensor], centers: Tensor) -> Figure:
-    """Draw where each place lies in a network's activations, colored by x and by y.
+    """Draw each place in the space of a network's activations, colored by x and by y.
 
     Args:
         components: For each network, two principal components for each place, ``(N, 2)``.
@@ -131,7 +131,7 @@ def sheets(components: Mapping[str, Tensor], centers: Tensor) -> Figure:
             axes = grid[row][column]
             colors = centers[:, column].cpu().numpy()
             first, second = points.cpu().numpy().T
-            # Hard edges make a file a fifth of the size.
+            # Without antialiasing the file is a fifth of the size.
             axes.scatter(first, second, c=colors, s=2, linewidths=0, antialiaseds=False)
             axes.set_title(f"{name}, colored by {axis}", fontsize=9)
             axes.set(xticks=[], yticks=[])
@@ -139,7 +139,7 @@ def sheets(components: Mapping[str, Tensor], centers: Tensor) -> Figure:
 
 
 def translation(traces: Mapping[str, Trace]) -> Figure:
-    """Draw equivariance errors and coordinate-weight ratios through training."""
+    """Draw equivariance errors and coordinate-weight ratios during training."""
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, trace in traces.items():
@@ -152,7 +152,7 @@ def translation(traces: Mapping[str, Trace]) -> Figure:
             right.plot(trace.steps, trace.ratios, ".-", color=color, label=name)
     firsts = [step for trace in traces.values() for step in trace.steps if step > 0]
     for axes in (left, right):
-        # Step 0 in its place, and runs of very different lengths side by side.
+        # Shows step 0, and runs of very different lengths side by side.
         axes.set_xscale("symlog", linthresh=min(firsts, default=1))
         axes.set_xlabel("step")
     left.set_ylabel("equivariance error")

@@ -1,12 +1,12 @@
 """The networks of the coordinate tasks: the paper's baselines, its CoordConv nets, and ours.
 
 Architectures follow the authors' code (``model_builders.py`` in uber-research/CoordConv), with
-parameter counts equal to theirs. All are lists of :class:`~coordrl.backbone.ConvSpec`, so what
-tells a CoordConv net from a plain one is the word ``coords``.
+parameter counts equal to theirs. All are lists of :class:`~coordrl.backbone.ConvSpec`, so only
+``coords`` distinguishes a CoordConv net from a plain one.
 
-TensorFlow pads an even picture under a stride of 2 on the bottom and right only, PyTorch on the top
+With a stride of 2, TensorFlow pads an even picture on the bottom and right only, PyTorch on the top
 and left: each is the mirror image of the other. A network whose pictures are mirrored before or
-after is therefore the authors' with mirrored kernels, which are drawn from the same distribution.
+after is therefore the authors' with mirrored kernels, which have the same initial distribution.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from coordrl.backbone import Activation, ConvBackbone, ConvSpec, initialize_he_n
 
 
 def initialize_like_the_authors(network: nn.Module, generator: torch.Generator) -> None:
-    """Draw weights as :func:`~coordrl.backbone.initialize_he_normal` does, and start painters."""
+    """Draw He-normal weights like the authors; then apply ``relative`` and ``lifted`` starts."""
     initialize_he_normal(network, generator)
     for module in network.modules():
         if isinstance(module, CoordConvPainter) and module.relative:
@@ -32,16 +32,16 @@ class CoordConvPainter(nn.Module):
     """The paper's CoordConv net from a place to a picture: five 1x1 convolutions.
 
     The place is tiled over the canvas, the coordinates are appended, and the same small network
-    looks at each pixel: "is this the one?". 7,553 parameters with ``multiplier=1``.
+    asks of each pixel: "is this the one?". 7,553 parameters with ``multiplier=1``.
 
     Whether it also solves places in a corner that it has never seen depends on the initial
-    weights. With ``relative`` it starts as a function of the difference between place and pixel,
-    as :func:`initialize_like_the_authors` then makes it, and every weight is free to leave that.
+    weights. With ``relative``, :func:`initialize_like_the_authors` makes it start as a function of
+    the difference between place and pixel; training can move every weight away from that.
 
     Args:
         canvas_size: Height and width of the picture.
         multiplier: Factor of the number of channels.
-        relative: Start with weights on the place that are minus those on the coordinates.
+        relative: Start with the place's weights equal to minus the coordinates' weights.
 
     Shape:
         - Input: places ``(N, 2)``.
@@ -72,7 +72,7 @@ class CoordConvPainter(nn.Module):
             weight[:, :2] = -weight[:, 2:]
 
     def features(self, places: Tensor) -> Tensor:
-        """Return what the last layer sees, ``(N, channels, canvas_size, canvas_size)``."""
+        """Return the input of the last layer, ``(N, channels, canvas_size, canvas_size)``."""
         return self._paint(places, len(self.backbone) - 1)
 
     def _paint(self, places: Tensor, depth: int) -> Tensor:
@@ -87,8 +87,8 @@ class DeconvPainter(nn.Module):
     Batch norm and ReLU follow all layers but the last. 46,465 to 1,632,001 parameters.
 
     Args:
-        canvas_size: Height and width of the picture, a power of 2 from 8 on: the paper's 64 takes
-            six layers.
+        canvas_size: Height and width of the picture, a power of 2, at least 8; the paper's 64
+            takes six layers.
         multiplier: Factor of the number of channels, 1 to 3 in the paper.
         kernel_size: 2 to 4 in the paper.
 
@@ -97,7 +97,7 @@ class DeconvPainter(nn.Module):
         - Output: logits ``(N, 1, canvas_size, canvas_size)``.
 
     Raises:
-        ValueError: If no such network doubles 1x1 to the canvas.
+        ValueError: If ``canvas_size`` is not such a power of 2, or ``kernel_size`` is below 2.
 
     Example:
         >>> painter = DeconvPainter(64, multiplier=2, kernel_size=3)
@@ -113,7 +113,7 @@ class DeconvPainter(nn.Module):
         if kernel_size < 2:
             raise ValueError(f"kernel_size must be 2 or more, got {kernel_size}")
         widths = [64 * multiplier] * (layers - 3) + [32 * multiplier] * 2
-        # Twice the size, for odd kernels as well.
+        # Doubles the size for odd kernels as well.
         padding, output_padding = (kernel_size - 1) // 2, kernel_size % 2
 
         def doubling(channels: int, **followers: object) -> ConvSpec:
@@ -135,7 +135,7 @@ class DeconvPainter(nn.Module):
         return self._paint(places, len(self.backbone))
 
     def features(self, places: Tensor) -> Tensor:
-        """Return what the last layer sees, ``(N, channels, canvas_size / 2, canvas_size / 2)``."""
+        """Return the last layer's input, ``(N, channels, canvas_size / 2, canvas_size / 2)``."""
         return self._paint(places, len(self.backbone) - 1)
 
     def _paint(self, places: Tensor, depth: int) -> Tensor:
@@ -151,14 +151,14 @@ class CoordConvRenderer(nn.Module):
     A :class:`CoordConvPainter`, the softmax over its pixels, and five small convolutions. 11,850
     parameters with ``kernel_size=3``.
 
-    The softmax of an untrained painter is 1/4096 everywhere, and the convolutions behind it see
-    next to nothing: with the paper's layers training starts by luck. ``gain`` multiplies the
-    softmax; it has no parameters and changes no function that the network can express.
+    The softmax of an untrained painter is 1/4096 everywhere, and the convolutions after it see
+    next to nothing: with the paper's layers training starts only by luck. ``gain`` multiplies the
+    softmax; it has no parameters and does not change which functions the network can express.
 
     Args:
         canvas_size: Height and width of the picture.
         multiplier: Factor of the number of channels of the stamping convolutions.
-        kernel_size: Of the stamping convolutions; 3 is the least that reaches across the square.
+        kernel_size: Kernel of the stamping convolutions; at least 3 to reach across the square.
         gain: Factor of the softmax, 1 in the paper.
         relative: As in :class:`CoordConvPainter`.
 
@@ -200,18 +200,18 @@ class CoordConvRegressor(nn.Module):
     """The paper's CoordConv net from a one-hot picture to its place: 906 parameters.
 
     Three 1x1 and two 3x3 convolutions and the maximum over all pixels. Without an activation, as
-    in the authors' code, the maximum is the only non-linearity: the net is an affine picture of
-    the coordinates that must peak at the hot pixel. The authors call it finicky.
+    in the authors' code, the maximum is the only non-linearity: the net computes planes over the
+    coordinates, plus a response that must peak at the hot pixel. The authors call it finicky.
 
-    It is because the maximum passes its gradient to one pixel. Where the untrained net's planes of
-    coordinates rise above its answer to the hot pixel, that pixel is a corner of the canvas, the
-    same for all pictures, and all that can be learned is the mean place. With ``lifted`` the answer
-    starts above the planes, as :func:`initialize_like_the_authors` then makes it, and every weight
-    is free to leave that.
+    The reason is that the maximum passes its gradient to one pixel. If the untrained net's planes
+    rise above its response to the hot pixel, that one pixel is a corner of the canvas, the same for
+    all pictures, and only the mean place can be learned. With ``lifted``,
+    :func:`initialize_like_the_authors` makes the response start above the planes; training can move
+    every weight away from that.
 
     Args:
-        lifted: Start with an answer to the hot pixel that is twice as high as the planes are.
-        relu: Put a ReLU behind all convolutions but the last, which the authors say they forgot
+        lifted: Start with a response to the hot pixel that is twice as high as the planes.
+        relu: Put a ReLU after all convolutions but the last, which the authors say they forgot
             (ML Retrospectives workshop, NeurIPS 2019).
 
     Shape:
@@ -243,7 +243,7 @@ class CoordConvRegressor(nn.Module):
         return planes.amax(dim=(-2, -1))
 
     def start_lifted(self) -> None:
-        """Let the answer to the hot pixel rise above the planes, and sink both by its height."""
+        """Raise the response to the hot pixel above the planes, and lower both by its height."""
         layers = [module for module in self.backbone if isinstance(module, nn.Conv2d)]
         picture = torch.zeros(1, 1, 17, 17)
         with torch.no_grad():
@@ -258,11 +258,11 @@ class CoordConvRegressor(nn.Module):
             last -= (factor * answer).squeeze(0)
 
     def _affine(self, images: Tensor) -> Tensor:
-        """Return the backbone's output where it is affine in the picture.
+        """Return the backbone's output without ReLU, when it is affine in the picture.
 
-        What coordinates and biases give is then the same for all pictures and computed once; what
-        the picture adds is linear, and its 1x1 convolutions are one matrix, and one with the 3x3
-        convolution behind them.
+        The part of coordinates and biases is the same for all pictures and computed once. The
+        picture's part is linear: its 1x1 convolutions are one matrix, which is merged into the 3x3
+        convolution after them.
         """
         shared: Tensor = self.backbone(images.new_zeros(1, *images.shape[1:]))
         first, second, third, fourth, fifth = (
@@ -278,13 +278,13 @@ class CoordConvRegressor(nn.Module):
 class ConvRegressor(nn.Module):
     """The paper's plain net for the uniform split: pooled convolutions and a dense layer.
 
-    72,850 parameters with ``multiplier=1`` on the 64x64 canvas, of which the dense layer, which
-    knows each place by its own weight, has most.
+    72,850 parameters with ``multiplier=1`` on the 64x64 canvas, most of them in the dense layer,
+    which has weights of its own for each place.
 
     Args:
         canvas_size: Height and width of the picture, a multiple of 8.
         multiplier: Factor of the number of channels.
-        kernel_size: Of the convolutions.
+        kernel_size: Kernel of the convolutions.
 
     Shape:
         - Input: pictures ``(N, 1, canvas_size, canvas_size)``.
@@ -326,7 +326,7 @@ class StridedConvRegressor(nn.Module):
         canvas_size: Height and width of the pictures.
 
     Raises:
-        ValueError: If the canvas is no multiple of 32: five convolutions halve it.
+        ValueError: If the canvas is not a multiple of 32: five convolutions halve it.
 
     Shape:
         - Input: pictures ``(N, 1, H, W)``, H and W multiples of 32.

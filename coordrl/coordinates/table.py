@@ -1,4 +1,4 @@
-"""The table of the coordinate tasks: runs over seeds, beside what the paper reports."""
+"""The table of the coordinate tasks: runs over seeds, beside the paper's results."""
 
 import math
 import statistics
@@ -16,7 +16,7 @@ THRESHOLDS: Mapping[TaskName, tuple[float, float, float]] = {
     "rendering": (0.5, 0.8, 0.99),
     "regression": (5.0, 0.5, 0.1),
 }
-"""Values of the main metric that the table gives times for, the easiest first."""
+"""Values of the main metric that the table has times for, the easiest first."""
 
 # Read off the paper's figures and the authors' blog; the single numbers are approximate.
 PAPER: Mapping[tuple[TaskName, Model, Split], str] = {
@@ -43,7 +43,7 @@ class Range:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Range":
-        """Return mean, minimum and maximum; NaN if one value is.
+        """Return mean, minimum and maximum; NaN if a value is NaN.
 
         Example:
             >>> Range.of([1.0, 2.0, 6.0])
@@ -65,12 +65,12 @@ class Row:
     parameters: int
     seeds: int
     solved: int
-    """Seeds whose training and test set are both solved by the weights at the end."""
+    """Seeds whose final weights solve both training and test set."""
     train: Range
-    """Main metric of the weights at the end."""
+    """Main metric of the final weights on the training set; ``test`` is on the test set."""
     test: Range
     test_of_best: Range
-    """The same of the weights of the least training loss."""
+    """Main metric of the weights with the least training loss, on the test set."""
     cpu_seconds: Range
     """Processor time of training."""
     seconds: Range
@@ -81,18 +81,18 @@ class Row:
     reached: tuple[int, ...]
     """Seeds that ever reached each of the thresholds on the test set."""
     cpu_seconds_to: tuple[float | None, ...]
-    """Median processor time to each threshold, in which seeds that never reached it count as the
-    slowest; None unless more than half did."""
+    """Median processor time to each threshold, counting seeds that never reached it as slowest;
+    None unless more than half reached it."""
 
 
 def kind(settings: CoordinateSettings) -> str:
-    """Return what runs of a row have in common, all but the seed and the time they had, as TOML."""
+    """Return the settings that runs of a row share, all but seed and time limit, as TOML."""
     training = replace(settings.training, max_seconds=None)
     return dump_settings(replace(settings, seed=0, training=training))
 
 
 def summarize(results: Sequence[RunResult]) -> Row:
-    """Return the row of runs that differ in their seed alone.
+    """Return the row of runs that differ only in their seed.
 
     Raises:
         ValueError: If there is no run, or the runs are not of one kind.
@@ -139,7 +139,7 @@ def _is_solved(result: RunResult, goal: Goal) -> bool:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as long and as large the baseline is."""
+    """The baseline's time and size relative to the CoordConv net's."""
 
     task: TaskName
     split: Split
@@ -148,7 +148,7 @@ class Ratio:
     """Baseline's processor time to the threshold over the CoordConv net's; None unless more than
     half of the latter's seeds reached it."""
     is_bound: bool
-    """True unless more than half of the baseline's did: it takes longer than ``time`` says."""
+    """True unless more than half of the baseline's seeds reached it: ``time`` is a lower bound."""
     parameters: float
     """Baseline's parameters over the CoordConv net's."""
 
@@ -262,9 +262,9 @@ def _share(reached: int, seeds: int) -> str:
 
 @dataclass(frozen=True)
 class Misplaced:
-    """Where a painter puts its probability, summed over all places of a set.
+    """Fraction of a painter's probability in wrong pixels, summed over all places of a set.
 
-    The total-variation distance of :func:`coordrl.coordinates.analysis.total_variation`.
+    See :func:`coordrl.coordinates.analysis.total_variation`.
     """
 
     split: Split
@@ -274,7 +274,7 @@ class Misplaced:
 
 
 def misplaced_to_markdown(shares: Sequence[Misplaced], input_scale: InputScale) -> str:
-    """Write the shares as a table, of networks that saw their places in one way."""
+    """Write the fractions as a table, for networks with the same input scale."""
     lines = [
         "## Summed probability maps",
         "",
@@ -301,7 +301,7 @@ def _value(task: TaskName, value: float) -> str:
 
 
 def to_json(rows: Sequence[Row], results: Sequence[RunResult]) -> dict[str, Any]:
-    """Return rows, ratios to the baseline and every run as what JSON can hold."""
+    """Return rows, ratios to the baseline and every run as JSON types."""
     baselines = {(r.task, r.split, r.input_scale): r for r in rows if r.model == "conv"}
     ratios = [
         {"model": row.model, **asdict(ratio)}
@@ -322,7 +322,7 @@ TableSize = Literal["quick", "full"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the table to be: what to train, how often, and what to change in its settings."""
+    """One planned row of the table: what to train, how often, and with which settings changed."""
 
     task: TaskName
     model: Model
@@ -333,12 +333,12 @@ class Cell:
 
 
 def plan(size: TableSize) -> list[Cell]:
-    """Return what the table trains, the quick tasks first.
+    """Return the table's planned rows, the quick tasks first.
 
     ``"quick"`` takes one seed and cuts every run after 45 s of processor time. ``"full"`` takes
     five seeds, trains all to the end of their recipe, and adds two seeds that see places as raw
-    pixels (classification alone: rendering has to classify first). ``--max-seconds`` cuts baselines
-    and what sees raw pixels, and nothing else.
+    pixels (only for classification: rendering has to classify first). ``--max-seconds`` cuts only
+    baselines and runs that see raw pixels.
     """
     seeds, limit = (1, 45.0) if size == "quick" else (5, None)
     tasks: list[TaskName] = ["classification", "regression", "rendering"]

@@ -1,6 +1,6 @@
-"""The three coordinate tasks: what goes in, what should come out, and how far off it is.
+"""The three coordinate tasks: their inputs, targets, losses and metrics.
 
-Metrics are those of the authors' code and come one value per picture, so that they can be averaged
+Metrics are those of the authors' code, with one value per picture, so that they can be averaged
 over any part of a set.
 """
 
@@ -46,7 +46,7 @@ class Goal:
 
 
 class Task(Protocol):
-    """What training and evaluation ask of a task. Centers are places in pixels, ``(N, 2)``."""
+    """Interface of a task to training and evaluation. Centers are places in pixels, ``(N, 2)``."""
 
     @property
     def goal(self) -> Goal:
@@ -90,7 +90,7 @@ class Classification:
         return F.cross_entropy(outputs.flatten(1), pixel_index(centers, self.canvas))
 
     def metrics(self, outputs: Tensor, centers: Tensor) -> dict[str, Tensor]:
-        """Return whether the best pixel is right, and its distance from the right one in pixels."""
+        """Return whether the best pixel is right, and how far off it is, in pixels."""
         index = outputs.flatten(1).argmax(dim=1)
         found = torch.stack([index % self.canvas.size, index // self.canvas.size], dim=1)
         off = (found - centers).float()

@@ -1,8 +1,8 @@
-"""Training on the coordinate tasks: settings, one run, and what is measured on the way.
+"""Training on the coordinate tasks: settings, one run, and its evaluations.
 
-The set is its list of places, on the device from the start; a batch of pictures is made from its
-places where it is needed, which costs less than copying it. Time is counted for training alone:
-evaluations stop the clocks.
+The set is a list of places, on the device from the start; a batch of pictures is drawn from its
+places when needed, which costs less than copying it. Only training time is counted: evaluations
+stop the clocks.
 """
 
 import copy
@@ -50,24 +50,24 @@ class Recipe:
     """How a network is trained. Adam with the authors' beta_2 of 0.99.
 
     Raises:
-        ValueError: If a number is outside its range.
+        ValueError: If a number is out of range.
     """
 
     learning_rate: float = 0.005
-    """Step size of Adam at the start."""
+    """Initial learning rate of Adam."""
     decay: Literal["none", "cosine", "steps"] = "cosine"
-    """The step size later: the same; a half cosine down to 0 at the end; a tenth at each fifth of
-    the run. The authors' baseline has a tenth every 200 of its 1,000 epochs, which is the last."""
+    """Schedule of the learning rate: constant; half a cosine to 0 at the end; or divided by 10
+    after each fifth of the run, like the authors' baseline (every 200 of its 1,000 epochs)."""
     l2: float = 0.0
     """Factor of the sum of squared kernel weights in the loss; biases and norms are left out."""
     batch_size: int = 16
     """Pictures in a step; the last batch of an epoch may be smaller."""
     epochs: int = 10
-    """Length of the run, if nothing ends it earlier."""
+    """Length of the run, unless something ends it earlier."""
     evaluation_interval: int = 100
     """Steps between two evaluations on the test set."""
     max_seconds: float | None = None
-    """Seconds of processor time, for training alone, after which the run is cut short."""
+    """Seconds of processor time, not counting evaluations, after which the run is cut short."""
     stop_when_solved: bool = True
     """End at the first evaluation in which training and test set are both solved."""
 
@@ -81,7 +81,7 @@ class Recipe:
             raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
 
     def learning_rate_at(self, fraction: float) -> float:
-        """Return the step size when a fraction in [0, 1] of all epochs is over.
+        """Return the learning rate when a fraction in [0, 1] of all epochs is over.
 
         Example:
             >>> Recipe(learning_rate=1.0, decay="cosine").learning_rate_at(0.5)
@@ -96,14 +96,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class CoordinateSettings:
-    """Everything that decides a run; two runs with equal settings are the same run."""
+    """All settings of a run; two runs with equal settings are the same run."""
 
     task: TaskName = "classification"
     """Place to pixel, place to picture, or picture to place."""
     model: Model = "coordconv"
     """The paper's CoordConv net, its baseline without coordinates, or our sturdier variant."""
     split: Split = "uniform"
-    """Which places are held back for testing."""
+    """Split that decides which places are held back for testing."""
     input_scale: InputScale = "unit"
     """Places as numbers in [-1, 1] like the coordinates, or as pixels like the released code."""
     seed: int = 0
@@ -167,7 +167,7 @@ def load_coordinate_settings(
     own = [
         Override(key, value, f"{path}, [{task}.{model}]")
         for key, value in table.items()
-        if key != "sweep"  # which is about many runs
+        if key != "sweep"  # for many runs
     ]
     return load_settings(
         CoordinateSettings,
@@ -204,35 +204,35 @@ class Evaluation:
     """One point of a learning curve."""
 
     step: int
-    """Steps of the optimizer until here."""
+    """Optimizer steps so far."""
     epoch: float
     """The same in passes over the training set."""
     seconds: float
-    """Wall-clock time of training until here, without evaluations."""
+    """Wall-clock time of training so far, without evaluations."""
     cpu_seconds: float
-    """Processor time of training until here, over all threads."""
+    """Processor time of training so far, over all threads."""
     loss: float
-    """Mean training loss since the evaluation before."""
+    """Mean training loss since the last evaluation."""
     train: float
-    """The task's main metric on the training batches since the evaluation before."""
+    """The task's main metric on the training batches since the last evaluation."""
     test: float
     """The task's main metric on the whole test set."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came of a run.
+    """Result of a run.
 
     Attributes:
-        settings: What was run.
+        settings: Settings of the run.
         parameters: Trainable parameters of the network.
         ended: ``"solved"``, ``"epochs"`` (the whole run), ``"time"`` (``max_seconds`` was reached),
             or ``"diverged"`` (the loss was no longer finite).
-        curve: All evaluations, the first first.
-        last: Every metric on ``"train"`` and ``"test"``, with the weights at the end.
-        best: The same with the weights of the least training loss; the test set has no say.
+        curve: All evaluations, in order.
+        last: Every metric on ``"train"`` and ``"test"``, with the final weights.
+        best: The same with the weights of the least training loss, chosen without the test set.
         threads: Threads of PyTorch.
-        made_on: The machine, and the PyTorch.
+        made_on: The machine and the PyTorch version.
     """
 
     settings: CoordinateSettings
@@ -245,34 +245,34 @@ class RunResult:
     made_on: str = field(default_factory=made_on)
 
     def first_at(self, goal: Goal, threshold: float) -> Evaluation | None:
-        """Return the first evaluation that is as good as the threshold on the test set, if any."""
+        """Return the first evaluation that reaches the threshold on the test set, if any."""
         return next((e for e in self.curve if goal.is_reached(e.test, threshold)), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as what JSON can hold."""
+        """Return everything as JSON types."""
         return asdict(self)
 
 
 @dataclass
 class _Progress(TrainingClock):
-    """Where a run stands, beside the state of network and optimizer."""
+    """State of a run besides those of network and optimizer."""
 
     best_loss: float = float("inf")
     best_step: int = -1
 
 
 class Run(ResumableRun):
-    """One training run, which can stop after any step and go on in another process.
+    """One training run, which can stop after any step and resume in another process.
 
     Args:
-        settings: What to run.
-        device: Where to run it.
-        folder: Where to keep checkpoints; the run goes on from the newest one there. None keeps
-            none.
+        settings: Settings of the run.
+        device: Device of the run.
+        folder: Folder of the checkpoints; the run continues from the newest. If None, no
+            checkpoints are kept.
 
     Attributes:
-        network: The network in training.
-        task: What it learns.
+        network: The network being trained.
+        task: The task.
         train_centers: Places of the training set, ``(N, 2)``.
         test_centers: Places of the test set, ``(N, 2)``.
         curve: Evaluations so far.
@@ -327,7 +327,7 @@ class Run(ResumableRun):
 
     @property
     def step(self) -> int:
-        """Steps of the optimizer so far."""
+        """Optimizer steps so far."""
         return self._progress.step
 
     @property
@@ -341,14 +341,14 @@ class Run(ResumableRun):
         stop: StopRequest | None = None,
         on_step: Callable[["Run"], None] | None = None,
     ) -> RunResult:
-        """Train to the end or to a solution, and judge the network.
+        """Train until the end or until solved, and evaluate the network.
 
         Args:
-            stop: Ask it after each step whether to stop.
+            stop: Checked after each step for a request to stop.
             on_step: Called after each step, outside of the counted time.
 
         Raises:
-            Interrupted: If asked to stop; the run can go on.
+            Interrupted: If asked to stop; the run can be resumed.
         """
         ended = self._train(stop, on_step)
         if not self.curve or self.curve[-1].step != self.step:
@@ -472,7 +472,7 @@ def evaluate(network: nn.Module, task: Task, centers: Tensor) -> dict[str, float
 
 
 def _metrics(task: Task, outputs: Tensor, centers: Tensor) -> dict[str, Tensor]:
-    """Return each metric of each picture, NaN where an output is no number."""
+    """Return each metric of each picture; NaN where an output is not finite."""
     is_number = outputs.flatten(1).isfinite().all(dim=1)
     measured = task.metrics(outputs, centers)
     return {name: values.where(is_number, math.nan) for name, values in measured.items()}

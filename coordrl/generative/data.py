@@ -1,9 +1,9 @@
-"""Two-object Sort-of-Clevr: a blue and a red object on white, drawn where they are needed.
+"""Two-object Sort-of-Clevr: a blue and a red object on white, drawn on demand.
 
 Liu et al., "An intriguing failing of convolutional neural networks and the CoordConv solution",
 NeurIPS 2018: each object is a filled square or a disc. The authors store 50,000 pictures. Here the
-set is the list of what is in them, and a batch is drawn from it, on the device. A disc is the one
-that OpenCV draws for the authors.
+set is a list of objects, and batches are drawn from it, on the device. Discs have the same pixels
+as those that OpenCV draws for the authors.
 """
 
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ class Pictures(Protocol):
         """Return the number of pictures."""
 
     def batch(self, indices: Tensor, device: torch.device) -> Tensor:
-        """Return the pictures of these numbers, ``(N, 3, size, size)``, in [-1, 1]."""
+        """Return the pictures with these indices, ``(N, 3, size, size)``, in [-1, 1]."""
 
 
 @dataclass(frozen=True)
 class Canvas:
     """Sizes of a picture and of the objects in it. The defaults are the paper's.
 
-    Objects lie wholly on the canvas, their centers at pixels at least two radii apart.
+    Objects lie wholly on the canvas; their centers are pixels, at least two radii apart.
 
     Raises:
         ValueError: If two objects do not fit.
@@ -38,13 +38,13 @@ class Canvas:
     size: int = 64
     """Height and width of the canvas, in pixels."""
     radius: int = 10
-    """Of a disc; a square is ``2 * radius + 1`` pixels wide."""
+    """Radius of a disc; a square is ``2 * radius + 1`` pixels wide."""
 
     def __post_init__(self) -> None:
         take_types(self)
         if self.radius < 1:
             raise ValueError(f"radius must be at least 1 pixel, got {self.radius}")
-        # With one object in the middle, there has to be room for the other in a corner.
+        # With one object in the middle, the other must fit in a corner.
         if 2 * (self.num_places // 2) ** 2 < (2 * self.radius) ** 2:
             raise ValueError(
                 f"a canvas of {self.size} pixels is too small for two objects of radius"
@@ -53,38 +53,38 @@ class Canvas:
 
     @property
     def num_places(self) -> int:
-        """Number of pixels on each axis that a center may lie at, from ``radius`` on."""
+        """Number of possible pixels of a center on each axis, the first being ``radius``."""
         return max(self.size - 2 * self.radius, 0)
 
 
 @dataclass(frozen=True)
 class Objects:
-    """What is in each of N pictures: a blue object and a red one, in this order."""
+    """The objects in each of N pictures: a blue and a red one, in this order."""
 
     centers: Tensor
     """Column x and row y of each center, in pixels, ``(N, 2, 2)``."""
     is_disc: Tensor
-    """Whether each is a disc and not a square, ``(N, 2)``."""
+    """Whether each is a disc rather than a square, ``(N, 2)``."""
 
     def __len__(self) -> int:
         """Return the number of pictures."""
         return len(self.centers)
 
     def take(self, indices: Tensor) -> "Objects":
-        """Return what is in some of the pictures."""
+        """Return the objects of some of the pictures."""
         return Objects(self.centers[indices], self.is_disc[indices])
 
 
 def draw_objects(canvas: Canvas, count: int, generator: torch.Generator) -> Objects:
-    """Draw what is in the pictures: blue anywhere, red anywhere two radii or more away from it.
+    """Draw random objects: blue anywhere, red anywhere two radii or more away from it.
 
-    As in the authors' generator, red is drawn anew until it is far enough, so that it is the more
-    often near a corner.
+    As in the authors' generator, red is redrawn until it is far enough away, so it is near a corner
+    more often than blue.
 
     Args:
         canvas: Sizes of the pictures.
         count: Number of pictures.
-        generator: Source of the random numbers; the result lies on its device.
+        generator: Source of the random numbers; the result is on its device.
 
     Example:
         >>> objects = draw_objects(Canvas(), 1000, torch.Generator().manual_seed(0))
@@ -141,19 +141,19 @@ def draw_pictures(objects: Objects, canvas: Canvas) -> Tensor:
 
 
 class SortOfClevr:
-    """The set: ``count`` pictures that a seed decides.
+    """The set: ``count`` random pictures of a seed.
 
     Args:
         canvas: Sizes of the pictures.
         count: Number of pictures, 50,000 in the paper.
-        seed: Seed of what is in them.
+        seed: Seed of the objects.
 
     Attributes:
         canvas: Sizes of the pictures.
-        objects: What is in them.
+        objects: The objects in them.
 
     Raises:
-        ValueError: If there is no picture.
+        ValueError: If ``count`` is below 1.
 
     Example:
         >>> pictures = SortOfClevr(Canvas(), count=100)
@@ -172,7 +172,7 @@ class SortOfClevr:
         return len(self.objects)
 
     def batch(self, indices: Tensor, device: torch.device) -> Tensor:
-        """Draw the pictures of these numbers on the device."""
+        """Draw the pictures with these indices on the device."""
         taken = self.objects.take(indices)
         on_device = Objects(taken.centers.to(device), taken.is_disc.to(device))
         return draw_pictures(on_device, self.canvas)

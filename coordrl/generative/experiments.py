@@ -1,7 +1,6 @@
 """Many runs: over seeds, both arms, and all of them for the table and its figures.
 
-Each run has its folder, which is found again by its settings: what is finished is read, what was
-stopped goes on.
+Each run has a folder that belongs to its settings: finished runs are read, stopped runs continue.
 """
 
 import dataclasses
@@ -52,7 +51,7 @@ _TABLE = "generative"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiments(ManyRuns):
-    """Trains runs into the folders below one, and makes tables and figures of them.
+    """Trains runs into subfolders of one folder, and makes tables and figures of them.
 
     Raises:
         RunError: In all methods, if a folder holds other settings or a file cannot be written.
@@ -72,9 +71,9 @@ class Experiments(ManyRuns):
     ) -> str:
         """Train each arm with each seed; return the table, and write it and its figures.
 
-        Writes ``generative-<model>-<objective>-<size>.md`` and ``.json``, of which the tables' own
-        know nothing; the name has the arm, too, if there is but one, and the pictures, if they are
-        not of Sort-of-Clevr.
+        Writes ``generative-<model>-<objective>-<size>.md`` and ``.json``, separate from the tables'
+        own files. The name also has the arm, if there is only one, and the pictures, if they are
+        not Sort-of-Clevr.
         """
         self.require_seeds(seeds)
         chosen = [
@@ -96,12 +95,12 @@ class Experiments(ManyRuns):
     def make_table(self, size: table.TableSize, report: Path) -> str:
         """Train everything that the table needs; write ``generative.md``, ``.json`` and figures.
 
-        All models are trained with one seed before the next, and both arms in turn, so that a table
-        that was stopped is whole in the seeds it came to.
+        All models and both arms are trained with one seed before the next, so that a table that was
+        stopped is complete for its first seeds.
         """
         results: list[RunResult] = []
         cells, seeds = table.plan(size)
-        chosen = [  # before any is trained: settings may not fit
+        chosen = [  # before training, since settings may not fit
             load_generative_settings(
                 self.config, cell.scale, cell.model, coords, cell.objective, self.overrides
             )
@@ -117,11 +116,11 @@ class Experiments(ManyRuns):
     def make_step_table(self, report: Path) -> str:
         """Train the paper's GAN of 32x32 pixels, in both arms, with each pair of step sizes.
 
-        Then the pair that is best for an arm with more seeds. Each pair has a folder of its own.
-        Writes ``generative-steps.md`` and ``.json``.
+        Then train each arm's best pair with more seeds. Each pair has a folder of its own. Writes
+        ``generative-steps.md`` and ``.json``.
 
         Raises:
-            SettingsError: Also if step sizes are among the overrides, or if the pictures are not of
+            SettingsError: Also if step sizes are among the overrides, or the pictures are not
                 Sort-of-Clevr, whose entropies decide which step sizes are best.
         """
         steps_of_table = ("gan.generator_lr", "gan.discriminator_lr")
@@ -156,10 +155,10 @@ class Experiments(ManyRuns):
         return table.steps_to_markdown(results)
 
     def train(self, settings: GenerativeSettings) -> RunResult:
-        """Train one run, go on with it, or read what came of it.
+        """Train one run, continue it, or read its result.
 
         Raises:
-            Interrupted: If a signal asked to stop; the run can go on.
+            Interrupted: If a signal asked to stop; the run can be resumed.
         """
         limit = settings.training.max_seconds
         return train_once(
@@ -252,7 +251,7 @@ class Experiments(ManyRuns):
 
 
 def _name(kind: table.Kind, arms: Sequence[Arm]) -> str:
-    """Return the name of what is of one kind, with that of its arm unless it is of both."""
+    """Return the file name for one kind of run, with the arm if there is only one."""
     arm = arms[0] if len(arms) == 1 else ""
     data = "" if kind.data == "clevr" else Path(kind.data).name
     parts = (kind.model, kind.objective, arm, str(kind.size), data)
@@ -260,7 +259,7 @@ def _name(kind: table.Kind, arms: Sequence[Arm]) -> str:
 
 
 def _film(run: Run) -> Tensor:
-    """Return frames of eight ways beside each other, ``(T, 3, H, W)``."""
+    """Return frames of eight interpolations beside each other, ``(T, 3, H, W)``."""
     frames = run.ways(8, 25).unbind(dim=1)
     return torch.stack([figures.grid(frame, columns=8) for frame in frames])
 

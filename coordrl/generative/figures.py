@@ -1,4 +1,4 @@
-"""Pictures of pictures: sample grids, averages, where the objects are, films of interpolations."""
+"""Figures: sample grids, average pictures, places of objects, films of interpolations."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ _NAMES = {"none": "without coordinates", "all": "with coordinates"}
 
 
 def to_bytes(pictures: Tensor) -> Tensor:
-    """Return pictures ``(..., 3, H, W)`` in [-1, 1] as bytes with the channels last, on the CPU."""
+    """Return pictures ``(..., 3, H, W)`` in [-1, 1] as uint8 with channels last, on the CPU."""
     scaled = (pictures.clamp(-1, 1) + 1) * 127.5
     return scaled.round().to(torch.uint8).movedim(-3, -1).cpu()
 
@@ -46,7 +46,7 @@ def save_picture(picture: Tensor, path: Path, *, enlarge: int = 1) -> None:
 
 
 def save_film(frames: Tensor, path: Path, *, enlarge: int = 1, milliseconds: int = 80) -> None:
-    """Write frames ``(T, 3, H, W)`` as a GIF that goes there and back again, forever."""
+    """Write frames ``(T, 3, H, W)`` as a GIF that plays forwards and backwards, forever."""
     images = [_enlarged(frame, enlarge) for frame in torch.cat([frames, frames[1:-1].flip(0)])]
     with atomic_file(path) as file:
         images[0].save(
@@ -69,7 +69,7 @@ def comparison(pictures: Mapping[str, Tensor], canvas: Canvas) -> Figure:
     """Draw samples, their average and the centers of their objects, a row for each name.
 
     Args:
-        pictures: For each name, as many pictures ``(N, 3, size, size)``.
+        pictures: Equally many pictures ``(N, 3, size, size)`` for each name.
         canvas: Their sizes.
     """
     figure = Figure(figsize=(10.5, 2.7 * len(pictures)), layout="constrained")
@@ -100,7 +100,7 @@ def _scatter(axes: Axes, points: Tensor, color: str, low: float, high: float) ->
 
 
 def entropy_curves(results: Sequence[RunResult]) -> Figure:
-    """Draw the paper's entropies of runs against the batches that they have learned from."""
+    """Draw the paper's entropies of runs against the number of training batches."""
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     for axes, name in zip(figure.subplots(1, 3), ("red", "blue", "difference"), strict=True):
         labeled: set[str] = set()

@@ -1,8 +1,8 @@
-"""Pictures of anything from the disk: LSUN bedrooms as they are distributed, or a folder.
+"""Any pictures from the disk: LSUN bedrooms as they are distributed, or a folder.
 
 Yu et al., "LSUN", 2015, https://arxiv.org/abs/1506.03365. A category is an LMDB, a folder with one
-large file ``data.mdb`` that holds three million compressed pictures. Pictures are cut to their
-middle square and scaled; they are decoded when they are asked for, by threads.
+large file ``data.mdb`` that holds three million compressed pictures. Pictures are center-cropped to
+a square and scaled; they are decoded on demand, by threads.
 """
 
 import io
@@ -26,18 +26,18 @@ _LSUN_FOLDER = Path("bedroom_train_lmdb")
 
 
 class DataError(UserError, ValueError):
-    """Pictures that are not there or cannot be read; the message is one sentence that says more."""
+    """Pictures are missing or cannot be read; the message is one sentence that says why."""
 
 
 class PictureFolder:
-    """Pictures in a folder and the folders below it, in the order of their names.
+    """Pictures in a folder and its subfolders, sorted by name.
 
     Args:
         path: The folder.
         size: Height and width that pictures are scaled to.
 
     Raises:
-        DataError: If it holds no picture; in :meth:`batch`, if a picture cannot be read.
+        DataError: If it holds no pictures; in :meth:`batch`, if a picture cannot be read.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -86,7 +86,7 @@ class LmdbPictures:
             self._database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
             pages = self._database.info()["last_pgno"] + 1
             if (path / "data.mdb").stat().st_size < pages * self._database.stat()["psize"]:
-                # To read behind its end would kill the process.
+                # Reading past its end would kill the process.
                 raise DataError(f"{path}/data.mdb was cut off; unpack or download it again")
             with self._database.begin() as transaction:
                 self.keys = list(transaction.cursor().iternext(keys=True, values=False))
@@ -112,14 +112,14 @@ class LmdbPictures:
 
 
 def open_pictures(name: str, size: int) -> Pictures:
-    """Open pictures by the folder that holds them, be it of files or an LMDB.
+    """Open the pictures of a folder, whether files or an LMDB.
 
     Args:
-        name: The folder; ``"lsun"`` is where LSUN's own script unpacks its bedrooms.
+        name: The folder; ``"lsun"`` is the one where LSUN's own script unpacks its bedrooms.
         size: Height and width that pictures are scaled to.
 
     Raises:
-        DataError: If there is no such folder, or no picture in it.
+        DataError: If there is no such folder, or no pictures in it.
     """
     path = _LSUN_FOLDER if name == "lsun" else Path(name)
     if not name or not path.is_dir():
@@ -143,13 +143,13 @@ def _together(read: Callable[[int], Tensor], indices: Tensor, device: torch.devi
 
 
 def _decode(open_file: Callable[[], BinaryIO], size: int, name: str) -> Tensor:
-    """Return the middle of a picture, ``(3, size, size)``, as bytes."""
+    """Return a center crop of a picture, ``(3, size, size)``, as uint8."""
     try:
         with open_file() as file, Image.open(file) as image:
             square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
     except (
         *(OSError, UnidentifiedImageError, Image.DecompressionBombError),
-        *(SyntaxError, ValueError),  # Pillow's for damaged PNGs
+        *(SyntaxError, ValueError),  # Pillow raises these for damaged PNGs
     ) as error:
         raise DataError(f"{name} cannot be read as a picture: {reason(error)}") from error
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)

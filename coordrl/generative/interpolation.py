@@ -1,7 +1,6 @@
-"""From one latent vector to another: do the objects move, or fade here and appear there?
+"""From one latent vector to another: do objects move, or fade here and appear there?
 
-The paper shows films of it. Here it is measured: the middle of each color is followed along the
-way.
+The paper shows films of this. Here it is measured, by following the center of each color.
 """
 
 from dataclasses import dataclass
@@ -14,21 +13,21 @@ from coordrl.generative.objects import color_centers, find_objects
 
 
 def interpolate(first: Tensor, second: Tensor, steps: int) -> Tensor:
-    """Return latent vectors on the way from one to another, both ends among them.
+    """Return latent vectors between two others, including both ends.
 
-    A straight mix is short in its middle, where the generator knows no vector. It is scaled to the
-    mix of both lengths, as in the authors' ``util.py``.
+    A linear mix is too short in the middle, unlike any vector the generator was trained with. It is
+    scaled to the mix of both lengths, as in the authors' ``util.py``.
 
     Args:
         first: ``(N, latent)``.
         second: ``(N, latent)``.
-        steps: Vectors on the way, at least 2.
+        steps: Number of vectors, at least 2.
 
     Returns:
         Vectors of shape ``(N, steps, latent)``.
 
     Raises:
-        ValueError: If there are no two ends.
+        ValueError: If ``steps`` is below 2.
 
     Example:
         >>> interpolate(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 4.0]]), 3)[0, 1].norm()
@@ -45,26 +44,26 @@ def interpolate(first: Tensor, second: Tensor, steps: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Motion:
-    """What objects do on their way, averaged over ways and the two objects.
+    """How objects move during interpolations, averaged over both objects.
 
-    Ways whose ends do not show an object are left out for it, as are those that lead nowhere: the
-    ends less than a radius apart.
+    An interpolation does not count for an object that is missing at one end, or whose ends are less
+    than a radius apart.
     """
 
     ways: int
-    """Ways that were followed, at most two for each pair of latent vectors."""
+    """Paths that were followed, at most two for each pair of latent vectors."""
     visible: float
-    """Share of the steps between the ends at which the object is there at all."""
+    """Fraction of the steps between the ends at which the object is there at all."""
     whole: float
-    """Share of the steps between the ends at which the picture shows two whole objects."""
+    """Fraction of the steps between the ends at which the picture shows two whole objects."""
     largest_step: float
     """The longest move between two steps at which the object is there, over the distance of the
-    ends. 1 if it vanishes here and appears there."""
+    ends. 1 if it vanishes at one end and appears at the other."""
     detour: float
     """Length of the path over the distance of the ends; 1 is straight."""
     moved: float
-    """Share of the ways on which the object is there at each step and never moves by more than a
-    quarter of the distance, that is, walks."""
+    """Fraction of the paths on which the object is there at each step and never moves by more than
+    a quarter of the distance."""
 
 
 def follow(pictures: Tensor, canvas: Canvas) -> Motion:
@@ -106,7 +105,7 @@ def follow(pictures: Tensor, canvas: Canvas) -> Motion:
 def _follow(
     path: Tensor, is_there: Tensor, whole: float, canvas: Canvas
 ) -> tuple[float, float, float, float, float] | None:
-    """Return what one object does on one way, or None if that cannot be told."""
+    """Return the measures of one object's path, or None if it does not count."""
     if not (is_there[0] and is_there[-1]):
         return None
     distance = float((path[-1] - path[0]).norm())

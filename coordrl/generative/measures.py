@@ -1,8 +1,8 @@
 """How much of the data a generator has forgotten, measured without learned weights.
 
-The paper reports three entropies of where the objects are. They miss much: a generator that draws
-squares only, or five hundred pictures over and over, looks well by them. So there is a whole row
-of numbers, each beside what real pictures get against other real pictures.
+The paper reports three entropies of the places of objects. They miss much: a generator that draws
+only squares, or five hundred pictures over and over, looks good by them. So there is a row of
+several measures, each compared with that of real pictures against other real pictures.
 """
 
 import math
@@ -19,9 +19,9 @@ from coordrl.generative.data import Canvas, Objects
 from coordrl.generative.objects import color_centers, find_objects
 
 OVERLAPS = (0.5, 0.6, 0.7, 0.8)
-"""Least intersections over union that pictures are counted as valid at."""
+"""Least intersections over union at which pictures count as valid."""
 MIN_VALID = 50
-"""Fewer valid pictures than this measure nothing."""
+"""Least number of valid pictures for measures of them."""
 
 Points = NDArray[np.float64]
 
@@ -34,20 +34,20 @@ class Entropies:
     """
 
     red: float
-    """Of the place of the red center."""
+    """Entropy of the red center."""
     blue: float
-    """Of the place of the blue center."""
+    """Entropy of the blue center."""
     difference: float
-    """Of red minus blue."""
+    """Entropy of the difference, red minus blue."""
     missing: float
-    """Share of the pictures without one of the two; they are left out of the above."""
+    """Fraction of pictures that lack one of the two; they are left out of the entropies."""
 
 
 def paper_entropies(pictures: Tensor, canvas: Canvas) -> Entropies:
     """Return the entropies of the centers of colors in pictures ``(N, 3, size, size)``.
 
-    The paper gives no bins. With 10 x 10 of them, over the canvas for centers and over
-    [-size, size] for their difference, true pictures get what it reports for data.
+    The paper does not give its bins. With 10 x 10 bins, over the canvas for centers and over
+    [-size, size] for their difference, true pictures have the entropies that it reports for data.
 
     Example:
         >>> from coordrl.generative.data import draw_objects, draw_pictures
@@ -86,58 +86,58 @@ def entropy(counts: NDArray[np.int64]) -> float:
         0.6931
     """
     shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum()) + 0.0  # no minus before a zero
+    return float(-(shares * np.log(shares)).sum()) + 0.0  # turns -0.0 into 0.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a set of pictures shows, beside a set of real ones of the same number.
+    """Measures of a set of pictures, compared with equally many real ones.
 
-    Everything from ``cells`` on is about the valid pictures, and None if these are fewer than
+    Those from ``cells`` on are of the valid pictures only, and None if there are fewer than
     :data:`MIN_VALID`.
     """
 
     pictures: int
-    """Pictures that were looked at."""
+    """Number of pictures."""
     valid: tuple[float, ...]
-    """Share of the valid pictures at each of :data:`OVERLAPS`; all the rest is at 0.7."""
+    """Fraction of valid pictures at each of :data:`OVERLAPS`; the other measures use 0.7."""
     average_spread: float
-    """Standard deviation of the average picture over its pixels; the more even, the lower."""
+    """Standard deviation of the average picture over its pixels; lower is more even."""
     cells: float | None = None
-    """Share of the cells of a grid, 11 x 11 or as fine as the canvas has places, that centers fall
-    into, averaged over the two objects."""
+    """Fraction of the cells of a grid, 11 x 11 or as fine as the canvas has places, that have a
+    center in them, averaged over the two objects."""
     entropy: float | None = None
     """Entropy over both shapes and both places in 4 x 4 bins, 1,024 states, in nats, with the
-    correction of Miller and Madow for samples that are not large."""
+    Miller-Madow correction for small samples."""
     divergence: float | None = None
     """Jensen-Shannon divergence from the real pictures over the same states, in nats, [0, 0.69]."""
     wasserstein: float | None = None
-    """Distance of each of the four coordinates from the real one's distribution, in pixels,
-    averaged."""
+    """Wasserstein distance of each of the four coordinates from the real pictures' distribution,
+    in pixels, averaged."""
     sliced_wasserstein: float | None = None
     """The same over random directions of the four coordinates together, in pixels."""
     discs: float | None = None
-    """Share of discs among the objects, 0.5 in the data."""
+    """Fraction of discs among the objects, 0.5 in the data."""
     recall: float | None = None
-    """Share of the real places that are within reach of a generated one's five neighbors."""
+    """Fraction of real places within the five-neighbor radius of a generated place."""
     coverage: float | None = None
-    """Share of the real places whose five neighbors reach as far as a generated one."""
+    """Fraction of real places with a generated place within their own five-neighbor radius."""
     duplicates: int | None = None
-    """Pairs of pictures with equal shapes and places at most one pixel apart, both objects taken
-    together: the birthday test. m equally likely pictures give about n^2 / 2m of them."""
+    """Pairs of pictures with equal shapes and places at most one pixel apart, as one vector of both
+    objects: the birthday test. m equally likely pictures give about n^2 / 2m pairs."""
 
 
 def measure(pictures: Tensor, real: Objects, canvas: Canvas) -> Row:
     """Return the row of pictures ``(N, 3, size, size)``, in [-1, 1].
 
     Args:
-        pictures: What to judge.
-        real: What is in real pictures; as many are best, since divergence and distances depend on
-            the number.
+        pictures: The pictures to measure.
+        real: The objects in real pictures, best equally many, since divergence and distances
+            depend on the number.
         canvas: Sizes of the pictures.
 
     Raises:
-        ValueError: If there is no picture, or one does not fit the canvas or is not finite.
+        ValueError: If there are no pictures, or they do not fit the canvas or are not finite.
     """
     if len(pictures) == 0 or len(real) == 0:
         raise ValueError(f"expected pictures to compare, got {len(pictures)} and {len(real)} real")
@@ -195,7 +195,7 @@ def _states(objects: Objects, canvas: Canvas) -> NDArray[np.int64]:
 
 
 def _miller_madow(counts: NDArray[np.int64]) -> float:
-    """Return the entropy with the bias of the plug-in estimate taken off (Miller, 1955)."""
+    """Return the entropy, corrected for the bias of the plug-in estimate (Miller, 1955)."""
     return entropy(counts) + (int(np.count_nonzero(counts)) - 1) / (2 * int(counts.sum()))
 
 
@@ -230,11 +230,11 @@ def _mean_distance(points: Points, others: Points, directions: Points) -> float:
 
 
 def recall_and_coverage(points: Points, real: Points, neighbors: int = 5) -> tuple[float, float]:
-    """Return how much of the real points the others reach, in two ways, each in [0, 1].
+    """Return recall and coverage of the real points, each in [0, 1].
 
-    Recall (Kynkäänniemi et al., NeurIPS 2019): the share of real points that lie in the ball of
-    some point, whose radius is the distance to its own ``neighbors``-th neighbor. Coverage (Naeem
-    et al., ICML 2020): the share of real points whose own ball holds some point.
+    A point's ball reaches to its ``neighbors``-th neighbor in its own set. Recall (Kynkäänniemi et
+    al., NeurIPS 2019) is the fraction of real points in the ball of some point. Coverage (Naeem et
+    al., ICML 2020) is the fraction of real points whose own ball contains some point.
 
     Example:
         >>> real = np.arange(10.0)[:, None]

@@ -1,4 +1,4 @@
-"""One step of training a GAN or a VAE, which have the same methods: a run need not ask."""
+"""One training step of a GAN or a VAE, through the same interface."""
 
 import copy
 from collections.abc import Callable
@@ -27,8 +27,8 @@ class Gan:
 
     Args:
         settings: Sizes, arm and optimizers.
-        generator: Source of the initial weights, on the CPU.
-        device: Where to train.
+        generator: Random generator for the initial weights, on the CPU.
+        device: Device to train on.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Gan:
                 average.copy_(own)
 
     def generate(self, latents: Tensor) -> Tensor:
-        """Return what the generator, or its average, makes of latent vectors."""
+        """Return the pictures of latent vectors, by the generator or its running average."""
         shown = self.averaged or self.generator
         return _in_parts(shown, latents).clamp(-1, 1)
 
@@ -127,7 +127,7 @@ class Gan:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the states of networks and optimizers."""
+        """Continue from the states of networks and optimizers."""
         self.generator.load_state_dict(state["generator"])
         self.discriminator.load_state_dict(state["discriminator"])
         if self.averaged is not None:
@@ -141,8 +141,8 @@ class Vae:
 
     Args:
         settings: Sizes, arm and optimizer.
-        generator: Source of the initial weights, on the CPU.
-        device: Where to train.
+        generator: Random generator for the initial weights, on the CPU.
+        device: Device to train on.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class Vae:
 
     def generate(self, latents: Tensor) -> Tensor:
         """Return the expected pictures of latent vectors."""
-        # From the probability p of a logit to 2 p - 1.
+        # 2 p - 1, where p is the probability of a logit.
         return (_in_parts(self.autoencoder.decoder, latents) / 2).tanh()
 
     def state_dict(self) -> dict[str, Any]:
@@ -207,7 +207,7 @@ class Vae:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the states of network and optimizer."""
+        """Continue from the states of network and optimizer."""
         self.autoencoder.load_state_dict(state["autoencoder"])
         self._optimizer.load_state_dict(state["optimizer"])
 
@@ -229,7 +229,7 @@ def _generator(settings: GenerativeSettings, *, tanh: bool) -> CoordConvGenerato
     sizes = settings.canvas.size, network.latent, network.generator_channels
     if settings.coords == "all":
         return CoordConvGenerator(*sizes, tanh=tanh)
-    # The authors end this one in tanh always.
+    # The authors always end this one in tanh.
     return DeconvGenerator(*sizes, tanh=tanh or settings.model == "gan")
 
 
@@ -243,7 +243,7 @@ def _discriminator(settings: GenerativeSettings, outputs: int = 1) -> Discrimina
 def _autocast(
     settings: GenerativeSettings, device: torch.device
 ) -> Callable[[], AbstractContextManager[Any]]:
-    """Return what to compute the networks of a step in."""
+    """Return the context to compute the networks of a step in."""
     is_half = settings.training.precision == "bfloat16"
     return partial(torch.autocast, device.type, torch.bfloat16, enabled=is_half)
 

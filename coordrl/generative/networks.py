@@ -5,9 +5,9 @@ NeurIPS 2018; architectures follow the authors' code (``CoordConvGAN`` in ``mode
 uber-research/CoordConv), with parameter counts equal to theirs. All are lists of
 :class:`~coordrl.backbone.ConvSpec`.
 
-TensorFlow pads strided convolutions on the bottom and right, PyTorch on the top and left. The
-networks are thus mirror images of the authors', as are the pictures that they learn, which are as
-likely as the unmirrored ones.
+TensorFlow pads strided convolutions on the bottom and right, PyTorch on the top and left. So the
+networks are mirror images of the authors', and so are the pictures that they learn, which are as
+likely as unmirrored ones.
 """
 
 from torch import Tensor, nn
@@ -18,14 +18,14 @@ from coordrl.layers import CoordConv2d
 
 
 class CoordConvGenerator(nn.Module):
-    """The paper's CoordConv generator: the same small network looks at each pixel of a canvas.
+    """The paper's CoordConv generator: the same small network is applied to each pixel of a canvas.
 
     The latent vector is tiled over the canvas and given coordinates; 1x1 convolutions follow, and
-    two of 3x3 to look around. 444,931 parameters with the defaults. Nothing is tiled in fact, see
-    :func:`convolve_tiled`.
+    two 3x3 ones that see neighbors. 444,931 parameters with the defaults. Nothing is actually
+    tiled, see :func:`convolve_tiled`.
 
-    The authors feed the discriminator what the last convolution gives, and put the tanh behind it
-    only to show pictures: ``tanh=False``.
+    The authors feed the discriminator the output of the last convolution, and apply tanh only to
+    show pictures: ``tanh=False``.
 
     Args:
         size: Height and width of the pictures.
@@ -66,15 +66,15 @@ class CoordConvGenerator(nn.Module):
 
 
 def convolve_tiled(layer: CoordConv2d, vectors: Tensor, height: int, width: int) -> Tensor:
-    """Return what a 1x1 CoordConv makes of vectors tiled over a canvas.
+    """Return the output of a 1x1 CoordConv for vectors tiled over a canvas.
 
     Equal to ``layer(vectors[:, :, None, None].expand(-1, -1, height, width))``, but each vector is
-    multiplied once and not at each pixel, and the part of the coordinates, which all vectors
-    share, is added: one product of matrices in place of a convolution over the canvas. As in the
-    layer itself, autocast leaves the coordinates' part in float32, and the sum is rounded once.
+    multiplied once instead of at each pixel, and the coordinates' part, which all vectors share, is
+    added: one matrix product in place of a convolution over the canvas. As in the layer itself,
+    autocast leaves the coordinates' part in float32, and the sum is rounded once.
 
     Args:
-        layer: Of stride 1, without padding and groups.
+        layer: Layer of stride 1, without padding and groups.
         vectors: ``(N, in_channels)``.
         height: Rows of the canvas.
         width: Columns of the canvas.
@@ -116,7 +116,7 @@ class DeconvGenerator(nn.Module):
         - Output: pictures ``(N, 3, size, size)``.
 
     Raises:
-        ValueError: If four doublings do not lead to the size.
+        ValueError: If the size is not a multiple of 16.
 
     Example:
         >>> sum(parameter.numel() for parameter in DeconvGenerator().parameters())
@@ -153,9 +153,9 @@ class Discriminator(nn.Module):
     Args:
         size: Height and width of the pictures, a multiple of 16.
         channels: Channels of the first layer; the last has eight times as many.
-        coords: ``"first"`` shows coordinates beside the picture, as the paper's does.
-        norm: What follows all convolutions but the first. Where the gradient of each picture is
-            penalized, ``"none"``: batch norm mixes the pictures.
+        coords: ``"first"`` adds coordinates to the picture, as in the paper.
+        norm: Norm after all convolutions but the first. Must be ``"none"`` if the gradient of each
+            picture is penalized: batch norm mixes the pictures.
         outputs: Numbers to return for each picture.
 
     Shape:
@@ -163,7 +163,7 @@ class Discriminator(nn.Module):
         - Output: ``(N, outputs)``; logits of being real.
 
     Raises:
-        ValueError: If the size is no multiple of 16; in ``forward``, if pictures have another.
+        ValueError: If the size is not a multiple of 16; in ``forward``, if pictures have another.
 
     Example:
         >>> sum(parameter.numel() for parameter in Discriminator().parameters())
@@ -235,7 +235,7 @@ class Autoencoder(nn.Module):
         return mean, log_variance
 
     def forward(self, pictures: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what becomes of pictures, with normal noise ``(N, latent)``, and what they are."""
+        """Return reconstructions, means and log-variances; ``noise`` is normal, ``(N, latent)``."""
         mean, log_variance = self.encode(pictures)
         latents = mean + noise * (0.5 * log_variance).exp()
         return self.decoder(latents), mean, log_variance

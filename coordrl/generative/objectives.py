@@ -1,4 +1,4 @@
-"""What generator and discriminator want: the paper's objective, and one that trains more surely.
+"""Objectives of generator and discriminator: the paper's, and one that trains more reliably.
 
 Each is a pair of losses, so that both arms can be trained with either.
 """
@@ -20,22 +20,22 @@ class Objective(Protocol):
     """A game between a generator and a discriminator."""
 
     def discriminator_loss(self, discriminate: Discriminate, real: Tensor, fake: Tensor) -> Tensor:
-        """Return what the discriminator lowers, for pictures without a history; a scalar."""
+        """Return the discriminator's loss for detached pictures; a scalar."""
 
     def generator_loss(self, discriminate: Discriminate, real: Tensor, fake: Tensor) -> Tensor:
-        """Return what the generator lowers, which made the fake pictures; a scalar."""
+        """Return the loss of the generator, which made the fake pictures; a scalar."""
 
 
 @dataclass(frozen=True)
 class PaperObjective:
-    """The non-saturating cross-entropy of Goodfellow et al., NeurIPS 2014, as the paper has it."""
+    """The non-saturating cross-entropy of Goodfellow et al., NeurIPS 2014, as in the paper."""
 
     def discriminator_loss(self, discriminate: Discriminate, real: Tensor, fake: Tensor) -> Tensor:
-        """Return the cross-entropy of calling real pictures real, and others not."""
+        """Return the cross-entropy of classifying real and generated pictures."""
         return F.softplus(-discriminate(real)).mean() + F.softplus(discriminate(fake)).mean()
 
     def generator_loss(self, discriminate: Discriminate, real: Tensor, fake: Tensor) -> Tensor:
-        """Return the cross-entropy of calling the generated pictures real."""
+        """Return the cross-entropy of classifying generated pictures as real."""
         return F.softplus(-discriminate(fake)).mean()
 
 
@@ -44,10 +44,10 @@ class R3GAN:
     """The relativistic loss with penalties on real and fake gradients.
 
     Huang et al., "The GAN is dead; long live the GAN! A Modern GAN Baseline", NeurIPS 2024,
-    https://arxiv.org/abs/2501.05441. Each fake picture is judged against a real one, which leaves
-    no reward for giving up modes; the penalties R1 and R2, squared norms of the discriminator's
-    gradient at real and at fake pictures, make the game converge. The discriminator must not mix
-    the pictures of a batch, so it can have no batch norm.
+    https://arxiv.org/abs/2501.05441. Each fake picture is compared with a real one, so giving up
+    modes is not rewarded; the penalties R1 and R2, squared norms of the discriminator's gradient at
+    real and at fake pictures, make the game converge. The discriminator must not mix the pictures
+    of a batch, so it cannot have batch norm.
     """
 
     gamma: float = 1.0
@@ -58,7 +58,7 @@ class R3GAN:
         pictures = torch.cat([real, fake]).requires_grad_()
         logits = discriminate(pictures)
         of_real, of_fake = logits.chunk(2)
-        # Twice the mean over the batch of both is the sum of R1 and R2.
+        # Twice the mean over the joint batch is the sum of R1 and R2.
         penalty = 2 * squared_gradient(logits, pictures).mean()
         return F.softplus(of_fake - of_real).mean() + 0.5 * self.gamma * penalty
 
@@ -72,14 +72,14 @@ class R3GAN:
 def squared_gradient(logits: Tensor, pictures: Tensor) -> Tensor:
     """Return the squared norm of each logit's gradient by its own picture, ``(N,)``.
 
-    The logit of a picture may depend on that picture alone.
+    A picture's logit must depend only on that picture.
     """
     (gradient,) = torch.autograd.grad(logits.sum(), pictures, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3))
 
 
 def make_objective(name: ObjectiveName, gamma: float) -> Objective:
-    """Return an objective by its name; the weight of penalties belongs to R3GAN alone.
+    """Return an objective by its name; only R3GAN uses ``gamma``, the weight of its penalties.
 
     Example:
         >>> make_objective("r3gan", gamma=0.5)
@@ -93,14 +93,14 @@ def make_objective(name: ObjectiveName, gamma: float) -> Objective:
 def autoencoder_loss(
     logits: Tensor, pictures: Tensor, mean: Tensor, log_variance: Tensor, beta: float
 ) -> Tensor:
-    """Return the negative evidence bound in nats for a picture, averaged over the batch.
+    """Return the negative evidence lower bound in nats per picture, averaged over the batch.
 
     Args:
-        logits: What the decoder gives; a channel is on with the probability of its sigmoid.
-        pictures: What it should give, in [-1, 1], of the same shape.
+        logits: Output of the decoder; their sigmoids are the probabilities that a channel is on.
+        pictures: Targets in [-1, 1], of the same shape.
         mean: Means of the latent vectors, ``(N, latent)``.
         log_variance: Logarithms of their variances.
-        beta: Weight of the divergence from the standard normal, 1 in a true bound.
+        beta: Weight of the divergence from the standard normal; a true bound has 1.
 
     Example:
         >>> logits, pictures = torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)

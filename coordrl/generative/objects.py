@@ -1,8 +1,8 @@
-"""Which objects a picture shows, and where: the eyes of the measures.
+"""Detection of the objects in pictures, for the measures.
 
-Two ways of looking. :func:`color_centers` takes the middle of all pixels of a color, whatever
-their shape. :func:`find_objects` looks for a square or a disc of the right size, and says how well
-it fits, so that smears and double objects are told from objects.
+There are two ways. :func:`color_centers` takes the center of all pixels of a color, whatever their
+shape. :func:`find_objects` looks for a square or a disc of the right size, and returns how well it
+fits, so that smears and double objects can be recognized.
 """
 
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ def color_masks(pictures: Tensor) -> Tensor:
     """Return which pixels are blue, and which red: above both other channels by half the range.
 
     Args:
-        pictures: ``(N, 3, H, W)``, in [-1, 1]; values outside are cut off.
+        pictures: ``(N, 3, H, W)``, in [-1, 1]; values outside are clamped.
 
     Returns:
         Boolean masks ``(N, 2, H, W)``.
 
     Raises:
-        ValueError: If these are no color pictures, or one has a value that is not finite.
+        ValueError: If the shape is another, or a value is not finite.
     """
     if pictures.ndim != 4 or pictures.shape[1] != 3:
         raise ValueError(f"expected pictures of shape (N, 3, H, W), got {tuple(pictures.shape)}")
@@ -41,11 +41,11 @@ def color_masks(pictures: Tensor) -> Tensor:
 def color_centers(pictures: Tensor, canvas: Canvas) -> tuple[Tensor, Tensor]:
     """Return the mean place of the blue and of the red pixels in each picture.
 
-    How the paper finds the centers is not known. Here a color with fewer pixels than 30, or their
-    like on a smaller canvas, is missing.
+    The paper does not say how it finds the centers. Here a color counts as missing if it has fewer
+    than 30 pixels, scaled by the area of objects for radii other than 10.
 
     Returns:
-        Columns x and rows y in pixels, ``(N, 2, 2)``, nan where a color has no pixel; and whether
+        Columns x and rows y in pixels, ``(N, 2, 2)``, NaN where a color has no pixel; and whether
         each color is there, ``(N, 2)``.
 
     Example:
@@ -68,16 +68,16 @@ class FoundObjects:
     """The best fitting blue and red object in each of N pictures."""
 
     objects: Objects
-    """Where they are, and of which shape."""
+    """Their places and shapes."""
     overlap: Tensor
     """Intersection over union of the color's pixels with the object, ``(N, 2)``."""
     outside: Tensor
-    """Pixels of the color that are not the object's, over its area, ``(N, 2)``."""
+    """Pixels of the color outside the object, over its area, ``(N, 2)``."""
     other: Tensor
-    """Share of the pixels that are neither blue, red nor white, ``(N,)``."""
+    """Fraction of pixels that are neither blue, red nor white, ``(N,)``."""
 
     def is_valid(self, overlap: float = 0.7) -> Tensor:
-        """Tell which pictures show one blue and one red object, and nothing else; ``(N,)``.
+        """Return which pictures show one blue and one red object, and nothing else; ``(N,)``.
 
         Args:
             overlap: Least intersection over union.
@@ -89,15 +89,15 @@ class FoundObjects:
 def find_objects(pictures: Tensor, canvas: Canvas) -> FoundObjects:
     """Find the blue and the red object that fit each picture best.
 
-    A color's pixels are compared with the square and the disc at all places where these fit on the
-    canvas; the place and shape with the largest intersection over union win.
+    A color's pixels are compared with the square and the disc at all places where they fit on the
+    canvas; the place and shape with the largest intersection over union are chosen.
 
     Args:
         pictures: ``(N, 3, size, size)``, in [-1, 1].
         canvas: Their sizes.
 
     Raises:
-        ValueError: If the pictures are not of the canvas's size, have no three channels, or are not
+        ValueError: If the pictures do not have the canvas's size or three channels, or are not
             finite.
 
     Example:

@@ -1,8 +1,8 @@
-"""How far pictures of anything are from real ones: the distance of their patches.
+"""Distance between any generated and real pictures, by their patches.
 
-Karras et al., "Progressive Growing of GANs", ICLR 2018, section 5: pictures are taken apart into
-bands of detail, from the finest to a 16x16 thumbnail. In each, patches of 7x7 pixels of one set are
-compared with those of the other. No learned weights are needed, and no objects.
+Karras et al., "Progressive Growing of GANs", ICLR 2018, section 5: pictures are split into bands of
+detail, from the finest to a 16x16 thumbnail. In each band, patches of 7x7 pixels of one set are
+compared with those of the other. This needs no learned weights and no objects.
 """
 
 import torch
@@ -16,9 +16,9 @@ _SMALLEST = 16
 def laplacian_pyramid(pictures: Tensor) -> list[Tensor]:
     """Return the bands of detail of pictures ``(N, C, H, W)``, the finest first.
 
-    Pictures are halved while their sides are even and 32 pixels or more. Each band is what the
-    picture of half the size cannot show; the last is that picture. They add up to the pictures when
-    enlarged.
+    Pictures are halved while their sides are even and 32 pixels or more. Each band is the picture
+    minus its half-size version, enlarged; the last is the smallest picture. Enlarged and added up,
+    the bands give the pictures.
 
     Example:
         >>> [tuple(band.shape[2:]) for band in laplacian_pyramid(torch.zeros(1, 3, 64, 64))]
@@ -46,14 +46,14 @@ def sliced_wasserstein(
 ) -> list[float]:
     """Return the distance of two sets of pictures in each band of detail, the finest first.
 
-    Patches are taken from random places, and each color is scaled to mean 0 and deviation 1 over
-    the set that it is from. The distance is that of sorted projections onto random directions,
-    averaged, as in the authors' code, whose tables show it times 1,000.
+    Patches are taken from random places, and each color is scaled to mean 0 and standard deviation
+    1 over its set. The distance is that of sorted projections onto random directions, averaged, as
+    in the authors' code, whose tables show it times 1,000.
 
     Args:
         pictures: ``(N, C, H, W)``, of a size that is a power of two times 16 or less.
-        real: As many, of the same shape.
-        generator: Where patches and directions come from, on the pictures' device.
+        real: Equally many, of the same shape.
+        generator: Random generator for patches and directions, on the pictures' device.
         patches: Patches from each picture, 128 in the paper.
         directions: Random directions, 512 in the paper.
 

@@ -1,4 +1,4 @@
-"""What decides a run of a generative model, as frozen dataclasses read from TOML."""
+"""The settings of a generative run, as frozen dataclasses read from TOML."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ Scale = Literal["quick", "small", "paper"]
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """How wide the networks are; the defaults are the paper's."""
+    """Sizes of the networks; the defaults are the paper's."""
 
     latent: int = 256
     """Length of the latent vector."""
@@ -32,9 +32,9 @@ class NetworkSettings:
     discriminator_channels: int = 64
     """Channels of the first layer of discriminator or encoder; the last has eight times as many."""
     discriminator_norm: Norm = "batch"
-    """What follows the discriminator's convolutions; R3GAN and the encoder need ``"none"``."""
+    """Norm after the discriminator's convolutions; R3GAN and the encoder need ``"none"``."""
     tanh: bool = True
-    """End the CoordConv generator in tanh; the authors show the discriminator what is before it."""
+    """End the CoordConv generator in tanh; the authors' discriminator sees the values before it."""
 
     def __post_init__(self) -> None:
         take_types(self)
@@ -43,10 +43,10 @@ class NetworkSettings:
 
 @dataclass(frozen=True)
 class GanSettings:
-    """How generator and discriminator are trained. The defaults are the paper's; Adam.
+    """How generator and discriminator are trained, by Adam. The defaults are the paper's.
 
     Raises:
-        ValueError: If a number is outside its range.
+        ValueError: If a number is out of range.
     """
 
     objective: ObjectiveName = "paper"
@@ -62,10 +62,10 @@ class GanSettings:
     beta2: float = 0.99
     """Decay of Adam's mean of squared gradients."""
     generator_steps: int = 2
-    """Steps of the generator, on the same pictures and latent vectors, for each of the other."""
+    """Generator steps, on the same pictures and latent vectors, per discriminator step."""
     average: float = 0.0
-    """Decay of the running average of the generator's weights that pictures are shown with; 0 takes
-    the weights as they are."""
+    """Decay of the running average of the generator's weights, which pictures are generated with;
+    0 uses the weights themselves."""
 
     def __post_init__(self) -> None:
         take_types(self)
@@ -85,10 +85,10 @@ class GanSettings:
 
 @dataclass(frozen=True)
 class VaeSettings:
-    """How the autoencoder is trained: Adam, on the evidence bound. Ours, as the paper tells none.
+    """How the autoencoder is trained: by Adam, on the evidence bound. The paper does not say how.
 
     Raises:
-        ValueError: If a number is outside its range.
+        ValueError: If a number is out of range.
     """
 
     learning_rate: float = 1e-3
@@ -105,28 +105,28 @@ class VaeSettings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """For how long, on how many pictures, and what is looked at on the way.
+    """Length, pictures and evaluations of a run.
 
     Raises:
-        ValueError: If a number is outside its range.
+        ValueError: If a number is out of range.
     """
 
     iterations: int = 156_250
     """Length of the run in batches; the paper's is 50 epochs."""
     batch_size: int = 16
-    """Pictures in a batch, at least 2: batch norm has no spread in one."""
+    """Pictures in a batch, at least 2: batch norm has no variance in one."""
     pictures: int = 50_000
-    """Pictures in the set, where they are drawn and not read."""
+    """Pictures in the set, if they are drawn rather than read."""
     evaluation_interval: int = 3_125
     """Iterations between two evaluations."""
     samples: int = 1_000
     """Generated pictures in an evaluation."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Type that convolutions and matrix products of a step are computed in; losses and
-    optimizers are in float32. Two thirds of the processor time on a CPU with AMX, 0.8 to 0.9 of it
-    with AVX-512 BF16, more than all of it on others."""
+    """Type of convolutions and matrix products in a step; losses and optimizers are in float32.
+    bfloat16 takes two thirds of the processor time on a CPU with AMX, 0.8 to 0.9 of it with AVX-512
+    BF16, and more than float32 on others."""
     max_seconds: float | None = None
-    """Seconds of processor time, for training alone, after which the run is cut short."""
+    """Seconds of processor time, not counting evaluations, after which the run is cut short."""
 
     def __post_init__(self) -> None:
         take_types(self)
@@ -142,13 +142,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class GenerativeSettings:
-    """Everything that decides a run; two runs with equal settings are the same run."""
+    """All settings of a run; two runs with equal settings are the same run."""
 
     model: Model = "gan"
     """A generative adversarial network, or a variational autoencoder."""
     coords: Arm = "all"
-    """Whether generator and discriminator, or both halves of the autoencoder, see coordinates; the
-    generator without is the paper's baseline of transposed convolutions."""
+    """Whether generator and discriminator, or both halves of the autoencoder, see coordinates;
+    without them the generator is the paper's baseline of transposed convolutions."""
     data: str = "clevr"
     """Two-object Sort-of-Clevr, LSUN's bedrooms, or a folder of pictures."""
     seed: int = 0
@@ -161,7 +161,7 @@ class GenerativeSettings:
 
 
 def require_consistent(settings: GenerativeSettings) -> None:
-    """Check what no single setting can know.
+    """Check combinations of settings.
 
     Raises:
         SettingsError: If two settings contradict each other.
@@ -187,9 +187,9 @@ def load_generative_settings(
     objective: ObjectiveName = "r3gan",
     overrides: tuple[Override, ...] = (),
 ) -> GenerativeSettings:
-    """Read the settings of a run: the file's tables ``[scale.<scale>]`` and of the recipe.
+    """Read the settings of a run from the file's tables for its scale and its recipe.
 
-    The recipe is ``[recipe.vae]``, ``[recipe.paper]`` or ``[recipe.r3gan]``.
+    These are ``[scale.<scale>]``, and ``[recipe.vae]``, ``[recipe.paper]`` or ``[recipe.r3gan]``.
 
     Raises:
         SettingsError: If the file cannot be read or a setting does not fit.

@@ -26,13 +26,13 @@ _NAMES = {"none": "without", "all": "with"}
 PAPER = {"data": (4.0, 4.0, 3.5), "without": (3.13, 2.69, 2.81), "with": (3.30, 2.93, 2.62)}
 
 STEP_SIZES: tuple[Steps, ...] = tuple(itertools.product((1e-3, 2e-3, 4e-3), (1e-4, 2e-4, 4e-4)))
-"""What both arms are tried with, for the paper's loss."""
+"""Step sizes that both arms are tried with, for the paper's loss."""
 SEEDS_OF_THE_BEST = 3
-"""Runs of each arm with the step sizes that are best for it; there is one of all others."""
+"""Seeds of each arm with its best step sizes; all other step sizes have one seed."""
 
 
 class Cell(NamedTuple):
-    """What the table trains, in both arms."""
+    """One model of the table, trained in both arms."""
 
     model: Model
     objective: ObjectiveName
@@ -40,10 +40,10 @@ class Cell(NamedTuple):
 
 
 def plan(size: TableSize) -> tuple[list[Cell], int]:
-    """Return what the table trains, and with how many seeds.
+    """Return the table's models and the number of seeds.
 
-    ``"small"`` has GANs of 32x32 pixels, and autoencoders of 16x16 like ``"quick"``: at 32x32
-    pixels 2,000 batches bring neither autoencoder to whole objects.
+    ``"small"`` has GANs of 32x32 pixels, but autoencoders of 16x16 like ``"quick"``: at 32x32
+    pixels neither autoencoder shows whole objects after 2,000 batches.
     """
     cells = [
         Cell("gan", "paper", size),
@@ -54,7 +54,7 @@ def plan(size: TableSize) -> tuple[list[Cell], int]:
 
 
 class Kind(NamedTuple):
-    """What runs of one row have in common; the objective is empty for an autoencoder."""
+    """Settings that the runs of one row share; the objective is empty for an autoencoder."""
 
     model: Model
     objective: str
@@ -70,7 +70,7 @@ class Kind(NamedTuple):
 
     @property
     def section(self) -> str:
-        """What the two arms have in common, in words."""
+        """Description of the settings that both arms share."""
         name = f"GAN, objective {self.objective}" if self.model == "gan" else "VAE"
         data = "Sort-of-Clevr" if self.data == "clevr" else self.data
         return f"{name}: {data}, {self.size}x{self.size}"
@@ -180,9 +180,9 @@ def _measure_lines(arms: dict[str, list[RunResult]]) -> list[str]:
 
 
 def _real_rows(results: Sequence[RunResult]) -> list[Row]:
-    """Return the rows of as many real pictures as each run's valid ones, where those are fewer.
+    """Return a row of equally many real pictures for each run with invalid pictures.
 
-    Most measures depend on the number of pictures: a few real ones hit few cells, too.
+    Most measures depend on the number of pictures: few real pictures fill few cells, too.
     """
     found = []
     for result in results:
@@ -195,7 +195,7 @@ def _real_rows(results: Sequence[RunResult]) -> list[Row]:
 
 @functools.cache
 def _real_row(canvas: Canvas, count: int, others: int, seed: int) -> Row:
-    """Return the row of so many real pictures, against so many others."""
+    """Return the row of ``count`` real pictures, compared with ``others`` more."""
     objects, rest = (
         draw_objects(canvas, number, torch.Generator().manual_seed(2 * seed + first))
         for first, number in enumerate((count, others))
@@ -238,17 +238,17 @@ def _patch_lines(arms: dict[str, list[RunResult]]) -> list[str]:
 
 
 def _with_data(arms: dict[str, list[RunResult]]) -> dict[str, list[Evaluation]]:
-    """Return the last evaluations of both arms, and before them what real pictures get."""
+    """Return the evaluations of real pictures, then the last ones of both arms."""
     first = next(iter(arms.values()))
     last = {name: [result.curve[-1] for result in own] for name, own in arms.items()}
     return {"data": [result.real for result in first], **last}
 
 
 def best_steps(results: Iterable[RunResult]) -> Steps:
-    """Return the step sizes of the run whose three entropies have the highest mean at its end.
+    """Return the step sizes of the run whose three final entropies have the highest mean.
 
     Args:
-        results: Runs on Sort-of-Clevr; pictures of anything have no entropies.
+        results: Runs on Sort-of-Clevr; other pictures have no entropies.
     """
 
     def mean_entropy(result: RunResult) -> float:
@@ -260,7 +260,7 @@ def best_steps(results: Iterable[RunResult]) -> Steps:
 
 
 def steps_to_markdown(results: Sequence[RunResult]) -> str:
-    """Write a row for each pair of step sizes and arm, below what real pictures get."""
+    """Write a row for each pair of step sizes and arm, below a row of real pictures."""
     groups: dict[tuple[Steps, Arm], list[RunResult]] = {}
     for result in results:
         groups.setdefault((_steps(result), result.settings.coords), []).append(result)
@@ -283,7 +283,7 @@ def _steps(result: RunResult) -> Steps:
 
 
 def _spread(values: Sequence[float | None], form: str = "{:.2f}") -> str:
-    """Write the mean over seeds, with the range behind it where there is one."""
+    """Write the mean over seeds, followed by the range if values differ."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     if not known:
         return "not measurable"

@@ -1,7 +1,7 @@
-"""One run of a generative model: its random numbers, its clock, and what is measured on the way.
+"""One run of a generative model: its random numbers, its clock, and its evaluations.
 
-Time is counted for training alone: evaluations stop the clocks. A loss that is no longer a number
-ends the run with the weights of a moment when it was.
+Only training time is counted: evaluations stop the clocks. A loss that is no longer finite ends the
+run, which goes back to its last good weights.
 """
 
 import copy
@@ -31,36 +31,36 @@ class Evaluation:
     """One point of a learning curve."""
 
     step: int
-    """Batches until here."""
+    """Batches so far."""
     seconds: float
-    """Wall-clock time of training until here, without evaluations."""
+    """Wall-clock time of training so far, without evaluations."""
     cpu_seconds: float
-    """Processor time of training until here, over all threads."""
+    """Processor time of training so far, over all threads."""
     losses: Mapping[str, float]
-    """Mean losses since the evaluation before."""
+    """Mean losses since the last evaluation."""
     entropies: Entropies | None
-    """The paper's measure of mode collapse; None for pictures of anything."""
+    """The paper's measure of mode collapse; only for Sort-of-Clevr."""
     row: Row | None
-    """The other measures; None for pictures of anything."""
+    """The other measures; only for Sort-of-Clevr."""
     patches: tuple[float, ...]
     """Distance from real pictures in each band of detail; empty for Sort-of-Clevr."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came of a run.
+    """Result of a run.
 
     Attributes:
-        settings: What was run.
+        settings: Settings of the run.
         parameters: Trainable parameters of each network.
         ended: ``"iterations"`` (the whole run), ``"time"`` (``max_seconds`` was reached),
             or ``"diverged"`` (a loss was no longer finite).
-        curve: All evaluations, the first first; the last is of the weights at the end.
-        real: The measures of as many real pictures against others.
-        motion: What objects do from one latent vector to another; None for pictures of anything.
-            The autoencoder's vectors are those of real pictures, the generator's are random.
+        curve: All evaluations, in order; the last is of the final weights.
+        real: The measures of equally many real pictures against others.
+        motion: How objects move between latent vectors; only for Sort-of-Clevr. The autoencoder's
+            vectors are those of real pictures, the generator's are random.
         threads: Threads of PyTorch.
-        made_on: The machine, and the PyTorch.
+        made_on: The machine and the PyTorch version.
     """
 
     settings: GenerativeSettings
@@ -73,29 +73,29 @@ class RunResult:
     made_on: str = field(default_factory=made_on)
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as what JSON can hold."""
+        """Return everything as JSON types."""
         return asdict(self)
 
 
 @dataclass
 class _Progress(TrainingClock):
-    """Where a run stands, beside the states of its model and random numbers."""
+    """State of a run besides those of its model and random numbers."""
 
     has_diverged: bool = False
 
 
 class Run(ResumableRun):
-    """One training run, which can stop after any step and go on in another process.
+    """One training run, which can stop after any step and resume in another process.
 
     Args:
-        settings: What to run.
-        device: Where to run it.
-        folder: Where to keep checkpoints; the run goes on from the newest one there. None keeps
-            none.
+        settings: Settings of the run.
+        device: Device of the run.
+        folder: Folder of the checkpoints; the run continues from the newest. If None, no
+            checkpoints are kept.
 
     Attributes:
-        model: What is in training.
-        pictures: What it learns from.
+        model: The model being trained.
+        pictures: The training set.
         curve: Evaluations so far.
 
     Raises:
@@ -141,14 +141,14 @@ class Run(ResumableRun):
         stop: StopRequest | None = None,
         on_step: Callable[["Run"], None] | None = None,
     ) -> RunResult:
-        """Train to the end, and judge the model.
+        """Train to the end, and evaluate the model.
 
         Args:
-            stop: Ask it after each step whether to stop.
+            stop: Checked after each step for a request to stop.
             on_step: Called after each step, outside of the counted time.
 
         Raises:
-            Interrupted: If asked to stop; the run can go on.
+            Interrupted: If asked to stop; the run can be resumed.
         """
         ended = self._train(stop, on_step)
         self._check()
@@ -185,7 +185,7 @@ class Run(ResumableRun):
         self._summed += 1
 
     def _batch_indices(self) -> Tensor:
-        """Return the pictures of the next batch: the set in a new order in each epoch."""
+        """Return the indices of the next batch; each epoch has the set in a new order."""
         count, missing = len(self.pictures), self.settings.training.batch_size
         first, parts = self._progress.step * missing, []
         while missing:
@@ -195,7 +195,7 @@ class Run(ResumableRun):
         return torch.cat(parts)
 
     def _check(self) -> None:
-        """Go back to the last weights that were good, if losses or weights are not finite."""
+        """Go back to the last good weights if losses or weights are not finite."""
         has_losses = all(math.isfinite(float(total)) for total in self._sums.values())
         if not has_losses or not self.model.is_finite():
             self._go_back()
@@ -206,7 +206,7 @@ class Run(ResumableRun):
 
     def _evaluate(self) -> None:
         pictures = self.samples()
-        if not pictures.isfinite().all():  # of weights that are finite, but too large
+        if not pictures.isfinite().all():  # the weights are finite, but too large
             self._go_back()
             if self.curve and self.curve[-1].step == self.step:
                 return
@@ -216,10 +216,10 @@ class Run(ResumableRun):
         self.curve.append(self._judge(pictures, losses))
 
     def samples(self, count: int | None = None) -> Tensor:
-        """Return generated pictures, always of the same latent vectors.
+        """Return generated pictures, always from the same latent vectors.
 
         Args:
-            count: How many; as many as an evaluation looks at if None.
+            count: How many; if None, as many as in an evaluation.
         """
         number = self.settings.training.samples if count is None else count
         generator = self._evaluation_generator()
@@ -250,30 +250,30 @@ class Run(ResumableRun):
         )
 
     def _others(self, number: int) -> Objects:
-        """Return what is in pictures that nothing is trained on, the same at each call."""
+        """Return the objects of held-out pictures, the same at each call."""
         generator = torch.Generator().manual_seed(self._evaluation_seed + 1 + number)
         return draw_objects(self.settings.canvas, self.settings.training.samples, generator)
 
     def _read(self, first: int, count: int) -> Tensor:
-        """Return pictures from the disk, from a given number on, around the end."""
+        """Return ``count`` pictures from the disk from index ``first`` on, wrapping at the end."""
         indices = torch.arange(first, first + count) % len(self.pictures)
         return self.pictures.batch(indices, self.device)
 
     def _judge_real(self) -> Evaluation:
-        """Judge real pictures like generated ones, against others."""
+        """Evaluate real pictures like generated ones, against other real ones."""
         if self.settings.data == "clevr":
             return self._judge(self.real_pictures(), {})
         half = max(1, min(self.settings.training.samples, len(self.pictures) // 2))
         return self._judge(self._read(half, half), {})
 
     def real_pictures(self) -> Tensor:
-        """Return pictures of Sort-of-Clevr that nothing is trained on, as many as samples."""
+        """Return held-out pictures of Sort-of-Clevr, as many as samples."""
         return draw_pictures(self._others(1), self.settings.canvas)
 
     def ways(self, count: int, steps: int = 17) -> Tensor:
-        """Return pictures from one latent vector to another, ``(count, steps, 3, size, size)``.
+        """Return interpolations between latent vectors, ``(count, steps, 3, size, size)``.
 
-        The autoencoder goes from one real picture to another, the generator between random ones.
+        The autoencoder's vectors are those of real pictures, the generator's are random.
         """
         if isinstance(self.model, Vae) and self.settings.data == "clevr":
             ends = self._others(0).take(torch.arange(2 * count) % self.settings.training.samples)
@@ -309,11 +309,11 @@ class Run(ResumableRun):
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._go_to(state)
-        # Checkpoints of an earlier version have none.
+        # Checkpoints of earlier versions have no "good".
         self._good = state.get("good") or self._moment()
 
     def _moment(self) -> dict[str, Any]:
-        """Return a copy of all that the next steps depend on."""
+        """Return a copy of everything that the next steps depend on."""
         return copy.deepcopy(
             {
                 "model": self.model.state_dict(),
@@ -333,12 +333,12 @@ class Run(ResumableRun):
         self.curve = [evaluation_from_json(evaluation) for evaluation in state["curve"]]
 
 
-_WAYS = 100  # pairs of latent vectors that objects are followed between
+_WAYS = 100  # interpolations in which objects are followed
 _CHECK_INTERVAL = 100  # reading a loss waits for the device
 
 
 def evaluation_from_json(record: dict[str, Any]) -> Evaluation:
-    """Return an evaluation from what :meth:`RunResult.to_json` makes of it."""
+    """Rebuild an evaluation from :meth:`RunResult.to_json`."""
     entropies, row = record["entropies"], record["row"]
     return Evaluation(
         **{
@@ -351,7 +351,7 @@ def evaluation_from_json(record: dict[str, Any]) -> Evaluation:
 
 
 def advice(settings: GenerativeSettings) -> str:
-    """Return what to change in a run that has diverged."""
+    """Return the settings to change in a run that has diverged, as part of a sentence."""
     if settings.model == "vae":
         return "lower vae.learning_rate"
     if settings.gan.objective == "paper":
