@@ -260,7 +260,7 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "other sizes": (with_other_sizes, r"bytes of shape \(N, 28, 28\), got uint8 of \(7, 32, 30\)"),
     "no archive": (no_archive, "cannot be read"),
     "encrypted": (encrypted, "own.npz: cannot be read: File .* is encrypted"),
-    "bare array": (bare_array, "is no .npz file"),
+    "bare array": (bare_array, "is not an .npz file"),
     "other names": (npz(a=TEN), "holds a; it needs x_train, y_train, x_test and y_test, or x and"),
     "floats": (npz(x=TEN / 2, y=np.arange(10)), r"must be bytes of shape .* got float64"),
     "fewer labels": (npz(x=TEN, y=np.arange(9)), "10 digits need as many labels"),

@@ -1,8 +1,8 @@
 """Boxes: overlap, coding, clipping, suppression and RoIAlign, on whole batches.
 
 A box is ``(x1, y1, x2, y2)`` with ``x1 < x2`` and ``y1 < y2``, in pixels: the picture's first
-column runs from x = 0 to x = 1. Coding and overlap take boxes
-with any leading batch axes, suppression and RoIAlign those of one batch, ``(N, M, 4)``.
+column runs from x = 0 to x = 1. Coding and overlap take boxes with any leading batch axes,
+suppression and RoIAlign those of one batch, ``(N, M, 4)``.
 """
 
 import functools
@@ -35,7 +35,7 @@ def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
         others: Boxes of shape ``(..., B, 4)``.
 
     Returns:
-        Values in [0, 1], ``(..., A, B)``; 0 where both boxes are without area.
+        Values in [0, 1], ``(..., A, B)``; 0 where neither box has an area.
 
     Example:
         >>> boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
@@ -51,13 +51,13 @@ def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def encode(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """Return the transforms that move anchors to boxes: what :func:`decode` undoes.
+    """Return the transforms that move anchors to boxes; the inverse of :func:`decode`.
 
-    The center's way is measured in widths and heights of the anchor, the size as a logarithm.
+    The center's shift is in widths and heights of the anchor, the change in size is a logarithm.
 
     Args:
         anchors: Boxes to start from, ``(..., 4)``.
-        boxes: Boxes to arrive at, of the same shape.
+        boxes: Target boxes, of the same shape.
 
     Returns:
         Transforms ``(x, y, width, height)`` of the same shape.
@@ -75,8 +75,8 @@ def encode(anchors: Tensor, boxes: Tensor) -> Tensor:
 def decode(anchors: Tensor, transforms: Tensor) -> Tensor:
     """Return anchors moved by transforms, of the same shape ``(..., 4)``.
 
-    A side grows to at most 62.5 times its length, so that no transform leads to infinity; the
-    released code has no such limit, nor ever needs it once it trains.
+    A side grows to at most 62.5 times its length, so that boxes stay finite; the released code has
+    no such limit, and does not need one once it trains.
 
     Example:
         >>> decode(torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([[0.5, 0.0, 0.0, 0.0]]))
@@ -89,7 +89,7 @@ def decode(anchors: Tensor, transforms: Tensor) -> Tensor:
 
 
 def clip(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Return the part of each box that is in the picture; one outside becomes a box without area.
+    """Return the part of each box inside the picture; a box outside of it gets zero area.
 
     Example:
         >>> clip(torch.tensor([[-3.0, 1.0, 5.0, 9.0]]), height=4, width=8)
@@ -102,7 +102,7 @@ def clip(boxes: Tensor, height: int, width: int) -> Tensor:
 def pull_inside(boxes: Tensor, height: int, width: int) -> Tensor:
     """Return boxes with all edges on pixels of the picture, 0 to ``width - 1`` and ``height - 1``.
 
-    What the released code calls clipping: a box outside becomes a sliver of one pixel at the border
+    The released code calls this clipping: a box outside becomes a sliver of one pixel at the border
     of the picture, so that it still has an area.
 
     Example:
@@ -118,18 +118,18 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int) -> tupl
     """Keep the best boxes of each picture that do not overlap a better one too much.
 
     Greedy non-maximum suppression, all pictures at once: in each of ``limit`` rounds every picture
-    keeps its best remaining box, and loses those that overlap it by more than ``iou_threshold``.
-    On CUDA the kernel of torchvision does it where torchvision can be imported.
+    keeps its best remaining box, and drops those that overlap it by more than ``iou_threshold``.
+    On CUDA, torchvision's kernel is used if torchvision can be imported.
 
     Args:
         boxes: Boxes of shape ``(N, A, 4)``.
         scores: Their scores, ``(N, A)``; a box of score ``-inf`` is never kept.
-        iou_threshold: Overlap above which the worse of two boxes is lost.
-        limit: Boxes to keep of each picture at most.
+        iou_threshold: Overlap above which the worse of two boxes is dropped.
+        limit: Most boxes to keep of each picture.
 
     Returns:
-        Indices of the boxes kept, the best first, ``(N, limit)``; and which of them are there,
-        ``(N, limit)``: a picture that runs out of boxes has indices 0 at its end.
+        Indices of the kept boxes, the best first, ``(N, limit)``; and a mask of valid indices,
+        ``(N, limit)``: a picture with fewer boxes has indices 0 at its end.
 
     Example:
         >>> boxes = torch.tensor([[[0.0, 0, 4, 4], [0, 0, 4, 5], [9, 9, 12, 12]]])
@@ -156,7 +156,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int) -> tupl
 
 @functools.cache
 def _torchvision_imports() -> bool:
-    # A wheel that does not fit torch raises what it likes, a RuntimeError for one.
+    # A wheel that does not fit torch may raise any error, such as a RuntimeError.
     try:
         importlib.import_module("torchvision.ops")
     except Exception:
@@ -167,14 +167,14 @@ def _torchvision_imports() -> bool:
 def torchvision_nms(
     boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int
 ) -> tuple[Tensor, Tensor]:
-    """Do what :func:`nms` does with torchvision's kernel."""
+    """Compute :func:`nms` with torchvision's kernel."""
     from torchvision.ops import batched_nms
 
     n, num_boxes = scores.shape
     picture = torch.arange(n, device=boxes.device).repeat_interleave(num_boxes)
     flat = batched_nms(boxes.flatten(0, 1), scores.flatten(), picture, iou_threshold)
     flat = flat[scores.flatten()[flat] > -torch.inf]
-    # They come in the order of their scores: count the better ones of the same picture.
+    # Boxes are sorted by score: count the better ones of the same picture.
     is_own = picture[flat] == torch.arange(n, device=boxes.device).unsqueeze(1)
     rank = (is_own.cumsum(dim=1) - 1).gather(0, picture[flat].unsqueeze(0)).squeeze(0)
     flat, rank = flat[rank < limit], rank[rank < limit]
@@ -188,12 +188,12 @@ def torchvision_nms(
 def roi_align(
     features: Tensor, boxes: Tensor, size: int, *, scale: float, samples: int = 2
 ) -> Tensor:
-    """Read the features under boxes into grids of one size, by interpolation.
+    """Interpolate the features under each box into a grid of fixed size.
 
     He et al., "Mask R-CNN", ICCV 2017. Equal to torchvision's ``roi_align`` with ``aligned=True``:
     each cell of the grid is the mean of ``samples`` x ``samples`` points within it; a point up to
     one feature outside counts as on the border, one further outside as 0. The points lie in rows
-    and columns, so all of it is a matrix for each axis and two products.
+    and columns, so this takes one matrix per axis and two products.
 
     Args:
         features: Feature map of each picture, ``(N, C, H, W)``.
@@ -227,10 +227,10 @@ def _interpolation(low: Tensor, high: Tensor, size: int, samples: int, length: i
     """Return the weights of the features along one axis in each cell of each box.
 
     Args:
-        low: Where each box starts, in features from the middle of the first one, ``(N, R)``.
-        high: Where each box ends.
-        size: Cells.
-        samples: Points in a cell, whose mean it is.
+        low: Start of each box, in features from the middle of the first one, ``(N, R)``.
+        high: End of each box.
+        size: Number of cells.
+        samples: Points that are averaged in a cell.
         length: Features along the axis.
 
     Returns:

@@ -1,14 +1,14 @@
-"""Scattered MNIST: pictures in which digits of many sizes lie anywhere, and the boxes around them.
+"""Scattered MNIST: pictures of digits of many sizes at random places, and the boxes around them.
 
 Liu et al., "An intriguing failing of convolutional neural networks and the CoordConv
 solution", NeurIPS 2018: five digits, each stretched to a height and width from 15 to 25 pixels, are
-added up on a 120x120 canvas, of whose middle 64x64 pixels are kept. As in the released generator
-the boxes of digits that the cut has left outside stay in the list. Without the cut, on a canvas of
-64x64 pixels, the generator scatters two digits.
+added up on a 120x120 canvas, whose middle 64x64 pixels are kept. As in the released generator, the
+boxes of digits outside of this crop stay in the list. Without a crop, on a canvas of 64x64 pixels,
+the generator scatters two digits.
 
-Positions and sizes are the released generator's, number for number, for the same digits and seed.
-Its loader forgets to divide the ink by 255 before it clips the sum at 1, which nearly binarizes the
-digits; here they are gray, as in its earlier version.
+For the same digits and seed, positions and sizes are exactly the released generator's. Its loader
+forgets to divide the ink by 255 before clipping the sum at 1, which nearly binarizes the digits;
+here they are gray, as in its earlier version.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Scatter:
     canvas: int = 120
     """Height and width of the canvas that the digits lie on, in pixels."""
     crop: int | None = 64
-    """Height and width of what is kept of its middle; None keeps all of it."""
+    """Height and width of the crop of its middle; None keeps all of it."""
     objects: int = 5
     """Digits on a canvas."""
     min_size: float = 15.0
@@ -47,8 +47,8 @@ class Scatter:
     max_size: float = 25.0
     """Greatest height or width of a digit, in pixels."""
     min_visible: float | None = None
-    """Cut boxes to the picture, and forget those of which a smaller share is in it; None keeps all
-    boxes whole, as the released generator does."""
+    """Clip boxes to the picture, and drop those with a smaller fraction of their area inside; None
+    keeps all boxes whole, as the released generator does."""
 
     def __post_init__(self) -> None:
         take_types(self)
@@ -70,7 +70,7 @@ class Scatter:
 
     @property
     def margin(self) -> int:
-        """Pixels that are cut away above and on the left."""
+        """Pixels that are cropped above and on the left."""
         return (self.canvas - self.picture_size) // 2
 
 
@@ -81,13 +81,13 @@ class Scenes:
     Attributes:
         images: Ink from 0 to 255, ``(N, 1, H, W)``, uint8.
         boxes: ``(x1, y1, x2, y2)`` of each digit, ``(N, M, 4)``, in pixels from the upper left
-            corner of the picture; they may stick out of it or lie outside.
-        labels: Digits from 0 to 9, ``(N, M)``, int64; -1 where there is no digit and the box means
-            nothing.
+            corner of the picture; they may lie partly or wholly outside.
+        labels: Digits from 0 to 9, ``(N, M)``, int64; -1 where there is no digit and the box is to
+            be ignored.
 
     Raises:
-        ValueError: If the images are not of that shape and type, boxes or labels of other numbers,
-            or a box has no area.
+        ValueError: If the images do not have that shape and type, the numbers of boxes and labels
+            do not match, or a box has no area.
 
     Example:
         >>> images, labels = torch.zeros(1, 1, 64, 64, dtype=torch.uint8), torch.tensor([[7]])
@@ -143,15 +143,15 @@ def scatter_digits(
 ) -> Scenes:
     """Scatter digits over pictures.
 
-    Each of the objects of a picture goes through the digits in a random order of its own, so that
-    no digit is seen twice in the same place of the list before all have been seen.
+    The i-th objects of successive pictures go through the digits in a random order of their own: no
+    digit comes a second time before all have come once.
 
     Args:
-        digits: What to scatter.
-        scatter: Where.
+        digits: Digits to scatter.
+        scatter: Canvas, numbers and sizes.
         count: Number of pictures, at least 1.
         seed: Seed of orders, places and sizes; the released generator takes 0 and 1.
-        device: Where to make the pictures.
+        device: Device to make the pictures on.
 
     Example:
         >>> from coordrl.detection.sources import load_split
@@ -167,8 +167,8 @@ def scatter_digits(
     for slot in range(scatter.objects):
         orders = [random.permutation(len(digits)) for _ in range(rounds)]
         chosen[:, slot] = np.concatenate(orders)[:count]
-    # All pictures of the last round are drawn, also those that are not wanted: the first ones then
-    # do not depend on the count.
+    # Random numbers for all pictures of the last round are drawn, so that the first pictures do not
+    # depend on the count.
     draws = random.random_sample((rounds * len(digits), scatter.objects, 4))[:count]
     size = (
         scatter.min_size + (scatter.max_size - scatter.min_size) * draws[..., :2]
@@ -224,17 +224,17 @@ def _paint(digits: Tensor, corner: Tensor, size: Tensor, scatter: Scatter) -> Te
 
 
 def _stretch(has_ink: Tensor, start: Tensor, length: Tensor, pixels: int) -> Tensor:
-    """Return the matrices that stretch one axis of digits, cut to their ink, by interpolation.
+    """Return the matrices that stretch one axis of digits, cropped to their ink, by interpolation.
 
-    What Pillow's bilinear affine transform does: the middle of an output pixel falls between the
-    middles of two input pixels; beyond the outer middles the outer pixel counts alone, and beyond
-    its edge there is nothing.
+    This is Pillow's bilinear affine transform: an output pixel is interpolated between the middles
+    of two input pixels; beyond the outermost middle it has the outermost pixel's value, and beyond
+    that pixel's edge 0.
 
     Args:
         has_ink: Which of the 28 lines of each digit have ink, ``(N, M, 28)``.
-        start: Where each digit starts on the canvas, in pixels, ``(N, M)``.
-        length: What it is stretched to, in pixels, ``(N, M)``.
-        pixels: Output pixels, counted from the one where the digit starts.
+        start: Start of each digit on the canvas, in pixels, ``(N, M)``.
+        length: Length that it is stretched to, in pixels, ``(N, M)``.
+        pixels: Number of output pixels, from the one where the digit starts.
 
     Returns:
         Weights of shape ``(N, M, pixels, 28)``, float32.

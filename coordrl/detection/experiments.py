@@ -1,7 +1,6 @@
 """Many runs: over seeds, and all of them for the table and its pictures.
 
-Each run has its folder, which is found again by its settings: what is finished is read, what was
-stopped goes on.
+Each run has a folder that belongs to its settings: finished runs are read, stopped runs continue.
 """
 
 import dataclasses
@@ -41,7 +40,7 @@ _TABLE = "detection"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiments(ManyRuns):
-    """Trains runs into the folders below one, and makes tables and figures of them.
+    """Trains runs into subfolders of one folder, and makes tables and figures of them.
 
     Raises:
         RunError: In all methods, if a folder holds other settings, a file cannot be written, or a
@@ -50,7 +49,7 @@ class Experiments(ManyRuns):
     """
 
     digits: DigitSplit
-    """What the pictures are made of."""
+    """Digits that the pictures are made of."""
 
     def train_seeds(
         self,
@@ -63,8 +62,8 @@ class Experiments(ManyRuns):
     ) -> str:
         """Train with each seed; return the table's row, and write it and its figures.
 
-        Writes ``detection-<stage>-<anchors>-<coords>.md`` and ``.json``, of which the table's own
-        know nothing.
+        Writes ``detection-<stage>-<anchors>-<coords>.md`` and ``.json``, separate from the table's
+        own files.
         """
         self.require_seeds(seeds)
         make_folder(report)
@@ -76,13 +75,12 @@ class Experiments(ManyRuns):
     def make_table(self, size: table.TableSize, report: Path) -> str:
         """Train everything that the table needs; write ``detection.md``, ``.json`` and figures.
 
-        The arms of one seed are trained one after another, so that a table which is cut short
-        compares what it has. Runs that diverge are named under it and are in no row.
+        All arms are trained with one seed before the next, so that an unfinished table still
+        compares arms. Runs that diverge are listed under it and are in no row.
 
         Args:
-            size: ``"quick"``: one seed, cut short, in a folder of their own. ``"full"``: the
-                recipes of the configuration, and its other step sizes, each arm with the first
-                seed.
+            size: ``"quick"``: one seed, cut short, in a separate folder. ``"full"``: the recipes
+                of the configuration, and each arm with its other step sizes and the first seed.
             report: Folder to write to.
 
         Raises:
@@ -107,10 +105,10 @@ class Experiments(ManyRuns):
         return own._write_table(results, report, _TABLE, planned=len(plan), diverged=diverged)
 
     def train(self, settings: DetectorSettings) -> RunResult:
-        """Train one run, go on with it, or read what came of it.
+        """Train one run, continue it, or read its result.
 
         Raises:
-            Interrupted: If a signal asked to stop; the run can go on.
+            Interrupted: If a signal asked to stop; the run can be resumed.
         """
         return train_once(
             self._folder(settings),
@@ -169,7 +167,7 @@ class Experiments(ManyRuns):
                 for coords in arms
             ),
         ]
-        # A value that is swept may be the recipe's own.
+        # The sweep may contain the recipe's own value.
         return [settings for i, settings in enumerate(plan) if settings not in plan[:i]]
 
     def _sweep(self) -> list[Override]:
@@ -180,7 +178,7 @@ class Experiments(ManyRuns):
         return self.out / f"{_kind(settings)}{self._swept(settings)}-s{settings.seed}"
 
     def _swept(self, settings: DetectorSettings) -> str:
-        """Return how a run that the sweep varies is named, nothing for one of the recipe."""
+        """Return the part of a run's name for its swept value; empty for the recipe's own."""
         recipe = load_detector_settings(self.config, settings.stage, self.overrides)
         parts = []
         for key in dict.fromkeys(item.key for item in self._sweep()):
@@ -200,7 +198,7 @@ class Experiments(ManyRuns):
         planned: int,
         diverged: Sequence[str] = (),
     ) -> str:
-        """Write ``<name>.md`` and ``.json`` of the runs that have ended; return the table."""
+        """Write ``<name>.md`` and ``.json`` of the finished runs; return the table."""
         last = results[-1]
         text = table.to_markdown(results)
         if diverged:

@@ -1,8 +1,8 @@
-"""Faster R-CNN of one or two stages, on any backbone that knows its output channels.
+"""Faster R-CNN of one or two stages, on any backbone with an attribute ``out_channels``.
 
 The CoordConv paper's detector is the first stage alone: 81,590 parameters without coordinates and
-83,838 with them. Coordinates run from -1 to 1 here, as in the layer that the authors released;
-their detector has a copy of it in which they run from 0 to 1 (``model_builder_faster_rcnn.py`` in
+83,838 with them. Coordinates run from -1 to 1 here, as in the authors' released layer; their
+detector has a copy of it with coordinates from 0 to 1 (``model_builder_faster_rcnn.py`` in
 uber-research/CoordConv).
 """
 
@@ -40,7 +40,7 @@ def feature_spacing(specs: Sequence[ConvSpec]) -> tuple[int, float]:
     for spec in specs:
         if spec.transposed:
             raise ValueError("a detector's backbone must not have transposed convolutions")
-        # "same" pads an even kernel by one pixel less before than behind.
+        # "same" pads an even kernel by one pixel less before than after.
         before = (spec.kernel_size - 1) // 2 if spec.padding == "same" else spec.padding
         middle += stride * ((spec.kernel_size - 1) / 2 - before)
         stride *= spec.stride
@@ -51,7 +51,7 @@ def feature_spacing(specs: Sequence[ConvSpec]) -> tuple[int, float]:
 
 @dataclass(frozen=True)
 class Losses:
-    """What a step tells; ``roi`` is None for a detector of one stage."""
+    """Losses of a step; ``roi`` is None for a detector of one stage."""
 
     proposals: ProposalLosses
     roi: RoILosses | None
@@ -64,10 +64,10 @@ class Losses:
 
 
 class FasterRCNN(nn.Module):
-    """Propose boxes and, with a second stage, name what is in them.
+    """Proposes boxes and, with a second stage, classifies them.
 
     Args:
-        backbone: Turns pictures ``(N, 1, H, W)`` into feature maps; has ``out_channels``.
+        backbone: From pictures ``(N, 1, H, W)`` to feature maps; has ``out_channels``.
         rpn: First stage.
         roi_heads: Second stage; None for the paper's network.
 
@@ -89,10 +89,10 @@ class FasterRCNN(nn.Module):
         self.backbone, self.rpn, self.roi_heads = backbone, rpn, roi_heads
 
     def losses(self, scenes: Scenes, generator: torch.Generator) -> Losses:
-        """Return the losses of scenes, on the detector's device; draws samples from the generator.
+        """Return the losses of scenes on the detector's device, sampling boxes with ``generator``.
 
         Raises:
-            ValueError: If the pictures are not of one channel, or too small for the backbone.
+            ValueError: If the pictures do not have one channel, or are too small for the backbone.
         """
         features = self._features(scenes.images)
         size = _size(scenes.images)
@@ -157,15 +157,15 @@ def build_detector(
     roi: RoISettings | None = None,
     generator: torch.Generator | None = None,
 ) -> FasterRCNN:
-    """Return an untrained detector, initialized as the authors do it.
+    """Return an untrained detector, initialized like the authors'.
 
     Args:
         coords: Where it sees coordinates: nowhere; in the picture; or in all of the paper's places,
-            the picture, the shared features and the box mover's last layer.
+            which are the picture, the shared features and the box mover's last layer.
         specs: Convolutions of the backbone.
-        proposals: How proposals are learned and chosen; as in the released code if None.
-        roi: How proposals are named; None for no second stage.
-        generator: Source of the initial weights; a fresh one of seed 0 if None.
+        proposals: How proposals are trained and selected; as in the released code if None.
+        roi: How proposals are classified; None for no second stage.
+        generator: Random generator for the initial weights; a new one with seed 0 if None.
     """
     backbone = ConvBackbone(1, specs, "none" if coords == "none" else "first")
     stride, offset = feature_spacing(backbone.specs)

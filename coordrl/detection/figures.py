@@ -20,7 +20,7 @@ Picture = npt.NDArray[np.uint8]
 
 _TRUTH, _FOUND = (80, 220, 80), (255, 150, 40)
 _COLORS = {"none": "tab:red", "first": "tab:green", "all": "tab:blue"}
-_MIN_SCORE = 0.5  # proposals and detections that are less likely are not drawn
+_MIN_SCORE = 0.5  # proposals and detections with a lower score are not drawn
 
 
 def draw_scenes(
@@ -31,14 +31,14 @@ def draw_scenes(
     zoom: int = 3,
     margin: int = 0,
 ) -> Picture:
-    """Draw each scene twice, side by side: with its true boxes, and with those found.
+    """Draw each scene twice: with its true boxes, and with the boxes that were found.
 
     Args:
         scenes: The pictures and their true boxes, in green.
-        proposals: What a first stage proposes for them; drawn if there is no second stage.
-        detections: What a second stage finds in them, drawn with its labels.
-        zoom: Pixels to a side of each pixel.
-        margin: Pixels of the scene to show around a picture, in which boxes stick out.
+        proposals: Proposals of a first stage; drawn if there are no detections.
+        detections: Detections of a second stage, drawn with their labels.
+        zoom: Factor that pictures are enlarged by.
+        margin: Pixels to show around each picture, for boxes that extend beyond it.
 
     Returns:
         An RGB picture of all scenes in a row, ``(H, W, 3)``, true boxes above found ones.
@@ -100,7 +100,7 @@ def save_picture(picture: Picture, path: Path) -> None:
 
 
 def learning_curves(results: Sequence[RunResult], layouts: Sequence[str]) -> Figure:
-    """Draw the test IOU of runs against pictures seen, a panel to each layout of anchors."""
+    """Draw the test IOU of runs against pictures seen, one panel for each layout of anchors."""
     figure = Figure(figsize=(4.2 * len(layouts), 3.4), layout="constrained")
     grid = figure.subplots(1, len(layouts), squeeze=False, sharey=True)
     for axes, layout in zip(grid[0], layouts, strict=True):

@@ -1,4 +1,4 @@
-"""How good boxes are: the paper's IOU figures, recall, and average precision as COCO counts it."""
+"""Metrics of boxes: the paper's IOU figures, recall, and COCO's average precision."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -14,29 +14,29 @@ from coordrl.detection.rpn import Proposals
 
 RECALL_IOU = 0.5
 """A digit is found if a box overlaps it by at least this."""
-_VISIBLE = 0.5  # share of a digit's box that must be in the picture for the digit to be missed
+_VISIBLE = 0.5  # fraction of a digit's box inside the picture from which on the digit counts
 
 
 def proposal_metrics(
     proposals: Proposals, scenes: Scenes, *, clip_truth: bool = False
 ) -> dict[str, float]:
-    """Return what the paper measures of proposals, and their recall.
+    """Return the paper's measures of proposals, and their recall.
 
     - ``best_iou``: mean over a picture's proposals of each one's overlap with the digit that it
       overlaps most; the paper's test IOU, as we read it (``mean_argmax_nms_iou`` in the code).
     - ``mean_iou``: mean overlap of all proposals with all digits (``mean_nms_iou``), low even for
       perfect boxes: with five digits that do not overlap it is at most 0.2.
-    - ``recall``: share of the digits, of those at least half in the picture, that some proposal
-      overlaps by 0.5 or more.
+    - ``recall``: fraction of the digits at least half in the picture that some proposal overlaps
+      by 0.5 or more.
     - ``proposals``: mean number of proposals in a picture.
 
-    The first two are means over the pictures that have digits and proposals. All are NaN where
-    there is nothing to take a mean of.
+    The first two are means over the pictures that have digits and proposals. Each is NaN if it is a
+    mean of nothing.
 
     Args:
-        proposals: What a detector proposes for the scenes.
+        proposals: A detector's proposals for the scenes.
         scenes: The truth.
-        clip_truth: Measure overlaps with true boxes that are pulled into the picture.
+        clip_truth: Pull true boxes into the picture before measuring overlaps.
 
     Example:
         >>> boxes = torch.tensor([[[10.0, 10.0, 30.0, 30.0], [40.0, 40.0, 60.0, 60.0]]])
@@ -65,13 +65,13 @@ def proposal_metrics(
 
 
 def average_precision(detections: Detections, scenes: Scenes) -> Mapping[str, float]:
-    """Return COCO's figures for digits: ``ap``, ``ap50``, ``ap75`` and ``ar``.
+    """Return COCO's metrics for digits: ``ap``, ``ap50``, ``ap75`` and ``ar``.
 
-    ``ap`` is the mean over overlaps from 0.50 to 0.95, and ``ar`` the recall over these, at up to
-    100 detections to a picture. All are NaN if there is no digit in any picture.
+    ``ap`` is the mean over overlaps from 0.50 to 0.95, and ``ar`` the recall over these, with up to
+    100 detections per picture. All are NaN if no picture has a digit.
 
     Args:
-        detections: What a detector finds in the scenes.
+        detections: A detector's detections in the scenes.
         scenes: The truth.
 
     Raises:
@@ -107,7 +107,7 @@ def average_precision(detections: Detections, scenes: Scenes) -> Mapping[str, fl
 
 
 def require_coco() -> None:
-    """Raise a SettingsError if the package that counts average precision is not installed."""
+    """Raise a SettingsError if the package for average precision is not installed."""
     if importlib.util.find_spec("faster_coco_eval") is None:
         raise SettingsError(
             "average precision needs the package faster-coco-eval: pip install 'coordrl[detect]'"

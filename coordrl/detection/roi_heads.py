@@ -1,7 +1,7 @@
 """The second stage of Faster R-CNN: which digit is in a proposal, and where exactly?
 
 Ren et al., "Faster R-CNN", NeurIPS 2015, with RoIAlign of He et al., ICCV 2017. The CoordConv paper
-has no second stage; this one is the usual one, in a size that fits digits.
+has no second stage; this is the usual one, in a size that suits digits.
 """
 
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from coordrl.detection.rpn import Proposals, draw, mean_of, pick, transform_loss
 
 NUM_CLASSES = 10
 _NOTHING = NUM_CLASSES
-# Transforms of a second stage are small: scaled up, they weigh as much as the classes.
+# Transforms of a second stage are small; scaled up, their loss weighs as much as the classes'.
 _TRANSFORM_SCALE = (10.0, 10.0, 5.0, 5.0)
 
 
 @dataclass(frozen=True)
 class RoISettings:
-    """How proposals are named.
+    """How proposals are classified.
 
     Raises:
-        ValueError: If a number is outside its range.
+        ValueError: If a number is out of range.
     """
 
     grid: int = 7
@@ -33,15 +33,15 @@ class RoISettings:
     hidden: int = 256
     """Width of the two hidden layers."""
     samples: int = 32
-    """Proposals of a picture that are learned from in one step; at most half of them positive."""
+    """Proposals of a picture to train on in one step; at most half of them positive."""
     positive_iou: float = 0.5
-    """A proposal with at least this overlap with a digit shows it, any other shows nothing."""
+    """A proposal with at least this overlap with a digit is positive, any other negative."""
     min_score: float = 0.05
-    """Detections of a lower probability are dropped."""
+    """Detections with a lower probability are dropped."""
     nms_iou: float = 0.5
-    """Of two detections of one class with more overlap than this the worse is dropped."""
+    """Of two detections of one class that overlap by more than this, the worse is dropped."""
     detections: int = 20
-    """Detections in a picture, at most."""
+    """Most detections in a picture."""
 
     def __post_init__(self) -> None:
         take_types(self)
@@ -54,7 +54,7 @@ class RoISettings:
 
 @dataclass(frozen=True)
 class Detections:
-    """Digits found, the surest first.
+    """Digits found, most probable first.
 
     Attributes:
         boxes: Boxes of shape ``(N, D, 4)``, within the picture.
@@ -71,18 +71,18 @@ class Detections:
 
 @dataclass(frozen=True)
 class RoILosses:
-    """What a step tells of the second stage: losses of the transforms and of the classes."""
+    """Losses of the second stage in a step: of the transforms and of the classes."""
 
     box: Tensor
     label: Tensor
 
 
 class RoIHeads(nn.Module):
-    """Name proposals and move them, each class in its own way.
+    """Classifies proposals, and moves them by a transform for each class.
 
     Args:
         in_channels: Channels of the feature map.
-        settings: How proposals are named.
+        settings: How proposals are classified.
         stride: Pixels between the middles of two features.
         offset: Middle of the first feature, in pixels.
     """
@@ -104,12 +104,12 @@ class RoIHeads(nn.Module):
         self.transform_scale: Tensor
 
     def start_small(self) -> None:
-        """Let the untrained heads hold all classes for equally likely and move nothing."""
+        """Make the untrained heads predict equal probabilities for all classes and move nothing."""
         for layer in (self.classifier, self.mover):
             nn.init.zeros_(layer.weight)
 
     def forward(self, features: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return class logits ``(N, R, 11)``, the last for nothing, and transforms.
+        """Return class logits ``(N, R, 11)``, the last for no digit, and transforms.
 
         Args:
             features: Feature map ``(N, in_channels, H, W)``.
@@ -118,11 +118,11 @@ class RoIHeads(nn.Module):
         Returns:
             Logits, and scaled transforms for each class, ``(N, R, 10, 4)``.
         """
-        # roi_align takes the first feature's middle to be half a stride from the picture's corner.
+        # roi_align assumes that the first feature's middle is half a stride from the corner.
         shifted = boxes - (self.offset - self.stride / 2)
         cells = roi_align(features, shifted, self.settings.grid, scale=1 / self.stride)
         hidden = self.layers(cells.flatten(2))
-        # Out of autocast: boxes need all digits of float32.
+        # Not in autocast's 16 bits: boxes need the precision of float32.
         logits, transforms = self.classifier(hidden).float(), self.mover(hidden).float()
         return logits, transforms.unflatten(2, (NUM_CLASSES, 4))
 
@@ -138,16 +138,16 @@ class RoIHeads(nn.Module):
 
         Args:
             features: Feature map of the pictures.
-            proposals: What the first stage proposes; the true boxes are added to it.
+            proposals: Proposals of the first stage; the true boxes are added to them.
             truth: Boxes of digits, ``(N, M, 4)``.
-            labels: Digits from 0 to 9, -1 where there is none, ``(N, M)``.
-            generator: Source of the random draws.
+            labels: Digits from 0 to 9, or -1 for no digit, ``(N, M)``.
+            generator: Random generator for sampling.
         """
         is_digit = labels >= 0
         boxes = torch.cat([proposals.boxes, truth], dim=1)
         is_there = torch.cat([proposals.is_there, is_digit], dim=1) & (area(boxes) > 0)
         iou = pairwise_iou(boxes, truth).masked_fill(~is_digit.unsqueeze(1), -1)
-        # A digit of overlap -1 stands for "none" in pictures without digits.
+        # A column of overlap -1 stands for "no digit", in pictures without digits.
         none = iou.new_full((*iou.shape[:2], 1), -1.0)
         overlap, match = torch.cat([none, iou], dim=2).max(dim=2)
         is_positive = is_there & (overlap >= self.settings.positive_iou)
@@ -159,7 +159,7 @@ class RoIHeads(nn.Module):
         chosen = torch.cat([positive, negative], dim=1)
         has_chosen = torch.cat([has_positive, has_negative], dim=1)
         start = pick(boxes, chosen)
-        # Unfilled places may hold boxes without area; any box will do there.
+        # Unfilled places may hold boxes without area; replace them by any box.
         start = torch.where(has_chosen.unsqueeze(2), start, start.new_tensor([0, 0, 1, 1]))
         logits, transforms = self(features, start)
         digit = (match.gather(1, chosen) - 1).clamp(min=0)
@@ -179,7 +179,7 @@ class RoIHeads(nn.Module):
 
     @torch.no_grad()
     def detect(self, features: Tensor, proposals: Proposals, size: tuple[int, int]) -> Detections:
-        """Return the digits found in proposals, in pictures of this height and width."""
+        """Return the digits found in proposals, for pictures of ``size`` (height, width)."""
         logits, transforms = self(features, proposals.boxes)
         n, num_proposals = proposals.scores.shape
         scores = logits.softmax(dim=2)[..., :NUM_CLASSES]
@@ -189,7 +189,7 @@ class RoIHeads(nn.Module):
         is_good = (scores.flatten(1) >= self.settings.min_score) & (area(boxes) > 0)
         is_good &= proposals.is_there.repeat_interleave(NUM_CLASSES, dim=1)
         rank = scores.flatten(1).masked_fill(~is_good, -torch.inf)
-        # Far apart from one another, the boxes of different classes do not suppress each other.
+        # Shifted far apart, boxes of different classes do not suppress each other.
         apart = boxes + (labels * 2 * max(size)).unsqueeze(2)
         kept, is_there = nms(apart, rank, self.settings.nms_iou, self.settings.detections)
         return Detections(

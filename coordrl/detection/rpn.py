@@ -1,9 +1,9 @@
-"""The region proposal network of the CoordConv paper: where is something?
+"""The region proposal network of the CoordConv paper: where are digits?
 
 Ren et al., "Faster R-CNN", NeurIPS 2015, in the small form of Liu et al. 2018, whose numbers are
-the defaults here: nine anchors to a feature, six positive and six negative boxes to learn from in a
-picture, ten proposals. What is peculiar to it, and kept: boxes are matched to the truth where the
-network has moved them, not where their anchors are; and the loss of a transform has a corner at 1.
+the defaults here: nine anchors per feature, six positive and six negative boxes per picture to
+train on, ten proposals. Two peculiarities are kept: boxes are matched to the truth after the
+network has moved them, not at their anchors; and the slope of the transforms' loss jumps at 1.
 """
 
 from collections.abc import Sequence
@@ -29,27 +29,27 @@ ANCHOR_SIZES = (
 
 @dataclass(frozen=True)
 class ProposalSettings:
-    """How proposals are learned and chosen; the defaults are the released code's.
+    """How proposals are trained and selected; the defaults are the released code's.
 
     Raises:
-        ValueError: If a number is outside its range.
+        ValueError: If a number is out of range.
     """
 
     anchor_layout: AnchorLayout = "grid"
-    """Where the anchors lie: see :func:`anchor_boxes`."""
+    """Places of the anchors: see :func:`anchor_boxes`."""
     clip: bool = False
-    """Pull moved boxes and, where overlaps are measured, true ones into the picture. Without it
-    boxes that stick out are never learned to be wrong."""
+    """Pull moved boxes and, for measuring overlaps, true ones into the picture. Without it, boxes
+    that extend beyond the picture are never trained as negatives."""
     samples: int = 12
-    """Boxes of a picture that are learned from in one step; half of them positive."""
+    """Boxes of a picture to train on in one step; half of them positive."""
     positive_iou: float = 0.5
     """A box inside the picture with more overlap than this is positive."""
     negative_iou: float = 0.1
     """A box inside the picture with less overlap than this with all digits is negative."""
     nms_iou: float = 0.8
-    """Of two proposals with more overlap than this the worse is dropped."""
+    """Of two proposals that overlap by more than this, the worse is dropped."""
     proposals: int = 10
-    """Proposals of a picture, at most."""
+    """Most proposals of a picture."""
 
     def __post_init__(self) -> None:
         take_types(self)
@@ -76,12 +76,12 @@ def anchor_boxes(
 
     In the layout ``"grid"`` every feature has an anchor of each size around its own middle, as in
     Faster R-CNN. ``"released"`` is what the authors' code computes (``make_anchors_mnist`` and
-    ``reshape_box_features`` in uber-research/CoordConv): it writes the four numbers of the nine
-    anchors of a feature one number after the other, and reads them back one anchor after the
-    other. Of the nine anchors that come out one lies around its feature, with the
-    feature's column for its height and width; four lie on the diagonal of the picture; four are
-    the same box for every feature. To move such an anchor to a digit a network has to know where
-    in the picture the digit is, which is what coordinates tell it.
+    ``reshape_box_features`` in uber-research/CoordConv): it writes the four numbers of a feature's
+    nine anchors number by number, but reads them back anchor by anchor. Of the resulting nine
+    anchors, one lies around its feature, with the feature's column as its height and width; four
+    lie on the diagonal of the picture; four are the same box for every feature. To move such an
+    anchor to a digit, a network must know where in the picture the digit is, and coordinates tell
+    it.
 
     Args:
         height: Rows of the feature map.
@@ -89,7 +89,7 @@ def anchor_boxes(
         sizes: Height and width of the anchors, in pixels.
         stride: Pixels between the middles of two features.
         offset: Middle of the first feature, in pixels.
-        layout: Where the anchors lie.
+        layout: Places of the anchors.
 
     Returns:
         Boxes of shape ``(height * width * len(sizes), 4)``.
@@ -121,7 +121,7 @@ def anchor_boxes(
 
 @dataclass(frozen=True)
 class Sample:
-    """Boxes that one step learns from; each tensor may hold places that are not filled.
+    """Boxes to train on in one step; tensors may have unfilled places.
 
     Attributes:
         positive: Index of a box, ``(N, P)``.
@@ -146,25 +146,25 @@ def sample_boxes(
     size: tuple[int, int],
     generator: torch.Generator,
 ) -> Sample:
-    """Draw the boxes of each picture that are to learn from, as the released sampler does.
+    """Sample the boxes of each picture to train on, like the released sampler.
 
     Pairs of a box and a digit are positive if the box is the digit's best, wherever it is, or
     overlaps it by more than ``positive_iou`` and lies within the picture. Boxes are negative if
-    they lie within the picture, overlap every digit by less than ``negative_iou`` and are no
-    digit's best; in a picture without any, all that are in no positive pair. Half of the samples
-    are drawn from each kind, without replacement.
+    they lie within the picture, overlap every digit by less than ``negative_iou`` and are not the
+    best of any digit; in a picture without such boxes, all boxes in no positive pair are negative.
+    Half of the samples are drawn from each kind, without replacement.
 
-    A digit that no box overlaps has the first box for its best, as in the released code: such
-    digits, which the crop has cut off, are matched to the first anchor. Where fewer negatives are
-    left than places, the released code takes none; here all that are left are taken.
+    The best box of a digit that no box overlaps is the first box, as in the released code: such
+    digits, which the crop has cut off, are matched to the first anchor. If there are fewer
+    negatives than places, the released code takes none; here all of them are taken.
 
     Args:
-        moved: Boxes as the network has moved them, ``(N, A, 4)``.
+        moved: Boxes after the network has moved them, ``(N, A, 4)``.
         truth: Boxes of digits, ``(N, M, 4)``.
-        is_digit: Which of the latter are there, ``(N, M)``.
+        is_digit: Which of these are valid, ``(N, M)``.
         settings: Thresholds and numbers.
         size: Height and width of the picture.
-        generator: Source of the random draws.
+        generator: Random generator for sampling.
 
     Example:
         >>> moved = torch.tensor([[[10.0, 10.0, 30.0, 30.0], [40.0, 40.0, 60.0, 60.0]]])
@@ -203,7 +203,7 @@ def sample_boxes(
 
 
 def draw(is_candidate: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw up to ``count`` candidates of each row; return indices and which are there."""
+    """Draw up to ``count`` candidates of each row; return indices and a mask of valid ones."""
     n, num = is_candidate.shape
     if num == 0:
         nothing = is_candidate.new_zeros(n, count)
@@ -215,14 +215,14 @@ def draw(is_candidate: Tensor, count: int, generator: torch.Generator) -> tuple[
 
 
 def transform_loss(transforms: Tensor, targets: Tensor) -> Tensor:
-    """Return the paper's loss of transforms: the sum of t² or, where it is larger than 1, of |t|.
+    """Return the paper's loss of transforms: the sum of t² or, where |t| > 1, of |t|.
 
     It is continuous, but its slope falls from 2 to 1 at |t| = 1; the usual smooth L1 has t²/2 and
     |t| - 1/2.
 
     Args:
-        transforms: What the network says, ``(..., 4)``.
-        targets: What it should say, of the same shape.
+        transforms: Output of the network, ``(..., 4)``.
+        targets: Targets, of the same shape.
 
     Returns:
         Losses of shape ``(...)``.
@@ -236,13 +236,13 @@ def transform_loss(transforms: Tensor, targets: Tensor) -> Tensor:
 
 
 def mean_of(values: Tensor, is_there: Tensor) -> Tensor:
-    """Return the mean over those values of each picture that are there, then over the pictures.
+    """Return the mean over the valid values of each picture, then over the pictures.
 
-    Pictures without any count as 0. A batch has the mean of what its pictures have alone.
+    Pictures without valid values count as 0. So a batch has the mean of its single pictures.
 
     Args:
         values: Numbers of shape ``(N, P)``.
-        is_there: Which of them count, ``(N, P)``.
+        is_there: Which of them are valid, ``(N, P)``.
     """
     count = is_there.sum(dim=1).clamp(min=1)
     means: Tensor = torch.where(is_there, values, 0.0).sum(dim=1) / count
@@ -251,7 +251,7 @@ def mean_of(values: Tensor, is_there: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Proposals:
-    """Where something is, the likeliest first.
+    """Proposed boxes, most probable first.
 
     Attributes:
         boxes: Boxes of shape ``(N, P, 4)``.
@@ -266,7 +266,7 @@ class Proposals:
 
 @dataclass(frozen=True)
 class ProposalLosses:
-    """What a step tells of the region proposal network.
+    """Losses of the region proposal network in a step.
 
     Attributes:
         box: Loss of the transforms of positive boxes.
@@ -280,16 +280,16 @@ class ProposalLosses:
 
 
 class RegionProposalNetwork(nn.Module):
-    """Score and move the anchors of a feature map.
+    """Scores and moves the anchors of a feature map.
 
-    The paper's CoordConv version sees coordinates in three places, of which two are here: before
-    the shared convolution and before the box mover's last. The third is the picture's.
+    The paper's CoordConv version sees coordinates in three places, two of which are here: before
+    the shared convolution and before the box mover's last. The third is at the picture.
 
     Args:
         in_channels: Channels of the feature map.
-        settings: How proposals are learned and chosen.
-        coords: ``"all"`` for the paper's places; with ``"first"``, which tells the backbone alone,
-            and ``"none"`` there are none here.
+        settings: How proposals are trained and selected.
+        coords: ``"all"`` for the paper's places; with ``"first"``, which is for the backbone only,
+            and ``"none"``, this network sees no coordinates.
         stride: Pixels between the middles of two features.
         offset: Middle of the first feature, in pixels.
 
@@ -320,7 +320,7 @@ class RegionProposalNetwork(nn.Module):
         self.scorer = ConvBackbone(32, (ConvSpec(2 * len(ANCHOR_SIZES), 1, activation="none"),))
 
     def start_at_anchors(self) -> None:
-        """Let the untrained network leave every anchor where it is, as the paper's does."""
+        """Make the untrained network leave every anchor where it is, as in the paper."""
         for parameter in self.mover[1].parameters():
             nn.init.zeros_(parameter)
 
@@ -340,13 +340,13 @@ class RegionProposalNetwork(nn.Module):
         ).to(features.device)
 
     def move(self, anchors: Tensor, transforms: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return the anchors moved, and pulled into a picture of this height and width if asked."""
+        """Return the anchors moved and, with ``clip``, pulled into a picture of ``size``."""
         moved = decode(anchors, transforms)
         return pull_inside(moved, *size) if self.settings.clip else moved
 
     @torch.no_grad()
     def propose(self, moved: Tensor, logits: Tensor) -> Proposals:
-        """Return the best of the moved anchors that do not overlap too much."""
+        """Return the best moved anchors after non-maximum suppression."""
         scores = logits.softmax(dim=2)[..., 0]
         kept, is_there = nms(moved, scores, self.settings.nms_iou, self.settings.proposals)
         return Proposals(pick(moved, kept), scores.gather(1, kept), is_there)
@@ -364,9 +364,9 @@ class RegionProposalNetwork(nn.Module):
         Args:
             features: Feature map of the pictures.
             truth: Boxes of digits, ``(N, M, 4)``.
-            is_digit: Which of them are there, ``(N, M)``.
+            is_digit: Which of them are valid, ``(N, M)``.
             size: Height and width of the pictures.
-            generator: Source of the random draws.
+            generator: Random generator for sampling.
         """
         transforms, logits = self(features)
         anchors = self.anchors(features).expand_as(transforms)
@@ -376,7 +376,7 @@ class RegionProposalNetwork(nn.Module):
                 target = pull_inside(truth, *size)
             sample = sample_boxes(moved, target, is_digit, self.settings, size, generator)
         start = pick(anchors, sample.positive)
-        # What stands in an unfilled place may have no area, whose logarithm is no number.
+        # A box in an unfilled place may have no area, whose logarithm is not finite.
         matched = torch.where(sample.has_positive.unsqueeze(2), pick(truth, sample.truth), start)
         box = transform_loss(pick(transforms, sample.positive), encode(start, matched))
         chosen = torch.cat([sample.positive, sample.negative], dim=1)
@@ -394,7 +394,7 @@ class RegionProposalNetwork(nn.Module):
 
 
 def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Return the overlap of each box with the one in its place; ``(..., 4)`` to ``(...)``."""
+    """Return the overlap of each box with its counterpart; ``(..., 4)`` to ``(...)``."""
     return pairwise_iou(boxes.unsqueeze(-2), others.unsqueeze(-2)).flatten(-3)
 
 

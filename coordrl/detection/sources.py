@@ -1,4 +1,4 @@
-"""Handwritten digits: the 10,000 that come with the package, or MNIST files of the user's.
+"""Handwritten digits: the 10,000 that come with the package, or the user's MNIST files.
 
 Nothing is downloaded.
 """
@@ -28,20 +28,25 @@ _SHIPPED_SHA256 = "d8870085e085c862e254ac1fd4a7b109021b7fd4ff9d6cf52ccc9f29042a0
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff"}
 _UNREADABLE = (
     *(OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, struct.error),
-    *(NotImplementedError, RuntimeError, SyntaxError, tokenize.TokenError),  # of spoiled .npz files
+    *(
+        NotImplementedError,
+        RuntimeError,
+        SyntaxError,
+        tokenize.TokenError,
+    ),  # for damaged .npz files
 )
 
 
 @dataclass(frozen=True)
 class DigitSet:
-    """Pictures of digits and what they show.
+    """Pictures of digits and their labels.
 
     Attributes:
-        images: Ink from 0 to 255, ``(N, 28, 28)``; every picture has some.
-        labels: Digits from 0 to 9, ``(N,)``.
+        images: Ink from 0 to 255, ``(N, 28, 28)``, uint8; no picture is blank.
+        labels: Digits from 0 to 9, ``(N,)``, uint8.
 
     Raises:
-        SettingsError: If it is none of that; the message says what is wrong.
+        SettingsError: If images or labels are not as described; the message says how.
     """
 
     images: Bytes
@@ -75,12 +80,12 @@ class DigitSet:
 
 @dataclass(frozen=True)
 class DigitSplit:
-    """Digits to train with, others to test with, and where they come from."""
+    """Training digits, test digits, and their source."""
 
     train: DigitSet
     test: DigitSet
     source: str
-    """What was read, for the user."""
+    """Description of the source, for the user."""
 
     @property
     def fingerprint(self) -> str:
@@ -93,19 +98,19 @@ class DigitSplit:
 
 
 def load_split(path: Path | None = None) -> DigitSplit:
-    """Read digits from what the user has, or those that come with the package.
+    """Read the user's digits, or those that come with the package.
 
-    Sources without a split of their own are split here: a tenth, at random but always the same,
-    is for testing.
+    Sources without a split of their own are split here: a tenth, chosen at random but always the
+    same, is for testing.
 
     Args:
         path: A folder with the four MNIST files in IDX format (``train-images-idx3-ubyte`` ...,
-            plain or ``.gz``); a folder with a folder of pictures for each digit, ``0`` to ``9``;
+            plain or ``.gz``); a folder with a subfolder of pictures for each digit, ``0`` to ``9``;
             or an ``.npz`` file with ``x_train, y_train, x_test, y_test``, with ``x, y`` or with
             ``images, labels``. None for the digits that come with the package.
 
     Raises:
-        SettingsError: If there is nothing of that kind, or it cannot be read.
+        SettingsError: If ``path`` is missing, of another kind, or cannot be read.
 
     Example:
         >>> digits = load_split()
@@ -144,7 +149,7 @@ def _split(digits: DigitSet) -> tuple[DigitSet, DigitSet]:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Put the path before what is wrong with it."""
+    """Add the path to error messages."""
     try:
         yield
     except SettingsError as error:
@@ -157,7 +162,7 @@ def _read_npz(path: Path) -> tuple[DigitSet, ...]:
     with path.open("rb") as file:
         arrays = np.load(file, allow_pickle=False)
         if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise SettingsError("is no .npz file; it needs named arrays such as x and y")
+            raise SettingsError("is not an .npz file; it needs named arrays such as x and y")
         for names in ("x_train y_train x_test y_test", "x y", "images labels"):
             keys = names.split()
             if set(keys) <= set(arrays.files):
@@ -197,7 +202,7 @@ def _read_idx_folder(folder: Path) -> tuple[DigitSet, ...]:
 
 
 def _with_any_suffix(folder: Path, name: str) -> Path | None:
-    # Some unpackers write a dot in place of the second dash.
+    # Some unpackers replace the second dash by a dot.
     for stem in (name, name.replace("-idx", ".idx")):
         for suffix in ("", ".gz"):
             if (folder / f"{stem}{suffix}").is_file():

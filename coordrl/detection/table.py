@@ -15,7 +15,7 @@ from coordrl.detection.training import RunResult, Stage
 TableSize = Literal["quick", "full"]
 
 PAPER_GAIN = 1.24
-"""Test IOU with coordinates over that without, "about 24 % better" in the paper's abstract."""
+"""Test IOU with coordinates over test IOU without, "about 24 % better" in the paper's abstract."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,16 @@ class Row:
     epochs: int
     learning_rate: float
     train_iou: Interval
-    """Overlap of the positive pairs learned from in the last epoch."""
+    """Overlap of the positive pairs sampled in the last epoch of training."""
     test_iou_of_pairs: Interval
-    """The same, of pairs sampled in the test pictures."""
+    """The same for pairs sampled in the test pictures."""
     best_iou: Interval
     """Overlap of each proposal with the digit that it overlaps most; the paper's test IOU."""
     mean_iou: Interval
     """Overlap of all proposals with all digits."""
     recall: Interval
     ap50: Interval | None
-    """Average precision at an overlap of 0.5, of a detector with a second stage."""
+    """Average precision at an overlap of 0.5, for a detector with a second stage."""
     ap: Interval | None
     """Average precision over overlaps from 0.50 to 0.95."""
     cpu_seconds: Interval
@@ -88,16 +88,16 @@ class Row:
 
 
 def kind(result: RunResult) -> tuple[Any, ...]:
-    """Return what runs that differ in their seed alone have in common."""
+    """Return the settings that runs share if they differ only in their seed."""
     own = result.settings
     return own.stage, own.scatter, own.proposals, own.coords, own.training
 
 
 def summarize(results: Sequence[RunResult]) -> Row:
-    """Return the row of runs that differ in their seed alone.
+    """Return the row of runs that differ only in their seed.
 
     Raises:
-        ValueError: If there is no run, or the runs are not of one kind.
+        ValueError: If there is no run, the runs are not of one kind, or two have the same seed.
     """
     if len({kind(result) for result in results}) != 1:
         raise ValueError(f"a row needs runs of one kind, got {[kind(own) for own in results]}")
@@ -135,30 +135,30 @@ def summarize(results: Sequence[RunResult]) -> Row:
 
 @dataclass(frozen=True)
 class Gain:
-    """Test IOU with coordinates over that without, of runs with the same anchors."""
+    """Test IOU with coordinates over test IOU without, for runs with the same anchors."""
 
     anchor_layout: AnchorLayout
     coords: Coords
     learning_rates: tuple[float, float]
-    """Step sizes of the arms without and with coordinates."""
+    """Learning rates of the arms without and with coordinates."""
     seeds: tuple[int, ...]
-    """Seeds of the pairs of runs, which differ in nothing but the arm and its step size."""
+    """Seeds of the pairs of runs, which differ only in the arm and its learning rate."""
     left_out: int
-    """Pairs without a ratio: the proposals of one of the two cover nothing, or there are none."""
+    """Pairs without a ratio: one of the two has no proposals, or they overlap no digit."""
     ratio: Interval
 
 
 def gains(results: Sequence[RunResult]) -> list[Gain]:
-    """Return the gain of each kind of proposal detector over its like without coordinates.
+    """Return the gain of each kind of proposal detector over its counterpart without coordinates.
 
-    Where step sizes were swept, the gain of each arm's best follows: the step size of the greatest
-    test IOU with the first seed, which favors neither arm. The mean is that of ratios.
+    If learning rates were swept, the gain between each arm's best follows: the learning rate with
+    the greatest test IOU of the first seed, which favors neither arm. Means are of ratios.
     """
     curves: dict[tuple[Any, Coords], dict[float, dict[int, float]]] = {}
     for result in results:
         own = result.settings
         if own.stage == "rpn":
-            # But for the arm and its step size, runs that are compared are alike.
+            # Runs that are compared differ only in the arm and its learning rate.
             shared = own.proposals, own.scatter, replace(own.training, learning_rate=1.0)
             rates = curves.setdefault((shared, own.coords), {})
             by_seed = rates.setdefault(own.training.learning_rate, {})
@@ -192,7 +192,7 @@ def _best_rate(rates: Mapping[float, Mapping[int, float]]) -> float:
 
 
 def to_markdown(results: Sequence[RunResult]) -> str:
-    """Write the rows of runs, in the order in which their kinds come, and the gains under them."""
+    """Write the rows of runs, in the order of their kinds, and the gains under them."""
     rows = rows_of(results)
     heads = [
         *("stage", "pictures", "anchors", "coords", "parameters", "seeds", "epochs", "step size"),
@@ -239,7 +239,7 @@ def to_markdown(results: Sequence[RunResult]) -> str:
 
 
 def rows_of(results: Sequence[RunResult]) -> list[Row]:
-    """Return a row for each kind of run, in the order in which the kinds come."""
+    """Return a row for each kind of run, in the order of first appearance."""
     groups: dict[tuple[Any, ...], list[RunResult]] = {}
     for result in results:
         groups.setdefault(kind(result), []).append(result)
@@ -247,7 +247,7 @@ def rows_of(results: Sequence[RunResult]) -> list[Row]:
 
 
 def to_json(results: Sequence[RunResult]) -> dict[str, Any]:
-    """Return rows, gains and every run as what JSON can hold."""
+    """Return rows, gains and every run as JSON types."""
     return {
         "rows": [asdict(row) for row in rows_of(results)],
         "gains": [asdict(gain) for gain in gains(results)],

@@ -1,7 +1,7 @@
-"""Training a detector: settings, one run, and what is measured on the way.
+"""Training a detector: settings, one run, and its evaluations.
 
-All pictures are made on the device before the run starts, and stay there as bytes. Time is counted
-for training alone: evaluations stop the clocks.
+All pictures are made on the device before the run starts, and stay there as bytes. Only training
+time is counted: evaluations stop the clocks.
 """
 
 import math
@@ -49,23 +49,23 @@ class Recipe:
     """How a detector is trained. The authors' settings are not known; these are ours.
 
     Raises:
-        ValueError: If a number is outside its range.
+        ValueError: If a number is out of range.
     """
 
     optimizer: Literal["adam", "sgd"] = "adam"
     """Adam, or the released code's default, SGD with momentum 0.9."""
     learning_rate: float = 1e-3
-    """Step size at the start."""
+    """Initial learning rate."""
     decay: Literal["none", "cosine"] = "cosine"
-    """The step size later: the same, or half a cosine down to 0 at the end."""
+    """Schedule of the learning rate: constant, or half a cosine to 0 at the end."""
     batch_size: int = 16
-    """Pictures in a step; the released code takes one. The last ones of an epoch that fill no batch
-    are left out."""
+    """Pictures in a step; the released code takes one. An incomplete last batch of an epoch is
+    dropped."""
     epochs: int = 10
     """Passes over the training pictures, with an evaluation after each."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Type that convolutions and matrix products of a step are computed in; boxes and losses are in
-    float32. An eighth less processor time where the CPU has bfloat16."""
+    """Type of convolutions and matrix products in a step; boxes and losses are in float32. bfloat16
+    takes an eighth less processor time if the CPU supports it."""
 
     def __post_init__(self) -> None:
         take_types(self)
@@ -74,7 +74,7 @@ class Recipe:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
 
     def learning_rate_at(self, fraction: float) -> float:
-        """Return the step size when a fraction in [0, 1] of all steps is over.
+        """Return the learning rate when a fraction in [0, 1] of all steps is over.
 
         Example:
             >>> Recipe(learning_rate=1.0).learning_rate_at(0.5)
@@ -87,7 +87,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class DetectorSettings:
-    """Everything that decides a run; two runs with equal settings are the same run."""
+    """All settings of a run; two runs with equal settings are the same run."""
 
     stage: Stage = "rpn"
     """The paper's region proposal network alone, or a whole Faster R-CNN."""
@@ -125,7 +125,7 @@ def load_detector_settings(
     own = [
         Override(key, value, f"{path}, [{stage}]")
         for key, value in table.items()
-        if key != "sweep"  # which is about many runs
+        if key != "sweep"  # for many runs
     ]
     fixed = Override("stage", stage, "the command line")
     return load_settings(DetectorSettings, overrides=(*own, *overrides, fixed))
@@ -148,7 +148,7 @@ def read_table(path: Path, stage: Stage) -> dict[str, Any]:
 
 
 class DivergedError(RunError):
-    """The loss of a run is no number any more."""
+    """The loss of a run is no longer finite."""
 
 
 @dataclass(frozen=True)
@@ -156,31 +156,30 @@ class Evaluation:
     """One point of a learning curve."""
 
     step: int
-    """Steps of the optimizer until here."""
+    """Optimizer steps so far."""
     cpu_seconds: float
-    """Processor time of training until here, over all threads."""
+    """Processor time of training so far, over all threads."""
     loss: float
     """Mean training loss of the epoch."""
     train_iou: float
-    """Mean overlap of the positive pairs that were learned from in the epoch: the paper's training
-    IOU."""
+    """Mean overlap of the positive pairs sampled in the epoch: the paper's training IOU."""
     test: Mapping[str, float]
-    """What :func:`evaluate` returns for the test pictures."""
+    """Result of :func:`evaluate` for the test pictures."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came of a run.
+    """Result of a run.
 
     Attributes:
-        settings: What was run.
+        settings: Settings of the run.
         parameters: Trainable parameters of the detector.
-        source: Where the digits come from.
+        source: Source of the digits.
         curve: All evaluations; the last one is the result.
         test_iou_of_pairs: Mean overlap of sampled positive pairs in the test pictures.
         threads: Threads of PyTorch.
-        device: Where it was trained.
-        made_on: The machine, and the PyTorch.
+        device: Device that it was trained on.
+        made_on: The machine and the PyTorch version.
     """
 
     settings: DetectorSettings
@@ -193,29 +192,29 @@ class RunResult:
     made_on: str = field(default_factory=made_on)
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as what JSON can hold."""
+        """Return everything as JSON types."""
         return asdict(self)
 
 
 class Run(ResumableRun):
-    """One training run, which can stop after any step and go on in another process.
+    """One training run, which can stop after any step and resume in another process.
 
     Args:
-        settings: What to run.
-        digits: What the pictures are made of.
-        device: Where to run it.
-        folder: Where to keep checkpoints; the run goes on from the newest one there. None keeps
-            none.
+        settings: Settings of the run.
+        digits: Digits that the pictures are made of.
+        device: Device of the run.
+        folder: Folder of the checkpoints; the run continues from the newest. If None, no
+            checkpoints are kept.
 
     Attributes:
-        detector: The detector in training.
-        train_scenes: Pictures to train with.
-        test_scenes: Pictures to test with.
-        curve: Evaluations so far, one an epoch.
+        detector: The detector being trained.
+        train_scenes: Training pictures.
+        test_scenes: Test pictures.
+        curve: Evaluations so far, one per epoch.
 
     Raises:
-        SettingsError: If there are too few pictures, or a second stage is to be measured and
-            faster-coco-eval is not installed.
+        SettingsError: If there are too few pictures, no detector can be built, or there is a second
+            stage and faster-coco-eval is not installed.
     """
 
     def __init__(
@@ -255,7 +254,7 @@ class Run(ResumableRun):
             )
         except ValueError as error:
             raise SettingsError(f"no detector can be built so: {error}") from error
-        # Channels last: a tenth less processor time on a CPU, and what tensor cores want.
+        # Channels last: a tenth less processor time on a CPU, and the layout of tensor cores.
         self.detector: FasterRCNN = detector.to(
             device=self.device, memory_format=torch.channels_last
         )  # type: ignore[call-overload]  # the stub lacks memory_format
@@ -267,12 +266,12 @@ class Run(ResumableRun):
 
     @property
     def step(self) -> int:
-        """Steps of the optimizer so far."""
+        """Optimizer steps so far."""
         return self._clock.step
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of the optimizer in an epoch."""
+        """Optimizer steps in an epoch."""
         return len(self.train_scenes) // self.settings.training.batch_size
 
     @property
@@ -286,15 +285,15 @@ class Run(ResumableRun):
         stop: StopRequest | None = None,
         on_step: Callable[["Run"], None] | None = None,
     ) -> RunResult:
-        """Train to the end, and judge the detector.
+        """Train to the end, and evaluate the detector.
 
         Args:
-            stop: Ask it after each step whether to stop.
+            stop: Checked after each step for a request to stop.
             on_step: Called after each step, outside of the counted time.
 
         Raises:
-            DivergedError: If the loss is no number; the last checkpoint is kept.
-            Interrupted: If asked to stop; the run can go on.
+            DivergedError: If the loss is not finite; the last checkpoint is kept.
+            Interrupted: If asked to stop; the run can be resumed.
         """
         self._train(stop, on_step)
         self._save()
@@ -395,11 +394,11 @@ _PICTURES_AT_ONCE = 50
 
 
 def evaluate(detector: FasterRCNN, scenes: Scenes) -> dict[str, float]:
-    """Return what is measured of a detector.
+    """Evaluate a detector on scenes.
 
     Returns:
-        What :func:`~coordrl.detection.metrics.proposal_metrics` says of its proposals and, with a
-        second stage, :func:`~coordrl.detection.metrics.average_precision` of its detections.
+        Its :func:`~coordrl.detection.metrics.proposal_metrics` and, with a second stage, its
+        :func:`~coordrl.detection.metrics.average_precision`.
     """
     proposals, detections = find(detector, scenes)
     metrics = proposal_metrics(proposals, scenes, clip_truth=detector.rpn.settings.clip)
