@@ -1,4 +1,4 @@
-"""Measure what coordrl costs beside its peers: ours and theirs in turn, in one run.
+"""Measure the costs of coordrl and its peers, in turn and in one run.
 
     python scripts/benchmark.py layers --json benchmarks/layers.json
     python scripts/benchmark.py generators --json benchmarks/generators.json
@@ -9,14 +9,14 @@
     python scripts/benchmark.py emulator --json benchmarks/emulator.json
     python scripts/benchmark.py cuda --json benchmarks/cuda.json
 
-Costs are CPU seconds of the process that works, so that other work on the machine distorts them
-little. What it does distort, it distorts for all contestants, because they take turns: ratios are
-trustworthy where times are not. A ratio is the median over the turns (where calls differ, as in
-games, that of all calls together), beside the quartiles. Only cuda and device tell the
-time, that of an otherwise idle GPU.
+Costs are CPU seconds of the working process, so that other work on the machine affects them little.
+What effect it has is the same for all contestants, because they take turns: ratios are reliable
+where times are not. A ratio is the median over the turns (where calls differ, as in games, the
+ratio of all calls together), with the quartiles. Only cuda and device measure wall-clock time, of
+an otherwise idle GPU.
 
-Ctrl-C ends a measurement. What it had measured is printed, and kept beside the record, as
-cuda.stopped.json for cuda.json; the record itself is only replaced by a whole one.
+Ctrl-C ends a measurement. The rows so far are printed, and kept beside the record, as
+cuda.stopped.json for cuda.json; only a complete record replaces the record itself.
 """
 
 import itertools
@@ -53,7 +53,7 @@ BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
     "cuda": Cuda,
 }
 
-# What is told in a sentence.
+# Errors that are reported in one sentence.
 _TOLD = (UserError, gymnasium.error.Error, torch.OutOfMemoryError)
 
 
@@ -90,9 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(benchmark: Benchmark, console: Console) -> tuple[list[Row], Exception | None]:
-    """Measure, and return the rows, and what ended that early, if anything: a signal, or an error.
+    """Measure, and return the rows and the signal or error that ended it early, if any.
 
-    What was measured until then may have taken an hour.
+    The rows are returned in any case: they may have taken an hour.
     """
     rows: list[Row] = []
     try:

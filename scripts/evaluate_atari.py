@@ -1,4 +1,4 @@
-"""Say how well an agent plays: whole games, the game's own points, with an interval.
+"""Evaluate how well an agent plays: whole games, the game's own points, with an interval.
 
 python scripts/evaluate_atari.py agents/Pong-ppo-all-s0 --episodes 30
 python scripts/evaluate_atari.py downloaded.zip --env Breakout --trust-pickle --video game.mp4
@@ -49,7 +49,7 @@ class Arguments:
     episodes: int = 100
     """Games for each policy."""
     policy: Literal["both", "stochastic", "deterministic"] = "both"
-    """Draw actions from the policy, take the likeliest one, or report both."""
+    """Sample actions from the policy, take the likeliest one, or report both."""
     protocol: Protocol | None = None
     """Rules: SB3's and the zoo's, or Machado et al. (2018); those of the training by default."""
     seed: int = 0
@@ -59,15 +59,15 @@ class Arguments:
     threads: int | None = None
     """Threads of the network on the CPU, and of the games; all cores by default."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network runs; auto takes the GPU if there is one."""
+    """Device of the network; auto takes the GPU if there is one."""
     rom_path: Path | None = None
     """ROM image of the game, or a folder with it; sets ALE_ROMS_DIR. Those in ale-py by default."""
     video: Path | None = None
-    """Film a game (.mp4 or .gif), by drawn actions unless --policy deterministic."""
+    """Film a game (.mp4 or .gif), with sampled actions unless --policy deterministic."""
     video_seconds: float = 300.0
-    """End the film after so many seconds, if the game lasts longer."""
+    """End the film after this many seconds, if the game lasts longer."""
     json: Path | None = None
-    """Write everything that was measured as JSON."""
+    """Write all results as JSON."""
     trust_pickle: tyro.conf.FlagCreatePairsOff[bool] = False
     """Open a zip, which runs the code that is pickled in it."""
 
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def refuse_what_fails_late(arguments: Arguments) -> None:
-    """Raise an AgentError for what would be noticed only after all games are played, or never."""
+    """Raise an AgentError for mistakes that would be noticed only after all games, or never."""
     for name in ("episodes", "num_envs", "threads"):
         number = getattr(arguments, name)
         if number is not None and number < 1:
@@ -120,7 +120,7 @@ def refuse_what_fails_late(arguments: Arguments) -> None:
 
 
 def require_places(arguments: Arguments) -> None:
-    """Raise an AgentError, or a RunError, where results cannot be written, or would cost others."""
+    """Raise an AgentError or a RunError if results cannot be written or would replace others."""
     if arguments.json is not None and arguments.json == arguments.video:
         raise AgentError(f"--json and --video would both be {arguments.json}; name two files")
     agent = arguments.agent.resolve()
@@ -201,7 +201,7 @@ def print_table(results: Sequence[EvaluationResult], title: str) -> None:
     for name, cell in rows.items():
         table.add_row(name, *(cell(result) for result in results))
     console = Console()
-    with console.capture() as text:  # rich would end the process where nobody reads any more
+    with console.capture() as text:  # rich would end the process if the reader is gone
         console.print(table)
     with reader_may_leave():
         print(text.get(), end="")

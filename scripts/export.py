@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for target, export in targets:
             if target is not None:
                 difference = export(scores, example, target, dynamic=arguments.dynamic)
-                with reader_may_leave():  # and get the other file all the same
+                with reader_may_leave():  # the other file is still written then
                     text = f"agrees with the agent to {difference:.1e} of its largest score"
                     print(f"{target}: {text}")
     except KeyboardInterrupt:

@@ -37,7 +37,7 @@ RUNS = Path("runs")
 
 
 def shown(metavar: str, default: str) -> object:
-    """Say in the help what an option takes, and what holds without it."""
+    """Show in the help what an option takes, and its default."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"[{default}]")
 
 
@@ -45,10 +45,10 @@ def shown(metavar: str, default: str) -> object:
 class Arguments:
     """Train an agent to play an Atari game, with CoordConv and Stable-Baselines3.
 
-    Everything that is not given here comes from a TOML file in configs/, which fits the algorithm
-    and the device: on a GPU, games, rollouts and updates all stay there; on the CPU they are the
-    settings of rl-baselines3-zoo, or, for PPO, a recipe for two cores. Ctrl-C saves the run, and
-    --resume goes on with it. Under torchrun several GPUs or hosts train one agent.
+    All other settings come from the TOML file in configs/ for the algorithm and the device: on a
+    GPU, games, rollouts and updates all stay there; on the CPU they are the settings of
+    rl-baselines3-zoo, or, for PPO, a recipe for two cores. Ctrl-C saves the run, and --resume
+    continues it. Under torchrun several GPUs or hosts train one agent.
     """
 
     env: Annotated[str | None, shown("GAME", "Pong")] = None
@@ -66,7 +66,7 @@ class Arguments:
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, shown("{auto,cpu,cuda}", "auto")] = (
         None
     )
-    """Where the network lives; auto takes the GPU if there is one."""
+    """Device of the network; auto takes the GPU if there is one."""
     threads: Annotated[int | None, shown("THREADS", "all cores")] = None
     """Threads of the network on the CPU, and of the games it learns from there."""
     protocol: Annotated[Protocol | None, shown("{classic,machado}", "classic")] = None
@@ -82,19 +82,19 @@ class Arguments:
     run_dir: Annotated[Path | None, shown("FOLDER", "runs/<game>-<algo>-<coords>-s<seed>")] = None
     """Run folder."""
     resume: Switch = False
-    """Go on with the run in the run folder."""
+    """Continue the run in the run folder."""
     track: Annotated[
         Literal["tensorboard", "wandb", "none"] | None,
         shown("{tensorboard,wandb,none}", "tensorboard"),
     ] = None
-    """Where the learning curves are shown."""
+    """Tracker that shows the learning curves."""
     rom_path: Annotated[Path | None, shown("PATH", "those in ale-py")] = None
     """ROM image of the game, or a folder with it; sets ALE_ROMS_DIR."""
     profile: Switch = False
     """At the end, print where the time went."""
 
     def overrides(self) -> list[Override]:
-        """Return the settings that were given, the strongest last."""
+        """Return the settings that were given; later ones win."""
         flags = {
             "run.game": ("--env", self.env),
             "run.algo": ("--algo", self.algo),
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"train_atari.py: {error}", file=sys.stderr)
         return 2
     if not is_first():
-        return 0  # torchrun would end the first, which may still be saving the agent
+        return 0  # or torchrun would end rank 0, which may still be saving the agent
     with reader_may_leave():
         report(result)
     return 0 if result.signal_number is None else 128 + result.signal_number

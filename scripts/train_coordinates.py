@@ -26,7 +26,7 @@ from coordrl.devices import use_device
 class Arguments(ExperimentArguments):
     """Train on a coordinate task over several seeds, or make the table of all of them.
 
-    A run that was stopped goes on where it was, one that is finished is not repeated.
+    Stopped runs continue where they were; finished runs are not repeated.
     """
 
     task: TaskName = "classification"
@@ -34,7 +34,7 @@ class Arguments(ExperimentArguments):
     model: Model = "coordconv"
     """The paper's CoordConv net, its baseline without coordinates, or our sturdier variant."""
     split: Split = "uniform"
-    """Which places are held back for testing."""
+    """Split that decides which places are held back for testing."""
     input_scale: InputScale = "unit"
     """Places as numbers in [-1, 1] like the coordinates, or as pixels like the released code."""
     sweep: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -42,8 +42,8 @@ class Arguments(ExperimentArguments):
     table: TableSize | None = None
     """Make the table of all tasks instead: quick (one seed, all cut short) or full."""
     max_seconds: float | None = None
-    """Processor seconds after which a run is cut short; in the table, a baseline, or one that is
-    given places as pixels."""
+    """Processor seconds after which a run is cut short; in the table, only baselines and runs that
+    see places as pixels are."""
     config: Path = Path(__file__).parents[1] / "configs" / "coordinates.toml"
     """Settings of each task and model."""
     out: Path = Path("runs/coordinates")

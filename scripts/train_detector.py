@@ -25,7 +25,7 @@ from coordrl.devices import use_device
 class Arguments(ExperimentArguments):
     """Train a detector over several seeds, or make the table of all arms.
 
-    A run that was stopped goes on where it was, one that is finished is not repeated.
+    Stopped runs continue where they were; finished runs are not repeated.
     """
 
     coords: Coords = "all"
@@ -33,8 +33,8 @@ class Arguments(ExperimentArguments):
     stage: Stage = "rpn"
     """The paper's region proposal network alone, or a whole Faster R-CNN."""
     anchors: AnchorLayout | None = None
-    """Around each feature, as in Faster R-CNN, or where the released code puts them; the
-    configuration's if not given."""
+    """Layout of the anchors: around each feature, as in Faster R-CNN, or where the released code
+    puts them; the configuration's if not given."""
     table: TableSize | None = None
     """Make the table of all arms instead: quick (one seed, cut short) or full."""
     mnist: Path | None = None

@@ -1,4 +1,4 @@
-"""Ask whether a CoordConv harms a classifier of handwritten digits: two arms, paired over seeds.
+"""Test whether a CoordConv harms a classifier of handwritten digits: two arms, paired over seeds.
 
 python scripts/train_digits.py
 python scripts/train_digits.py --seeds 10 --set epochs=20
@@ -29,7 +29,7 @@ from coordrl.recognition import (
 class Arguments:
     """Train a small ResNet with and without the paper's CoordConv layer, and compare.
 
-    A run that is finished is not repeated.
+    Finished runs are not repeated.
     """
 
     seeds: int = 5

@@ -26,7 +26,7 @@ from coordrl.generative.table import ARMS, TableSize
 class Arguments(ExperimentArguments):
     """Train a GAN or a VAE over several seeds, or make the table of all of them.
 
-    A run that was stopped goes on where it was, one that is finished is not repeated.
+    Stopped runs continue where they were; finished runs are not repeated.
     """
 
     model: Model = "gan"
@@ -34,7 +34,7 @@ class Arguments(ExperimentArguments):
     coords: Literal["none", "all", "both"] = "all"
     """The paper's baseline without coordinates, its CoordConv networks, or one after the other."""
     objective: ObjectiveName = "r3gan"
-    """What generator and discriminator want: the paper's loss, or R3GAN's; GANs only."""
+    """Loss of generator and discriminator: the paper's or R3GAN's; GANs only."""
     data: str = "clevr"
     """Two-object Sort-of-Clevr (clevr), LSUN's bedrooms in bedroom_train_lmdb (lsun), or a folder
     of pictures or with an LMDB."""

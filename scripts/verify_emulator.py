@@ -1,4 +1,4 @@
-"""Hold our Atari to ale-py's, byte for byte: frame by frame, or step by step.
+"""Compare our Atari with ale-py's, byte for byte: frame by frame, or step by step.
 
     python scripts/verify_emulator.py --games all --frames 20000
     python scripts/verify_emulator.py --games pong,klax --vector --steps 5000
@@ -8,13 +8,13 @@
 Frames: RAM, screen, reward, lives, game over and counters after every frame of random, held,
 fire-heavy and one-direction actions, with every seed, with and without sticky actions, in games
 that are broken off and in whole ones. --modes plays every mode with every difficulty. Steps
-(--vector): observations, rewards, flags, lives and counters of whole environments over a grid
-of settings with both autoreset modes. On a GPU
-(--device cuda): the GPU's environments beside the CPU's, whole states included.
+(--vector): observations, rewards, flags, lives and counters of whole environments over a grid of
+settings with both autoreset modes. On a GPU (--device cuda): the GPU's environments compared with
+the CPU's, whole states included.
 
-The first difference of a game is named with the frame, the byte and the registers that differ, and
-both sides; the exit status is 1 if there was any. The record is written after every game: games
-that were compared in the same way stay in it, and with --resume they are not compared again.
+The first difference of a game is reported with the frame, the byte and the registers that differ,
+and both values; the exit status is 1 if there was any. The record is written after every game:
+games that were compared in the same way stay in it, and with --resume they are not compared again.
 """
 
 import os
@@ -57,10 +57,10 @@ class Options:
     rom_path: Path | None = None
     """Folder with the ROM images; sets ALE_ROMS_DIR. Those in ale-py by default."""
     json: Path | None = None
-    """Add the results to this file. Those of other games that were compared in the same way stay
-    in it, and those of another kind of comparison."""
+    """Add the results to this file. Results of other games that were compared in the same way, and
+    of other kinds of comparison, stay in it."""
     resume: bool = False
-    """With --json: do not compare again what is in there already, compared in the same way."""
+    """With --json: skip games that are in the file already, compared in the same way."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

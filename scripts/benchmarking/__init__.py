@@ -1,1 +1,1 @@
-"""What scripts/benchmark.py measures, a module for each kind of thing."""
+"""The benchmarks of scripts/benchmark.py, one module for each kind."""

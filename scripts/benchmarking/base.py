@@ -1,4 +1,4 @@
-"""What scripts/benchmark.py needs of a benchmark."""
+"""The interface of a benchmark to scripts/benchmark.py."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -16,24 +16,24 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What every benchmark has. A new one is a subclass, and a line in scripts/benchmark.py."""
+    """Base of all benchmarks. A new one is a subclass, and a line in scripts/benchmark.py."""
 
     plays: ClassVar[bool] = True
-    """Measures our emulator, or what trains with it."""
+    """Whether it uses our emulator."""
 
     least: ClassVar[Mapping[str, float]] = {"seconds": 0}
-    """The least that options may be."""
+    """Least values of options."""
 
     json: Path | None = None
     """File to keep the record in, with the command, the machine and the versions."""
 
     def refuse(self) -> None:
-        """Refuse what would fail, or measure nothing, later on.
+        """Reject options that would fail, or measure nothing, later on.
 
         Raises:
-            RunError: If there is no compiled emulator where one is measured, or the record cannot
-                be written.
-            SettingsError: If an option is below its least.
+            RunError: If the compiled emulator is needed but missing, or the record cannot be
+                written.
+            SettingsError: If an option is below its least value.
         """
         if self.plays and not available():
             raise RunError(unavailable_reason())
@@ -51,5 +51,5 @@ class Benchmark:
         raise NotImplementedError
 
     def summary(self, rows: list[Row]) -> Row:
-        """Return what the rows come to."""
+        """Return a summary of the rows."""
         raise NotImplementedError

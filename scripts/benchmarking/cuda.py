@@ -1,4 +1,4 @@
-"""What a GPU does for Atari, beside the targets and what CuLE has published."""
+"""Atari on a GPU, compared with our targets and CuLE's published numbers."""
 
 import dataclasses
 import itertools
@@ -23,24 +23,24 @@ from coordrl.envs import canonical_game, games
 
 @dataclass(frozen=True)
 class Cuda(Benchmark):
-    """What a GPU does for Atari, beside the targets and what CuLE and stock SB3 do.
+    """Atari on a GPU, compared with our targets, CuLE and stock SB3.
 
-    The emulator alone, observations included: every environment plays random actions of the classic
-    protocol; a step is timed on the device, as the mean of a number of steps, with no other work
-    between them. Then training, as device measures it. Frames are the emulator's, four to a
+    First the emulator alone, including observations: every environment plays random actions of the
+    classic protocol; a step is timed on the device, as the mean of several steps with no other work
+    between them. Then training, as in the benchmark device. Frames are the emulator's, four per
     step.
     """
 
     least: ClassVar[Mapping[str, float]] = {
         **{"num_envs": 1, "warm_up": 0, "steps": 1, "threads": 1, "spare_bytes": 0},
-        "turns": 2,  # so that there are quartiles
+        "turns": 2,  # needed for quartiles
     }
 
     games: tuple[str, ...] = ()
     """Games to play, as Gymnasium spells them; all of the Atari-57 set if empty."""
     together: bool = False
-    """Play them side by side in one batch, in equal parts, with all 18 actions (which Skiing does
-    not have)."""
+    """Play them together in one batch, in equal parts, with all 18 actions (which Skiing does not
+    have)."""
     num_envs: tuple[int, ...] = (4096, 65536)
     """Environments that are played at the same time."""
     warm_up: int = 100
@@ -50,14 +50,14 @@ class Cuda(Benchmark):
     turns: int = 5
     """Turns of each row."""
     threads: tuple[int, ...] = ()
-    """Environments of a block: one row for each number, or one with what the emulator chooses."""
+    """Environments per block: one row for each number, or one row with the emulator's choice."""
     spare_bytes: tuple[int, ...] = (Occupancy.spare_bytes,)
-    """Shared memory that a block reserves, so that fewer run at a time: one row for each."""
+    """Bytes of shared memory that a block reserves, so that fewer run at once: one row for each."""
     training: bool = True
-    """Measure training as well, with what device has as defaults."""
+    """Measure training as well, with the defaults of the benchmark device."""
 
     def refuse(self) -> None:
-        """Refuse also, before anything is compiled, what no batch can be divided into."""
+        """Also reject, before compiling, numbers of environments that games cannot share evenly."""
         super().refuse()
         for batch, num_envs in itertools.product(self._batches(), self.num_envs):
             if num_envs % len(batch) != 0:
@@ -67,7 +67,7 @@ class Cuda(Benchmark):
                 )
 
     def rows(self) -> Iterator[Row]:
-        """Yield what was played, what was trained, and how both stand to the targets."""
+        """Yield the rows of playing, of training, and of both compared with the targets."""
         require_gpu()
         rows = []
         for part in (self._emulator(), DeviceTraining().rows() if self.training else ()):
@@ -77,7 +77,7 @@ class Cuda(Benchmark):
         yield from target_rows(measured_for_targets(rows))
 
     def _emulator(self) -> Iterator[Row]:
-        """Yield how long the kernels took, then each game in each number and way to spread them."""
+        """Yield the time to compile, then rows by game, number of environments and spread."""
         batches = self._batches()
         played = [game for batch in batches for game in batch]
         start = time.monotonic()
@@ -94,7 +94,7 @@ class Cuda(Benchmark):
                 }
 
     def _ways(self) -> Iterator[tuple[int, Occupancy]]:
-        """Yield how many environments are played, and how they are spread."""
+        """Yield numbers of environments, and their spreads over blocks."""
         multiprocessors = torch.cuda.get_device_properties().multi_processor_count
         for num_envs in self.num_envs:
             chosen = Occupancy.filling(num_envs, multiprocessors)
@@ -110,7 +110,7 @@ class Cuda(Benchmark):
         return [tuple(g for g in chosen if self.games or len(GAMES[g].actions(full=True)) == 18)]
 
     def summary(self, rows: list[Row]) -> Row:
-        """Return the median over the games, and how far the slowest is below it."""
+        """Return the median over the games, and the slowest game relative to it."""
         result: Row = {}
         by_way: dict[tuple[object, ...], list[float]] = {}
         for row in rows:
@@ -162,7 +162,7 @@ class Cuda(Benchmark):
 
 @dataclass(frozen=True)
 class Target:
-    """What a GPU is to reach, for one H100, and what CuLE has published (arXiv 1907.08467)."""
+    """Our target for one H100, and CuLE's published number (arXiv 1907.08467)."""
 
     name: str
     must: float
@@ -170,7 +170,7 @@ class Target:
     cule: str = ""
 
     def row(self, measured: float | None, stock: float | None) -> Row:
-        """Return what was measured beside it."""
+        """Return a row that compares the target with a measurement."""
         less = self.goal < self.must
         reached = "not measured"
         if measured is not None:
@@ -203,9 +203,9 @@ TARGETS = (
 
 
 def measured_for_targets(rows: list[Row]) -> dict[str, float]:
-    """Return what rows of :class:`Cuda` come to, by the names of targets.
+    """Return the measurements in rows of :class:`Cuda`, by the names of targets.
 
-    Of several ways to spread environments the fastest counts.
+    Of several ways to spread environments, the fastest counts.
     """
     measured: dict[str, float] = {}
     played = [row for row in rows if "threads" in row]
@@ -234,7 +234,7 @@ def measured_for_targets(rows: list[Row]) -> dict[str, float]:
 
 
 def target_rows(measured: dict[str, float]) -> Iterator[Row]:
-    """Yield a row for each target; what was not measured says so."""
+    """Yield a row for each target, also for those that were not measured."""
     for target in TARGETS:
         stock = measured.get(STOCK) if target.name == TRAINED else None
         yield target.row(measured.get(target.name), stock)

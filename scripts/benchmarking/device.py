@@ -1,4 +1,4 @@
-"""Training that stays on a device, timed, beside stock SB3 on the same machine."""
+"""Training that stays on a device, timed and compared with stock SB3 on the same machine."""
 
 import contextlib
 import itertools
@@ -30,12 +30,12 @@ from coordrl.training import load_training_settings
 class DeviceTraining(Benchmark):
     """Training that stays on a device, end to end: its rate, and its time to a return.
 
-    What scripts/train_atari.py runs with configs/<algorithm>_cuda.toml, from reset games on.
-    Making the environments and the model is not counted, nor the first updates of the rate, which
-    compile; nor are evaluations, which play on the host. One agent step is four raw frames.
+    This is the training of scripts/train_atari.py with configs/<algorithm>_cuda.toml, from reset
+    games on. Not counted are making the environments and the model, the first updates of the rate,
+    which compile, and evaluations, which play on the host. One agent step is four raw frames.
 
-    Beside it the rate of stock SB3 on the same machine, with the zoo's settings: the network on the
-    same device, each game in a process of its own.
+    It is compared with the rate of stock SB3 on the same machine, with the zoo's settings: the
+    network on the same device, each game in a process of its own.
     """
 
     least: ClassVar[Mapping[str, float]] = {
@@ -46,36 +46,37 @@ class DeviceTraining(Benchmark):
     }
 
     device: Literal["cuda", "cpu"] = "cuda"
-    """Where everything lives."""
+    """Device of everything."""
     algo: Literal["ppo", "a2c", "dqn"] = "ppo"
-    """What to train."""
+    """Algorithm to train."""
     game: str = "Pong"
     """Game to train on."""
     updates: int = 10
     """Rollouts with their updates to measure the rate over."""
     target: float | None = 18.0
-    """Mean return to train to; without one, only the rate is measured."""
+    """Mean return to train to; if None, only the rate is measured."""
     episodes: int = 30
     """Games of the evaluation that has to reach it."""
     evaluate_every: int = 10
-    """Updates between two evaluations. The games of the training itself tell too late: of thousands
-    that are played at the same time, those that end now were begun by a much weaker agent."""
+    """Updates between two evaluations. The training's own games would show it too late: of
+    thousands that are played at the same time, those that end now began with a much weaker agent.
+    """
     stock_seconds: float = 60.0
-    """To spend on stock SB3, at least; 0 leaves it out."""
+    """Least seconds to spend on stock SB3; 0 leaves it out."""
     seed: int = 0
     """Seed of weights, games and draws."""
     set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
     """Any setting by its full name, as in run.num_envs=1024."""
 
     def refuse(self) -> None:
-        """Refuse a target that no return can be compared with, too."""
+        """Also reject a target that is not a number."""
         super().refuse()
         if self.target is not None and not math.isfinite(self.target):
             raise SettingsError(f"--target must be a return, or None, got {self.target}")
 
     def rows(self) -> Iterator[Row]:
-        """Yield a row for the rate, one for the way to the target, and one for stock SB3."""
-        clock, overrides = TrainingClock(self, warm_up=3), as_in_a_long_run(self.algo)
+        """Yield a row for the rate, one for the training to the target, and one for stock SB3."""
+        clock, overrides = WallClock(self, warm_up=3), as_in_a_long_run(self.algo)
         yield clock.run("rate", lambda: clock.updates >= self.updates, *overrides)
         if clock.updates < self.updates:
             raise RunError(
@@ -83,7 +84,7 @@ class DeviceTraining(Benchmark):
                 f"of 3, and --updates asks for {self.updates}; raise the former"
             )
         if self.target is not None:
-            clock = TrainingClock(self, warm_up=0)
+            clock = WallClock(self, warm_up=0)
             yield clock.run(f"to {self.target:g}", clock.has_reached_target)
         if self.stock_seconds > 0:
             yield self._stock()
@@ -114,7 +115,7 @@ class DeviceTraining(Benchmark):
 
 
 def has_reached(row: Row, target: float) -> bool:
-    """Tell whether the last evaluation of a training was that good."""
+    """Tell whether the last evaluation in a training row reached a target."""
     found = row["mean return"]
     return isinstance(found, float) and found >= target
 
@@ -136,7 +137,7 @@ def training_row(
     }
 
 
-class TrainingClock(BaseCallback):
+class WallClock(BaseCallback):
     """Trains until a condition holds between two updates, and times it."""
 
     def __init__(self, benchmark: DeviceTraining, warm_up: int) -> None:
@@ -146,7 +147,7 @@ class TrainingClock(BaseCallback):
         self.steps_before, self.began_at = 0, 0.0
 
     def run(self, name: str, is_over: Callable[[], bool], *overrides: str) -> Row:
-        """Train, and return what was measured."""
+        """Train, and return the measured row."""
         self.is_over, chosen = is_over, self.benchmark
         config = CONFIGS / f"{chosen.algo}_cuda.toml"
         given = itertools.chain.from_iterable(chosen.set)
@@ -161,7 +162,7 @@ class TrainingClock(BaseCallback):
         self.settings = settings
         model.set_logger(Logger(None, []))
         self.began_at = time.perf_counter()
-        with contextlib.suppress(StopIteration):  # SB3's callbacks end a rollout, not between two
+        with contextlib.suppress(StopIteration):  # SB3's callbacks cannot stop between rollouts
             model.learn(settings.run.total_steps, callback=self, log_interval=None)
         env.close()
         frames = self.steps * settings.env.frame_skip
@@ -171,7 +172,7 @@ class TrainingClock(BaseCallback):
         )  # fmt: skip
 
     def has_reached_target(self) -> bool:
-        """Evaluate the agent, every now and then."""
+        """Evaluate the agent every ``evaluate_every`` updates; tell whether it is good enough."""
         target = self.benchmark.target
         if target is None or self.updates == 0 or self.updates % self.benchmark.evaluate_every != 0:
             return False
@@ -190,7 +191,7 @@ class TrainingClock(BaseCallback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.perf_counter()
-        # Without a warm-up, what the games play before the first rollout is timed as well.
+        # Without a warm-up, the staggered start of the games is timed as well.
         if self.updates > 0 or self.warm_up == 0:
             self.seconds += now - self.began_at
             self.steps += self.model.num_timesteps - self.steps_before

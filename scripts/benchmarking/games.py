@@ -1,4 +1,4 @@
-"""Atari on the CPU: our environments beside ale-py's, SB3's wrappers and EnvPool."""
+"""Atari on the CPU: our environments compared with ale-py's, SB3's wrappers and EnvPool."""
 
 import importlib.util
 import itertools
@@ -26,17 +26,17 @@ from coordrl.sb3_envs import make_sb3_env
 class Envs(Benchmark):
     """How many times as fast as its peers our environment plays Atari for Stable-Baselines3.
 
-    Over all calls together: games at random differ from call to call, and so do resets.
+    Ratios are of all calls together, since random games, and resets, differ from call to call.
 
-    All play the classic protocol at random, through SB3's VecEnv: ours; ale-py's vector environment
-    in the same adapter; the wrappers of SB3's make_atari_env; EnvPool, where it is installed,
-    without an adapter.
+    All play random actions in the classic protocol, through SB3's VecEnv: ours; ale-py's vector
+    environment in the same adapter; the wrappers of SB3's make_atari_env; and EnvPool, if it is
+    installed, without an adapter.
     """
 
     least: ClassVar[Mapping[str, float]] = {"seconds": 0, "num_envs": 1, "steps": 1}
 
     seconds: float = 10.0
-    """To spend on each row, at least."""
+    """Least seconds to spend on each row."""
     games: tuple[str, ...] = ("Pong", "Breakout", "SpaceInvaders", "MsPacman", "BeamRider")
     """Games to play, as Gymnasium spells them."""
     num_envs: tuple[int, ...] = (8, 64)
@@ -124,17 +124,17 @@ def envpool(game: str, num_envs: int) -> Player:
 class Emulators(Benchmark):
     """How many times as fast as ale-py's our vector environment is, alone, on one thread.
 
-    Both have ale-py's default settings (84x84 gray, stack 4, four frames a step, of which the last
-    two are pooled), seeds and actions, and so play the same games to the last byte. EnvPool is
-    set to the same and measured beside them where it is installed; its games are its own.
+    Both have ale-py's default settings (84x84 gray, stack 4, four frames per step, the last two of
+    which are pooled) and the same seeds and actions, so they play the same games to the last byte.
+    EnvPool, if it is installed, has the same settings, but plays games of its own.
     """
 
     least: ClassVar[Mapping[str, float]] = {"seconds": 0, "num_envs": 1, "steps": 1}
 
     seconds: float = 5.0
-    """To spend on each game, at least."""
+    """Least seconds to spend on each game."""
     games: tuple[str, ...] = ()
-    """Games to play; the 57 that agents are usually compared on if none is named."""
+    """Games to play; if empty, the 57 that agents are usually compared on."""
     num_envs: int = 8
     """Games that are played at the same time."""
     steps: int = 16
@@ -161,7 +161,7 @@ class Emulators(Benchmark):
             }
 
     def summary(self, rows: list[Row]) -> Row:
-        """Return geometric means over the games, and where the ratio is least."""
+        """Return geometric means over the games, and the least ratios with their games."""
         result: Row = {"games": len(rows)}
         for column, value in rows[0].items():
             if isinstance(value, Ratio):

@@ -32,7 +32,7 @@ def grid_of(batch: int, size: int) -> Tensor:
 def tiled(generator: CoordConvGenerator, latents: Tensor, *, whole: bool) -> Tensor:
     """Return the first layer's output, or the pictures, by the paper's definition.
 
-    The latent vector is tiled over the canvas, and the coordinates, which are kept, are appended.
+    The latent vector is tiled over the canvas, and the cached coordinates are appended.
     """
     size = generator.size
     canvas = latents[:, :, None, None].expand(-1, -1, size, size)
@@ -47,7 +47,7 @@ def tiled(generator: CoordConvGenerator, latents: Tensor, *, whole: bool) -> Ten
 
 
 def untiled(generator: CoordConvGenerator, latents: Tensor, *, whole: bool) -> Tensor:
-    """Return the same as :func:`tiled`, by a product of matrices."""
+    """Return the same as :func:`tiled`, by a matrix product."""
     first = generator.backbone[0]
     assert isinstance(first, coordrl.CoordConv2d)
     size = generator.size
@@ -65,7 +65,7 @@ def differentiate(
 
 @dataclass(frozen=True)
 class Generators(Benchmark):
-    """The paper's CoordConv generator with its latent vector tiled over the canvas, over ours.
+    """Cost of the paper's CoordConv generator with a tiled latent vector, relative to ours.
 
     Forward, and backward for the weights.
     """
@@ -75,10 +75,10 @@ class Generators(Benchmark):
     plays: ClassVar[bool] = False
 
     seconds: float = 20.0
-    """To spend on each size, at least."""
+    """Least seconds to spend on each size."""
     sizes: tuple[int, ...] = (16, 32, 64)
-    """Heights and widths of the pictures. At 64 the network is the paper's, below it as wide
-    as that of the small scales of configs/generative.toml, with 32 latent numbers."""
+    """Heights and widths of the pictures. At 64 the network is the paper's; below, it is as wide
+    as those of the small scales of configs/generative.toml, with 32 latent numbers."""
 
     def rows(self) -> Iterator[Row]:
         """Yield a row for each size."""
@@ -116,20 +116,20 @@ class Generators(Benchmark):
 
 @dataclass(frozen=True)
 class GanTraining(Benchmark):
-    """Training a GAN of configs/generative.toml: what keeping freed memory saves, and bfloat16.
+    """Training a GAN of configs/generative.toml: the savings of kept memory and of bfloat16.
 
-    Each in a process of its own: as scripts/train_gan.py does by default; with PyTorch's memory as
-    it is, see coordrl.memory; with training.precision=bfloat16.
+    Each in a process of its own: the default of scripts/train_gan.py; without keeping freed memory,
+    see coordrl.memory; and with training.precision=bfloat16.
     """
 
     plays: ClassVar[bool] = False
 
     seconds: float = 60.0
-    """To spend on each arm, at least."""
+    """Least seconds to spend on each arm."""
     scale: Scale = "small"
-    """How large pictures and networks are."""
+    """Size of pictures and networks."""
     objective: ObjectiveName = "r3gan"
-    """The loss, and what goes with it."""
+    """The loss, with its recipe."""
 
     def rows(self) -> Iterator[Row]:
         """Yield a row for each arm."""
@@ -151,7 +151,7 @@ class GanTraining(Benchmark):
             }
 
     def summary(self, rows: list[Row]) -> Row:
-        """Return how many times as many batches a CPU second is worth."""
+        """Return how many times as many batches are trained in a CPU second."""
         return ratios_of("coords", rows)
 
 

@@ -1,4 +1,4 @@
-"""CoordConv by concatenation, ours and CoordBias beside the plain convolution."""
+"""CoordConv by concatenation, ours and CoordBias, compared with the plain convolution."""
 
 import copy
 import itertools
@@ -26,12 +26,12 @@ class Case:
     ours: type[nn.Module]
     plain: type[nn.Module]
     channels: tuple[int, int]
-    """Of input and output."""
+    """Channels of input and output."""
     size: tuple[int, ...]
     arguments: dict[str, int]
     batch: int
     first: bool = False
-    """The input is the network's, and needs no gradient."""
+    """Whether this is the first layer, whose input needs no gradient."""
 
     @property
     def title(self) -> str:
@@ -108,7 +108,7 @@ CASES = [
 
 
 class Concatenating(nn.Module):
-    """The usual CoordConv: append a grid, here one that is kept for a whole batch, and convolve."""
+    """The usual CoordConv: append a grid, here cached for a whole batch, and convolve."""
 
     grid: Tensor
 
@@ -117,7 +117,7 @@ class Concatenating(nn.Module):
         in_channels, out_channels = case.channels
         self.convolution = case.plain(in_channels + len(case.size), out_channels, **case.arguments)
         grid = coordrl.coordinate_grid(*case.size).expand(case.batch, *[-1] * (len(case.size) + 1))
-        # In the input's layout, or the concatenation would have another, and be copied once more.
+        # In the input's layout, or the concatenation would have another one and be copied again.
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.register_buffer("grid", grid.contiguous(memory_format=layout))
 
@@ -131,29 +131,29 @@ class Concatenating(nn.Module):
 class Layers(Benchmark):
     """CoordConv by concatenation, ours and CoordBias, as ratios to the plain convolution.
 
-    Forward computes the coordinate map, as in training; without gradient it is remembered. All is
-    measured twice: as PyTorch starts, when memory that large tensors free returns to the system,
-    and with memory kept, as in our training (coordrl.memory).
+    Forward computes the coordinate map, as in training; without gradients it is cached. Everything
+    is measured twice: by PyTorch's default, where memory that large tensors free returns to the
+    system, and with memory kept, as in our training (coordrl.memory).
     """
 
     plays: ClassVar[bool] = False
 
     seconds: float = 5.0
-    """To spend on each layer, at least."""
+    """Least seconds to spend on each layer."""
     only: str = ""
-    """Measure the layers alone whose name and batch, as in "Nature 3, batch 32", contain this."""
+    """Measure only layers whose name and batch, as in "Nature 3, batch 32", contain this."""
     memory_formats: tuple[Literal["contiguous", "channels_last"], ...] = (
         "contiguous",
         "channels_last",
     )
     """Layouts of weights and inputs."""
     freed_memory: tuple[Literal["returned", "kept"], ...] = ("returned", "kept")
-    """What becomes of memory that tensors free. Once kept it stays so: this comes last."""
+    """What happens to memory that tensors free. Keeping it cannot be undone, so it comes last."""
     least_batch: int = 32
-    """The summary counts layers from this batch on: below, calls are too short for a layer."""
+    """Least batch of the layers in the summary: with smaller ones, calls are too short."""
 
     def rows(self) -> Iterator[Row]:
-        """Yield a row for each layer, memory format and way with freed memory."""
+        """Yield a row for each layer, memory format and treatment of freed memory."""
         orders = sorted(self.freed_memory, reverse=True), self.memory_formats, CASES
         for freed_memory, memory_format, case in itertools.product(*orders):
             if freed_memory == "kept":
@@ -198,7 +198,7 @@ class Layers(Benchmark):
             layer.zero_grad()
             layer(x).backward(gradient)
 
-        # A layer forgets its map where it learns, so those that act are others than those that do.
+        # A layer drops its cached map when it learns, so acting is measured on copies.
         acting = copy.deepcopy(layers)
         modes: dict[str, tuple[Callable[[nn.Module], object], dict[str, nn.Module]]] = {
             "forward": (lambda layer: layer(x), layers),

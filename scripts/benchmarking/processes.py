@@ -13,17 +13,17 @@ from benchmarking.ratios import take_turns
 from coordrl.files import RunError
 
 Learner = Callable[[], int]
-"""Trains for a while, and returns the number of steps it did."""
+"""Trains for a while, and returns the number of steps."""
 
 
 def train_in_turn(
     learners: Mapping[str, Callable[[], Learner]], seconds: float
 ) -> dict[str, list[float]]:
-    """Train in turn, each in a process of its own, and return the CPU seconds of a step.
+    """Train in turn, each in a process of its own, and return the CPU seconds per step.
 
     Args:
-        learners: What makes each one, in its process.
-        seconds: To spend, at least.
+        learners: Functions that make each learner, in its process.
+        seconds: Least seconds to spend.
     """
     with contextlib.ExitStack() as open_trainers:
         trainers = {
@@ -34,9 +34,9 @@ def train_in_turn(
 
 
 class Trainer:
-    """A process that trains when it is told to, with its own memory and allocator.
+    """A process that trains on request, with its own memory and allocator.
 
-    It ends with the block that it is opened for, whatever it is doing then.
+    It is ended when its ``with`` block ends, whatever it is doing then.
     """
 
     def __init__(self, make: Callable[[], Learner]) -> None:
@@ -54,7 +54,7 @@ class Trainer:
         self._process.join()
 
     def train(self) -> float:
-        """Train for a while, and return the CPU seconds of a step."""
+        """Train for a while, and return the CPU seconds per step."""
         try:
             self._connection.send("train")
             cost: float = self._connection.recv()
@@ -64,7 +64,7 @@ class Trainer:
 
 
 def serve_training(make: Callable[[], Learner], connection: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who was told to stop ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     torch.set_num_threads(1)
     learn = make()
     while True:

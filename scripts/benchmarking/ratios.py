@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as much one costs as the other."""
+    """Ratio of two costs."""
 
     value: float
-    """The median over the turns. Where calls differ in what they have to do, of all calls together.
-    """
+    """Median over the turns or, if calls differ in their work, the ratio of all calls together."""
     low: float
     """First quartile over the turns."""
     high: float
@@ -23,7 +22,7 @@ class Ratio:
     def of(
         cls, costs: Sequence[float], peers: Sequence[float], *, calls_differ: bool = False
     ) -> "Ratio":
-        """Compare costs, the n-th of which were measured in the same turn.
+        """Compare two lists of costs, which were measured in the same turns.
 
         Example:
             >>> print(Ratio.of([3, 4, 8, 4], [1, 2, 2, 1]))
@@ -46,16 +45,15 @@ Row = dict[str, str | int | float | Ratio]
 def take_turns(
     contestants: Mapping[str, Callable[[], float]], seconds: float, least: int = 5
 ) -> dict[str, list[float]]:
-    """Call the contestants in turn, and return the costs that they give, one for each turn.
+    """Call the contestants in turn, and return the costs of each, one per turn.
 
-    Each turn has an order of its own, so that none always follows the same other and finds what
-    that one has left in the processor's caches. The first calls, which build caches of ours, are
-    not counted.
+    Each turn has a different order, so that none always follows the same other one and its effect
+    on the processor's caches. The first calls, which fill our own caches, are not counted.
 
     Args:
-        contestants: What returns its cost, by name; :func:`timed` makes one of any function.
-        seconds: To spend, at least.
-        least: Turns, at least.
+        contestants: Functions that return their cost, by name; :func:`timed` makes them.
+        seconds: Least seconds to spend.
+        least: Least number of turns.
     """
     names = list(contestants)
     for name in names:
@@ -73,7 +71,7 @@ def take_turns(
 
 
 def timed(function: Callable[..., object], *arguments: object) -> Callable[[], float]:
-    """Return what calls a function with arguments, and returns the CPU seconds of the call."""
+    """Return a function that calls ``function`` and returns the CPU seconds of the call."""
 
     def call() -> float:
         start = time.process_time()
@@ -94,7 +92,7 @@ def ratios_of(key: str, rows: list[Row]) -> Row:
 
 
 def times_as_fast(costs: Mapping[str, Sequence[float]]) -> Row:
-    """Return how many times as fast as each of the others is ours, where calls differ."""
+    """Return how many times as fast as each of the others ours is, for calls that differ."""
     return {
         f"times as fast as {name}": Ratio.of(values, costs["ours"], calls_differ=True)
         for name, values in costs.items()

@@ -1,4 +1,4 @@
-"""The record of a benchmark, and the tables that are printed of it."""
+"""The record of a benchmark, and its printed tables."""
 
 import dataclasses
 import datetime
@@ -18,7 +18,7 @@ from benchmarking.ratios import Ratio, Row
 from coordrl.emulator.nvrtc import CudaError, gpu_versions
 from coordrl.records import processor, write_json
 
-# Of /proc/cpuinfo: what decides whether bfloat16 pays, which the processor's name may not tell.
+# Flags of /proc/cpuinfo that decide whether bfloat16 pays; the processor's name may not tell.
 _MATRIX_FLAGS = {"amx_tile", "amx_bf16", "avx512_bf16"}
 
 
@@ -47,7 +47,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def _gpu() -> dict[str, str | None]:
-    """Return the GPU, if any, and its versions, which layers can be measured without."""
+    """Return the GPU and its versions, if any."""
     if not torch.cuda.is_available():
         return {"gpu": None}
     try:
@@ -57,7 +57,7 @@ def _gpu() -> dict[str, str | None]:
 
 
 def write_record(path: Path, rows: list[Row], summary: Row, command: str) -> None:
-    """Write what was measured, with the command, the machine and the versions."""
+    """Write the rows and the summary, with the command, the machine and the versions."""
     record = {
         "command": command,
         "date": datetime.date.today().isoformat(),
@@ -68,14 +68,14 @@ def write_record(path: Path, rows: list[Row], summary: Row, command: str) -> Non
     write_json(record, path, default=dataclasses.asdict)
 
 
-# Columns of numbers that were chosen and not measured.
+# Columns of numbers that were chosen rather than measured.
 _CHOSEN = ("num_envs", "threads", "spare_bytes")
 
 
 def tables(rows: list[Row], width: int) -> Iterator[Table]:
-    """Yield the rows as tables of so many characters at most, in which no word is broken.
+    """Yield the rows as tables of at most ``width`` characters, without breaking words.
 
-    Where the columns do not fit into one table, the first ones, which name a row, are in each.
+    If the columns do not fit into one table, the first ones, which name a row, are repeated.
     """
     cells = {
         name: [
@@ -88,7 +88,7 @@ def tables(rows: list[Row], width: int) -> Iterator[Table]:
     names = list(
         itertools.takewhile(lambda name: name in _CHOSEN or isinstance(rows[0][name], str), cells)
     )
-    names = names[:1] if len(names) == len(cells) else names  # all are texts: the first is a name
+    names = names[:1] if len(names) == len(cells) else names  # if all are texts, only the first
     others = list(cells)[len(names) :]
     while others:
         columns = [*names, others.pop(0)]

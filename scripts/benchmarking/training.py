@@ -1,4 +1,4 @@
-"""Training through arrays of the host: stock SB3 with its wrappers, and ours."""
+"""Training through host arrays: stock SB3 with its wrappers, and ours."""
 
 import functools
 import itertools
@@ -31,15 +31,15 @@ class Training(Benchmark):
     """Training with the zoo's settings: stock SB3 and ours, each in a process of its own.
 
     Stock is make_atari_env, VecFrameStack and NatureCNN, for DQN with the zoo's single
-    environment. Ours is what scripts/train_atari.py runs with configs/<algorithm>.toml. DQN
+    environment. Ours is the training of scripts/train_atari.py with configs/<algorithm>.toml. DQN
     is measured as in the last nine tenths of a run, after its exploration. Ours keeps the memory
-    that tensors free, so stock SB3 is measured with that as well.
+    that tensors free, so stock SB3 is also measured with that.
     """
 
     seconds: float = 60.0
-    """To spend on each algorithm, at least."""
+    """Least seconds to spend on each algorithm."""
     algos: tuple[Literal["ppo", "a2c", "dqn"], ...] = ("ppo", "a2c", "dqn")
-    """What to train."""
+    """Algorithms to train."""
     game: str = "Pong"
     """Game to train on."""
 
@@ -61,7 +61,7 @@ class Training(Benchmark):
             yield row
 
     def summary(self, rows: list[Row]) -> Row:
-        """Return how many times as many steps a CPU second is worth."""
+        """Return how many times as many steps are trained in a CPU second."""
         return ratios_of("algorithm", rows)
 
 
@@ -71,7 +71,7 @@ CONTESTANTS: tuple[tuple[str, Coords | None, bool], ...] = (
     ("ours, coords none", "none", True),
     ("ours, coords all", "all", True),
 )
-"""Names, where the network sees coordinates (None: it is stock SB3's), who keeps freed memory."""
+"""Names, ``coords`` of the network (None: stock SB3's), and whether freed memory is kept."""
 
 
 def sb3_learner(algo: str, game: str, coords: Coords | None, keeps_memory: bool) -> Learner:
@@ -89,7 +89,7 @@ def sb3_learner(algo: str, game: str, coords: Coords | None, keeps_memory: bool)
 
 
 def as_in_a_long_run(algo: str) -> tuple[str, ...]:
-    """Return overrides: from the start as many updates, and as few random actions, as later on."""
+    """Return overrides that give as many updates and as few random actions as later in a run."""
     if algo != "dqn":
         return ()
     return ("algorithm.learning_starts=100", "algorithm.exploration_initial_eps=0.01")
@@ -122,7 +122,7 @@ def stock_model(
         optimizer = {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"eps": 1e-5}}
         keywords["policy_kwargs"] = optimizer
     num_envs = 1 if algo == "dqn" else settings.run.num_envs
-    env_id = f"ale_py:{game}NoFrameskip-v4"  # processes of their own have to import it, too
+    env_id = f"ale_py:{game}NoFrameskip-v4"  # makes subprocesses import ale_py, too
     env = VecFrameStack(make_atari_env(env_id, num_envs, seed=0, vec_env_cls=vec_env), 4)
     algorithm = getattr(stable_baselines3, algo.upper())
     return algorithm("CnnPolicy", env, seed=0, device=device, **keywords)
