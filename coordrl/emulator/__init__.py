@@ -6,13 +6,12 @@ compiled part of this package; :func:`available` tells whether it is there.
 
 The compiled part is a set of C++ headers that a GPU runs as well:
 
-- the chips: ``m6507``, whose ``opcodes`` are done by ``threaded`` on a CPU and by ``staged`` on a
-  GPU, ``riot``, ``tia`` and ``cartridge``;
+- the chips: ``m6507``, whose ``opcodes`` are executed by ``threaded`` on a CPU and by ``staged`` on
+  a GPU, ``riot``, ``tia`` and ``cartridge``;
 - ``console``, the board, and ``environment``, the game as ale-py plays it, by the game's ``rules``;
-- ``agent_step``, the step of an agent, and ``preprocess``, what it gets to see.
+- ``agent_step``, the step of an agent, and ``preprocess``, its observations.
 
-``host`` is what Python calls on the CPU; ``kernels.cu`` is what :mod:`coordrl.emulator.device`
-launches on a GPU.
+Python calls ``host`` on the CPU; :mod:`coordrl.emulator.device` launches ``kernels.cu`` on a GPU.
 """
 
 from coordrl.emulator.arguments import process_cpu_count

@@ -1,4 +1,4 @@
-"""Checks and defaults of what callers pass to the emulators, on the CPU and on a GPU alike."""
+"""Checks and defaults of the emulators' arguments, on the CPU and on a GPU."""
 
 import os
 from collections.abc import Sequence
@@ -8,11 +8,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 NUM_SEEDS = 2**31
-"""Seeds are less than this: ale-py keeps them in signed 32-bit numbers; negative ones mean none."""
+"""Seeds are below this: ale-py keeps them in signed 32-bit numbers, and negative ones mean none."""
 
 
 def in_range(name: str, value: int, least: int, most: int | None) -> int:
-    """Return a whole number if it lies between two, both included; ``most=None`` is no limit.
+    """Return ``value`` if it is a whole number from ``least`` to ``most``; None is no limit.
+
+    Raises:
+        ValueError: If it is out of range.
+        TypeError: If it is not a whole number.
 
     Example:
         >>> in_range("num_envs", 0, least=1, most=None)
@@ -46,7 +50,7 @@ def checked_actions(
         raise ValueError(f"actions must have shape ({num_envs},), got {chosen.shape}")
     if chosen.dtype.kind not in "iu":
         raise TypeError(f"actions must be whole numbers, got dtype {chosen.dtype}")
-    # Without a sign what is negative is large, and there is one limit to compare with.
+    # Unsigned, negative numbers are large, so one comparison is enough.
     if np.maximum.reduce(chosen.astype(np.uint64)) >= num_actions:
         wrong = chosen[(chosen < 0) | (chosen >= num_actions)][0]
         raise ValueError(f"actions of {game} are 0 to {num_actions - 1}, got {wrong}")
@@ -56,11 +60,11 @@ def checked_actions(
 def checked_mask(
     mask: NDArray[np.bool_] | None, num_envs: int, *, was_reset: bool
 ) -> NDArray[np.bool_]:
-    """Return which environments are meant, ``(num_envs,)``; all of them by ``None``.
+    """Return a mask of the chosen environments, ``(num_envs,)``; ``None`` means all.
 
     Raises:
-        ValueError: If the mask has another shape or type, or leaves out environments that never
-            were reset.
+        ValueError: If the mask has another shape or type, or the first reset leaves out
+            environments.
 
     Example:
         >>> checked_mask(None, num_envs=3, was_reset=False)
@@ -87,13 +91,13 @@ def reset_seeds(
     *,
     was_reset: bool,
 ) -> NDArray[np.int64]:
-    """Return the seed of each environment of a reset, -1 where random numbers go on.
+    """Return the seed of each environment in a reset, -1 where random numbers continue.
 
     Args:
-        seed: Of the first of the ``chosen`` environments, one for each of them, or none. Those
-            that never were reset take theirs from the operating system then.
+        seed: Seed of the first of the ``chosen`` environments, or one for each of them. If None,
+            environments that were never reset get a seed from the operating system.
         chosen: Which environments are reset.
-        was_reset: Whether they were before.
+        was_reset: Whether they were reset before.
 
     Raises:
         ValueError: If there are too few or too many seeds, or one is not in ``[0, 2^31)``.
@@ -124,7 +128,7 @@ def reset_seeds(
 
 
 def process_cpu_count() -> int:
-    """Return how many processors this process may use, at least 1; as in ``os`` of Python 3.13."""
+    """Return how many processors this process may use, like Python 3.13's ``os``; at least 1."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

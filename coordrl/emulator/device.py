@@ -1,9 +1,8 @@
 """The emulator on a GPU: environments, observations and all results are torch tensors there.
 
 :class:`DeviceEmulator` is :class:`~coordrl.emulator.Emulator` for thousands of environments: the
-same settings, the same bytes, but nothing is copied to the host and nothing is waited for. What
-runs is ``kernels.cu``, compiled by :mod:`coordrl.emulator.nvrtc` for each game when it is first
-needed.
+same settings, the same bytes, but it neither copies to the host nor waits. It runs ``kernels.cu``,
+which :mod:`coordrl.emulator.nvrtc` compiles for each game when it is first needed.
 """
 
 import contextlib
@@ -40,33 +39,33 @@ _NO_ALBUM = -1
 
 
 class Kernels(Protocol):
-    """What launches the two kernels of ``kernels.cu`` for one game."""
+    """Launches the two kernels of ``kernels.cu`` for one game."""
 
     def launch(
         self, name: str, blocks: int, threads: int, *arguments: bytes, spare_bytes: int = 0
     ) -> None:
         """Launch a kernel on the current stream.
 
-        ``arguments`` are its parameters as bytes; each block reserves ``spare_bytes`` of shared
-        memory beyond what it uses.
+        ``arguments`` are the kernel's parameters as bytes; each block reserves ``spare_bytes`` of
+        shared memory beyond what it uses.
         """
 
 
 MakeKernels = Callable[[Sequence[str], torch.device], Sequence[Kernels]]
-"""What makes them, those of each game, for a GPU."""
+"""Makes the kernels of each game for a GPU."""
 
 
 @dataclass(frozen=True)
 class Occupancy:
-    """How environments are spread over a GPU. What they compute does not depend on it."""
+    """How environments are spread over a GPU. Results do not depend on it."""
 
     threads: int = _MAX_PLAYING_THREADS
-    """Environments of a block, 1 to 64. The threads of a warp wait for those that do something else
-    at that moment, so in a warp of fewer than 32 environments each should run faster."""
+    """Environments per block, 1 to 64. The threads of a warp wait for diverging ones, so each
+    should run faster in a warp of fewer than 32 environments."""
     spare_bytes: int = 0
-    """Shared memory that a block reserves and leaves alone, so that a multiprocessor runs fewer
-    blocks at a time. Cache and shared memory are one: only where one or two blocks are left does a
-    block have more cache than before."""
+    """Bytes of shared memory that a block reserves but does not use, so that a multiprocessor runs
+    fewer blocks at a time. Since cache and shared memory are one, a block gets more cache only if
+    one or two blocks are left."""
 
     def __post_init__(self) -> None:
         in_range("threads", self.threads, 1, _MAX_PLAYING_THREADS)
@@ -74,7 +73,7 @@ class Occupancy:
 
     @classmethod
     def filling(cls, num_envs: int, multiprocessors: int) -> "Occupancy":
-        """Return blocks so small that every multiprocessor of a GPU has one, or as large as can be.
+        """Return blocks just small enough for every multiprocessor to get one; at most 64 threads.
 
         Example:
             >>> [Occupancy.filling(n, multiprocessors=132).threads for n in (100, 4096, 65536)]
@@ -85,11 +84,11 @@ class Occupancy:
 
 @dataclass(frozen=True)
 class DeviceStep:
-    """What a step or a reset returns: the fields of :class:`~coordrl.emulator.Step`, as tensors.
+    """Result of a step or a reset: the fields of :class:`~coordrl.emulator.Step`, as tensors.
 
-    The tensors are the emulator's own, the same in every step, and are overwritten by the next
-    one: clone what must live longer. ``final_obs`` is written to wherever an episode was terminated
-    or truncated, also where the game goes on after a lost life.
+    The tensors belong to the emulator, are the same in every step, and are overwritten by the next
+    step; clone to keep them. ``final_obs`` is written wherever an episode was terminated or
+    truncated, also where the game goes on after a lost life.
     """
 
     obs: Tensor
@@ -110,26 +109,25 @@ class DeviceStep:
 class DeviceEmulator:
     """``num_envs`` games that are stepped together on a GPU.
 
-    Several games share one batch in equal parts, in their order; environments of a game lie side by
-    side, because the threads of a warp should run the same program. A step is two launches for each
-    game, on torch's current stream or, of several games, on streams that leave it and join it
-    again, with the same addresses every time, so that it can be captured in a CUDA graph.
+    Several games share one batch in equal parts, in their order; the environments of a game are
+    contiguous, because the threads of a warp should run the same program. A step is two launches
+    per game, on torch's current stream or, with several games, on streams that fork from it and
+    join it again. Addresses are the same every time, so that a CUDA graph can capture a step.
 
     Args:
         games: Name of the game, or names; all with the same number of actions.
         num_envs: Number of environments, a multiple of the number of games.
         settings: How the games are played and seen; ``AtariSettings()`` if None.
         autoreset: When the next episode begins, as in ``Emulator``.
-        device: Where; a CUDA device.
+        device: A CUDA device.
         rom_path: Folder with ROM images; by default those in ale-py.
-        occupancy: How the environments are spread over the GPU; ``Occupancy.filling`` it with those
-            of all games, which are played at the same time, if None.
-        make_kernels: What compiles and launches the kernels of each game; the tests have another
-            for the CPU.
+        occupancy: How the environments are spread over the GPU; if None, ``Occupancy.filling`` for
+            those of all games, which are played at the same time.
+        make_kernels: Makes the kernels of each game; tests pass one for the CPU.
 
     Raises:
         nvrtc.CudaError: If there is no GPU, no compiler for it, or the kernels do not compile.
-        ValueError, RuntimeError: As ``Emulator``.
+        ValueError, RuntimeError: As for ``Emulator``.
     """
 
     def __init__(
@@ -148,7 +146,7 @@ class DeviceEmulator:
         self.games = tuple(GAMES[name] for name in names)
         self.autoreset = autoreset
         self._rom_path = rom_path
-        self._on_host: dict[str, Emulator] = {}  # one environment, which draws screens
+        self._on_host: dict[str, Emulator] = {}  # one environment per game, to draw screens
         self.settings = AtariSettings() if settings is None else settings
         self.num_envs = in_range("num_envs", num_envs, 1, MAX_COUNT)
         if not names or num_envs % len(names) != 0:
@@ -189,7 +187,7 @@ class DeviceEmulator:
 
     @property
     def action_meanings(self) -> tuple[str, ...]:
-        """What each action does, in the first game."""
+        """Names of the actions, in the first game."""
         return tuple(ACTIONS[action] for action in self.actions)
 
     def reset(
@@ -212,8 +210,8 @@ class DeviceEmulator:
 
         Args:
             actions: int64 of shape ``(num_envs,)`` on the device, indices of ``self.actions``.
-                Their range is not checked, which would mean to wait for them: an action that does
-                not exist is taken as the nearest.
+                Their range is not checked, which would have to wait for them: an action that does
+                not exist is clamped to the nearest.
 
         Raises:
             ValueError: If the shape or the device is wrong, or there was no reset.
@@ -232,7 +230,7 @@ class DeviceEmulator:
         return self._latest
 
     def save(self) -> list[bytes]:
-        """Return every environment as bytes, which an ``Emulator`` on the CPU restores as well.
+        """Return every environment as bytes, which an ``Emulator`` on the CPU can restore, too.
 
         Raises:
             ValueError: If there was no reset.
@@ -242,11 +240,11 @@ class DeviceEmulator:
         return [state for group in self._groups for state in group.save()]
 
     def restore(self, saved: Sequence[bytes]) -> DeviceStep:
-        """Put the environments where they were when ``save`` returned ``saved``, here or on a CPU.
+        """Restore the environments from what ``save`` returned, here or on a CPU.
 
         Raises:
             ValueError: If a state is damaged or belongs to something else, or if their number is
-                wrong. Nothing has changed then.
+                wrong. The environments are then unchanged.
         """
         if len(saved) != self.num_envs:
             raise ValueError(
@@ -268,7 +266,7 @@ class DeviceEmulator:
     def screen(self, index: int) -> NDArray[np.uint8]:
         """Return the last frame of an environment as it was on screen, ``(height, 160, 3)``.
 
-        It is drawn for this call, on the CPU, from what is copied there.
+        It is drawn on demand, on the CPU, from a copy of the environment.
         """
         if not self._was_reset:
             raise ValueError("call reset before looking at the screen")
@@ -284,13 +282,13 @@ class DeviceEmulator:
         return self._on_host[name].screen(0)
 
     def _launch(self, **arguments: Tensor) -> None:
-        """Play all games side by side: any that is alone would leave most of a GPU idle."""
+        """Play all games concurrently: a single one would leave most of a GPU idle."""
         with self._branches.leave_and_join():
             for i, (group, rows) in enumerate(self._parts()):
                 with self._branches[i]:
                     group.play(**{name: tensor[rows] for name, tensor in arguments.items()})
-            # A GPU has fewer queues than games: what waits in one for its game to be played must
-            # not stand before another game.
+            # A GPU has fewer queues than games, so launches that wait for their game to be played
+            # must not be queued ahead of another game.
             for i, (group, _) in enumerate(self._parts()):
                 with self._branches[i]:
                     group.show()
@@ -301,7 +299,7 @@ class DeviceEmulator:
 
 
 class _Branches:
-    """A stream for each of several games, which leaves torch's current one and joins it again."""
+    """A stream for each of several games, which forks from torch's current one and joins it."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         self._device = device
@@ -313,7 +311,7 @@ class _Branches:
 
     @contextlib.contextmanager
     def leave_and_join(self) -> Iterator[None]:
-        """Have the streams begin behind what the current one has to do now, and it behind them."""
+        """Make the streams wait for the current one's work so far, and it for theirs at the end."""
         if not self._streams:
             yield
             return
@@ -325,7 +323,7 @@ class _Branches:
             current.wait_stream(stream)
 
     def __getitem__(self, i: int) -> AbstractContextManager[Any]:
-        """Return what makes a stream the current one; without streams, nothing."""
+        """Return a context in which a game's stream is the current one, if there are streams."""
         return torch.cuda.stream(self._streams[i]) if self._streams else contextlib.nullcontext()
 
 
@@ -377,7 +375,7 @@ class _Group:
             tensor(tables.planes()),
             tensor(bytes(actions)),
         ]
-        self._shared = [self._rom, fresh_pictures, *shared]  # which the kernels know by address
+        self._shared = [self._rom, fresh_pictures, *shared]  # keeps their addresses valid
         setups, fresh, beginnings, planes, codes = (t.data_ptr() for t in shared)
         results = [getattr(rows, field.name).data_ptr() for field in fields(DeviceStep)]
         self._batch = struct.pack(
@@ -398,7 +396,7 @@ class _Group:
         self, *, actions: Tensor | None = None, seeds: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> None:  # fmt: skip
-        """Play one action in every environment, or begin episodes where ``mask`` says so."""
+        """Play one action in every environment, or begin episodes where ``mask`` is true."""
         threads = self._occupancy.threads
         blocks = -(-self._num_envs // threads)
         self._kernels.launch(
@@ -408,7 +406,7 @@ class _Group:
         )  # fmt: skip
 
     def show(self) -> None:
-        """Make the observations of what was played."""
+        """Make the observations after ``play``."""
         self._kernels.launch("show_observations", self._num_envs, _SHOWING_THREADS, self._batch)
 
     @property

@@ -1,8 +1,8 @@
 """The games that the emulator plays, and where their ROM images come from.
 
-Everything here is read from ``games.json``, the one place that states facts about games; the build
-writes the same facts into the compiled part (``generate_games.py``). The ROM images are those that
-come with ale-py, or files of your own with the same content.
+Everything here is read from ``games.json``, the only place with facts about games; the build writes
+the same facts into the compiled part (``generate_games.py``). The ROM images are those that come
+with ale-py, or files of your own with the same content.
 """
 
 import difflib
@@ -22,7 +22,7 @@ from coordrl.errors import UserError
 
 @dataclass(frozen=True)
 class Game:
-    """What is known about a game before it is played. Actions are numbers in ``ACTIONS``.
+    """Facts about a game. Actions are indices of ``ACTIONS``.
 
     Example:
         >>> [ACTIONS[action] for action in GAMES["pong"].actions(full=False)]
@@ -35,14 +35,14 @@ class Game:
     rom_md5: str
     rom_bytes: int
     bank: str
-    """How the cartridge is wired, ``"2K"``, ``"4K"``, ``"F8"``, ...: see ``cartridge.hpp``."""
+    """Bank scheme of the cartridge, ``"2K"``, ``"4K"``, ``"F8"``, ...: see ``cartridge.hpp``."""
     television: Literal["NTSC", "PAL"]
     height: int
     """Lines of the picture; a line has 160 pixels."""
     paddles: bool
-    """Played with a paddle, else with a joystick."""
+    """Whether it is played with a paddle rather than a joystick."""
     atari57: bool
-    """One of the 57 games that agents are usually compared on."""
+    """Whether it is one of the 57 games that agents are usually compared on."""
     minimal_actions: tuple[int, ...]
     """The actions that make a difference in this game."""
     legal_actions: tuple[int, ...]
@@ -53,10 +53,10 @@ class Game:
     """Positions of the difficulty switches: bit 0 is the left, bit 1 the right one."""
     default_difficulty: int
     lives: int
-    """Lives at the start of a game; 0 where the game has none."""
+    """Lives at the start of a game; 0 if the game has none."""
 
     def actions(self, *, full: bool) -> tuple[int, ...]:
-        """Return the legal actions, or the minimal ones: what action i of an agent means."""
+        """Return the legal or the minimal actions; action i of an agent is the i-th of them."""
         return self.legal_actions if full else self.minimal_actions
 
 
@@ -65,7 +65,7 @@ class RomError(UserError, ValueError):
 
 
 class _Games(Mapping[str, Game]):
-    """All games by name. A name that is not there is answered with the nearest one that is."""
+    """All games by name. The error for an unknown name suggests the nearest one."""
 
     def __init__(self, games: Mapping[str, Game]) -> None:
         self._games = dict(games)
@@ -88,9 +88,9 @@ class _Games(Mapping[str, Game]):
 
 
 class UnknownGameError(UserError, KeyError, ValueError):
-    """A name that no game has."""
+    """There is no game of this name."""
 
-    def __str__(self) -> str:  # which a KeyError would put into quotation marks
+    def __str__(self) -> str:  # KeyError's own adds quotation marks
         return str(self.args[0])
 
 
@@ -105,7 +105,7 @@ def load_rom(game: str, path: str | os.PathLike[str] | None = None) -> bytes:
 
     Raises:
         UnknownGameError: If there is no such game.
-        RomError: If there is no image, or if it is not the one that the game's rules are for.
+        RomError: If there is no image, or it is not the one that the game's rules are for.
 
     Example:
         >>> len(load_rom("pong"))
@@ -119,7 +119,7 @@ def rom_file(game: str, path: str | os.PathLike[str] | None = None) -> Path:
 
     Raises:
         UnknownGameError: If there is no such game.
-        RomError: If there is no image, or if it is not the one that the game's rules are for.
+        RomError: If there is no image, or it is not the one that the game's rules are for.
     """
     facts = GAMES[game]
     file = Path(path if path is not None else _installed_roms())
@@ -173,7 +173,7 @@ def _facts() -> dict[str, Any]:
 
 
 def _installed_roms() -> Path:
-    if os.environ.get("ALE_ROMS_DIR"):  # where ale-py looks first, too
+    if os.environ.get("ALE_ROMS_DIR"):  # ale-py looks there first, too
         return Path(os.environ["ALE_ROMS_DIR"])
     spec = importlib.util.find_spec("ale_py")
     if spec is None or spec.origin is None:

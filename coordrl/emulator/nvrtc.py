@@ -1,9 +1,9 @@
-"""``kernels.cu``, compiled for the GPU at hand when it is first needed, and launched.
+"""Compiles ``kernels.cu`` for the GPU when it is first needed, and launches it.
 
 The compiler is NVIDIA's NVRTC, a library of 60 MB from PyPI; neither a toolkit nor ``nvcc`` is
-needed. The kernels are compiled for one game: with its rules, and the bank scheme of its cartridge,
-alone. What comes out is kept, under a name that depends on everything that went in, in ``kernels``
-of ``$COORDRL_CACHE``, or of ``~/.cache/coordrl``.
+needed. The kernels are compiled for one game, with only its rules and the bank scheme of its
+cartridge. The result is cached, under a name that depends on all of the compiler's input, in
+``kernels`` of ``$COORDRL_CACHE`` or ``~/.cache/coordrl``.
 """
 
 import contextlib
@@ -32,25 +32,25 @@ _OPTIONS = ("--std=c++17", "--fmad=false", "--device-as-default-execution-space"
 
 
 class CudaError(UserError, RuntimeError):
-    """The emulator can't run on a GPU: there is none, or something that it needs is missing."""
+    """The emulator can't run on a GPU: there is no GPU, or something that it needs is missing."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a kernel takes of a GPU, as the assembler reports it."""
+    """A kernel's use of a GPU, as reported by the assembler."""
 
     registers: int
-    """Of a thread; those of the functions that it calls are among them."""
+    """Registers of a thread, including those of the functions that it calls."""
     stack_bytes: int
     """Local memory of a thread."""
     spill_store_bytes: int
     spill_load_bytes: int
     shared_bytes: int
-    """Of a block."""
+    """Shared memory of a block."""
 
 
 def kernel_usage(log: str) -> dict[str, Usage]:
-    """Return what each kernel takes, from the log of :func:`compile_kernels` with a report."""
+    """Return each kernel's usage, from the log of :func:`compile_kernels` with ``report``."""
     pattern = (
         r"Compiling entry function '(\w+)'[^\n]*\n[^\n]*Function properties for \1\n"
         r"(?:ptxas\s+\.)?\s+(\d+) bytes stack frame,"
@@ -72,7 +72,7 @@ def kernel_usage(log: str) -> dict[str, Usage]:
 
 
 def require_gpu() -> None:
-    """Raise an error that says in one sentence what is missing, if there is no GPU to use.
+    """Raise an error that says what is missing, if there is no usable GPU.
 
     Raises:
         CudaError: If torch sees no GPU.
@@ -88,7 +88,7 @@ def require_gpu() -> None:
 
 
 def gpu_versions() -> dict[str, str]:
-    """Return what decides how the kernels run: the GPU, and what CUDA its driver and NVRTC have.
+    """Return the GPU, and the CUDA versions of its driver and of NVRTC, for records.
 
     Raises:
         CudaError: If there is no GPU, or no compiler for it.
@@ -104,7 +104,7 @@ def gpu_versions() -> dict[str, str]:
 
 
 def indexed(device: torch.device) -> torch.device:
-    """Return the GPU that ``cuda`` means now, since the current one may change; others as given."""
+    """Return a device with its index: for ``cuda`` the current GPU, which may change later."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return device
     index: int | None = device.index
@@ -112,7 +112,7 @@ def indexed(device: torch.device) -> torch.device:
 
 
 def sources() -> dict[str, str]:
-    """Return the text of ``kernels.cu`` and of all that it includes, by file name."""
+    """Return the text of ``kernels.cu`` and of all its includes, by file name."""
     folder = resources.files("coordrl.emulator")
     texts = {
         entry.name: entry.read_text(encoding="utf-8")
@@ -124,7 +124,7 @@ def sources() -> dict[str, str]:
 
 
 def defines(game: str) -> dict[str, str]:
-    """Return the macros that make of the kernels those of one game.
+    """Return the macros that specialize the kernels for one game.
 
     Example:
         >>> defines("pong")
@@ -134,7 +134,7 @@ def defines(game: str) -> dict[str, str]:
 
 
 def options(architecture: str, macros: Mapping[str, str]) -> list[str]:
-    """Return the options of the compiler, which are NVRTC's and nvcc's alike."""
+    """Return the compiler's options, which are the same for NVRTC and nvcc."""
     return [
         *_OPTIONS,
         f"--gpu-architecture={architecture}",
@@ -148,9 +148,10 @@ def compile_kernels(
     """Compile the kernels; no GPU is needed for that.
 
     Args:
-        architecture: What for: ``"sm_90"``, or ``"compute_90"`` for PTX, which a driver completes.
-        macros: What :func:`defines` returns.
-        report: Have registers, spills and shared memory of every kernel in the log.
+        architecture: Target: ``"sm_90"``, or ``"compute_90"`` for PTX, which a driver compiles
+            further.
+        macros: Result of :func:`defines`.
+        report: Add registers, spills and shared memory of every kernel to the log.
 
     Returns:
         The cubin or the PTX, and the compiler's log.
@@ -197,15 +198,15 @@ def _compiled(
 
 
 def cached_kernels(architecture: str, macros: Mapping[str, str], driver: int) -> bytes:
-    """Return the cubin from the cache, or compile it and keep it there if that is possible.
+    """Return the cubin from the cache, or compile it and cache it if possible.
 
     Args:
         architecture: As for :func:`compile_kernels`.
-        macros: Likewise.
-        driver: Version of the driver that is to load it.
+        macros: As for :func:`compile_kernels`.
+        driver: Version of the driver that will load it.
 
     Raises:
-        CudaError: As :func:`compile_kernels`.
+        CudaError: As for :func:`compile_kernels`.
     """
     compiler = _checked(_bindings("nvrtc").nvrtcVersion())
     key = [sources(), options(architecture, macros), compiler, driver]
@@ -223,7 +224,7 @@ def cached_kernels(architecture: str, macros: Mapping[str, str], driver: int) ->
 
 
 def cache_folder() -> Path:
-    """Return where compiled kernels are kept."""
+    """Return the folder of compiled kernels."""
     root = os.environ.get("COORDRL_CACHE") or Path.home() / ".cache" / "coordrl"
     return Path(root) / "kernels"
 
@@ -232,11 +233,11 @@ class LoadedKernels:
     """The kernels of one game on one GPU, launched on torch's current stream.
 
     Args:
-        cubin: What :func:`cached_kernels` returned.
+        cubin: Result of :func:`cached_kernels`.
         device: The GPU.
 
     Raises:
-        CudaError: If the driver does not take the cubin.
+        CudaError: If the driver rejects the cubin.
     """
 
     def __init__(self, cubin: bytes, device: torch.device) -> None:
@@ -259,16 +260,16 @@ class LoadedKernels:
 
         Args:
             name: One of ``KERNELS``.
-            blocks: How many blocks.
-            threads: Threads of each.
-            arguments: Its parameters as bytes, which the driver copies.
-            spare_bytes: Shared memory that a block reserves beyond what it uses.
+            blocks: Number of blocks.
+            threads: Threads per block.
+            arguments: The kernel's parameters as bytes, which the driver copies.
+            spare_bytes: Bytes of shared memory that a block reserves beyond what it uses.
 
         Raises:
-            CudaError: If the driver refuses, such as for more shared memory than there is.
+            CudaError: If the driver refuses, such as for lack of shared memory.
         """
         function = self._functions[name]
-        if spare_bytes > self._spare_bytes[name]:  # a GPU grants no more without being asked
+        if spare_bytes > self._spare_bytes[name]:  # more than the default must be requested
             attribute = self._driver.CUfunction_attribute
             most = attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             try:
@@ -283,7 +284,7 @@ class LoadedKernels:
         addresses = (ctypes.c_void_p * len(buffers))(*map(ctypes.addressof, buffers))
         with torch.cuda.device(self._device):
             stream = torch.cuda.current_stream(self._device).cuda_stream
-            # A thread that has called nothing of CUDA has no context yet.
+            # A thread has no context before its first CUDA call.
             _checked(self._driver.cuCtxSetCurrent(self._context))
             _checked(self._driver.cuLaunchKernel(
                     function, blocks, 1, 1, threads, 1, 1, spare_bytes, stream,
@@ -293,14 +294,14 @@ class LoadedKernels:
 
 
 def require_driver(driver: int, compiler: tuple[int, int]) -> None:
-    """Raise an error that says in one sentence so, if a driver is too old for what NVRTC compiles.
+    """Raise an error if the driver is too old for code compiled by NVRTC.
 
     Args:
-        driver: Version of CUDA that it is for, as the driver tells it: 12080 is 12.8.
+        driver: CUDA version of the driver, as it reports it: 12080 is 12.8.
         compiler: Version of NVRTC.
 
     Raises:
-        CudaError: If that of the compiler has another first number.
+        CudaError: If the compiler's major version is above the driver's.
     """
     if driver // 1000 < compiler[0]:
         raise CudaError(
@@ -317,8 +318,8 @@ _loaded: dict[tuple[str, torch.device], LoadedKernels] = {}
 def kernels_for(games: Sequence[str], device: torch.device) -> list[LoadedKernels]:
     """Return the kernels of each game, compiled for a GPU and loaded there.
 
-    NVRTC compiles as many at the same time as there are processors, in half a minute or less. What
-    was loaded once in this process is not loaded again.
+    NVRTC compiles as many games in parallel as there are processors, each in half a minute or less.
+    Kernels that this process has loaded already are reused.
 
     Raises:
         CudaError: If there is no GPU, no compiler for it, or the kernels do not compile.
@@ -335,7 +336,7 @@ def kernels_for(games: Sequence[str], device: torch.device) -> list[LoadedKernel
             return cached_kernels(f"sm_{major}{minor}", defines(game), driver)
 
         with ThreadPoolExecutor(min(len(missing), process_cpu_count())) as pool:
-            # Loaded by this thread, which has a context.
+            # In this thread, which has a context.
             for game, cubin in zip(missing, pool.map(compiled, missing), strict=True):
                 _loaded[game, device] = LoadedKernels(cubin, device)
     return [_loaded[game, device] for game in games]
@@ -355,7 +356,7 @@ def _bindings(part: str) -> Any:
 
 
 def _checked(returned: tuple[Any, ...]) -> Any:
-    """The result of a call of the driver or of NVRTC, whose first return value is its status."""
+    """Return the result of a call of the driver or of NVRTC, after checking its status."""
     status, *results = returned
     if int(status) != 0:
         raise CudaError(f"{type(status).__name__} says {status.name}")
@@ -364,7 +365,7 @@ def _checked(returned: tuple[Any, ...]) -> Any:
 
 def _text(size: Any, get: Any, program: Any) -> bytes:
     length: int = _checked(size(program))
-    # The library writes into the bytes object, and one of a single byte is shared by all of Python.
+    # The library writes into the bytes object; Python shares objects of a single byte.
     buffer = bytes(max(length, 2))
     _checked(get(program, buffer))
     return buffer[:length]

@@ -1,4 +1,4 @@
-r"""What a saved environment looks like in bytes.
+r"""The bytes of a saved environment.
 
 ========== ===============================================================================
 bytes      content
@@ -9,7 +9,7 @@ bytes      content
 (rest)     the environment's struct and its stack of observations, compressed by zlib
 ========== ===============================================================================
 
-Numbers are little-endian, as are those in the struct: the machines that this runs on all are.
+Numbers are little-endian, also those in the struct: all supported machines are.
 """
 
 import json
@@ -33,12 +33,12 @@ def pack(key: Key, *parts: bytes) -> bytes:
 
 
 def unpack(key: Key, state: bytes, *, largest: int) -> bytes:
-    """Return what was packed for ``key``, the parts joined.
+    """Return the parts that were packed for ``key``, joined.
 
     Args:
-        key: What the state must belong to.
-        state: What :func:`pack` returned.
-        largest: Bytes that a state of this key can have at most.
+        key: Key that the state must belong to.
+        state: Bytes from :func:`pack`.
+        largest: Most bytes that a state of this key can have.
 
     Raises:
         ValueError: If the state is damaged, of another version, or belongs to something else.
