@@ -78,7 +78,7 @@ class Agent:
             >>> agent = load_agent("agents/Breakout-ppo-all-s0")
             >>> mean, deviation = evaluate_policy(
             ...     agent, make_sb3_env("Breakout", num_envs=2, seed=0), n_eval_episodes=2)
-            >>> mean > 0
+            >>> bool(mean > 0)
             True
         """
         actions, state = self.policy.predict(observation, state, episode_start, deterministic)
