@@ -285,16 +285,18 @@ class VectorEnvAdapter(VecEnv):
     def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
         """Return an attribute for each index.
 
-        It is the attribute of the environment with that index, as for :class:`SyncVectorEnv`, or
-        else of the vector environment: if it is an array of length ``num_envs``, such as ``lives``,
-        the element with that index.
+        In a Sync- or AsyncVectorEnv it is that of the environment with the index. Otherwise it is
+        the vector environment's or, if that is an array of length ``num_envs``, such as ``lives``,
+        the array's element.
         """
         holder = _holder(self.envs, attr_name)
         if isinstance(holder, SyncVectorEnv | AsyncVectorEnv):
             values: Any = holder.get_attr(attr_name)
         else:
             values = getattr(holder, attr_name)
-            if not (isinstance(values, np.ndarray | Tensor) and len(values) == self.num_envs):
+            if not (
+                isinstance(values, np.ndarray | Tensor) and values.shape[:1] == (self.num_envs,)
+            ):
                 values = [values] * self.num_envs
         return [values[i] for i in self._get_indices(indices)]
 
@@ -325,9 +327,9 @@ class VectorEnvAdapter(VecEnv):
         indices: int | Iterable[int] | None = None,
         **method_kwargs: Any,
     ) -> list[Any]:
-        """Call a method of each environment or, if they have none, once of the vector environment.
+        """Call a method of each environment, if the vector is a Sync- or AsyncVectorEnv.
 
-        The latter's result is returned for each index.
+        Otherwise call the vector environment's, once, and return its result for each index.
 
         Raises:
             ValueError: If the method belongs to the environments and ``indices`` are not all.

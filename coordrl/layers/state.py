@@ -24,12 +24,12 @@ class KeepsSystem(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         metadata = getattr(destination, "_metadata", None)
         if metadata is not None:
-            metadata[prefix[:-1]][_KEY] = _beside_the_papers(self.system)
+            metadata.setdefault(prefix[:-1], {})[_KEY] = _differences_from_paper(self.system)
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *rest: Any
     ) -> None:
-        own = _beside_the_papers(self.system)
+        own = _differences_from_paper(self.system)
         saved = local_metadata.get(_KEY, own)
         if saved != own:
             warnings.warn(
@@ -40,7 +40,7 @@ class KeepsSystem(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
 
-def _beside_the_papers(system: CoordinateSystem) -> dict[str, Any]:
+def _differences_from_paper(system: CoordinateSystem) -> dict[str, Any]:
     """Return the fields in which a system differs from the paper's, in types for a state dict."""
     values, papers = dataclasses.asdict(system), dataclasses.asdict(PAPER_SYSTEM)
     return {name: value for name, value in values.items() if value != papers[name]}
