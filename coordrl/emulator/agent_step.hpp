@@ -1,21 +1,21 @@
-// One step of an agent: a few frames of the game, and what the agent gets to see of them.
+// One step of an agent: a few frames of the game, and the observation of them.
 //
-// The rules are those of ale-py's AtariVectorEnv (0.12.1), byte for byte, and what it lacks: modes,
-// RAM as observation, a lost life that ends an episode but not the game.
+// The rules are those of ale-py's AtariVectorEnv (0.12.1), byte for byte. It lacks modes, RAM as
+// observation, and a lost life that ends an episode but not the game; these are added here.
 //
 // Only pictures that are observed are drawn, into memory that the caller lends for one step. An
-// environment keeps none, but can draw those of its last frames again (`replay`), which it does
-// when a step ends early. A frame that stops before its picture is full is another matter: it goes
-// on showing what was drawn before, for as long as that takes. From such a frame on the environment
-// keeps its pictures in an album, and draws every frame, until two frames in a row are whole.
+// environment keeps no pictures, but can redraw those of its last frames (`replay`), as it does
+// when a step ends early. A frame that stops before its picture is full is different: below that,
+// it still shows what earlier frames drew, however long ago. From such a frame on, the environment
+// keeps its pictures in an album and draws every frame, until two frames in a row are whole.
 //
-// CPU (host/) and GPU (kernels.cu) each bring memory and ways of their own, which are parameters:
+// The CPU (host/) and the GPU (kernels.cu) provide memory and methods of their own as parameters:
 //
 //     Scratch        memory for one step: pictures to draw into
 //     Albums         lends albums by number: take(), give_back(i), at(i)
 //     Snapshots      games and episodes that have just begun, to copy: at(timer), loaded(),
 //                    beginning(timer, idle), plane(timer, idle)
-//     Observations   gets what a step shows: begin(view), push(view), keep_last(), flush()
+//     Observations   takes the views to observe: begin(view), push(view), keep_last(), flush()
 #pragma once
 
 #include "environment.hpp"
@@ -33,17 +33,17 @@ struct StepSetup {
   Observation observation;
   i32 frame_skip;      // 1 .. kMaxFrameSkip
   i32 stack_size;
-  i32 plane_bytes;     // one observation of the stack
+  i32 plane_bytes;     // of one observation in the stack
   bool max_pool;
   i32 noop_max;
-  bool fire_reset;            // only where FIRE is among the actions
+  bool fire_reset;            // only if FIRE is among the actions
   bool fire_after_life_loss;  // likewise
   bool clip_reward;
   LifeLoss life_loss;
   Autoreset autoreset;
   i32 max_frames;
   Reduction reduction;
-  u8 intensity[3][256];  // of gray, or of red, green and blue, for each color index
+  u8 intensity[3][256];  // of gray, or of red, green and blue, by color index
 };
 
 constexpr i32 kNoAlbum = -1;
@@ -51,44 +51,44 @@ constexpr i32 kNoAlbum = -1;
 /// One environment.
 struct Environment {
   Play play;
-  Mt19937 random;       // repeats actions
-  Mt19937 idle_random;  // draws how long a game begins with nothing
+  Mt19937 random;       // decides which actions are repeated
+  Mt19937 idle_random;  // draws the number of idle frames that begin an episode
   i32 lives;            // after the last step
-  i32 elapsed;          // frames since the reset was over
+  i32 elapsed;          // frames since the end of the reset
   i32 episode_return;
   i32 episode_length;   // agent steps
   bool ended;           // the episode is over; the next step begins another or does nothing
-  bool life_lost;       // in the last step, and the game goes on
-  bool pooled;          // the last observation is the maximum of two frames, else of one
-  bool truncated;       // the episode ended because it was long, not by the game
-  i32 album;            // where the pictures are kept, or kNoAlbum
+  bool life_lost;       // in the last step, which did not set `ended`
+  bool pooled;          // the last observation is the maximum of two frames, not a single one
+  bool truncated;       // the episode was ended by its length, not by the game
+  i32 album;            // number of the album that keeps the pictures, or kNoAlbum
 };
 
 /// The pictures of an environment whose last frames were not whole.
 struct Album {
-  Canvas canvas;           // what the console draws into
-  u8* last;                // the last frame that was observed,
-  u8* last_but_one;        // and the one it was pooled with
+  Canvas canvas;           // the console draws into it
+  u8* last;                // the last observed frame,
+  u8* last_but_one;        // and the frame it was pooled with
 };
 
 /// Memory for one step, lent by the caller. Both canvases have the shades of `pictures_shade`.
 struct Scratch {
-  Canvas canvas;    // what this step draws into,
-  Canvas past;      // and what frames of the past are drawn into again
+  Canvas canvas;    // for the frames of this step,
+  Canvas past;      // and for past frames that are drawn again
   u8* spare;        // a picture that is neither in `canvas` nor in the environment's album
-  bool past_holds;  // `past` has the two frames that the last step pooled; it need not be replayed
+  bool past_holds;  // `past` has the two frames that the last step pooled, so no replay is needed
 };
 
-/// Where the results of a step go: one row of each of the batch's arrays.
+/// Destination of a step's results: one row of each of the batch's arrays.
 struct Row {
   u8* obs;             // stack_size x plane_bytes
-  const u8* last_obs;  // what the step before wrote to `obs`; may be the same memory
-  u8* final_obs;       // written where an episode ended and the next began in the same step
+  const u8* last_obs;  // the previous step's `obs`; may be the same memory
+  u8* final_obs;       // written if an episode ended and the next began in the same step
   i32* reward;
   i32* unclipped_reward;
   bool* terminated;
   bool* truncated;
-  bool* ended;         // the episode is over: written last
+  bool* ended;         // the episode is over
   bool* life_lost;
   i32* lives;
   i32* frame_number;
@@ -99,7 +99,7 @@ struct Row {
 
 // Pictures. ----------------------------------------------------------------------------------------
 
-/// Copies to memory that begins before `from` where the two overlap.
+/// Copies bytes. If source and destination overlap, `to` must begin before `from`.
 COORDRL_HD inline void copy_bytes(u8* to, const u8* from, i32 count) {
 #ifdef __CUDA_ARCH__
   i32 i = 0;
@@ -116,14 +116,14 @@ COORDRL_HD inline i32 picture_bytes(const StepSetup& setup) {
   return kWidth * setup.setup.machine.height;
 }
 
-/// How pictures are drawn that are observed at once: in gray, if gray is all that is asked for.
+/// The shades for pictures that are observed at once: gray if observations are gray, else none.
 COORDRL_HD inline const u8* pictures_shade(const StepSetup& setup) {
   return setup.observation == Observation::kGray ? setup.intensity[0] : nullptr;
 }
 
-/// Begins to keep pictures: draws all frames of the history again, into an album.
+/// Begins to keep pictures: redraws all frames of the history into an album.
 ///
-/// `step` is where the step in progress began, counted in actions of the history.
+/// `step` is the index of the current step's first action in the history.
 template <class Albums>
 COORDRL_HD inline void open_album(Environment& environment, const StepSetup& setup, i32 step,
                                   Albums& albums) {
@@ -138,7 +138,7 @@ COORDRL_HD inline void open_album(Environment& environment, const StepSetup& set
                  picture_bytes(setup));
     }
     show_frame<true>(scene, setup.setup, history.actions[i], album.canvas);
-    const bool last = i == history.frames - 1;  // the one that is not whole
+    const bool last = i == history.frames - 1;  // the frame that is not whole
     if (!last) blacken_rest(scene, setup.setup.machine, album.canvas);
   }
 }
@@ -150,14 +150,14 @@ COORDRL_HD inline void close_album(Environment& environment, Albums& albums) {
   environment.album = kNoAlbum;
 }
 
-/// Where the console draws in this step.
+/// The canvas of the current step.
 template <class Albums>
 COORDRL_HD inline Canvas canvas_of(const Environment& environment, const Scratch& scratch,
                                    Albums& albums) {
   return environment.album == kNoAlbum ? scratch.canvas : albums.at(environment.album).canvas;
 }
 
-/// Plays one frame of an action. `draw`: its picture is wanted.
+/// Plays one frame of an action. `draw`: whether its picture is needed.
 template <class Albums>
 COORDRL_HD inline i32 play_frame(Environment& environment, const StepSetup& setup, u8 action,
                                  bool draw, i32 step, const Scratch& scratch, Albums& albums) {
@@ -176,10 +176,10 @@ COORDRL_HD inline i32 play_frame(Environment& environment, const StepSetup& setu
   return reward;
 }
 
-/// What an observation is made of: pictures, or, without any, bytes that are one already.
+/// The source of an observation: pictures or, without any, the bytes of a finished observation.
 struct View {
   Pictures pictures;
-  bool kept;  // the pictures are in an album, where they are in colors
+  bool kept;  // the pictures are in an album, as color indices
   const u8* plane;
 };
 
@@ -189,7 +189,7 @@ COORDRL_HD inline View view_of(const Pictures& pictures, bool kept) {
 
 COORDRL_HD inline View view_of(const u8* plane) { return {{{}, 0, nullptr}, false, plane}; }
 
-/// What a channel has for each color; nullptr: the pictures are in shades of gray already.
+/// A channel's intensity of each color; nullptr if the pictures are in shades of gray already.
 COORDRL_HD inline const u8* intensity_of(const StepSetup& setup, const View& view, i32 channel) {
   return view.kept || pictures_shade(setup) == nullptr ? setup.intensity[channel] : nullptr;
 }
@@ -211,23 +211,23 @@ COORDRL_HD inline i32 older_bytes(const StepSetup& setup) {
   return (setup.stack_size - 1) * setup.plane_bytes;
 }
 
-/// Writes what a step shows at once. A GPU's ObservationNotes leave it to more threads.
+/// Writes observations immediately. ObservationNotes, for a GPU, leave that to more threads.
 struct ObservationWriter {
   const StepSetup& setup;
   const Row& row;
 
-  /// Moves the stack of observations up by one and puts the newest on top.
+  /// Drops the oldest observation of the stack and appends the newest.
   COORDRL_HD void push(const View& view) const {
     copy_bytes(row.obs, row.last_obs + setup.plane_bytes, older_bytes(setup));
     observe(setup, view, row.obs + older_bytes(setup));
   }
 
-  /// The episode is over: what was pushed last is its last observation.
+  /// The episode is over: keeps its last observation, which was pushed last.
   COORDRL_HD void keep_last() const {
     copy_bytes(row.final_obs, row.obs, setup.stack_size * setup.plane_bytes);
   }
 
-  /// What was pushed so far, pictures or RAM, is about to be overwritten.
+  /// Called before the pictures or the RAM of pushed views are overwritten.
   COORDRL_HD void flush() const {}
 
   /// Begins a stack of observations.
@@ -239,22 +239,22 @@ struct ObservationWriter {
 
 // The beginning of an episode. ---------------------------------------------------------------------
 
-/// A game that has just begun, to be copied instead of being begun anew.
+/// A game that has just begun, to be copied instead of beginning one anew.
 ///
-/// Most cartridges clear their RAM, so that the beginning depends on one number only: what the
-/// RIOT's timer happens to hold when the machine is switched on. `exact` says that this is one.
+/// Most cartridges clear their RAM, so that the beginning depends on one number only: the value of
+/// the RIOT's timer when the machine is switched on. `exact` says that this game is such a case.
 struct FreshGame {
   Play play;
   u32 draws;         // numbers that the reset took from Machine::system_random,
   u32 random_draws;  // and from the environment's generator
   bool exact;
-  Canvas canvas;     // its pictures; needed where the last two frames were not whole
+  Canvas canvas;     // its pictures; needed unless the last two frames were whole
 };
 
-constexpr i32 kMaxRandomPerReset = 300;  // numbers of the system's; a first start takes most
+constexpr i32 kMaxRandomPerReset = 300;  // of the system's numbers; power-on takes the most
 constexpr i32 kTimerSeeds = 75;  // values of the timer at a reset: 25 .. 99
 
-/// An episode that has just begun, likewise: a FreshGame after a number of idle frames.
+/// Likewise, an episode that has just begun: a FreshGame after a number of idle frames.
 struct Beginning {
   Play play;
   u32 draws, random_draws;
@@ -265,7 +265,7 @@ COORDRL_HD inline i32 timer_seed(const Console& console, const Machine& machine)
   return i32(machine.system_random[console.draws] % kTimerSeeds);
 }
 
-/// Gives a game that was copied the counts of the environment it is in.
+/// Continues the environment's counts in a game that was copied into it.
 COORDRL_HD inline void continue_counts(Play& play, u32 draws, i32 frame_number) {
   play.console.draws = draws;
   for (Scene& scene : play.history.scene) scene.console.draws = draws;
@@ -309,7 +309,8 @@ COORDRL_HD COORDRL_NOINLINE inline void begin_game(Environment& environment, con
   }
 }
 
-/// Plays a game up to its first observation, and returns that: FIRE, then `idle` frames in all.
+/// Plays a game up to its first observation, which it returns: `idle` frames, or, with
+/// `fire_reset`, FIRE as the first of `idle` frames (FIRE alone if `idle` is 0).
 template <class Snapshots, class Albums>
 COORDRL_HD inline View play_beginning(Environment& environment, const StepSetup& setup, i32 idle,
                                       Snapshots& snapshots, const Scratch& scratch,
@@ -334,7 +335,7 @@ COORDRL_HD inline View play_beginning(Environment& environment, const StepSetup&
   if (kept) {
     const Album album = albums.at(environment.album);
     copy_bytes(album.last, picture, picture_bytes(setup));
-    // Nobody looks at this one until it is replaced, but it is saved with the rest.
+    // Not used until it is replaced, but saved with the rest.
     copy_bytes(album.last_but_one, picture, picture_bytes(setup));
   }
   if (setup.observation == Observation::kRam) return view_of(play.console.riot.ram);
@@ -347,7 +348,7 @@ COORDRL_HD inline View play_beginning(Environment& environment, const StepSetup&
 
 /// Begins an episode: a game, FIRE, a random number of idle frames.
 ///
-/// Where `snapshots.beginning(timer, idle)` is not nullptr and exact, it is copied, and its
+/// If `snapshots.beginning(timer, idle)` is not nullptr and is exact, it is copied, and its
 /// observation is the plane `snapshots.plane(timer, idle)`.
 template <class Snapshots, class Albums, class Observations>
 COORDRL_HD COORDRL_NOINLINE inline void begin_episode(Environment& environment,
@@ -383,12 +384,12 @@ COORDRL_HD COORDRL_NOINLINE inline void begin_episode(Environment& environment,
 
 // Steps. -------------------------------------------------------------------------------------------
 
-/// What a step shows: the maximum of its last two frames.
+/// The view of a step: the maximum of its last two frames.
 ///
-/// A step that ends early shows, as ale-py's does, what it has in its two buffers at that moment:
-/// the last observation once more, or, if one frame was missing, that observation pooled with the
-/// last but one frame of this step. `missing` counts the frames that a whole step would have had
-/// more, the one that ended the step included.
+/// As in ale-py, a step that ends early shows the contents of its two buffers at that moment: the
+/// last observation again, or, if `missing` is 1, that observation pooled with the last but one
+/// frame of this step. `missing` is the number of frames that were not completed: the frame that
+/// ended the step, and those that would have followed it; 0 after a whole step.
 template <class Albums>
 COORDRL_HD inline View view_step(Environment& environment, const StepSetup& setup, i32 step,
                                  i32 missing, const u8* last_but_one, const Scratch& scratch,
@@ -426,7 +427,7 @@ COORDRL_HD inline View view_step(Environment& environment, const StepSetup& setu
   return view_of({{last, last_but_one}, pooling ? 2 : 1, nullptr}, kept);
 }
 
-/// After a whole step, asks whether its album is still needed.
+/// After a whole step, closes the album if it is no longer needed.
 template <class Albums>
 COORDRL_HD inline void settle_album(Environment& environment, const StepSetup& setup,
                                     Albums& albums) {
@@ -440,7 +441,7 @@ COORDRL_HD inline void settle_album(Environment& environment, const StepSetup& s
   }
 }
 
-/// What a step has to say of an environment in which nothing has happened.
+/// Writes the results of an environment in which nothing happened.
 COORDRL_HD inline void report(const Environment& environment, const Row& row) {
   *row.reward = *row.unclipped_reward = 0;
   *row.terminated = *row.truncated = *row.ended = *row.life_lost = false;
@@ -451,7 +452,7 @@ COORDRL_HD inline void report(const Environment& environment, const Row& row) {
   *row.episode_length = environment.episode_length;
 }
 
-/// A step of an episode that is over and has to be reset by hand: it stays over.
+/// Steps an episode that is over and must be reset explicitly: it stays over.
 COORDRL_HD inline void stand_still(const Environment& environment, const StepSetup& setup,
                                    const Row& row) {
   if (row.obs != row.last_obs) {
@@ -494,7 +495,7 @@ COORDRL_HD inline void step(Environment& environment, const StepSetup& setup, u8
              (life_lost && setup.life_loss == LifeLoss::kReset);
       if (over) break;
       if (missing == 2 && environment.album != kNoAlbum) {
-        // In an album the next frame may go on in the same picture.
+        // In an album the next frame may continue in the same picture.
         last_but_one = scratch.spare;
         copy_bytes(scratch.spare, albums.at(environment.album).canvas.picture[play.picture],
                    picture_bytes(setup));

@@ -1,13 +1,13 @@
 // A player at the console: the game as ale-py plays it, frame by frame.
 //
-// ale-py gives a console to a player who holds a stick or a paddle, reads points, lives and the end
-// of the game out of the console's memory after every frame, and begins a game by a fixed
-// sequence of switches. All of that is here; what an agent makes of it, steps of several frames and
-// observations, is in agent_step.hpp.
+// ale-py gives a console to a player with a stick or a paddle, reads points, lives and the end of
+// the game from the console's memory after every frame, and begins a game by a fixed sequence of
+// switches. All of that is here; an agent's steps of several frames, and its observations, are in
+// agent_step.hpp.
 //
 //     Play play{};
-//     load(play, random, setup, canvas);             // the console comes out of the box
-//     reset_game<true>(play, random, setup, canvas); // from here on a game
+//     load(play, random, setup, canvas);             // switches a new console on
+//     reset_game<true>(play, random, setup, canvas); // begins a game
 //     i32 reward = act<true>(play, random, setup, kLeft, canvas);
 #pragma once
 
@@ -17,29 +17,29 @@
 
 namespace coordrl {
 
-/// What does not change while a game is played; shared by all who play it.
+/// Everything that does not change while a game is played; shared by all of its players.
 struct Setup {
   Machine machine;
   Game game;
   GameFacts facts;
   i32 mode;
   i32 difficulty;                 // bit 0: left switch at A; bit 1: right switch
-  i32 scene_frames;               // frames from one scene of the history to the next, at most:
-                                  // two or more above a step's, up to kHistoryFrames
-  f64 repeat_action_probability;  // "sticky actions": a frame repeats the action before it
-  i32 patience;                   // frames after which a reset stops to look for its variation
+  i32 scene_frames;               // most frames from one scene of the history to the next: at
+                                  // least two more than in a step, at most kHistoryFrames
+  f64 repeat_action_probability;  // "sticky actions": a frame repeats the previous action
+  i32 patience;                   // frames after which a reset stops looking for its variation
 };
 
-constexpr i32 kPatience = 30000;  // every variation of every game is reached long before
+constexpr i32 kPatience = 30000;  // every variation of every game is reached long before that
 
-/// The pictures that a console draws into by turns, kWidth x height color indices each, or, with
-/// `shade`, 256 shades of gray, what they are looked up as.
+/// The two pictures that a console draws into alternately, kWidth x height pixels each: color
+/// indices or, if there are 256 shades of gray in `shade`, the shades of these indices.
 struct Canvas {
   u8* picture[2];
   const u8* shade;
 };
 
-/// A machine, and the picture that it drew into last.
+/// A machine, and the picture that it drew into last, 0 or 1.
 struct Scene {
   Console console;
   u8 picture;
@@ -48,23 +48,23 @@ struct Scene {
 constexpr i32 kMaxFrameSkip = 60;  // a second
 constexpr i32 kHistoryFrames = kMaxFrameSkip + 4;  // between two scenes, at most
 
-/// How the console came to where it is: two scenes of the past, and the actions since.
+/// The console's recent past: two earlier scenes, and the actions since the older one.
 ///
-/// Frames that nobody looks at are not drawn. When a picture of the past is needed after all, the
-/// frames since `scene[older]` are run once more, with drawing. That scene is always at least two
-/// frames older than the step in progress, because a frame that ends early shows in its lower part
-/// what was drawn two frames before.
+/// Frames that are not observed are not drawn. If a past picture is needed after all, the frames
+/// since `scene[older]` are run again, with drawing. That scene is always at least two frames older
+/// than the current step, because the lower part of a frame that ends early shows what was drawn
+/// two frames before.
 struct History {
   Scene scene[2];
-  u8 older;        // the scene that `actions` begin at
-  i32 split;       // actions up to the newer scene
-  i32 frames;      // actions up to now
+  u8 older;        // index of the scene at which `actions` begin
+  i32 split;       // number of actions up to the newer scene
+  i32 frames;      // number of actions up to now
   u8 actions[2 * kHistoryFrames];
 };
 
 constexpr i32 kMostFrames = 0x7FFFFFFF;
 
-/// A number of frames and one more; at its end, after weeks without a seed, it stands still.
+/// Adds a frame to a count, which stops at its maximum, after weeks without a seed.
 COORDRL_HD inline i32 one_more(i32 frames) {
   return frames < kMostFrames ? frames + 1 : kMostFrames;
 }
@@ -72,16 +72,16 @@ COORDRL_HD inline i32 one_more(i32 frames) {
 /// A game in progress.
 struct Play : Scene {
   Score score;
-  u8 last_action;            // what a repeated frame repeats
+  u8 last_action;            // repeated by sticky actions
   i32 frame_number;          // frames since the game was loaded
   i32 episode_frame_number;  // frames of this game; a reset that presses SELECT counts, too
-  i32 whole_frames;          // frames in a row, up to this one, that drew all of their pictures
+  i32 whole_frames;          // latest frames, in a row, that drew all of their pictures
   i32 black_from;            // color clock from which on both pictures are black
   History history;
 };
 static_assert(__is_trivially_copyable(Play), "games move between devices as bytes");
 
-/// Forgets the older scene. What is now becomes the newer one.
+/// Replaces the older scene by the present, which becomes the newer scene.
 COORDRL_HD inline void turn_page(Play& play) {
   History& history = play.history;
   assign(history.scene[history.older], static_cast<const Scene&>(play));
@@ -91,7 +91,7 @@ COORDRL_HD inline void turn_page(Play& play) {
   history.split = history.frames = kept;
 }
 
-/// Forgets everything.
+/// Empties the history: both scenes become the present.
 COORDRL_HD inline void begin_history(Play& play) {
   play.history.scene[0] = play.history.scene[1] = play;
   play.history.split = play.history.frames = 0;
@@ -114,7 +114,7 @@ constexpr u32 kFiring = bit(kFire) | bit(kUpFire) | bit(kRightFire) | bit(kLeftF
 
 constexpr i32 kPaddleStep = 23000;  // ohms that a paddle turns in a frame
 
-/// Moves the controls. A paddle turns from where it was, everything else springs back by itself.
+/// Moves the controls. A paddle turns from its last position; everything else springs back.
 COORDRL_HD inline void apply(Inputs& inputs, const Setup& setup, u8 action) {
   const GameFacts& facts = setup.facts;
   const u32 chosen = 1u << action;
@@ -153,15 +153,15 @@ COORDRL_HD COORDRL_NOINLINE inline void show_frame(Scene& scene, const Setup& se
   }
 }
 
-/// Rows of the picture that the last frame reached, if it stopped between two; else all of them.
+/// Rows of the picture that the last frame drew if it stopped between two rows; else all rows.
 COORDRL_HD inline i32 rows_reached(const Tia& tia, const Machine& machine) {
   const i32 clocks = tia.drawn - tia.first_clock;
   const bool between = clocks % kLineClocks <= kBlankClocks;
   return tia.incomplete && between ? clocks / kLineClocks : machine.height;
 }
 
-/// True if nothing older shows below where the last frame stopped: it reached the end of its picture,
-/// or a row below which there never was anything but black.
+/// True if nothing older shows below the end of the last frame, because it reached the end of its
+/// picture, or a row below which everything was always black.
 COORDRL_HD inline bool is_full(const Play& play, const Machine& machine) {
   const Tia& tia = play.console.tia;
   if (tia.partial) return false;
@@ -177,7 +177,7 @@ COORDRL_HD inline void blacken_rest(const Scene& scene, const Machine& machine,
   for (i32 i = rows * kWidth; i < machine.height * kWidth; ++i) picture[i] = 0;
 }
 
-/// True if the last frame stopped above a row from which on both pictures are black.
+/// True if the last frame stopped between two rows and both pictures are black below.
 COORDRL_HD inline bool is_rest_black(const Scene& scene, const Machine& machine,
                                      const Canvas& canvas) {
   const i32 rows = rows_reached(scene.console.tia, machine);
@@ -193,7 +193,7 @@ COORDRL_HD inline void run_frame(Play& play, const Setup& setup, u8 action, cons
   History& history = play.history;
   if (history.frames - history.split == setup.scene_frames) turn_page(play);
   history.actions[history.frames++] = action;
-  const bool goes_on = play.console.tia.partial;  // in a picture that the frame before began
+  const bool goes_on = play.console.tia.partial;  // continues the previous frame's picture
   show_frame<kDraw>(play, setup, action, canvas);
   if (play.console.tia.drawn > play.black_from) play.black_from = play.console.tia.drawn;
   const bool whole = !goes_on && is_full(play, setup.machine);
@@ -204,15 +204,15 @@ COORDRL_HD inline Memory memory(const Play& play, const Setup& setup) {
   return {{play.console.riot.ram}, {play.console.cartridge.ram}, setup.mode};
 }
 
-/// Reads points, lives and the end of the game out of the console's memory.
+/// Reads points, lives and the end of the game from the console's memory.
 COORDRL_HD inline void keep_score(Play& play, const Setup& setup) {
   with_rules(setup.game, memory(play, setup), [&](const auto& rules) { rules.step(play.score); });
 }
 
 /// Plays one frame of an action and returns its reward. A game that is over stands still.
 ///
-/// The random numbers are drawn as ale-py draws them, one for each of two players, also when no
-/// action is ever repeated.
+/// Random numbers are drawn as in ale-py, one for each of two players. They are drawn even if no
+/// action is ever repeated, provided that the game's reset draws from the same generator.
 template <bool kDraw>
 COORDRL_HD COORDRL_NOINLINE inline i32 act(Play& play, Mt19937& random, const Setup& setup, u8 action,
                           const Canvas& canvas) {
@@ -234,7 +234,7 @@ COORDRL_HD COORDRL_NOINLINE inline i32 act(Play& play, Mt19937& random, const Se
 
 // The beginning of a game. -------------------------------------------------------------------------
 
-/// The switches and first moves that begin a game, for the rules to press.
+/// The switches and first actions that begin a game, for the game's rules to call.
 template <bool kDraw>
 struct Opening {
   Play& play;
@@ -256,7 +256,7 @@ struct Opening {
     play.last_action = kNoop;
   }
 
-  /// SELECT for some frames, in which nobody keeps score, then one frame without.
+  /// Presses SELECT for some frames without keeping score, then releases it for one frame.
   COORDRL_HD COORDRL_NOINLINE void press_select(i32 frames) {
     for (i32 i = 0; i < frames; ++i) {
       run_frame<kDraw>(play, setup, kSelectSwitch, canvas);
@@ -277,7 +277,7 @@ struct Opening {
   COORDRL_HD bool may_go_on() const { return patience > 0; }
 };
 
-/// Begins a game: the machine is switched off and on, its RAM stays.
+/// Begins a game: the machine is switched off and on, but keeps its RAM.
 template <bool kDraw>
 COORDRL_HD inline void reset_game(Play& play, Mt19937& random, const Setup& setup,
                                   const Canvas& canvas) {
@@ -310,8 +310,8 @@ COORDRL_HD inline void reset_game(Play& play, Mt19937& random, const Setup& setu
 
 /// Loads a game: switches the console on and begins a first game, in the default mode.
 ///
-/// `setup` must be that of the game's default mode and difficulty 0; a mode is chosen afterwards
-/// and is there from the next game on.
+/// `setup` must have the game's default mode and difficulty 0; a mode is chosen afterwards and
+/// takes effect with the next game.
 template <bool kDraw>
 COORDRL_HD inline void load(Play& play, Mt19937& random, const Setup& setup,
                             const Canvas& canvas) {
@@ -323,8 +323,8 @@ COORDRL_HD inline void load(Play& play, Mt19937& random, const Setup& setup,
   reset_game<kDraw>(play, random, setup, canvas);
 }
 
-/// Runs the frames since the older scene of the history again, up to `frames` of them, and draws
-/// those from `drawn` on, which must be whole. Returns the picture that the last one is in.
+/// Runs the first `frames` frames since the older scene of the history again, and draws those from
+/// the `drawn`-th (from 0) on, which must be whole. Returns the index of the last one's picture.
 COORDRL_HD inline u8 replay(const Play& play, const Setup& setup, i32 frames, i32 drawn,
                             const Canvas& canvas) {
   const History& history = play.history;

@@ -1,50 +1,50 @@
-// The emulator on a GPU: the headers of the CPU, one thread to an environment.
+// The emulator on a GPU: the same headers as on the CPU, one thread per environment.
 //
 // Two kernels, compiled for one game (COORDRL_GAME) by nvrtc.py:
 //
 //     play_environments   plays one action in every environment, or begins episodes in some
-//     show_observations   makes the observations: a block to an environment, a thread to a pixel
+//     show_observations   makes the observations: a block per environment, a thread per pixel
 //
-// A thread that emulates leaves a note of what is to be shown (`Note`), because reducing pictures
-// and moving stacks is work for many threads that read side by side. Only where the next episode
-// would be drawn over what is still to be shown, which copied beginnings never are, it shows that
-// by itself.
+// A thread that emulates leaves a note of what to show (`Note`), because reducing pictures and
+// moving stacks is work for many threads with coalesced reads. It writes an observation itself only
+// if the next episode would overwrite the source of one that is still to be shown: its pictures,
+// unless the beginning is copied, or its RAM.
 //
 // While instructions run, RAM is in shared memory and the lanes of a warp meet at every scanline
-// (console.hpp, staged.hpp). Between launches an environment is the struct that the CPU has, so that it
-// can be saved here and restored there: a step reads and writes some hundred words of it once, beside
-// the twenty thousand instructions that it plays.
+// (console.hpp, staged.hpp). Between launches an environment is the same struct as on the CPU, so
+// that it can be saved on one and restored on the other: a step reads and writes some hundred words
+// of it once, little compared with the twenty thousand instructions that it plays.
 //
-// The tests compile this file with a C++ compiler, too, and compare it with the CPU's emulator.
+// The tests also compile this file with a C++ compiler and compare it with the CPU's emulator.
 #define COORDRL_GPU
 #include "agent_step.hpp"
 
 namespace coordrl {
 
-constexpr i32 kPictures = 5;  // of each environment
+constexpr i32 kPictures = 5;  // per environment
 
-/// What `show_observations` has to do for an environment, and what the next step needs to know about this one.
+/// The work of `show_observations` for an environment, and facts about a step for the next one.
 struct Note {
   View step, first;  // the observation of a step; the first one of an episode
-  bool steps;        // there is one of a step: push it
+  bool steps;        // there is an observation of a step: push it
   bool begins;       // an episode began: empty the stack first
-  bool keeps_last;   // where an episode ended, its last observation is wanted in final_obs
+  bool keeps_last;   // an episode ended, and its last observation is wanted in final_obs
   bool flipped;      // which half of the pictures was drawn into
-  bool holds;        // the half holds two frames that were pooled
+  bool holds;        // that half holds the two frames that were pooled
 };
 static_assert(sizeof(Note) == 120, "device.py allocates as many bytes");
 
-/// Where everything is. Python packs it (device.py): pointers and 64-bit integers alone.
+/// Addresses and sizes. Python packs them (device.py): only pointers and 64-bit integers.
 struct Batch {
   const StepSetup* setups;  // of the step, and of the default mode
   Environment* environments;
   Note* notes;
   u8* pictures;             // kPictures for each environment
-  const FreshGame* fresh;   // of each timer seed, and the game that was just loaded
+  const FreshGame* fresh;   // one for each timer seed, then the game that was just loaded
   const Beginning* beginnings;
   const u8* planes;
-  i64 idle_counts;          // beginnings of each timer seed; 0: none
-  const u8* codes;          // ale-py's numbers of the actions that the agent chooses from
+  i64 idle_counts;          // beginnings per timer seed; 0 if there are none
+  const u8* codes;          // ale-py's numbers of the agent's actions
   i64 num_actions;
   i64 num_envs;
   u8* obs;
@@ -63,7 +63,7 @@ struct Batch {
 };
 static_assert(sizeof(Batch) == 24 * 8, "device.py packs as many fields");
 
-/// The pictures of an environment, which its album is made of, too, when it needs one.
+/// The pictures of an environment; if it needs an album, that uses the same memory.
 struct DeviceAlbums {
   u8* pictures;
   i32 bytes;
@@ -76,7 +76,7 @@ struct DeviceAlbums {
   }
 };
 
-/// What episodes are begun from.
+/// Games and episodes that have just begun, to copy.
 struct DeviceSnapshots {
   const Batch& batch;
   i32 plane_bytes;
@@ -92,7 +92,7 @@ struct DeviceSnapshots {
   }
 };
 
-/// The maximum of a view's pictures at a pixel, as a channel has it.
+/// The maximum of a view's pictures at a pixel, in one channel.
 COORDRL_HD inline u8 pooled_pixel(const View& view, const u8* intensity, i32 i) {
   u8 most = 0;
   for (i32 p = 0; p < view.pictures.count; ++p) {
@@ -105,7 +105,7 @@ COORDRL_HD inline u8 pooled_pixel(const View& view, const u8* intensity, i32 i) 
 
 /// One pixel of `reduce`: the sums and products of that function, in the same order.
 ///
-/// `pixel(i)` is the i-th of what is reduced.
+/// `pixel(i)` is the i-th source pixel.
 template <class Pixel>
 COORDRL_HD inline u8 reduced_pixel(const Reduction& plan, const Pixel& pixel, i32 y, i32 x) {
   const i32 height = plan.rows.whole, width = plan.columns.whole;
@@ -130,7 +130,7 @@ COORDRL_HD inline u8 reduced_pixel(const Reduction& plan, const Pixel& pixel, i3
   return round_to_byte(sum);
 }
 
-/// Notes what is to be shown, for `show_observations`.
+/// Notes the views to observe, for `show_observations`.
 struct ObservationNotes {
   const StepSetup& setup;
   const Row& row;
@@ -143,7 +143,7 @@ struct ObservationNotes {
 
   COORDRL_HD void keep_last() { note.keeps_last = true; }
 
-  /// Writes the last observation of an episode, which what comes next would overwrite.
+  /// Writes the last observation of an episode now, before its source is overwritten.
   COORDRL_HD COORDRL_NOINLINE void flush() {
     if (!note.steps) return;
     note.steps = false;
@@ -185,8 +185,8 @@ COORDRL_HD inline Row row_of(const Batch& batch, const StepSetup& setup, i64 i) 
           batch.episode_length + i};
 }
 
-/// The two halves of the pictures are drawn into by turns, so that a step that ends early finds the
-/// pictures of the step before.
+/// Steps draw into the two halves of the pictures alternately, so that a step that ends early finds
+/// the pictures of the previous step.
 COORDRL_HD inline Scratch scratch_of(const StepSetup& setup, const DeviceAlbums& albums,
                                      const Note& note) {
   const u8* const shade = pictures_shade(setup);
@@ -202,8 +202,8 @@ COORDRL_HD inline DeviceAlbums albums_of(const Batch& batch, const StepSetup& se
   return {batch.pictures + i * kPictures * bytes, bytes};
 }
 
-/// A reset takes random numbers from a table without asking how long it is. Before its end, which
-/// an environment reaches after thousands of games, it begins again.
+/// A reset takes random numbers from a table without a bounds check. Before the table's end, which
+/// an environment reaches after thousands of games, this returns to its start.
 COORDRL_HD inline void rewind_numbers(Environment& environment, const StepSetup& setup) {
   u32& draws = environment.play.console.draws;
   const i32 needed = kMaxRandomPerReset * (setup.noop_max + 4);
@@ -212,7 +212,7 @@ COORDRL_HD inline void rewind_numbers(Environment& environment, const StepSetup&
 
 extern "C" {
 
-/// Makes the observations that `play_environments` noted. One block to an environment.
+/// Makes the observations that `play_environments` noted. One block per environment.
 __global__ void show_observations(Batch batch) {
   __shared__ u8 pooled[kMaxHeight * kWidth];
   const i64 index = blockIdx.x;
@@ -227,7 +227,7 @@ __global__ void show_observations(Batch batch) {
     const bool begins = turn == 1;
     if (!(begins ? note.begins : note.steps)) continue;
     const View view = begins ? note.first : note.step;
-    // Each byte's way through the stack is one thread's, so that nothing is overtaken.
+    // One thread moves a byte through the whole stack, so none is overwritten before it is read.
     u8* const to = !begins && note.begins ? row.final_obs : row.obs;
     for (i32 i = thread; i < size; i += threads) {
       const u8 newest = view.pictures.count == 0 ? view.plane[i] : u8(0);
@@ -250,18 +250,18 @@ __global__ void show_observations(Batch batch) {
     }
   }
   if (over && note.steps && !note.begins && setup.autoreset == Autoreset::kSameStep) {
-    // A life was lost, and what is seen is the last of it.
+    // A life was lost, and the current observation is its last one.
     __syncthreads();
     for (i32 i = thread; i < older + size; i += threads) row.final_obs[i] = row.obs[i];
   }
 }
 
-/// Plays one action, a number of the agent's, in every environment. A number that is none counts as
-/// the nearest: a thread has nobody to complain to.
+/// Plays one action, an index of the agent's actions, in every environment. An index out of range
+/// is clamped, because a thread can't report an error.
 ///
-/// Without `actions`, begins an episode where `mask` is set. A seed of -1 goes on with the
-/// environment's random numbers; another one loads the game anew. Both are one kernel because most of
-/// it is the console, which takes a compiler long.
+/// Without `actions`, begins an episode where `mask` is set. A seed of -1 continues the
+/// environment's random numbers; any other reloads the game. Both are one kernel because most of
+/// it is the console, which takes long to compile.
 __global__ void __launch_bounds__(kMaxLanes, 8)
     play_environments(Batch batch, const i64* actions, const i64* seeds, const bool* mask) {
   lay_out_plans();
@@ -282,7 +282,7 @@ __global__ void __launch_bounds__(kMaxLanes, 8)
     note.flipped = !note.flipped;
     const Scratch scratch = scratch_of(setup, albums, note);
     step(environment, setup, batch.codes[action], snapshots, scratch, albums, observations, row);
-    // An album that was closed behind the step has drawn elsewhere, or in other colors.
+    // With an album, even one closed after the step, pictures lie elsewhere or are not in shades.
     note.holds = environment.pooled && environment.album == kNoAlbum && !note.begins &&
                  !note.step.kept;
     return;
