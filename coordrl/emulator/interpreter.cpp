@@ -1,4 +1,4 @@
-// The 6507, which takes the compiler as long as all the rest: a second file for a second core.
+// The 6507, which takes as long to compile as all the rest: a second file for a second core.
 #include "console.hpp"
 
 namespace coordrl {

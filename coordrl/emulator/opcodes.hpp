@@ -1,13 +1,13 @@
-// The opcodes of the 6507: what each does, in the words of `Processor` (m6507.hpp).
+// The opcodes of the 6507: what each does, in terms of `Processor` (m6507.hpp).
 //
-// One table that is read in two ways: threaded.hpp does each action where it stands, plans.hpp takes
-// the actions apart.
+// One table with two uses: threaded.hpp executes each action in place, plans.hpp splits the actions
+// into stages.
 #pragma once
 
-// The opcodes in their order. An address in parentheses advances PC and clock; `zero_page(5)` is the
-// zero-page address of an instruction of 5 cycles. OFTEN has the opcodes that are each half a percent
-// or more of what games execute, and after each the three that follow it most often, as counted in
-// 1,700 million instructions of 57 games.
+// The opcodes in numeric order. An address in parentheses advances PC and clock; `zero_page(5)` is
+// the zero-page address of an instruction of 5 cycles. OFTEN marks opcodes that are each at least
+// half a percent of executed instructions, and lists the three that follow each of them most often,
+// as counted in 1,700 million instructions of 57 games.
 #define COORDRL_OPCODES(OFTEN, OP)                                                           \
   OP(0x00, cpu.brk())                                                                        \
   OP(0x01, cpu.ora(cpu.indx()))                                                              \

@@ -1,8 +1,8 @@
-// The opcodes of the 6507, taken apart: from where to where each takes a byte, and what it does
-// with it.
+// The opcodes of the 6507 split into stages: where each takes a byte from, what it does with it,
+// and where it puts it.
 //
-// Nobody writes that down: the table of opcodes (opcodes.hpp) is read with a processor that records
-// what it is asked to do.
+// This is not written by hand: the table of opcodes (opcodes.hpp) is run on a processor that
+// records the operations it is asked for.
 #pragma once
 
 #include "m6507.hpp"
@@ -10,19 +10,19 @@
 
 namespace coordrl {
 
-/// What an instruction's address is made of, beside its operand and an index.
+/// What an instruction's address is made of, besides its operand and an index.
 enum class Find : u8 {
   kOperand,  // nothing else
   kPointer,  // in the zero page
   kPush,
   kPull,
-  kCall,      // this and the next two only where both bytes are in RAM, as nearly always, ...
+  kCall,      // this and the next two only if both bytes are in RAM, as nearly always; ...
   kReturn,
   kIndirect,
-  kWhole,     // ... or else done at once, as what is too rare to be taken apart
+  kWhole,     // ... otherwise executed as a whole, like opcodes too rare to be split
 };
 
-/// Registers, as a set of bits. As a source they are ANDed, as undocumented opcodes do.
+/// Registers, as a set of bits. Several source registers are ANDed, as in undocumented opcodes.
 struct Registers {
   u32 set;
 
@@ -31,18 +31,18 @@ struct Registers {
 
 constexpr u32 kA = 1, kX = 2, kY = 4, kS = 8;
 
-/// What is done with the byte that was read, or that a register has, beyond what needs no branch:
-/// to combine it with the accumulator, and to tell N and Z of it.
+/// What is done with the byte, read or from a register, apart from what needs no branch: combining
+/// it with the accumulator and setting N and Z.
 enum class Work : u8 {
   kNothing, kAdd, kSubtract, kCompare, kTestBits, kStoreAndPage, kSetFlag, kGetStatus, kSetStatus,
   kBranch, kJump, kReturn,
-  kOperation,  // and those that follow: an Operation
+  kOperation,  // this and all above: an Operation
 };
 
 /// How the byte is combined with the accumulator.
 enum class Logic : u8 { kNone, kOr, kAnd, kEor };
 
-/// A flag, and whether it is meant to be set.
+/// A flag, and whether it should be set.
 struct Condition {
   Flag flag;
   bool set;
@@ -50,14 +50,14 @@ struct Condition {
   constexpr Condition operator!() const { return {flag, !set}; }
 };
 
-/// Some bits of a plan.
+/// A bit field of a plan.
 struct Field {
   u32 first, width;
 
   constexpr Field after(u32 wide) const { return {first + width, wide}; }
 };
 
-/// An opcode, taken apart.
+/// An opcode, split into stages.
 struct Plan {
   u32 bits;
 
@@ -73,23 +73,23 @@ constexpr Field kReads{0, 1};
 constexpr Field kWrites = kReads.after(1);
 constexpr Field kImmediate = kWrites.after(1);   // the operand is the byte itself
 constexpr Field kWide = kImmediate.after(1);     // the address has 16 bits
-constexpr Field kByX = kWide.after(1);           // the index
+constexpr Field kByX = kWide.after(1);           // the index is X
 constexpr Field kByY = kByX.after(1);
-constexpr Field kCrosses = kByY.after(1);        // a cycle more if the index carries
-constexpr Field kTells = kCrosses.after(1);      // N and Z tell of what comes out
+constexpr Field kCrosses = kByY.after(1);        // one more cycle if the index carries
+constexpr Field kTells = kCrosses.after(1);      // the result sets N and Z
 constexpr Field kLogic = kTells.after(2);        // Logic
 constexpr Field kLength = kLogic.after(2);       // bytes that PC advances by
 constexpr Field kCycles = kLength.after(4);
 constexpr Field kFind = kCycles.after(3);        // Find
 constexpr Field kFrom = kFind.after(4);          // Registers
-constexpr Field kTo = kFrom.after(4);            // Registers that get what comes out
+constexpr Field kTo = kFrom.after(4);            // Registers that get the result
 constexpr Field kWork = kTo.after(5);            // Work; the last, see `any_work`
 static_assert(kWork.first + kWork.width <= 32, "one word");
 static_assert(u32(Find::kWhole) < 1u << kFind.width, "every Find has its number");
 static_assert(u32(Work::kOperation) + kIsb < 1u << kWork.width, "and so has all Work");
 
-// Where other instructions have registers, one that is about a flag has its bit, and whether it is
-// meant to be set; a branch has behind that for what its loop waits.
+// Instead of registers, an instruction about a flag has the flag's bit and whether it should be
+// set; in a branch, a code for its `floor` follows.
 constexpr Field kFlag = kFrom;
 constexpr Field kSet{kTo.first, 1};
 constexpr Field kWait = kSet.after(2);
@@ -97,7 +97,7 @@ constexpr Field kWait = kSet.after(2);
 /// The `floor` of a branch (m6507.hpp).
 constexpr i32 floor_of(u32 wait) { return wait == 0 ? kNoWait : wait == 3 ? 128 : i32(wait) - 1; }
 
-/// Stands for the processor in the table of opcodes and writes down what it is asked to do.
+/// Takes the place of the processor in the table of opcodes and records the operations.
 struct Recorder {
   struct Address {};
   struct Byte {};
@@ -322,7 +322,7 @@ struct Recorder {
   constexpr void arr(Byte) { whole(); }
 };
 
-/// What an opcode does, as the table says.
+/// The plan of an opcode, from the table.
 constexpr Plan plan_of(u32 opcode) {
   Recorder cpu{};
   switch (opcode) {

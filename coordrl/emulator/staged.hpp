@@ -1,36 +1,36 @@
-// Instructions stage by stage, as the lanes of a warp run them best.
+// Instructions executed in stages, which suits the lanes of a warp best.
 //
-// Lanes whose opcodes differ take turns. Taken apart, two opcodes have most in common: they find an
-// address, read, operate on a byte and write. Lanes that do the same of these do it together, whatever
-// the rest of their opcodes. And the program reads in one place and writes in one place, but for what
-// is rare: with a copy in each opcode, as threaded.hpp has them, it would be too large for a GPU's
-// caches. So `read` and `write` of the bus have to do, below address $100, what its functions for the
-// zero page and the stack do.
+// Lanes with different opcodes diverge and run one after the other. Split into stages, though, two
+// opcodes have most in common: they find an address, read, operate on a byte and write. Lanes with
+// the same stage execute it together, whatever the rest of their opcodes. Moreover, except in rare
+// opcodes, the program has a single read and a single write: with a copy of them in each opcode, as
+// in threaded.hpp, it would be too large for a GPU's caches. Therefore the bus's `read` and `write`
+// must do, below address $100, what its functions for the zero page and the stack do.
 #pragma once
 
 #include "plans.hpp"
 
 namespace coordrl {
 
-/// The plans of all opcodes, in the shared memory of a block. `lay_out_plans` comes first.
+/// The plans of all opcodes, in the shared memory of a block. Call `lay_out_plans` first.
 COORDRL_HD COORDRL_INLINE Plan* shared_plans() {
   __shared__ Plan plans[256];
   return plans;
 }
 
-/// Copies the plans to where all lanes of a block find them. All of its threads call it.
+/// Copies the plans to shared memory. All threads of a block must call it.
 COORDRL_HD inline void lay_out_plans() {
   static constexpr PlanTable kPlans{};
   for (u32 i = threadIdx.x; i < 256; i += blockDim.x) shared_plans()[i] = kPlans.of[i];
   __syncthreads();
 }
 
-/// Whether an opcode is ever done at once.
+/// Whether an opcode is ever executed as a whole, not in stages.
 COORDRL_HD COORDRL_INLINE constexpr bool may_be_whole(Plan plan) {
   return Find(plan[kFind]) >= Find::kCall;
 }
 
-/// Does at once what is not taken apart.
+/// Executes an opcode as a whole, if it may be.
 template <typename Bus>
 COORDRL_HD COORDRL_NOINLINE void perform_whole(Processor<Bus>& cpu) {
   switch (u8(cpu.code)) {
@@ -50,7 +50,7 @@ COORDRL_HD COORDRL_INLINE u8 source_of(const Processor<Bus>& cpu, u32 from) {
          (from & kY ? cpu.y : u8(0xFF)) & (from & kS ? cpu.s : u8(0xFF));
 }
 
-/// The flags that branches ask for, each at its bit.
+/// The flags that branches test, each at its bit.
 template <typename Bus>
 COORDRL_HD COORDRL_INLINE u32 asked_flags(const Processor<Bus>& cpu) {
   return (cpu.carry ? u32{kCarry} : 0) | (cpu.zero() ? u32{kZero} : 0) |
@@ -79,22 +79,22 @@ COORDRL_HD COORDRL_INLINE bool is_in_ram(const Processor<Bus>& cpu, Find find) {
   }
 }
 
-/// Whether there is Work. A comparison of all the bits, which a compiler doesn't make one more case of.
+/// Whether there is Work. Compares the whole word, which a compiler doesn't merge with the switch.
 COORDRL_HD COORDRL_INLINE bool any_work(Plan plan) { return plan.bits >= 1u << kWork.first; }
 
-/// Does an instruction that has been fetched.
+/// Executes an instruction that has been fetched.
 template <typename Bus>
 COORDRL_HD COORDRL_INLINE void perform(Processor<Bus>& cpu, Plan plan) {
   const Find find = Find(plan[kFind]);
   if (unlikely(may_be_whole(plan)) && !is_in_ram(cpu, find)) {
-    Processor<Bus> copy = cpu;  // by value: what has an address is not kept in a register
+    Processor<Bus> copy = cpu;  // a variable whose address is taken is not kept in registers
     perform_whole(copy);
     cpu = copy;
     return;
   }
   cpu.step(i32(plan[kLength]), i32(plan[kCycles]));
 
-  // Where. On the stack the page does not matter: its RAM, or the TIA, shows in the zero page, too.
+  // The address. For the stack the page is irrelevant: RAM and TIA are mirrored in the zero page.
   u16 base = plan[kWide] ? cpu.operand16() : cpu.operand();
   u8 floating = cpu.operand();
   u8 index = plan[kByX] ? cpu.x : plan[kByY] ? cpu.y : u8(0);
@@ -123,12 +123,12 @@ COORDRL_HD COORDRL_INLINE void perform(Processor<Bus>& cpu, Plan plan) {
   const u16 address = plan[kWide] ? u16(base + index) : u8(base + index);
   if (plan[kCrosses]) cpu.bus.cycle += (address ^ base) > 0xFF;
 
-  // What.
+  // The byte.
   const u8 source = source_of(cpu, plan[kFrom]);
   u8 value = plan[kImmediate] ? cpu.operand() : source;
   if (plan[kReads]) value = cpu.bus.read(address, plan[kWide] ? u8(base >> 8) : floating);
 
-  // What is done with it.
+  // The operation.
   const Logic logic = Logic(plan[kLogic]);
   value = u8(value & (logic == Logic::kAnd ? cpu.a : 0xFF));
   value = u8((value | (logic == Logic::kOr ? cpu.a : 0)) ^ (logic == Logic::kEor ? cpu.a : 0));
@@ -170,9 +170,9 @@ COORDRL_HD COORDRL_INLINE void perform(Processor<Bus>& cpu, Plan plan) {
 
 /// Runs instructions until the bus's `limit` is used up or set to 0.
 ///
-/// The lanes of a warp that come here together wait for each other after every `Bus::kMeeting` cycles
-/// of their own time. Programs follow the beam: where lanes are on the same scanline, they are in the
-/// same loops, and most of the time at the same opcode. Nothing that is computed depends on it.
+/// The lanes of a warp that enter together wait for each other after every `Bus::kMeeting` cycles
+/// of their own time. Programs follow the beam: lanes on the same scanline are in the same loops,
+/// and most of the time at the same opcode. Results do not depend on it.
 template <typename Bus>
 COORDRL_HD COORDRL_INLINE void execute(M6507& state, Bus& bus) {
   Processor<Bus> cpu{bus};

@@ -1,4 +1,4 @@
-// Instructions one after the other, as a CPU runs them best: threaded code.
+// Instructions executed one after the other, which suits a CPU best: threaded code.
 #pragma once
 
 #include "m6507.hpp"
@@ -11,12 +11,12 @@ namespace coordrl {
 
 /// Runs instructions until the bus's `limit` is used up or set to 0.
 ///
-/// Every opcode ends with a jump of its own to the next one, which the processor learns to foresee
-/// far better than one jump that they all share. The language extension that this takes, labels
-/// as values, exists in GCC and Clang. Still there are more jumps in the code of a game than a
-/// processor has room for to remember their targets. It remembers many more branches, and so the
-/// three opcodes that follow a frequent one most often, nearly half of all that games execute, are
-/// asked for one by one before the jump.
+/// Every opcode ends with its own jump to the next one, which the processor learns to predict far
+/// better than a single jump shared by all. The language extension that this needs, labels as
+/// values, exists in GCC and Clang. Even so, the code of a game has more jumps than a processor can
+/// remember the targets of. It can remember many more branches, so the three opcodes that most
+/// often follow a frequent one, nearly half of all executed instructions, are tested for one by one
+/// before the jump.
 template <typename Bus>
 COORDRL_NOINLINE void execute(M6507& state, Bus& bus) {
 #define COORDRL_LABEL(opcode, ...) &&op_##opcode,
@@ -31,7 +31,7 @@ COORDRL_NOINLINE void execute(M6507& state, Bus& bus) {
 #define COORDRL_ASK(opcode) \
   if (u8(cpu.code) == opcode) goto op_##opcode;
 #define COORDRL_JUMP goto* kLabels[u8(cpu.code)];
-// What a handler makes of `code` is worked out in it, not before every jump that may lead there.
+// The `asm` keeps what a handler computes from `code` in the handler, not before every jump to it.
 #define COORDRL_HANDLER(opcode, action)   \
   op_##opcode : asm("" : "+r"(cpu.code)); \
   action;                                 \
