@@ -1,4 +1,4 @@
-// The 6507 as interpreter.cpp has it compiled: include this rather than instantiate it again.
+// The 6507 that interpreter.cpp compiles: include this so as not to instantiate it again.
 #pragma once
 
 #include "console.hpp"

@@ -1,4 +1,4 @@
-// Random numbers: those that all consoles share, and what is asked of a generator.
+// Random numbers: the sequence that all consoles share, and helpers for generators.
 #pragma once
 
 #include <cstring>
@@ -8,15 +8,15 @@
 
 namespace coordrl::host {
 
-constexpr u32 kSystemSeed = 4753849;  // ale-py's, unless it is told another
+constexpr u32 kSystemSeed = 4753849;  // ale-py's default
 
-/// The random numbers that all consoles share: what is in RAM when they are switched on, and
-/// where their timers start. A sequence that can be continued.
+/// The random numbers that all consoles share: the contents of RAM at power-on, and the start
+/// values of timers. The sequence can be extended.
 class SystemRandom {
  public:
   SystemRandom() { seed(generator_, kSystemSeed); }
 
-  /// Makes sure that the numbers 0 .. count - 1 are there.
+  /// Makes sure that numbers 0 .. count - 1 exist.
   void extend(size_t count) {
     while (numbers_.size() < count) numbers_.push_back(draw(generator_));
   }
@@ -33,7 +33,7 @@ bool same_bytes(const T& a, const T& b) {
   return std::memcmp(&a, &b, sizeof(T)) == 0;
 }
 
-/// How many numbers were drawn between two states of a generator.
+/// The number of draws between two states of a generator.
 inline u32 draws_between(Mt19937 before, const Mt19937& after) {
   u32 draws = 0;
   for (; !same_bytes(before, after); ++draws) draw(before);

@@ -1,4 +1,4 @@
-// The settings of Python, resolved into what the machine and the step of an agent go by.
+// Python's settings, resolved into the setups of the machine and of an agent's steps.
 #pragma once
 
 #include <algorithm>
@@ -18,10 +18,10 @@ struct Settings {
   float repeat_action_probability = 0;  // ale-py reads it as a float
 };
 
-/// Color index to channel: gray, or red, green and blue.
+/// Fills in the intensity of each color index: gray, or red, green and blue.
 ///
-/// An odd index is the gray of the color before it. ale-py looks gray up one entry later, which for
-/// an odd index is the blue of the next color, and behind its table's end a zero.
+/// An odd index is the gray of the color before it. ale-py looks gray up one entry later: for an
+/// odd index that is the blue of the next color or, past the end of its table, zero.
 inline void fill_intensity(StepSetup& setup) {
   const bool pal = setup.setup.machine.pal;
   const auto gray = [&](i32 index) {
@@ -45,7 +45,7 @@ inline void fill_intensity(StepSetup& setup) {
   }
 }
 
-/// What the machine goes by. `rom` must live as long as that.
+/// The setup of the machine. `rom` must live as long as it.
 inline Setup make_setup(const Settings& settings, const Bytes& rom) {
   Setup setup{};
   setup.game = Game(settings.game);
@@ -72,7 +72,7 @@ inline Setup make_setup(const Settings& settings, const Bytes& rom) {
   return setup;
 }
 
-/// What the step of an agent goes by, the machine's setup included.
+/// The setup of an agent's steps, including the machine's.
 inline StepSetup make_step_setup(const Settings& settings, const Bytes& rom) {
   StepSetup setup{};
   setup.setup = make_setup(settings, rom);

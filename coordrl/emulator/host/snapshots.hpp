@@ -1,4 +1,4 @@
-// Games that have just begun, made once and copied from then on.
+// Games that have just begun, made once and then copied.
 #pragma once
 
 #include <mutex>
@@ -12,17 +12,17 @@
 
 namespace coordrl::host {
 
-/// Games that have just been loaded or begun, made when they are first asked for.
+/// Games that have just been loaded or begun, made on first use.
 ///
-/// Whether a beginning can be copied is found out by trying: a reset is run from consoles with
-/// different RAM and a different past, with the same timer and different random numbers otherwise.
-/// Only if everything comes out the same is the FreshGame `exact`.
+/// Whether a beginning can be copied is found by trial: resets are run from consoles with different
+/// RAM and a different past, with the same timer but otherwise different random numbers. The
+/// FreshGame is `exact` only if all results are the same.
 class Snapshots {
  public:
   Snapshots(const StepSetup& setup, const Setup& default_setup, const SystemRandom& system_random)
       : setup_(setup), default_setup_(default_setup), system_random_(system_random) {}
 
-  /// What `load` leaves behind. Not exact if that depends on the environment's generator.
+  /// The game after `load`. Not exact if it depends on the environment's generator.
   const FreshGame& loaded() {
     std::call_once(loaded_once_, [this] {
       FreshGame other = load_game(1);
@@ -37,7 +37,7 @@ class Snapshots {
     return begun_[timer];
   }
 
-  /// Beginnings of episodes are not kept: a processor of its own plays them soon enough.
+  /// Beginnings of episodes are not kept: a CPU plays them fast enough.
   static const Beginning* beginning(i32, i32) { return nullptr; }
   static const u8* plane(i32, i32) { return nullptr; }
 
@@ -85,7 +85,7 @@ class Snapshots {
     game.canvas = {{pictures.data(), pictures.data() + size}, nullptr};
   }
 
-  /// Lets a game go on for a while and fills its RAM with something else.
+  /// Plays a game for a while, then fills its RAM with other bytes; in trial 0 does nothing.
   bool change_past(Play& play, i32 trial) const {
     if (trial == 0) return true;
     Mt19937 random = seeded(u32(trial));
@@ -99,7 +99,7 @@ class Snapshots {
     return true;
   }
 
-  /// The next place in the system's random numbers that starts the timer at `timer`.
+  /// The next position in the system's random numbers that starts the timer at `timer`.
   size_t next_position(size_t position, i32 timer) const {
     const std::vector<u32>& numbers = system_random_.numbers();
     while (i32(numbers.at(position) % kTimerSeeds) != timer) ++position;
