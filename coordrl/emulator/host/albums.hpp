@@ -1,4 +1,4 @@
-// The pictures of environments that need some of their own, and environments as bytes with them.
+// Albums, for environments that must keep pictures, and environments saved as bytes with them.
 #pragma once
 
 #include <cstring>
@@ -11,7 +11,7 @@
 
 namespace coordrl::host {
 
-/// Pictures lent out by number. Memory is taken when first needed and kept.
+/// Lends albums by number. Memory is allocated when first needed, and kept.
 class Albums {
  public:
   explicit Albums(i32 picture_bytes) : picture_bytes_(size_t(picture_bytes)) {}
@@ -49,8 +49,8 @@ class Albums {
   std::vector<i32> free_;
 };
 
-/// Where the number of an environment's album lies in it. (Its layout is not a standard one, for which
-/// alone offsetof is defined.)
+/// The offset of `album` in an Environment. (offsetof is only defined for standard-layout types,
+/// which it is not.)
 inline i32 offset_of_album() {
   const Environment here{};
   return i32(reinterpret_cast<const u8*>(&here.album) - reinterpret_cast<const u8*>(&here));
@@ -62,7 +62,8 @@ inline Environment environment_in(const nb::bytes& state) {
   return environment;
 }
 
-/// Whether a saved environment, the struct and the pictures of its album, can be one of `setup`.
+/// Whether a saved environment, which is the struct and its album's pictures, is possible in
+/// `setup`.
 inline bool is_possible(const nb::bytes& state, const StepSetup& setup) {
   if (state.size() < sizeof(Environment)) return false;
   const Environment saved = environment_in(state);

@@ -1,4 +1,4 @@
-// What Python and the emulator hand each other: bytes, and the arrays that a step writes to.
+// Data exchanged with Python: bytes, and the arrays that a step writes to.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -22,7 +22,7 @@ inline Bytes copied(const nb::bytes& bytes) {
   return {begin, begin + bytes.size()};
 }
 
-/// The arrays that a step writes to; one row for each environment. Python owns them.
+/// The arrays that a step writes to, with one row per environment. Python owns them.
 struct Outputs {
   Array<u8> obs, final_obs;
   Array<i32> rewards, unclipped_rewards;

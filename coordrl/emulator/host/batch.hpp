@@ -34,8 +34,8 @@ class Batch {
     for (Environment& environment : environments_) environment.album = kNoAlbum;
   }
 
-  /// Begins an episode in each environment whose `mask` is set. A seed of -1 leaves the random
-  /// numbers of an environment as they are; another one loads the game anew.
+  /// Begins an episode in each environment whose `mask` is set. A seed of -1 continues the
+  /// environment's random numbers; any other reloads the game.
   void reset(Array<const i64> seeds, Array<const bool> mask, const Outputs& outputs,
              const Outputs& last) {
     for_each([&](size_t i, Environment& environment, const Scratch& scratch) {
@@ -82,8 +82,8 @@ class Batch {
     std::memcpy(screen.data(), picture, size_t(picture_bytes(setup_)));
   }
 
-  /// An environment as bytes: the struct, then the pictures of its album if it has one, whatever its
-  /// number. What the agent sees of it is not in there.
+  /// An environment as bytes: the struct, then the pictures of its album if it has one. The bytes
+  /// do not depend on the album's number, and do not include the observation.
   nb::bytes save(i32 index) {
     const Environment& environment = environments_.at(size_t(index));
     Bytes state(sizeof(Environment));
@@ -97,10 +97,10 @@ class Batch {
     return nb::bytes(state.data(), state.size());
   }
 
-  /// Whether `state` is one that `save` can have returned.
+  /// Whether `state` can be restored: a possible environment of these settings.
   bool fits(nb::bytes state) const { return is_possible(state, setup_); }
 
-  /// Puts an environment where `state`, which fits, was saved.
+  /// Restores an environment from `state`; throws if it does not fit.
   void restore(i32 index, nb::bytes state, const Outputs& outputs) {
     if (!fits(state)) throw std::invalid_argument("the saved environment is damaged");
     Environment& environment = environments_.at(size_t(index));
@@ -144,7 +144,7 @@ class Batch {
     const nb::gil_scoped_release release;
     const std::lock_guard<std::mutex> lock(mutex_);
     provide_random();
-    // Small pieces, because resets make some environments take longer than others.
+    // Small chunks, because environments that reset take longer than others.
     const size_t count = environments_.size();
     const size_t piece = std::max<size_t>(1, count / (4 * size_t(workers_.count())));
     std::atomic<size_t> next{0};
@@ -157,7 +157,8 @@ class Batch {
     });
   }
 
-  /// An environment begins at most noop_max + 2 games in a call, after loading one.
+  /// Extends the shared random numbers to last for a call, in which an environment loads a game and
+  /// begins at most noop_max + 2.
   void provide_random() {
     u32 drawn = 0;
     for (const Environment& environment : environments_) {
@@ -179,7 +180,7 @@ class Batch {
   Workers workers_;
   std::mutex mutex_;
   std::vector<Environment> environments_;
-  std::vector<Bytes> scratch_;  // of each worker
+  std::vector<Bytes> scratch_;  // one for each worker
 };
 
 }  // namespace coordrl::host

@@ -35,8 +35,8 @@ class Crew {
 
   ~Crew() { dismiss(); }
 
-  /// Calls work(worker) once on every thread, the caller's being worker 0, and returns when all
-  /// are done. Rethrows what one of them threw.
+  /// Calls work(worker) once on every thread, where the caller is worker 0, and returns when all
+  /// are done. If any threw an exception, rethrows one.
   void run(const std::function<void(i32)>& work) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -97,7 +97,7 @@ class Crew {
   std::vector<std::thread> threads_;
 };
 
-/// A crew that comes back after a fork, which takes a process without its threads.
+/// A crew that is started anew after a fork, which copies a process without its threads.
 class Workers {
  public:
   explicit Workers(i32 count) : count_(count) {}
@@ -119,7 +119,7 @@ class Workers {
   }
 
  private:
-  // There is nobody left to join, and the locks may be held by threads that are no more.
+  // No thread is left to join, and locks may be held by threads that no longer exist.
   void abandon() { static_cast<void>(crew_.release()); }
 
   i32 count_;
