@@ -1,8 +1,8 @@
 // The emulator for Python: batches of environments stepped by threads, and single consoles.
 //
-// Results are written straight into numpy arrays that Python allocated (`Outputs`). While frames
-// run the GIL is released. Only this folder uses the standard library; the headers beside it do
-// without.
+// Results are written straight into numpy arrays that Python allocated (`Outputs`). The GIL is
+// released while frames run. Only this folder uses the standard library; the headers outside it do
+// not.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
@@ -16,9 +16,8 @@ using namespace nanobind::literals;
 namespace coordrl::host {
 namespace {
 
-/// Applies a game's rules to images of the memory, one after the other, as if they were the ends of
-/// successive frames. `images` is (n, 256): RAM, cartridge RAM; `scores` (n, 3): reward, terminal,
-/// lives.
+/// Applies a game's rules to memory images in order, as if taken at the ends of successive frames.
+/// `images` is (n, 256): RAM, cartridge RAM; `scores` is (n, 3): reward, terminal, lives.
 void score_images(i32 game, i32 mode, Array<const u8> images, Array<i32> scores) {
   Score score{};
   for (size_t i = 0; i < images.shape(0); ++i) {
@@ -34,8 +33,8 @@ void score_images(i32 game, i32 mode, Array<const u8> images, Array<i32> scores)
   }
 }
 
-/// Reduces the maximum of one to three pictures, (n, height, 160), to `plane`. They are shades of gray
-/// if `intensity` is empty, else what its 256 entries are looked up for.
+/// Reduces the maximum of one to three pictures, (n, height, 160), to `plane`. Their pixels are
+/// shades of gray if `intensity` is empty, else indices of its 256 entries.
 void reduce_pictures(Array<const u8> pictures, Array<const u8> intensity, Array<u8> plane) {
   const i32 height = i32(pictures.shape(1));
   const Reduction plan = reduction(height, i32(plane.shape(0)), i32(plane.shape(1)));
@@ -52,7 +51,7 @@ NB_MODULE(_native, module) {
   using namespace coordrl::host;
   module.doc() = "The compiled part of coordrl.emulator; use that.";
   module.attr("SOURCES") = COORDRL_SOURCES;
-  // Python does not clear every global name at its end; an emulator in one is no mistake.
+  // At exit Python does not clear every global name; an emulator in one is not a leak.
   nb::set_leak_warnings(false);
 
   nb::class_<Settings>(module, "Settings")

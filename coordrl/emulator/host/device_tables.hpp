@@ -1,4 +1,4 @@
-// What is made on the CPU for the environments of a GPU.
+// Tables made on the CPU for the environments of a GPU.
 #pragma once
 
 #include <algorithm>
@@ -13,9 +13,9 @@
 
 namespace coordrl::host {
 
-/// What the environments of a GPU share: their setup, and games and episodes to copy.
+/// Data that the environments of a GPU share: their setup, and games and episodes to copy.
 ///
-/// It is made here and used there, so that pointers in it are addresses of the GPU.
+/// It is made on the CPU and used on the GPU, so pointers in it are GPU addresses.
 class DeviceTables {
  public:
   DeviceTables(const Settings& settings, nb::bytes rom, i32 num_threads)
@@ -34,7 +34,7 @@ class DeviceTables {
     make();
   }
 
-  /// Two of them: that of a step, and that of the default mode, in which a game is loaded.
+  /// Two setups: one for steps, and one with the default mode, in which a game is loaded.
   nb::bytes setups(u64 rom, u64 system_random) const {
     StepSetup both[2] = {setup_, setup_};
     both[1].setup = default_setup_;
@@ -64,7 +64,7 @@ class DeviceTables {
     return nb::bytes(games.data(), games.size() * sizeof(FreshGame));
   }
 
-  /// Two pictures for each timer seed; nothing where no fresh game needs any.
+  /// Two pictures for each timer seed; empty if no fresh game needs any.
   nb::bytes fresh_pictures() {
     const size_t size = size_t(2 * picture_bytes(setup_));
     Bytes pictures;
@@ -86,7 +86,7 @@ class DeviceTables {
   i32 idle_counts() const { return i32(beginnings_.size()) / kTimerSeeds; }
   i32 picture_bytes_each() const { return picture_bytes(setup_); }
 
-  /// Whether an environment of these bytes can be put on a GPU.
+  /// Whether an environment with these bytes can be restored on a GPU.
   bool fits(nb::bytes state) const { return is_possible(state, setup_); }
 
   i32 album_offset() const { return offset_of_album(); }
@@ -97,12 +97,12 @@ class DeviceTables {
   i64 environment_bytes() const { return sizeof(Environment); }
 
  private:
-  static constexpr i32 kNumbers = 1 << 20;   // of the system's generator; a reset takes one or 129
-  static constexpr i32 kMostIdleCounts = 64;  // that are kept beginnings of
+  static constexpr i32 kNumbers = 1 << 20;   // system_random's length; a reset takes 1 or 129
+  static constexpr i32 kMostIdleCounts = 64;  // most for which beginnings are kept
 
   void make() {
     const i32 idle_counts = std::max(1, setup_.noop_max);
-    // A repeated action would make another beginning.
+    // Repeated actions would change a beginning.
     const bool repeats = setup_.setup.repeat_action_probability > 0 &&
                          (idle_counts > 1 || setup_.fire_reset);
     const bool kept = !repeats && idle_counts <= kMostIdleCounts;
@@ -143,12 +143,12 @@ class DeviceTables {
     beginning.play = environment.play;
     beginning.draws = environment.play.console.draws - draws;
     beginning.random_draws = draws_between(seeded(0), environment.random);
-    // A game that ended while it was idle began again, with another timer.
+    // A game that ended during idle frames was begun again, with another timer.
     beginning.exact = beginning.draws == fresh.draws && environment.album == kNoAlbum;
     observe(setup_, view, planes_.data() + index * size_t(setup_.plane_bytes));
   }
 
-  /// A place in the system's random numbers that starts the timer at `timer`.
+  /// The first position in the system's random numbers that starts the timer at `timer`.
   u32 place_of(i32 timer) const {
     const std::vector<u32>& numbers = system_random_.numbers();
     u32 place = 0;

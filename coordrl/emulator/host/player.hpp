@@ -9,7 +9,7 @@
 
 namespace coordrl::host {
 
-/// One console, frame by frame, every picture drawn: what ale-py's ALEInterface is.
+/// One console, played frame by frame with every picture drawn, like ale-py's ALEInterface.
 class Player {
  public:
   Player(const Settings& settings, nb::bytes rom, u32 seed)
@@ -46,7 +46,7 @@ class Player {
     std::memcpy(screen.data(), canvas().picture[play_.picture], pictures_.size() / 2);
   }
 
-  /// What is in the chips, by the names of their registers.
+  /// The contents of the chips, by register name.
   nb::dict state() const {
     const Console& console = play_.console;
     const M6507& cpu = console.cpu;
