@@ -1,4 +1,4 @@
-"""Many consoles at once, stepped as an agent sees them."""
+"""Batches of environments, stepped together on the CPU."""
 
 import functools
 import os
@@ -36,47 +36,47 @@ _PALETTES = {tv: np.array(palette(tv), np.uint8) for tv in ("NTSC", "PAL")}
 
 @dataclass(frozen=True)
 class Step:
-    """What a step or a reset returns: arrays with one row for each of N environments.
+    """Result of a step or a reset: arrays with one row for each of N environments.
 
-    The arrays belong to the emulator. They stay as they are during the next call of ``step``,
-    ``reset`` or ``restore`` and are written to by the one after it, so that two steps in a row can
-    be compared without a copy; copy what must live longer. ``obs`` alone, which is large, stays as
-    long as there is any reference to it or to a part of it, beside that of the step itself: only
-    the memory of observations that nobody holds is used again. The next stack is made from the
-    latest one, so do not write to it.
+    The arrays belong to the emulator. They are unchanged by the next call of ``step``, ``reset`` or
+    ``restore`` and may be overwritten by the one after it, so that two consecutive steps can be
+    compared without a copy; copy to keep them longer. Only ``obs``, which is large, is kept as long
+    as there is any reference to it or to a part of it, besides that of the step itself: only the
+    memory of unreferenced observations is reused. The next stack is made from the latest one, so do
+    not write to it.
     """
 
     obs: NDArray[np.uint8]
-    """Observations, of shape ``(N, *obs_shape)``; where a new episode has begun, its first."""
+    """Observations, ``(N, *obs_shape)``; where a new episode has begun, its first one."""
     rewards: NDArray[np.int32]
     """Points gained in this step, clipped to -1, 0 or 1 if the settings ask for it."""
     unclipped_rewards: NDArray[np.int32]
     terminated: NDArray[np.bool_]
-    """The game is over, or a life was lost and the settings count that as an end."""
+    """Whether the game is over, or a life was lost and the settings count that as an end."""
     truncated: NDArray[np.bool_]
-    """The episode has reached ``max_frames_per_episode`` and is not terminated."""
+    """Whether the episode has reached ``max_frames_per_episode`` and is not terminated."""
     ended: NDArray[np.bool_]
-    """The episode is over and another one begins: in this step, in the next, or by ``reset``.
+    """Whether the episode is over and another begins: in this step, in the next, or by ``reset``.
 
-    A lost life that terminates but does not reset the game is no end in this sense.
+    A lost life that terminates but does not reset the game does not count as an end here.
     """
     life_lost: NDArray[np.bool_]
-    """A life was lost in this step, and at least one is left."""
+    """Whether a life was lost in this step, and at least one is left."""
     final_obs: NDArray[np.uint8]
     """With ``autoreset="same_step"``, the last observation where ``ended`` is true.
 
     The other rows are not written to.
     """
     lives: NDArray[np.int32]
-    """Lives left, 0 in games without; of the new episode where one has begun."""
+    """Lives left, 0 in games without lives; of the new episode where one has begun."""
     frame_number: NDArray[np.int32]
     """Frames since the game was loaded (seeded), without those of resets."""
     episode_frame_number: NDArray[np.int32]
     """Frames of the episode, some of its reset included, as ale-py counts them."""
     episode_return: NDArray[np.int32]
-    """Sum of the episode's unclipped rewards so far; where ``ended`` is true, of all of it."""
+    """Sum of the episode's unclipped rewards so far; where ``ended`` is true, their total."""
     episode_length: NDArray[np.int32]
-    """Steps of the episode so far; where ``ended`` is true, all of them."""
+    """Steps of the episode so far; where ``ended`` is true, its total number of steps."""
 
 
 _P = ParamSpec("_P")
@@ -86,7 +86,7 @@ _T = TypeVar("_T")
 def _one_at_a_time(
     method: Callable[Concatenate["Emulator", _P], _T],
 ) -> Callable[Concatenate["Emulator", _P], _T]:
-    """Let other threads wait until a method is done: frames run without the GIL."""
+    """Make other threads wait until a method is done, because frames run without the GIL."""
 
     @functools.wraps(method)
     def locked(self: "Emulator", /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -97,26 +97,26 @@ def _one_at_a_time(
 
 
 class Emulator:
-    """``num_envs`` games of one kind that are stepped together, without the GIL.
+    """``num_envs`` environments of one game that are stepped together, without the GIL.
 
-    Threads of Python may share it: a call waits for the one before. A process that is forked
-    meanwhile must not use it in the child; one that is forked while nobody steps may.
+    Python threads may share it: each call waits for the previous one. A forked child process may
+    use it, unless the fork happened during a call.
 
     Everything is as in ale-py 0.12.1's ``AtariVectorEnv`` with the same settings: which frames are
-    seen, when an episode ends, how long it begins with idle frames, what a seed means. Beyond that
+    observed, when an episode ends, how many idle frames begin it, what a seed means. In addition,
     there are modes and difficulties, the RAM as an observation, a lost life that ends an episode
     while the game goes on, FIRE after a lost life, and states that can be saved and restored.
 
     Args:
         game: Name of the game, a key of ``GAMES``.
         num_envs: Number of environments, at least 1.
-        settings: How the game is played and seen; ``AtariSettings()`` if None. The screen size
-            must not exceed the console's picture, and ``frame_skip`` not 60.
+        settings: How the game is played and observed; ``AtariSettings()`` if None. The screen size
+            must not exceed the console's picture, nor ``frame_skip`` 60.
         autoreset: Begin the next episode in the step that ends one (the observation is then the
-            new episode's), in the step after it (whose action is ignored), or not at all: an
-            episode that is over then stays over, and steps do nothing to it.
-        num_threads: Threads that share the work; 0 takes as many as the process may use. Results
-            do not depend on it.
+            new episode's), in the step after it (whose action is ignored), or not at all: steps
+            then do nothing to an episode that is over.
+        num_threads: Threads that share the work; 0 means one for each processor that the process
+            may use. Results do not depend on it.
         rom_path: ROM image to play, or a folder with it; by default the one in ale-py.
 
     Raises:
@@ -165,13 +165,13 @@ class Emulator:
         self._steps: list[Step] = []
         self._outputs: list[Any] = []
         self._add_outputs()
-        self._references = sys.getrefcount(self._steps[0].obs)  # where nobody holds it
+        self._references = sys.getrefcount(self._steps[0].obs)  # if nobody else holds it
         self._latest = 0
         self._was_reset = False
 
     @property
     def action_meanings(self) -> tuple[str, ...]:
-        """What each action does, such as ``"UPFIRE"``."""
+        """Names of the actions, such as ``"UPFIRE"``."""
         return tuple(ACTIONS[action] for action in self.actions)
 
     @_one_at_a_time
@@ -185,17 +185,18 @@ class Emulator:
 
         Args:
             seed: An int seeds the i-th environment that is reset with ``seed + i``; a sequence has
-                one seed for each of them. A seed loads the game anew, so that everything after it
-                is determined. Without one, random numbers go on; environments that never had a
-                seed take one from the operating system.
+                one seed for each of them. A seed reloads the game, so that everything after it is
+                deterministic. If None, random numbers continue; environments that were never reset
+                get a seed from the operating system.
             mask: Booleans of shape ``(num_envs,)``: which environments to reset. The others are
-                left alone and report their last observation. The first reset must be of all.
+                left alone and report their last observation. The first reset must include all.
 
         Returns:
-            The step of all environments; rewards are 0 and no flag is set.
+            The step of all environments; rewards are 0 and all flags are false.
 
         Raises:
-            ValueError: If a seed is out of range, or the number or shape of something is wrong.
+            ValueError: If a seed is out of range, their number is wrong, or the mask has another
+                shape or type, or leaves out environments in the first reset.
         """
         chosen = checked_mask(mask, self.num_envs, was_reset=self._was_reset)
         seeds = reset_seeds(seed, chosen, was_reset=self._was_reset)
@@ -213,7 +214,7 @@ class Emulator:
             actions: Whole numbers of shape ``(num_envs,)``, indices of ``self.actions``.
 
         Raises:
-            ValueError: If an action is out of range or there was no reset.
+            ValueError: If an action is out of range, or before the first reset.
             TypeError: If the actions are not whole numbers.
         """
         if not self._was_reset:
@@ -228,11 +229,11 @@ class Emulator:
     def save(self) -> list[bytes]:
         """Return every environment as bytes: the console, its game, its random numbers, the stack.
 
-        An environment that is restored from them goes on exactly as the saved one would have, on
+        An environment that is restored from them continues exactly as the saved one would have, on
         any processor.
 
         Raises:
-            ValueError: If there was no reset.
+            ValueError: Before the first reset.
 
         Example:
             >>> emulator = Emulator("pong", num_envs=2)
@@ -252,20 +253,20 @@ class Emulator:
 
     @_one_at_a_time
     def restore(self, saved: Sequence[bytes], *, mask: NDArray[np.bool_] | None = None) -> Step:
-        """Put environments where they were when :meth:`save` returned ``saved``.
+        """Restore environments from what :meth:`save` returned.
 
         Args:
-            saved: One state for each environment, or for each that ``mask`` names; from any
-                emulator that plays the same game in the same mode and sees it the same way.
+            saved: One state for each environment, or for each that ``mask`` chooses; from any
+                emulator that plays the same game in the same mode with the same observations.
             mask: Booleans of shape ``(num_envs,)``: which environments to restore. The others are
                 left alone.
 
         Returns:
-            The step of all environments; rewards are 0 and no flag is set.
+            The step of all environments; rewards are 0 and all flags are false.
 
         Raises:
             ValueError: If a state is damaged, of another release, game or kind of observation, or
-                if their number is wrong. Nothing has changed then.
+                if the number of states is wrong. The environments are then unchanged.
         """
         chosen = checked_mask(mask, self.num_envs, was_reset=self._was_reset)
         indices = np.flatnonzero(chosen)
@@ -302,7 +303,7 @@ class Emulator:
     @property
     @_one_at_a_time
     def ram(self) -> NDArray[np.uint8]:
-        """The 128 bytes of RAM of every console, ``(num_envs, 128)``, copied."""
+        """A copy of the 128 bytes of RAM of every console, ``(num_envs, 128)``."""
         ram = np.empty((self.num_envs, 128), np.uint8)
         self._batch.read_ram(ram)
         return ram
@@ -311,7 +312,7 @@ class Emulator:
     def screen(self, index: int) -> NDArray[np.uint8]:
         """Return the last frame of an environment as it was on screen, ``(height, 160, 3)``.
 
-        It is drawn for this call, and is that frame alone, without the maximum over two.
+        It is drawn on demand, and is that frame alone, not the maximum of two.
         """
         if not self._was_reset:
             raise ValueError("call reset before looking at the screen")
@@ -323,7 +324,7 @@ class Emulator:
         for i, step in enumerate(self._steps):
             if i != self._latest and sys.getrefcount(step.obs) <= self._references:
                 return i
-        if len(self._steps) == _MOST_OUTPUTS:  # they are held for long; who holds them keeps them
+        if len(self._steps) == _MOST_OUTPUTS:  # all are held; drop one, which its holders keep
             oldest = 1 if self._latest == 0 else 0
             del self._steps[oldest], self._outputs[oldest]
             self._latest -= oldest < self._latest

@@ -1,4 +1,4 @@
-"""The compiled part of the emulator: whether it is there, and of which sources it was made."""
+"""The compiled part of the emulator: whether it is available, and which sources it was made of."""
 
 import importlib
 from types import ModuleType
@@ -20,7 +20,7 @@ def available() -> bool:
 
 
 def unavailable_reason() -> str:
-    """Return in one line why there is no emulator and what brings it; empty if there is one."""
+    """Return one line on why there is no emulator and how to get it; empty if there is one."""
     if _native is not None:
         return ""
     if isinstance(_import_error, ModuleNotFoundError):
@@ -35,9 +35,9 @@ def unavailable_reason() -> str:
 
 
 def compiled_sources() -> str:
-    """Return the checksum of what the compiled part was made of.
+    """Return the checksum of the sources that the compiled part was made of.
 
-    It is that of ``coordrl.emulator.source_checksum`` unless the sources have changed since.
+    It equals that of ``coordrl.emulator.source_checksum`` unless the sources have changed since.
 
     Raises:
         RuntimeError: If the emulator is not ``available()``.

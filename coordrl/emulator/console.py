@@ -17,10 +17,10 @@ class Console:
 
     Args:
         game: Name of the game, a key of ``GAMES``.
-        seed: Of the random numbers that repeat actions, 0 to 2^31 - 1.
-        repeat_action_probability: Probability that a frame repeats the action before it.
-        mode: Game mode, or the default one; in force from the next ``reset_game`` on.
-        difficulty: Difficulty switches, or both at B, ale-py's default.
+        seed: Seed of the random numbers that repeat actions, 0 to 2^31 - 1.
+        repeat_action_probability: Probability that a frame repeats the previous action.
+        mode: Game mode, the default one if None; takes effect with the next ``reset_game``.
+        difficulty: Difficulty switches, both at B if None, which is ale-py's default.
         rom_path: ROM image to play, or a folder with it; by default the one in ale-py.
 
     Example:
@@ -53,7 +53,7 @@ class Console:
         self._player.begin()
 
     def act(self, action: int) -> int:
-        """Play one frame of an action, a number in ``ACTIONS``, and return its reward."""
+        """Play one frame of an action, an index of ``ACTIONS``, and return its reward."""
         return int(self._player.act(in_range("action", action, 0, len(ACTIONS) - 1)))
 
     @property
@@ -72,7 +72,7 @@ class Console:
 
     @property
     def lives(self) -> int:
-        """Lives left, 0 in games without."""
+        """Lives left, 0 in games without lives."""
         return int(self._player.lives)
 
     @property
@@ -92,5 +92,5 @@ class Console:
 
     @property
     def registers(self) -> dict[str, int]:
-        """What is in the chips, by the names of their registers, to look for differences."""
+        """The contents of the chips by register name, to look for differences."""
         return dict(self._player.state())

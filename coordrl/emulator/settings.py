@@ -1,4 +1,4 @@
-"""What the settings of an environment mean for a game: numbers, and the shape of what is seen."""
+"""The settings of an environment resolved for a game: numbers, and the shape of observations."""
 
 import math
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def state_key(
     obs_shape: tuple[int, ...],
     environment_bytes: int,
 ) -> dict[str, object]:
-    """Return what a saved environment belongs to, on whatever processor it was saved."""
+    """Return the key that a saved environment must match, which is the same on any processor."""
     return {
         "game": game.name,
         "mode": native.mode,
@@ -81,8 +81,8 @@ def observation_shape(game: Game, settings: AtariSettings) -> tuple[int, ...]:
     """Return the shape of an observation: ``(stack, H, W)``, with colors last, or ``(stack, 128)``.
 
     Raises:
-        ValueError: If pictures would be larger than the game's, or so many that their bytes cannot
-            be counted in 32 bits.
+        ValueError: If ``stack_size`` is out of range, pictures would be larger than the game's, or
+            an observation would have more than ``MAX_COUNT`` bytes.
     """
     in_range("stack_size", settings.stack_size, 1, MAX_COUNT)
     if settings.observation == "ram":
