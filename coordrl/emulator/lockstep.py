@@ -1,8 +1,8 @@
-"""Our emulator beside ale-py, which is right by definition: the first difference between the two.
+"""Finds the first difference between our emulator and ale-py, which is correct by definition.
 
-:func:`compare_frames` plays the same actions on one console of each and compares everything that
-can be seen after every frame. :func:`compare_steps` does so for environments, step by step.
-:func:`compare_devices` holds the emulator of a GPU to that of the CPU in the same way.
+:func:`compare_frames` plays the same actions on a console of each and compares everything visible
+after every frame. :func:`compare_steps` does so for environments, step by step.
+:func:`compare_devices` compares the GPU's emulator with the CPU's in the same way.
 """
 
 import dataclasses
@@ -29,17 +29,17 @@ _FIRING = (1, *range(10, 18))
 
 @dataclass(frozen=True)
 class Difference:
-    """Where the two came apart first."""
+    """The first difference between the two."""
 
     game: str
     where: str
-    """The frame or step, counted from 0, or the reset, and the settings that lead there."""
+    """The frame or step, counted from 0, or the reset, and the settings that reproduce it."""
     component: str
     """What differs: RAM, screen, reward, ... or an observation's environment and plane."""
     ours: str
     theirs: str
     registers: str = ""
-    """Registers in the chips that differ as well, at the same moment."""
+    """Registers of the chips that also differ at that moment."""
 
     def __str__(self) -> str:
         text = f"{self.game}, {self.where}: {self.component} is {self.ours}, not {self.theirs}"
@@ -59,12 +59,13 @@ class Tally:
 
 
 def actions(policy: Policy, rng: np.random.Generator, legal: Sequence[int]) -> Iterator[int]:
-    """Yield actions without end, out of ``legal``.
+    """Yield actions from ``legal`` without end.
 
     Args:
-        policy: Another action in every frame; one for up to 30 frames; mostly FIRE, with or
-            without a direction; one direction for up to 300 frames.
-        rng: Where the choices come from.
+        policy: ``"random"``: a new choice in every frame; ``"held"``: one action for up to 30
+            frames; ``"fire"``: mostly FIRE, with or without a direction, for up to 8 frames;
+            ``"direction"``: mostly one direction for up to 300 frames.
+        rng: Source of the choices.
         legal: Numbers of the actions to choose from.
     """
     firing = [action for action in legal if action in _FIRING] or list(legal)
@@ -101,14 +102,14 @@ def compare_frames(
 
     Args:
         game: Name of the game.
-        frames: Frames to play, those of resets aside.
-        seed: Of the actions, and of the repetition of actions.
+        frames: Frames to play, without those of resets.
+        seed: Seed of the actions and of their repetition.
         policy: How actions are chosen; see :func:`actions`.
-        repeat_action_probability: Probability that a frame repeats the action before it.
-        mode: Game mode, or the default one.
-        difficulty: Difficulty switches, or both at B.
-        longest_game: Frames after which a game is broken off by a reset.
-        tally: Is added to.
+        repeat_action_probability: Probability that a frame repeats the previous action.
+        mode: Game mode; the default one if None.
+        difficulty: Difficulty switches; both at B if None.
+        longest_game: Frames after which a reset ends a game early.
+        tally: Counts, which are added to.
     """
     tally = Tally() if tally is None else tally
     ale = load_ale(game, seed, repeat_action_probability)
@@ -193,7 +194,7 @@ def _compare(
     return None
 
 
-# Where ale-py's serialized state has a register, in 32-bit words after the name of its chip.
+# Positions of registers in ale-py's serialized state, in 32-bit words after the name of the chip.
 _CHIPS: dict[bytes, dict[str, int]] = {
     b"M6502Low": {"A": 0, "X": 1, "Y": 2, "SP": 3, "PC": 5},
     b"M6532": {"timer": 129, "timer_shift": 130},
@@ -206,13 +207,13 @@ _CHIPS: dict[bytes, dict[str, int]] = {
         "position M1": 44, "position BL": 45,
     },
 }  # fmt: skip
-# Ours are in the order of the read registers; theirs have bit 7 before bit 6, and CXBLPF but one.
+# Ours are in the order of the read registers; theirs have bit 7 before bit 6, CXBLPF only one bit.
 _COLLISION_BITS = {**{bit: bit ^ 1 for bit in range(12)}, 13: 12, 15: 13, 14: 14}
 _BOOLEANS = {0xFAB1FAB2: 1, 0xBAD1BAD2: 0}
 
 
 def oracle_registers(ale: Any) -> dict[str, int]:
-    """Return what is in ale-py's chips, by the names of :attr:`Console.registers`."""
+    """Return the contents of ale-py's chips, by the names of :attr:`Console.registers`."""
     state: bytes = ale.cloneState().serialize()
     registers = {}
     for chip, words in _CHIPS.items():
@@ -257,20 +258,20 @@ def compare_steps(
     """Step our environments and ale-py's ``AtariVectorEnv``; return the first difference.
 
     Observations, rewards, flags, lives, counters, sums over the episode and last observations are
-    compared after every step, and after a partial reset in the middle. (Of points, where ale-py
-    clips them, the signs.)
+    compared after every step, and after a partial reset in the middle. (If ale-py clips rewards,
+    only the signs of unclipped rewards.)
 
     Args:
         game: Name of the game.
-        settings: What both are set to; ale-py has no mode, difficulty or RAM observation, and
-            presses FIRE after no lost life.
+        settings: Settings of both; ale-py has no mode, difficulty or RAM observation, and never
+            presses FIRE after a lost life.
         steps: Steps to play.
-        num_envs: Environments on either side.
-        seed: Of the environments and of the actions.
+        num_envs: Number of environments on either side.
+        seed: Seed of the environments and of the actions.
         autoreset: When the next episode begins.
         num_threads: Threads on our side.
-        policy: How actions are chosen, one step at a time.
-        tally: Is added to.
+        policy: How actions are chosen; see :func:`actions`, with steps for frames.
+        tally: Counts, which are added to.
     """
     tally = Tally() if tally is None else tally
     settings = dataclasses.replace(settings, fire_after_life_loss=False)
@@ -296,9 +297,9 @@ def compare_steps(
 
 
 class _StepOracle:
-    """ale-py's ``AtariVectorEnv``, and what follows from what it says of ends, lives and points.
+    """ale-py's ``AtariVectorEnv``, and what follows from its ends of episodes, lives and points.
 
-    Nothing that is expected comes from our side: where an episode has begun is seen by its count of
+    No expected value comes from our side: that an episode has begun is seen from its count of
     frames, which starts anew.
     """
 
@@ -312,10 +313,10 @@ class _StepOracle:
         self._full_strength = np.ones(num_envs, np.float32)
         self._lives, self._frame_number, self._began_at = np.zeros((3, num_envs), np.int64)
         self._points, self._steps = np.zeros((2, num_envs), np.int64)
-        self._seems_ended = np.zeros(num_envs, np.bool_)  # to ours, which the next step confirms
+        self._seems_ended = np.zeros(num_envs, np.bool_)  # by our step; the next one confirms it
 
     def reset(self, mask: NDArray[np.bool_], seeds: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Begin episodes where the mask is true, and return what a step should hold."""
+        """Begin episodes where the mask is true, and return what our step should hold."""
         obs, info = self._ale.reset(np.flatnonzero(mask), seeds)
         self._take_note(info)
         self._points[mask] = self._steps[mask] = 0
@@ -326,7 +327,7 @@ class _StepOracle:
         return {"obs": obs, **_counters(info), **flags, **counts}
 
     def step(self, choice: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Play a step, and return what ours should hold, where that is known."""
+        """Play a step, and return what ours should hold, as far as it is known."""
         self._ale.send(choice, self._full_strength)
         obs, rewards, terminated, truncated, info = self._ale.recv()
         lives, frame_number = self._lives, self._frame_number
@@ -342,7 +343,7 @@ class _StepOracle:
             expected["ended"] = has_begun
         else:
             expected["seems_ended"] = has_begun
-        # Of an episode that has ended in a step, ale-py tells the lives of the next one.
+        # Where an episode has ended in a step, ale-py reports the lives of the next one.
         expected |= {"life_lost": np.where(has_begun, -1, life_lost)}
         if not self._is_clipped:
             expected |= {"unclipped_rewards": rewards, "episode_return": self._points.copy()}
@@ -359,7 +360,7 @@ class _StepOracle:
     def compare(
         self, where: str, step: Step, expected: Mapping[str, NDArray[Any]]
     ) -> Difference | None:
-        """Return the first difference between our step and what is expected of it."""
+        """Return the first difference between our step and the expected one."""
         for name, theirs in expected.items():
             if name == "seems_ended":
                 name, mine = "ended, in the step before,", self._seems_ended
@@ -381,7 +382,7 @@ class _StepOracle:
         return None
 
     def _take_note(self, info: dict[str, Any]) -> NDArray[np.bool_]:
-        """Keep what is counted, and return where an episode has begun."""
+        """Remember the counters, and return where an episode has begun."""
         began_at = info["frame_number"].astype(np.int64) - info["episode_frame_number"]
         has_begun: NDArray[np.bool_] = began_at != self._began_at
         self._lives = info["lives"].astype(np.int64)
@@ -391,7 +392,7 @@ class _StepOracle:
 
 
 def _like(flags: NDArray[np.bool_], pictures: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return flags of environments with as many axes as their pictures."""
+    """Return environments' flags with as many axes as their pictures."""
     return flags.reshape(-1, *[1] * (pictures.ndim - 1))
 
 
@@ -447,20 +448,21 @@ def compare_devices(
 
     Observations, rewards, flags, lives, counters, statistics and RAM are compared after every step,
     and whole states, down to the chips and the random numbers, after some. With
-    ``autoreset="disabled"`` a game that ended is left over for a step, then reset.
+    ``autoreset="disabled"`` an episode that ended is stepped once more, then reset.
 
     Args:
         game: Name of the game.
-        settings: What both are set to.
-        steps: Steps to play, by held actions.
-        num_envs: Environments on either side.
-        seed: Of the environments and of the actions.
+        settings: Settings of both.
+        steps: Steps to play, with held actions.
+        num_envs: Number of environments on either side.
+        seed: Seed of the environments and of the actions.
         autoreset: When the next episode begins.
         device: The GPU.
-        make_kernels: What compiles and launches the kernels there.
-        compare_states_every: Steps after which the states are compared.
-        num_threads: Threads of the environments on the CPU; 0 takes one for each core.
-        tally: Is added to.
+        make_kernels: Makes the kernels that are launched there.
+        compare_states_every: Steps from one comparison of states to the next.
+        num_threads: Threads of the environments on the CPU; 0 means one for each processor that
+            the process may use.
+        tally: Counts, which are added to.
 
     Raises:
         coordrl.emulator.nvrtc.CudaError: If there is no GPU, or it can't be used.
@@ -521,7 +523,7 @@ def _compare_rows(
 def _first_difference(
     game: str, where: str, name: str, mine: NDArray[Any], theirs: NDArray[Any]
 ) -> Difference | None:
-    # ale-py has other types for numbers than we; pictures are bytes.
+    # ale-py's number types differ from ours; pictures are bytes on both sides.
     kinds = [(a.shape, a.dtype if name.endswith("obs") else None) for a in (mine, theirs)]
     if kinds[0] != kinds[1]:
         shown = [f"{array.shape} of {array.dtype}" for array in (mine, theirs)]
