@@ -1,9 +1,9 @@
-// The Mersenne Twister, the generator of all chance in an environment.
+// The Mersenne Twister, the source of all randomness in an environment.
 //
 // M. Matsumoto, T. Nishimura, "Mersenne Twister: a 623-dimensionally equidistributed uniform
 // pseudo-random number generator", ACM TOMACS 8(1), 1998; the same numbers as std::mt19937. The
-// 624 words are renewed one at a time, each when its turn comes, so that a draw costs the same
-// every time: four accesses to memory, on a GPU as well.
+// 624 words are regenerated one at a time, each when its turn comes, so that every draw costs the
+// same: four memory accesses, on a GPU as well.
 #pragma once
 
 #include "types.hpp"
@@ -12,7 +12,7 @@ namespace coordrl {
 
 struct Mt19937 {
   u32 words[624];
-  i32 next;  // index of the word that the next draw renews
+  i32 next;  // index of the word that the next draw regenerates
 };
 
 COORDRL_HD inline void seed(Mt19937& generator, u32 seed) {
@@ -40,8 +40,8 @@ COORDRL_HD inline u32 draw(Mt19937& generator) {
   return bits ^ (bits >> 18);
 }
 
-/// A uniform integer in [0, bound), drawn as libstdc++ draws it for uniform_int_distribution:
-/// Lemire's multiplication with rejection. `bound` is at least 1; a bound of 1 draws nothing.
+/// A uniform integer in [0, bound), drawn like libstdc++'s uniform_int_distribution: Lemire's
+/// multiplication with rejection. `bound` is at least 1; a bound of 1 draws nothing.
 COORDRL_HD inline u32 draw_below(Mt19937& generator, u32 bound) {
   if (bound <= 1) return 0;
   u64 product = u64(draw(generator)) * bound;

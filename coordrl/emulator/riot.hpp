@@ -1,11 +1,11 @@
 // MOS 6532 RIOT: RAM, input/output, timer.
 //
-// The 128 bytes of RAM are all the memory that the console has. Port A carries the sticks, port B
-// the switches of the console. The timer counts down once in 1, 8, 64 or 1024 CPU cycles until it
-// has passed 0, then once in every cycle.
+// The 128 bytes of RAM are the console's only RAM. Port A reads the sticks, port B the console
+// switches. The timer counts down every 1, 8, 64 or 1024 CPU cycles until it has passed 0, then
+// every cycle.
 //
-// Source: 6532 RAM, I/O, Interval Timer Array (Rockwell data sheet, 1984). How the timer behaves
-// after it has passed 0 follows the oracle (ale-py), which remembers the first read there.
+// Source: 6532 RAM, I/O, Interval Timer Array (Rockwell data sheet, 1984). After it has
+// passed 0, the timer behaves as in the oracle (ale-py), which remembers the first read after that.
 #pragma once
 
 #include "types.hpp"
@@ -16,14 +16,14 @@ namespace coordrl {
 struct Riot {
   u8 ram[128];
   u8 timer;         // value last written to TIM1T, TIM8T, TIM64T or T1024T
-  u8 shift;         // log2 of the cycles in one count: 0, 3, 6 or 10
+  u8 shift;         // log2 of the cycles per count: 0, 3, 6 or 10
   u8 ddra;          // data direction of port A; only ever read back
   bool read_after_expiry;
-  i32 timer_set;    // cycle of that write
+  i32 timer_set;    // cycle of the last write to the timer
   i32 expiry_read;  // cycle of the first read of INTIM after the timer had passed 0
 };
 
-/// What a reset does to the RIOT: the RAM stays, the timer starts somewhere.
+/// Resets the RIOT: the RAM is kept, the timer starts at a random value.
 COORDRL_HD inline void reset(Riot& riot, u32 random) {
   riot.timer = u8(25 + random % 75);
   riot.shift = 6;
@@ -45,7 +45,7 @@ COORDRL_HD COORDRL_INLINE i32 counts_left(const Riot& riot, i32 cycle) {
   return i32(riot.timer - (elapsed >> riot.shift) - 1);
 }
 
-/// Reads at `cycle` and every `round` cycles after it: how many find `floor` counts left or more?
+/// How many reads, at `cycle` and every `round` cycles after it, find at least `floor` counts left.
 COORDRL_HD inline i32 reads_above(const Riot& riot, i32 cycle, i32 round, i32 floor) {
   if (riot.timer <= floor) return 0;
   const u32 elapsed = u32(cycle) - 1 - u32(riot.timer_set);
@@ -69,7 +69,7 @@ COORDRL_HD inline u8 read_intim(Riot& riot, i32 cycle) {
   return u8(riot.timer - (elapsed >> riot.shift) - until_read);
 }
 
-/// INSTAT, whose bit 7 says that the timer has passed 0 and has not been read since.
+/// INSTAT: bit 7 is set if the timer has passed 0 and has not been read since.
 COORDRL_HD inline u8 read_instat(const Riot& riot, i32 cycle) {
   return counts_left(riot, cycle) >= 0 || riot.read_after_expiry ? 0 : 0x80;
 }
@@ -87,7 +87,7 @@ COORDRL_HD inline u8 read_riot(Riot& riot, u16 address, i32 cycle, u8 swcha, u8 
   }
 }
 
-/// Writes a register. The ports drive nothing, so that only DDRA and the timer remember.
+/// Writes a register. The ports drive nothing, so only DDRA and the timer keep the value.
 COORDRL_HD inline void write_riot(Riot& riot, u16 address, u8 value, i32 cycle) {
   const u16 port = address & 7;
   if (port < 4) {

@@ -1,8 +1,8 @@
-// The words the machine is written in: integers of known width, and where a function may run.
+// Basic definitions: integers of known width, and macros that say where a function may run.
 //
 // The headers of this folder are compiled twice: by the C++ compiler into the Python extension
-// (host/) and by NVRTC into the CUDA kernels (kernels.cu). NVRTC finds no standard headers,
-// so nothing is included here and the integer types are named anew.
+// (host/) and by NVRTC into the CUDA kernels (kernels.cu). NVRTC has no standard headers,
+// so nothing is included here and the integer types are defined anew.
 #pragma once
 
 #ifdef __CUDACC__
@@ -11,7 +11,7 @@
 #define COORDRL_NOINLINE __noinline__
 #else
 #define COORDRL_HD
-#ifndef COORDRL_INLINE  // `make sanitize`, which cannot swallow the processor in one piece, has its own
+#ifndef COORDRL_INLINE  // `make sanitize` sets its own: it cannot take one huge function
 #define COORDRL_INLINE inline __attribute__((always_inline))
 #endif
 #define COORDRL_NOINLINE __attribute__((noinline))
@@ -30,8 +30,8 @@ using i64 = long long;
 using f32 = float;
 using f64 = double;
 
-/// An index as wide as an address, so that the processor need not widen it: 64 bits on a CPU; on a
-/// GPU, whose registers have 32, no wider than needed.
+/// An index. On a CPU it is as wide as an address, 64 bits, so that it need not be widened; on a
+/// GPU, whose registers have 32 bits, it is no wider than needed.
 #ifdef __CUDACC__
 using Index = u32;
 #else
@@ -52,7 +52,7 @@ COORDRL_HD COORDRL_INLINE bool likely(bool condition) {
 
 COORDRL_HD COORDRL_INLINE bool unlikely(bool condition) { return !likely(!condition); }
 
-/// Index of the lowest bit that is set; one must be.
+/// Index of the lowest set bit; at least one bit must be set.
 COORDRL_HD COORDRL_INLINE i32 lowest_bit(u64 bits) {
 #ifdef __CUDA_ARCH__
   return __ffsll(static_cast<long long>(bits)) - 1;
@@ -61,7 +61,7 @@ COORDRL_HD COORDRL_INLINE i32 lowest_bit(u64 bits) {
 #endif
 }
 
-/// Eight bytes as one word, the first byte lowest. Their address is a multiple of 8.
+/// Loads eight bytes as one word, the first byte lowest. The address must be a multiple of 8.
 COORDRL_HD COORDRL_INLINE u64 load8(const u8* bytes) {
 #ifdef __CUDA_ARCH__
   return *reinterpret_cast<const u64*>(bytes);
@@ -72,7 +72,7 @@ COORDRL_HD COORDRL_INLINE u64 load8(const u8* bytes) {
 #endif
 }
 
-/// A copy of something large. A compiler for GPUs would load all of it before it stores any.
+/// Copies a large object. By itself, a GPU compiler would load all of it before storing any of it.
 template <class T>
 COORDRL_HD inline void assign(T& to, const T& from) {
 #ifdef __CUDA_ARCH__
@@ -86,11 +86,11 @@ COORDRL_HD inline void assign(T& to, const T& from) {
 #endif
 }
 
-// A GPU's memories have instructions of their own, which are shorter than those for any memory. A
-// compiler loses track of what lies where when a function of its own, or a struct, gets a pointer.
-// The next two tell it. Nothing checks what they are told: where it is false, wrong memory is read.
+// Each memory space of a GPU has its own instructions, shorter than the generic ones. A compiler
+// loses track of the memory space when a pointer goes to a function that is not inlined, or into a
+// struct. The next two functions state it, unchecked: if it is false, the wrong memory is read.
 
-/// Something that lies in the shared memory of a block.
+/// States that `thing` is in a block's shared memory.
 template <class T>
 COORDRL_HD COORDRL_INLINE T& in_shared(T& thing) {
 #ifdef __CUDA_ARCH__
@@ -99,10 +99,10 @@ COORDRL_HD COORDRL_INLINE T& in_shared(T& thing) {
   return thing;
 }
 
-/// Something that lies in a thread's own memory.
+/// States that `thing` is in a thread's local memory.
 ///
-/// Compilers before CUDA 13.2 break where they are told so ("Broken function found"). Without it
-/// they write longer code.
+/// Compilers before CUDA 13.2 fail on such a statement ("Broken function found"). Without it they
+/// generate longer code.
 template <class T>
 COORDRL_HD COORDRL_INLINE T& in_local(T& thing) {
 #if defined(__CUDA_ARCH__) && __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1302
@@ -111,7 +111,7 @@ COORDRL_HD COORDRL_INLINE T& in_local(T& thing) {
   return thing;
 }
 
-/// A pointer that is worked out once, not at each use as a compiler for GPUs prefers.
+/// A pointer that is computed once, not at each use as GPU compilers prefer.
 template <class T>
 COORDRL_HD COORDRL_INLINE T* worked_out(T* pointer) {
 #ifdef __CUDA_ARCH__
@@ -120,7 +120,7 @@ COORDRL_HD COORDRL_INLINE T* worked_out(T* pointer) {
   return pointer;
 }
 
-/// A value in memory that nobody writes while the program runs.
+/// Loads a value that nothing writes while the program runs.
 template <class T>
 COORDRL_HD COORDRL_INLINE T read_only(const T* place) {
 #ifdef __CUDA_ARCH__
@@ -130,7 +130,7 @@ COORDRL_HD COORDRL_INLINE T read_only(const T* place) {
 #endif
 }
 
-/// Writes a word as eight bytes, lowest first, to an address that is a multiple of 8.
+/// Stores a word as eight bytes, lowest first. The address must be a multiple of 8.
 COORDRL_HD COORDRL_INLINE void store8(u8* bytes, u64 word) {
 #ifdef __CUDA_ARCH__
   *reinterpret_cast<u64*>(bytes) = word;
