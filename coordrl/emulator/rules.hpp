@@ -1,17 +1,17 @@
-// The words that the rules of the games are written in.
+// The types that the rules of the games are written with.
 //
 // A cartridge knows nothing of rewards: points, lives and the end of a game are numbers in the
-// console's memory. games.json says for each game which bytes they are and how they change into
-// reward, lives and terminal; generate_games.py turns it into games.hpp, whose functions are
-// members of structs that derive from Memory, so that a rule reads here as it does there.
+// console's memory. games.json says for each game which bytes they are and how to compute reward,
+// lives and terminal from them; generate_games.py turns it into games.hpp, whose functions are
+// members of structs that derive from Memory, so that a rule reads the same in both.
 #pragma once
 
 #include "cartridge.hpp"
 
 namespace coordrl {
 
-/// What the player does with stick and button during one frame, in ale-py's order (0 to 17), and
-/// the two switches of the console that a reset needs.
+/// Stick and button actions for one frame, in ale-py's order (0 to 17), and the two console
+/// switches that a reset needs.
 enum Action : u8 {
   kNoop, kFire, kUp, kRight, kLeft, kDown, kUpRight, kUpLeft, kDownRight, kDownLeft,
   kUpFire, kRightFire, kLeftFire, kDownFire, kUpRightFire, kUpLeftFire, kDownRightFire,
@@ -21,24 +21,24 @@ enum Action : u8 {
   kSelectSwitch,
 };
 
-/// What a rule reports after a frame, and what it carries over to the next one.
+/// Result of a rule after a frame, and the state that it keeps for the next one.
 struct Score {
-  i32 reward;    // points gained in this frame; negative where the game takes points away
-  i32 lives;     // lives left; 0 where the game has none
+  i32 reward;    // points gained in this frame; negative if the game takes points away
+  i32 lives;     // lives left; 0 if the game has none
   i32 terminal;  // 1 once the game is over
   i32 kept[6];   // `prev` of games.json, in the order of its `state`
 };
 
-/// A row of bytes of the console, seen from the program's address.
+/// 128 bytes of the console's memory, indexed by the program's addresses.
 ///
-/// The 128 bytes of RAM repeat through the address space: 0x80 and 0x180 are the same byte.
+/// The RAM is mirrored throughout the address space: 0x80 and 0x180 are the same byte.
 struct Bytes {
-  const u8* bytes;  // 128 of them, owned by the console
+  const u8* bytes;  // owned by the console
 
   COORDRL_HD i32 operator[](i32 address) const { return bytes[address & 127]; }
 };
 
-/// What the rules read: the RAM of console and cartridge, and the game variation that is played.
+/// Input of the rules: the RAM of console and cartridge, and the game variation being played.
 struct Memory {
   Bytes ram;
   Bytes xram;  // RAM in the cartridge, for the one game (klax) that keeps its score there
@@ -47,9 +47,9 @@ struct Memory {
   /// The low and the high nibble of a byte.
   COORDRL_HD i32 lo(i32 address) const { return ram[address] & 15; }
   COORDRL_HD i32 hi(i32 address) const { return ram[address] >> 4; }
-  /// A byte as two decimal digits. Digits are not checked: a nibble of 10 to 15 counts as such.
+  /// A byte as two BCD digits. They are not checked: a nibble of 10 to 15 counts as 10 to 15.
   COORDRL_HD i32 bcd(i32 address) const { return 10 * hi(address) + lo(address); }
-  /// A nibble in which 10 is the code of a blank digit.
+  /// A nibble as a digit, where 10 is a blank and counts as 0.
   COORDRL_HD i32 lo0(i32 address) const { return lo(address) == 10 ? 0 : lo(address); }
   COORDRL_HD i32 hi0(i32 address) const { return hi(address) == 10 ? 0 : hi(address); }
 
@@ -67,21 +67,21 @@ struct Memory {
   }
 };
 
-/// The console and the program on it, as far as an emulator must be told.
+/// Facts about a game and its console that the emulator needs.
 struct GameFacts {
   Bank bank;
   bool pal;             // PAL television: 312 lines, its own colors; else NTSC
-  i32 first_line;       // scanline that the picture starts with
+  i32 first_line;       // scanline of the picture's first line
   i32 height;           // lines of the picture
   bool hmove_blanks;    // HMOVE blanks the first 8 pixels of a line, as it does on most consoles
-  bool swap_ports;      // the player sits at the right jack
-  bool swap_paddles;    // the player holds the second paddle of a jack
-  bool left_paddles;    // what is plugged in: paddles, else a joystick
+  bool swap_ports;      // the player's controller is in the right port
+  bool swap_paddles;    // the player's paddle is the second one of its port
+  bool left_paddles;    // paddles are plugged in, else a joystick
   bool right_paddles;
-  i32 paddle_min;       // resistance of a paddle at its ends, in ohms; 0 without paddles
+  i32 paddle_min;       // resistance at a paddle's end positions, in ohms; 0 without paddles
   i32 paddle_max;
-  u32 illegal_actions;  // bit a is set where action a counts as NOOP
-  bool random_reset;    // a reset draws from the generator that also repeats actions
+  u32 illegal_actions;  // bit a is set if action a counts as NOOP
+  bool random_reset;    // a reset draws from the generator that also decides on repeating actions
 };
 
 }  // namespace coordrl

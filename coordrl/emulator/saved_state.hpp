@@ -1,16 +1,16 @@
-// Which bytes can be an environment.
+// Whether bytes can be an environment.
 //
-// A saved environment is its bytes. They come back from files, and a file can hold anything: a
-// position beyond the line or a bank that the cartridge does not have would be an access outside of
-// memory. What is checked here is all that the machine relies on, and no more: every state that
-// passes may be unreachable, but runs.
+// A saved environment is its bytes. They are read back from files, and a file can hold anything: a
+// position beyond the line or a bank that the cartridge does not have would be an out-of-bounds
+// access. These checks cover all that the machine relies on, and no more: a state that passes may
+// be unreachable, but it runs.
 #pragma once
 
 #include "agent_step.hpp"
 
 namespace coordrl {
 
-constexpr i32 kFar = 1 << 28;  // no count or sum of one game that is really played gets there
+constexpr i32 kFar = 1 << 28;  // beyond any count or sum in a game that is really played
 
 COORDRL_HD inline bool is_flag(const bool& flag) {
   const u8 byte = reinterpret_cast<const u8&>(flag);
