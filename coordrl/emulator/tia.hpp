@@ -1,24 +1,24 @@
 // Atari TIA (CO10444): the picture, collisions, and the paddles' and fire buttons' inputs.
 //
-// The chip has no frame buffer. A line of 228 color clocks, 3 to a CPU cycle, is 68 clocks of
-// horizontal blank and 160 pixels; the program changes registers while the line is on its way, and
-// the change shows from that pixel on. Here nothing is drawn until it has to be: an object that
-// keeps its look for a whole line is one mask of 160 bits, and only a change in the visible part of
+// The chip has no frame buffer. A line has 228 color clocks, 3 per CPU cycle: 68 clocks of
+// horizontal blank, then 160 pixels. The program changes registers in the middle of a line, and a
+// change shows from that pixel on. Here drawing is put off for as long as possible: an object that
+// looks the same for a whole line is one mask of 160 bits, and only a change in the visible part of
 // a line splits it.
 //
 //     Beam beam{tia, window, frame};                 // frame: nullptr to draw nothing
-//     sweep(beam);                                   // take up where the last call ended
-//     write_tia(beam, reg, value, cycle);            // true when this ends the frame
+//     sweep(beam);                                   // continue where the last call ended
+//     write_tia(beam, reg, value, cycle);            // true if this ends the frame
 //     read_collisions(beam, reg, cycle);
 //     rest(beam);                                    // draw what is due
 //     tia = beam.tia;
 //
 // `cycle` counts CPU cycles since the start of the scanline in which the frame began, so that
-// cycle / 76 is the scanline and cycle % 76 the place on it.
+// cycle / 76 is the scanline and cycle % 76 the cycle within it.
 //
-// Names of registers: Stella Programmer's Guide (S. Wright, 1979). The timing is that of the
-// oracle (ale-py 0.12.1), which models the chip by a delay for each register and a few rules; where
-// it differs from the chip, the oracle is right here.
+// Register names: Stella Programmer's Guide (S. Wright, 1979). The timing is that of the oracle
+// (ale-py 0.12.1), which models the chip by a delay for each register and a few rules; where the
+// two differ, this follows the oracle.
 #pragma once
 
 #include "types.hpp"
@@ -30,10 +30,10 @@ constexpr i32 kLineClocks = 228;
 constexpr i32 kBlankClocks = 68;
 constexpr i32 kWidth = 160;
 
-/// What can be seen on a line, in the order of the register file. The playfield has no position.
+/// The objects on a line, in the order of their registers. The playfield has no position.
 enum Object : u8 { kP0, kP1, kM0, kM1, kBall, kPlayfield, kNumObjects };
 
-/// Registers of the TIA, where the objects are, and where the beam was left.
+/// Registers of the TIA, positions of the objects, and where the beam has stopped.
 struct Tia {
   u8 vsync, vblank;
   u8 ctrlpf;
@@ -41,7 +41,7 @@ struct Tia {
   u8 color[4];     // COLUP0, COLUP1, COLUPF, COLUBK
   u8 refp[2];      // bit 3: mirrored
   u8 grp[2];       // as last written ...
-  u8 old_grp[2];   // ... and as it was when the other player's was written
+  u8 old_grp[2];   // ... and its value when the other player's was last written
   u8 enam[2];      // bit 1: enabled
   u8 enabl, old_enabl;
   u8 hm[5];        // upper nibble of HMP0, HMP1, HMM0, HMM1, HMBL
@@ -50,8 +50,8 @@ struct Tia {
   u8 position[5];  // leftmost pixel, 0..159
   u32 playfield;   // 20 bits: bit 0 is the leftmost block of four pixels
 
-  bool reflected;             // the right half is mirrored: CTRLPF bit 0, once it is in force
-  bool first_copy_hidden[2];  // RESP0, RESP1 came on this line: the copy at the position waits
+  bool reflected;             // the right half is mirrored: CTRLPF bit 0, once it takes effect
+  bool first_copy_hidden[2];  // by RESP0, RESP1 on this line: the copy at the position is not shown
   bool hmove_blank;           // the next 8 pixels at the left border will be black
   bool star_field;            // missile 0 moves by itself, see `step_star_field`
   u8 star_step;
@@ -62,18 +62,18 @@ struct Tia {
 
   bool dump;           // VBLANK bit 7: the paddles' capacitors are grounded
   i32 dump_release;    // frame cycle at which that ended
-  i32 vsync_finish;    // color clock, from the start of the frame, at which VSYNC may end it
+  i32 vsync_finish;    // color clock of the frame from which on VSYNC may end it
 
-  i32 start_cycle;     // place on its scanline where the frame started
+  i32 start_cycle;     // cycle of its scanline at which the frame started
   i32 drawn;           // color clock up to which the frame is drawn
   i32 first_clock;     // color clock of the first line of the picture
   u16 last_lines;      // scanlines of the last complete frame
-  bool partial;        // the frame goes on in the next call
+  bool partial;        // the frame continues in the next call
   bool grayed;         // the partial frame was shown in gray
   bool incomplete;     // the frame ended before the picture was full
 };
 
-/// The part of the frame that is looked at, and how the television takes it.
+/// The part of the frame that is visible, and how it is shown.
 struct Window {
   i32 first_line, height;
   bool pal;
@@ -111,14 +111,14 @@ COORDRL_HD COORDRL_INLINE Line span(i32 first, i32 last) {
   return without(left_of(last), left_of(first));
 }
 
-/// `before` left of x, `after` from there on.
+/// `before` left of x, `after` from x on.
 COORDRL_HD COORDRL_INLINE Line change_at(i32 x, const Line& before, const Line& after) {
   const Line left = left_of(x);
   return (before & left) | without(after, left);
 }
 
-/// The line around a pattern of up to 128 bits that starts at `position` and leaves on the right to
-/// come in on the left. Patterns are at most 72 pixels wide.
+/// A line with a pattern of up to 128 bits that starts at `position` and wraps around from the
+/// right border to the left. Patterns are at most 72 pixels wide.
 COORDRL_HD COORDRL_INLINE Line rotated(u64 low, u64 high, i32 position) {
   const i32 shift = position & 63;
   const u64 carried = shift == 0 ? 0 : low >> (64 - shift);
@@ -135,7 +135,7 @@ COORDRL_HD COORDRL_INLINE u8 reversed(u8 byte) {
   return u8(((byte * 0x80200802ULL) & 0x0884422110ULL) * 0x0101010101ULL >> 32);
 }
 
-/// Each of the low 16 bits four times.
+/// Repeats each of the low 16 bits, so that it occurs four times in a row.
 COORDRL_HD COORDRL_INLINE u64 quadrupled(u64 bits) {
   bits = (bits | bits << 24) & 0x000000FF000000FF;
   bits = (bits | bits << 12) & 0x000F000F000F000F;
@@ -144,7 +144,7 @@ COORDRL_HD COORDRL_INLINE u64 quadrupled(u64 bits) {
   return bits * 15;
 }
 
-/// Each of 8 bits twice.
+/// Repeats each of the low 8 bits, so that it occurs twice in a row.
 COORDRL_HD COORDRL_INLINE u64 doubled(u64 bits) {
   bits = (bits | bits << 4) & 0x0F0F;
   bits = (bits | bits << 2) & 0x3333;
@@ -152,9 +152,9 @@ COORDRL_HD COORDRL_INLINE u64 doubled(u64 bits) {
   return bits * 3;
 }
 
-// NUSIZ, bits 0 to 2: how often and how wide. ------------------------------------------------------
+// NUSIZ, bits 0 to 2: copies and their width. -----------------------------------------------------
 
-/// Whether a number of copies has one that starts `offset` (16, 32 or 64) pixels behind the first.
+/// Whether NUSIZ has a copy that starts `offset` (16, 32 or 64) pixels after the first.
 COORDRL_HD COORDRL_INLINE bool has_copy(u8 nusiz, i32 offset) {
   constexpr u8 kAt16 = 1 << 1 | 1 << 3;
   constexpr u8 kAt32 = 1 << 2 | 1 << 3 | 1 << 6;
@@ -166,7 +166,7 @@ COORDRL_HD COORDRL_INLINE bool has_copy(u8 nusiz, i32 offset) {
 constexpr u8 kDouble = 5;
 constexpr u8 kQuad = 7;
 
-/// A pattern of up to 8 pixels at each of its copies.
+/// A line with all copies of a pattern of up to 8 pixels.
 COORDRL_HD COORDRL_INLINE Line copies(u64 pattern, u8 nusiz, bool first, i32 position) {
   u64 low = first ? pattern : 0;
   if (has_copy(nusiz, 16)) low |= pattern << 16;
@@ -174,7 +174,7 @@ COORDRL_HD COORDRL_INLINE Line copies(u64 pattern, u8 nusiz, bool first, i32 pos
   return rotated(low, has_copy(nusiz, 64) ? pattern : 0, position);
 }
 
-/// The player's graphics now: VDELP chooses old or new.
+/// The player's graphics in use: VDELP selects old or new.
 COORDRL_HD COORDRL_INLINE u8 graphics(const Tia& tia, i32 player) {
   return tia.vdel[player] & 1 ? tia.old_grp[player] : tia.grp[player];
 }
@@ -182,12 +182,12 @@ COORDRL_HD COORDRL_INLINE u8 graphics(const Tia& tia, i32 player) {
 COORDRL_HD inline Line player_mask(const Tia& tia, i32 player) {
   const u8 byte = graphics(tia, player);
   if (byte == 0) return {};
-  // Bit 7 is the leftmost pixel, so that the byte as it is shows mirrored here.
+  // Bit 7 is the leftmost pixel, but bit 0 of a Line is: here the unchanged byte is mirrored.
   const u64 pattern = tia.refp[player] & 8 ? byte : reversed(byte);
   const u8 nusiz = tia.nusiz[player];
   const i32 position = tia.position[player];
   const bool first = !tia.first_copy_hidden[player];
-  // The wide ones start a pixel late.
+  // Wide players start one pixel late.
   if ((nusiz & 7) == kDouble) return rotated(first ? doubled(pattern) << 1 : 0, 0, position);
   if ((nusiz & 7) == kQuad) return rotated(first ? quadrupled(pattern) << 1 : 0, 0, position);
   return copies(pattern, nusiz, first, position);
@@ -243,7 +243,7 @@ COORDRL_HD inline Line mask_of(const Tia& tia, i32 object) {
   }
 }
 
-/// Whether the object's registers let it show at all; its mask may still be empty.
+/// Whether the object's registers enable it; its mask may still be empty.
 COORDRL_HD COORDRL_INLINE bool enabled(const Tia& tia, i32 object) {
   switch (object) {
     case kP0:
@@ -255,14 +255,14 @@ COORDRL_HD COORDRL_INLINE bool enabled(const Tia& tia, i32 object) {
   }
 }
 
-// CTRLPF: how the objects cover each other. --------------------------------------------------------
+// CTRLPF: priority of the objects. ----------------------------------------------------------------
 
 constexpr u8 kReflect = 1;
 constexpr u8 kScore = 2;
 constexpr u8 kPriority = 4;
 
-/// With score *and* priority the playfield has the color of the players while nothing else is
-/// enabled, and its own color otherwise.
+/// With both score and priority set, the playfield has the players' colors as long as no other
+/// object is enabled, and its own color otherwise.
 COORDRL_HD inline bool playfield_alone(const Tia& tia) {
   for (i32 object = kP0; object < kPlayfield; ++object) {
     if (enabled(tia, object)) return false;
@@ -270,14 +270,14 @@ COORDRL_HD inline bool playfield_alone(const Tia& tia) {
   return true;
 }
 
-// Registers that are written. ----------------------------------------------------------------------
+// Write registers. --------------------------------------------------------------------------------
 
 enum WriteRegister : u8 {
   kVsync = 0x00, kVblank, kWsync, kRsync, kNusiz0, kNusiz1, kColup0, kColup1, kColupf, kColubk,
   kCtrlpf, kRefp0, kRefp1, kPf0, kPf1, kPf2, kResp0, kResp1, kResm0, kResm1, kResbl,
   kGrp0 = 0x1B, kGrp1, kEnam0, kEnam1, kEnabl, kHmp0, kHmp1, kHmm0, kHmm1, kHmbl,
   kVdelp0, kVdelp1, kVdelbl, kResmp0, kResmp1, kHmove, kHmclr, kCxclr,
-  kRead = 0x3F,  // stands for a read where a register is remembered
+  kRead = 0x3F,  // means a read where the last register is kept
 };
 
 /// Color clocks from the end of the CPU cycle of a write to its effect.
@@ -299,59 +299,58 @@ COORDRL_HD COORDRL_INLINE i32 write_delay(u8 reg, i32 cycle) {
   }
 }
 
-// The beam. ----------------------------------------------------------------------------------------
+// The beam. ---------------------------------------------------------------------------------------
 
 constexpr i32 kNever = 0x40000000;  // a color clock that no frame reaches
 constexpr u16 kNoValue = 0x100;
 
-/// The TIA at work on a line. Lives for one call of `run_frame`; between calls `Tia` says it all.
+/// The TIA while it draws. Lives for one call of `run_frame`; between calls `Tia` is all the state.
 struct Beam {
   Tia tia;
   Window window;
   u8* frame;            // window.height rows of 160 color indices; nullptr: draw nothing
-  const u8* shade = nullptr;  // 256 entries: what a color index is drawn as; nullptr: as itself
+  const u8* shade = nullptr;  // 256 entries: how to draw a color index; nullptr: as itself
 
-  i32 now = 0;          // color clock up to which registers have been used
-  i32 last_cycle = 0;   // the last access: when, and ...
+  i32 now = 0;          // color clock up to which the registers have been applied
+  i32 last_cycle = 0;   // the last access: its cycle, and ...
   u8 last_reg = 0;      // ... the register that was written, or kRead
   i32 line = kNever;    // color clock where the line begins; kNever outside the window
-  i32 line_end = 0;     // a later clock makes the beam leave the line
+  i32 line_end = 0;     // the beam leaves the line after this color clock
   i32 stop = 0;         // color clock where the window ends
-  i32 limit = 0;        // cycle at which a write to the TIA ends the frame for want of VSYNC
+  i32 limit = 0;        // cycle from which on a TIA write ends the frame for lack of VSYNC
   bool started = false; // the beam has reached the window
   bool last_line = false;
 
-  // For each register, the value that changes nothing if it is written again; kNoValue if none is
-  // known.
+  // For each register, the value that can be written without effect; kNoValue if none is known.
   u16 settled[64] = {};
 
-  // An object's picture on this line: what it was up to the pixel `since`, and what it is from
-  // there on. A bit for each object says
-  u8 touched = 0;       // that it changed in the visible part of the line: past[] and since[] count
-  u8 stale = 0;         // that present[] is older than the registers
-  u8 filled = 0;        // that present[] has pixels
+  // An object's picture on this line: past[] left of the pixel `since`, present[] from there on.
+  // Sets of objects, with one bit for each:
+  u8 touched = 0;       // changed in the visible part of the line: past[] and since[] are valid
+  u8 stale = 0;         // present[] is older than the registers
+  u8 filled = 0;        // present[] has pixels
   Line past[kNumObjects] = {};
   Line present[kNumObjects] = {};
   i32 since[kNumObjects] = {};
 
-  bool blank_touched = false;  // VBLANK changed in the visible part of the line, and so ...
-  Line blank = {};             // ... these pixels are dark ...
-  i32 blank_since = 0;         // ... and from here on VBLANK tells
+  bool blank_touched = false;  // VBLANK changed in the visible part of the line: ...
+  Line blank = {};             // ... these pixels are dark left of blank_since, ...
+  i32 blank_since = 0;         // ... and from there on VBLANK decides
 
-  bool changed = true;      // the line may look or collide unlike the one before
-  u8 painted = 0;           // pixels of this line in the frame
+  bool changed = true;      // the line may look or collide differently from the one before
+  u8 painted = 0;           // pixels of this line that are painted
   u8 collided = 0;          // pixels of this line whose collisions are latched, or were cleared
   bool hmove_here = false;  // the left border of this line is black
   bool hmove_late = false;  // ... and of the next one too
 };
 
-/// The pixel at which a change made now shows; at most 160, below 1 for the whole line.
+/// The first pixel that shows a change made now; at most 160, below 1 for the whole line.
 COORDRL_HD COORDRL_INLINE i32 pixel(const Beam& beam) {
   const i32 x = beam.now - beam.line - kBlankClocks;
   return x < kWidth ? x : kWidth;
 }
 
-/// Makes present[] of an object what its registers say.
+/// Updates present[] of an object from its registers.
 COORDRL_HD COORDRL_NOINLINE inline void refresh(Beam& beam, i32 object) {
   in_local(beam);
   const u8 bit = u8(1 << object);
@@ -394,7 +393,7 @@ COORDRL_HD COORDRL_INLINE bool may_be_blanked(const Beam& beam) {
   return beam.blank_touched || (beam.tia.vblank & 2);
 }
 
-// Collisions. --------------------------------------------------------------------------------------
+// Collisions. -------------------------------------------------------------------------------------
 
 /// The two objects of a collision latch, numbered as in Tia::collisions. There is no latch 12.
 struct Pair {
@@ -424,7 +423,7 @@ struct LatchTable {
   }
 };
 
-/// The latches that an object has a part in.
+/// The latches that involve an object.
 COORDRL_HD constexpr u32 latches_of(i32 object) {
   u32 latches = 0;
   for (i32 latch = 0; latch < 16; ++latch) {
@@ -440,7 +439,7 @@ constexpr u32 kOfPlayfield = latches_of(kPlayfield);
 
 /// The latches whose two objects are both in a set.
 ///
-/// A CPU looks them up. A GPU, where lanes would wait for memory, works them out.
+/// A CPU looks them up. A GPU, where lanes would wait for memory, computes them.
 COORDRL_HD COORDRL_INLINE u32 latches_within(u32 objects) {
 #ifdef __CUDA_ARCH__
   u32 latches = 0xEFFF;  // there is no latch 12
@@ -457,12 +456,12 @@ COORDRL_HD COORDRL_INLINE u32 latches_within(u32 objects) {
 #endif
 }
 
-/// Latches that may be set on this line and are not yet.
+/// Latches that are not set yet but may be on this line.
 COORDRL_HD COORDRL_INLINE u32 open_latches(const Beam& beam) {
   return latches_within(beam.filled | beam.stale | beam.touched) & ~u32(beam.tia.collisions);
 }
 
-/// The objects that have a part in any of some latches.
+/// The objects that any of the given latches involves.
 COORDRL_HD COORDRL_INLINE u32 objects_of(u32 latches) {
   return u32((latches & kOfP0) != 0) << kP0 | u32((latches & kOfP1) != 0) << kP1 |
          u32((latches & kOfM0) != 0) << kM0 | u32((latches & kOfM1) != 0) << kM1 |
@@ -470,7 +469,7 @@ COORDRL_HD COORDRL_INLINE u32 objects_of(u32 latches) {
          u32((latches & kOfPlayfield) != 0) << kPlayfield;
 }
 
-/// Sets those of `latches` whose objects meet in the pixels first <= x < last of the line.
+/// Sets those of `latches` whose objects overlap in the pixels first <= x < last of the line.
 COORDRL_HD COORDRL_NOINLINE inline void latch_collisions(Beam& beam, u32 latches, i32 first,
                                                          i32 last) {
   in_local(beam);
@@ -478,7 +477,7 @@ COORDRL_HD COORDRL_NOINLINE inline void latch_collisions(Beam& beam, u32 latches
   for (u32 stale = beam.stale & objects; stale != 0; stale &= stale - 1) {
     refresh(beam, lowest_bit(stale));
   }
-  // Many an object has turned out to have no pixels.
+  // Many objects turn out to have no pixels.
   objects &= u32(beam.filled | beam.touched);
   latches &= latches_within(objects);
   if (latches == 0) return;
@@ -500,14 +499,14 @@ COORDRL_HD COORDRL_NOINLINE inline void latch_collisions(Beam& beam, u32 latches
   }
 }
 
-/// Latches the collisions of the pixels below `last` of the line.
+/// Latches the collisions in the pixels x < last of the line.
 COORDRL_HD COORDRL_INLINE void collide(Beam& beam, i32 last) {
   const u32 latches = open_latches(beam);
   if (latches != 0 && beam.collided < last) latch_collisions(beam, latches, beam.collided, last);
   beam.collided = u8(last);
 }
 
-// Pixels. ------------------------------------------------------------------------------------------
+// Pixels. -----------------------------------------------------------------------------------------
 
 /// Eight pixels as eight bytes: 0xFF where the bit is set.
 COORDRL_HD COORDRL_INLINE constexpr u64 spread_bits(u64 bits) {
@@ -575,8 +574,8 @@ COORDRL_HD COORDRL_INLINE void paint_two(u8* row, const Line& mask, i32 first, i
   }
 }
 
-/// Paints a whole line in the two colors of a playfield that stays the same. Eight pixels are two of
-/// its blocks.
+/// Paints a whole line in two colors, with a playfield that does not change on the line. Eight
+/// pixels are two of its blocks.
 COORDRL_HD COORDRL_INLINE void paint_blocks(u8* row, const Tia& tia, u8 fore, u8 back) {
   constexpr u64 kLeft = 0xFFFFFFFF;
   const u64 f = eight(fore), b = eight(back);
@@ -594,9 +593,9 @@ COORDRL_HD COORDRL_INLINE u8* row_of(const Beam& beam) {
 /// Paints the pixels painted <= x < last of the line.
 ///
 /// Whatever CTRLPF says, there are three layers over the background: one in the playfield's color,
-/// one in that of player 1, one in that of player 0. SCORE moves the halves of the playfield to the
-/// players' layers, where they lie under the right player and over the left one, whose color they
-/// have. PRIORITY takes from the players what the playfield covers.
+/// one in player 1's, and on top one in player 0's. SCORE moves the left half of the playfield to
+/// player 0's layer and the right half to player 1's. PRIORITY removes from both players' layers
+/// the pixels that the playfield or the ball covers.
 COORDRL_HD COORDRL_NOINLINE inline void paint_line(Beam& beam, i32 last) {
   in_local(beam);
   const Tia& tia = beam.tia;
@@ -614,7 +613,7 @@ COORDRL_HD COORDRL_NOINLINE inline void paint_line(Beam& beam, i32 last) {
   const u8 fore = drawn_as(tia.color[2]);
   const u8 back = drawn_as(tia.color[3]);
 
-  // What this set leaves out has no pixels.
+  // Objects that are neither filled nor touched after this have no pixels.
   for (u8 set = beam.stale; set != 0; set &= u8(set - 1)) refresh(beam, lowest_bit(set));
   const u8 set = beam.filled | beam.touched;
   Line playfield{}, ball{}, p0{}, p1{};
@@ -664,7 +663,7 @@ COORDRL_HD COORDRL_INLINE void touch_colors(Beam& beam) {
   if (x > beam.painted) paint_line(beam, x);
 }
 
-// From line to line. -------------------------------------------------------------------------------
+// From line to line. ------------------------------------------------------------------------------
 
 /// "Cosmic Ark" star field: a late change of HMM0 during HMOVE leaves missile 0 moving, by amounts
 /// that repeat every four lines.
@@ -693,10 +692,10 @@ COORDRL_HD COORDRL_INLINE void begin_line(Beam& beam, i32 line) {
   beam.hmove_late = false;
 }
 
-/// Collisions and pixels of a line that is over.
+/// Latches the collisions and paints the pixels of a finished line.
 COORDRL_HD COORDRL_INLINE void complete_line(Beam& beam) {
   if (!beam.changed && !beam.hmove_here) {
-    // As the line above, which left no latch open that this one could set.
+    // Same as the line above, which has set every latch that this one could set.
     if (beam.frame == nullptr) return;
     u8* row = row_of(beam);
     if (row == nullptr) return;
@@ -745,14 +744,14 @@ COORDRL_HD COORDRL_NOINLINE inline void advance_lines(Beam& beam, i32 clock) {
   while (clock > beam.line_end) end_line(beam);
 }
 
-/// Uses the registers as they are up to a color clock. Time never runs back.
+/// Applies the registers as they are up to a color clock. Never goes back in time.
 COORDRL_HD COORDRL_INLINE void advance(Beam& beam, i32 clock) {
   if (clock <= beam.now) return;
   if (clock > beam.line_end) advance_lines(beam, clock);
   beam.now = clock;
 }
 
-/// The color clock up to which the last access asks for the picture.
+/// The color clock up to which the last access needs the picture.
 COORDRL_HD inline i32 last_effect(const Beam& beam) {
   return 3 * beam.last_cycle + write_delay(beam.last_reg, beam.last_cycle);
 }
@@ -775,14 +774,14 @@ COORDRL_HD inline void sweep(Beam& beam) {
   beam.started = true;
   beam.line_end = kNever;
   if (tia.drawn >= beam.stop) return;
-  // At a line's very end the beam has not passed it.
+  // At the very end of a line the beam is still on it.
   const i32 into_line = (tia.drawn - tia.first_clock - 1) % kLineClocks + 1;
   begin_line(beam, tia.drawn - into_line);
   if (pixel(beam) > 0) beam.painted = beam.collided = u8(pixel(beam));
   beam.hmove_here = tia.hmove_blank && into_line < kBlankClocks + 8;
 }
 
-/// Draws up to the last access and hands the beam's place back.
+/// Draws up to the last access and stores the beam's position in `tia`.
 COORDRL_HD inline void rest(Beam& beam) {
   Tia& tia = beam.tia;
   advance(beam, last_effect(beam));
@@ -798,7 +797,7 @@ COORDRL_HD inline void rest(Beam& beam) {
   tia.incomplete = tia.drawn < beam.stop;
 }
 
-// Writes. ------------------------------------------------------------------------------------------
+// Writes. -----------------------------------------------------------------------------------------
 
 /// Announces that an object may appear or vanish at `clock`.
 COORDRL_HD COORDRL_INLINE void touch_enable(Beam& beam, i32 object, i32 clock) {
@@ -818,7 +817,7 @@ COORDRL_HD COORDRL_INLINE void write_playfield(Beam& beam, u32 bits, u32 mask, i
 
 COORDRL_HD COORDRL_INLINE void write_color(Beam& beam, i32 index, u8 value, i32 clock) {
   Tia& tia = beam.tia;
-  // A PAL picture whose frame had an odd number of lines loses its color.
+  // A PAL picture loses its color after a frame with an odd number of lines.
   const u8 color = u8((value & 0xFE) | (beam.window.pal && (tia.last_lines & 1)));
   if (color != tia.color[index] && beam.frame != nullptr) {
     advance(beam, clock);
@@ -830,7 +829,7 @@ COORDRL_HD COORDRL_INLINE void write_color(Beam& beam, i32 index, u8 value, i32 
 COORDRL_HD inline void write_ctrlpf(Beam& beam, u8 value, i32 cycle) {
   Tia& tia = beam.tia;
   const bool reflected = value & kReflect;
-  // Later on a line the mirror has to wait for the next one.
+  // Later on a line, a change of reflection waits for the next line.
   const bool reflect_now = tia.reflected != reflected && 3 * (cycle % kLineCycles) < 147;
   advance(beam, 3 * cycle);
   if ((value ^ tia.ctrlpf) & (kScore | kPriority)) touch_colors(beam);
@@ -843,8 +842,8 @@ COORDRL_HD inline void write_ctrlpf(Beam& beam, u8 value, i32 cycle) {
   if (tia.reflected != reflected) beam.settled[kCtrlpf] = kNoValue;
 }
 
-/// GRP0 or GRP1. Writing one player's graphics makes the other's shadow catch up, and GRP1 also
-/// the ball's.
+/// GRP0 or GRP1. Writing one player's graphics copies the other's new graphics to the old ones;
+/// GRP1 does the same for the ball.
 COORDRL_HD COORDRL_INLINE void write_graphics(Beam& beam, i32 player, u8 value, i32 clock) {
   Tia& tia = beam.tia;
   const i32 other = 1 - player;
@@ -905,10 +904,10 @@ COORDRL_HD inline void write_vblank(Beam& beam, u8 value, i32 cycle) {
   tia.vblank = value;
 }
 
-/// VSYNC. Returns true when it ends the frame: on its way off, a scanline or more after it went on.
+/// VSYNC. Returns true if it ends the frame: turned off at least a scanline after it was turned on.
 COORDRL_HD inline bool write_vsync(Beam& beam, u8 value, i32 cycle) {
   Tia& tia = beam.tia;
-  // Time since the start of the frame, because the far future is a number of it.
+  // Clocks since the start of the frame, because the far future, 0x7FFFFFFF, is counted in them.
   const i32 frame_clock = 3 * (cycle - tia.start_cycle);
   tia.vsync = value;
   if (value & 2) {
@@ -920,10 +919,10 @@ COORDRL_HD inline bool write_vsync(Beam& beam, u8 value, i32 cycle) {
   return true;
 }
 
-/// RESP0 or RESP1: the player's position becomes the beam's, five pixels late.
+/// RESP0 or RESP1: the player's position becomes the beam's plus five pixels.
 ///
-/// A copy that is being drawn is drawn to its end. Unless the new position falls on the four pixels
-/// before a copy appears, the first copy is not seen before the next line.
+/// A copy that is being drawn is drawn to its end. Unless the new position is one of the first four
+/// pixels of a copy, the first copy is not shown until the next line.
 COORDRL_HD COORDRL_NOINLINE inline void reset_player(Beam& beam, i32 player, i32 cycle) {
   in_local(beam);
   Tia& tia = beam.tia;
@@ -953,10 +952,10 @@ COORDRL_HD COORDRL_NOINLINE inline void reset_player(Beam& beam, i32 player, i32
   beam.settled[kNusiz0 + player] = kNoValue;
 }
 
-/// RESM0, RESM1 or RESBL: the position becomes the beam's, four pixels late.
+/// RESM0, RESM1 or RESBL: the position becomes the beam's plus four pixels.
 ///
-/// Within 60 clocks of an HMOVE the motion is still going on. The oracle knows the few cases that
-/// games rely on.
+/// Up to 60 clocks after an HMOVE the motion is still in progress. The oracle handles the few cases
+/// that games rely on.
 COORDRL_HD COORDRL_NOINLINE inline void reset_position(Beam& beam, i32 object, i32 cycle) {
   in_local(beam);
   Tia& tia = beam.tia;
@@ -981,7 +980,7 @@ COORDRL_HD COORDRL_NOINLINE inline void reset_position(Beam& beam, i32 object, i
   beam.settled[kResm0 + object - kM0] = kNoValue;
 }
 
-/// RESMP0 or RESMP1: hides the missile; when it comes back it is at its player's middle.
+/// RESMP0 or RESMP1: hides the missile; when shown again, it is at the middle of its player.
 COORDRL_HD inline void write_resmp(Beam& beam, i32 player, u8 value, i32 clock) {
   Tia& tia = beam.tia;
   const i32 missile = kM0 + player;
@@ -996,11 +995,11 @@ COORDRL_HD inline void write_resmp(Beam& beam, i32 player, u8 value, i32 clock) 
   tia.resmp[player] = value;
 }
 
-/// Pixels by which HMOVE at a CPU cycle of the line moves an object whose HM nibble is `nibble`.
+/// Pixels by which an HMOVE at `line_cycle` moves an object whose HM nibble is `nibble`.
 ///
-/// The chip moves an object left by stuffing extra clocks into its counter, one every four color
-/// clocks, while horizontal blank holds the counter. An HMOVE that comes too late for all of them
-/// has a part of its effect, and one shortly before the end of the line takes away too much.
+/// The chip moves an object left by extra clocks to its counter, one every four color clocks, while
+/// horizontal blank stops the counter. An HMOVE that is too late for all of them has only part of
+/// its effect, and one shortly before the end of the line moves objects too far left.
 COORDRL_HD inline i32 hmove_motion(i32 line_cycle, u8 nibble) {
   const i32 full = nibble < 8 ? -i32(nibble) : 16 - nibble;
   if (line_cycle <= 3 || line_cycle == 75) return full;
@@ -1059,7 +1058,7 @@ COORDRL_HD inline void clear_collisions(Beam& beam, i32 clock) {
 
 /// Writes a register at a CPU cycle.
 ///
-/// Returns true when the frame is over: the end of VSYNC, or no VSYNC for too many lines.
+/// Returns true if the frame is over: VSYNC ended, or there was none for too many lines.
 COORDRL_HD COORDRL_NOINLINE inline bool write_tia(Beam& beam, u8 reg, u8 value, i32 cycle) {
   in_local(beam);
   Tia& tia = beam.tia;
@@ -1142,7 +1141,7 @@ COORDRL_HD COORDRL_NOINLINE inline bool write_tia(Beam& beam, u8 reg, u8 value, 
       beam.settled[kHmclr] = kNoValue;
       break;
     case kCxclr: clear_collisions(beam, clock); break;
-    default: break;  // WSYNC is the CPU's affair; RSYNC and sound show nowhere
+    default: break;  // WSYNC is up to the board; RSYNC and sound are never visible
   }
   return over;
 }
@@ -1160,9 +1159,9 @@ COORDRL_HD COORDRL_NOINLINE inline u8 read_collisions(Beam& beam, u8 reg, i32 cy
   return u8((beam.tia.collisions >> shift & 3) << 6);
 }
 
-// Reset and frames. --------------------------------------------------------------------------------
+// Reset and frames. -------------------------------------------------------------------------------
 
-/// What a system reset leaves: everything 0 but the question whether a frame is under way.
+/// System reset: clears everything, but keeps whether a frame is unfinished.
 COORDRL_HD inline void reset(Tia& tia) {
   const bool partial = tia.partial, grayed = tia.grayed;
   tia = Tia{};
@@ -1187,7 +1186,7 @@ COORDRL_HD inline void begin_frame(Tia& tia, const Window& window, i32 cycle) {
   }
 }
 
-/// Shows a frame without end in gray: rows from the beam's line down, once.
+/// Grays a frame that does not end, once: the rows from the beam's line down.
 COORDRL_HD inline void gray_rest(Tia& tia, const Window& window, i32 cycle, u8* frame) {
   if (tia.grayed) return;
   tia.grayed = true;
