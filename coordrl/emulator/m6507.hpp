@@ -4,32 +4,32 @@
 //     jump_to_reset_vector(cpu, low, high);          // the bytes at $FFFC and $FFFD
 //     execute(cpu, bus);                             // until bus.limit is 0
 //
-// There are two `execute`, one for CPUs (threaded.hpp) and one for GPUs (staged.hpp).
+// There are two versions of `execute`: for CPUs (threaded.hpp) and for GPUs (staged.hpp).
 //
-// `Bus` is what the chip is soldered to. It carries the time and must provide
+// `Bus` is the board that the chip is soldered to. It keeps the time and must provide
 //
 //     i32 cycle;                                     // CPU cycles, counted up by the chip
 //     i32 limit;                                     // instructions left; 0 stops the chip
-//     Index place(u16 pc);                           // where code is; a multiple of 256 below pc
-//     bool fetch(Index at, u16 pc, u32& code);       // three bytes at once, where that is exact
+//     Index place(u16 pc);                           // location of code: pc less a multiple of 256
+//     bool fetch(Index at, u16 pc, u32& code);       // three bytes at once, if that is exact
 //     u8 read(u16 address, u8 floating);             // `floating`: what undriven data lines show
 //     u8 read_zero_page(u8 address, u8 floating);
 //     void write(u16 address, u8 value);
 //     void write_zero_page(u8 address, u8 value);
 //     void write_stack(u8 s, u8 value, bool first);  // first: no write in the cycle before
 //     u8 read_stack(u8 s, u8 floating);
-//     u8& ram(u8 address);                           // of the zero page, where it is RAM; for a GPU
+//     u8& ram(u8 address);                           // a zero-page byte in RAM; for GPUs
 //     void jam();                                    // a JAM opcode was met
 //     i32 rounds_of_timer(u16 address, i32 round, i32 floor, u8& value);  // see `branch`
 //     static constexpr i32 kMeeting;                 // cycles; see staged.hpp
 //
-// The accesses to the zero page do what `read` and `write` do below $100, those to the stack what they
-// do from $100 to $1FF. They are there because they are shorter: fewer chips can answer.
+// The zero-page functions do the same as `read` and `write` below $100, the stack functions the
+// same as those from $100 to $1FF. They exist because they are shorter: fewer chips can answer.
 //
-// An instruction takes effect at its last cycle: the clock is advanced by its whole length, then
-// it reads and writes. That is the oracle's view of time (ale-py), not the chip's, and everything
-// that watches the clock (TIA, RIOT) depends on it. For the same reason the dummy accesses of the
-// real chip are left out, except those of BRK, JSR, RTS, RTI, PLA and PLP.
+// An instruction takes effect in its last cycle: the clock advances by its whole duration, then it
+// reads and writes. That is the oracle's timing (ale-py), not the chip's, and everything that
+// depends on the clock (TIA, RIOT) relies on it. For the same reason the dummy accesses of the real
+// chip are left out, except those of BRK, RTS, RTI, PLA and PLP.
 //
 // Sources: MCS6500 Microcomputer Family Programming Manual (MOS Technology, 1976); for the
 // undocumented opcodes, "64doc" (J. West, M. Makela, 1994).
@@ -46,7 +46,7 @@ struct M6507 {
   u8 p;         // flags NV1BDIZC, bit 7 to bit 0; bits 5 and 4 always read 1
   bool jammed;  // a JAM opcode stopped the clock generator; only a reset starts it again
   u16 pc;
-  u8 data_bus;  // last byte seen by a jump; what a first fetch from open address lines returns
+  u8 data_bus;  // last byte read by a jump; the first fetch from undriven addresses returns it
 };
 
 /// Flags of the status register.
@@ -70,7 +70,7 @@ COORDRL_HD inline void jump_to_reset_vector(M6507& cpu, u8 low, u8 high) {
   cpu.data_bus = high;
 }
 
-/// Sum or difference as the arithmetic unit leaves it.
+/// A sum or difference as the ALU leaves it.
 struct Arithmetic {
   u8 result;
   bool carry;
@@ -95,8 +95,8 @@ COORDRL_HD COORDRL_INLINE u8 to_bcd(i32 number) {
   return u8((number / 10 % 10) << 4 | number % 10);
 }
 
-/// A + operand + C in decimal mode. The oracle sets N, Z and V from the decimal result, where the
-/// chip takes them from stages of the binary one.
+/// A + operand + C in decimal mode. The oracle sets N, Z and V from the decimal result, whereas the
+/// chip takes them from stages of the binary addition.
 COORDRL_HD inline Arithmetic add_decimal(u8 a, u8 operand, bool carry) {
   const i32 sum = from_bcd(a) + from_bcd(operand) + carry;
   const u8 result = to_bcd(sum & 0xFF);
@@ -105,8 +105,8 @@ COORDRL_HD inline Arithmetic add_decimal(u8 a, u8 operand, bool carry) {
 
 /// A - operand - (1 - C) in decimal mode.
 ///
-/// With nibbles above 9 the difference can stay below 0 after the borrow of 100; the oracle then
-/// reads its digit table before the beginning, where the table of `from_bcd` happens to lie.
+/// With nibbles above 9 the difference can be below 0 even after adding 100; the oracle then reads
+/// before the start of its digit table, where the table of `from_bcd` happens to be.
 COORDRL_HD inline Arithmetic subtract_decimal(u8 a, u8 operand, bool carry) {
   const i32 borrow = !carry;
   i32 difference = from_bcd(a) - from_bcd(operand) - borrow;
@@ -135,25 +135,25 @@ COORDRL_HD inline i32 instruction_length(u8 opcode) {
   }
 }
 
-/// What is done to a byte in memory.
+/// Operations on a byte, in memory or in a register.
 enum Operation : u8 {
   kAsl, kLsr, kRol, kRor, kInc, kDec,
   kSlo, kRla, kSre, kRra, kDcp, kIsb,  // undocumented
 };
 
-constexpr i32 kNoWait = -1;  // of a branch that no loop around the timer uses
+constexpr i32 kNoWait = -1;  // for a branch that timer loops do not use
 
-/// The chip while it runs: registers unpacked, so that the compiler keeps them in its own.
+/// The running chip: registers unpacked, so that the compiler keeps them in machine registers.
 ///
-/// The flags wait until they are asked for: N and Z as the byte that they describe, C and V as
-/// truth values.
+/// Flags are packed only on demand: N and Z are kept as the byte that they describe, C and V as
+/// booleans.
 template <typename Bus>
 struct Processor {
   Bus bus;
   u32 code = 0;      // opcode and operand, lowest byte first
   u32 nz = 0;        // Z: bits 0-7 are all 0; N: bit 7 or bit 8 is set
-  Index at = 0;      // the program counter as the bus counts ...
-  Index origin = 0;  // ... and what is missing to PC
+  Index at = 0;      // the program counter as a `place` of the bus ...
+  Index origin = 0;  // ... and what to add to it for PC
   u8 a = 0, x = 0, y = 0, s = 0;
   bool carry = false, overflow = false, decimal = false, interrupt = false;
   u8 data_bus = 0;
@@ -208,7 +208,7 @@ struct Processor {
   COORDRL_HD COORDRL_INLINE u16 operand16() const { return u16(code >> 8); }
   COORDRL_HD COORDRL_INLINE u8 operand_high() const { return u8(code >> 16); }
 
-  /// Fetches byte by byte what can't be fetched at once: bytes outside ROM, or next to hot spots.
+  /// Fetches byte by byte if bytes can't be fetched at once: outside ROM, or next to hot spots.
   COORDRL_HD COORDRL_NOINLINE static u32 fetch_slowly(Bus& bus, u16 pc, u8& data_bus) {
     data_bus = bus.read(pc, data_bus);
     u32 code = data_bus;
@@ -220,7 +220,7 @@ struct Processor {
     return code;
   }
 
-  // Where the operand is. Each advances PC and clock. ---------------------------------------------
+  // Addressing modes. Each advances PC and clock. -------------------------------------------------
 
   COORDRL_HD COORDRL_INLINE void step(i32 length, i32 cycles) {
     at += Index(length);
@@ -244,7 +244,7 @@ struct Processor {
     return u16(operand16() + index);
   }
 
-  /// Two bytes of the zero page; the one after $FF is $00.
+  /// A pointer in the zero page; $FF wraps around to $00.
   COORDRL_HD COORDRL_INLINE u16 pointer(u8 address) {
     const u8 low = bus.read_zero_page(address, operand());
     return u16(low | bus.read_zero_page(u8(address + 1), low) << 8);
@@ -258,7 +258,7 @@ struct Processor {
     return u16(pointer(operand()) + y);
   }
 
-  // Operands that are read. An index that carries into the high byte costs a cycle more. ----------
+  // Operands to read. Crossing a page by indexing costs one more cycle. ---------------------------
 
   COORDRL_HD COORDRL_INLINE u8 imm() {
     step(2, 2);
@@ -291,7 +291,7 @@ struct Processor {
     return bus.read(address, u8(base >> 8));
   }
 
-  // What is done with it. -------------------------------------------------------------------------
+  // Operations on operands. -----------------------------------------------------------------------
 
   COORDRL_HD COORDRL_INLINE void load(u8& reg, u8 value) { nz = reg = value; }
   COORDRL_HD COORDRL_INLINE void lda(u8 value) { load(a, value); }
@@ -356,8 +356,8 @@ struct Processor {
     }
   }
 
-  /// Shifts, counts, and the undocumented operations that do one of them in memory and go on with
-  /// the accumulator.
+  /// Shifts, increments and decrements, and the undocumented operations that do one of them in
+  /// memory and then use the result on the accumulator.
   COORDRL_HD COORDRL_INLINE u8 apply(Operation operation, u8 value) {
     switch (operation) {
       case kSlo:
@@ -386,7 +386,7 @@ struct Processor {
     }
   }
 
-  /// Read, change, write, at one moment.
+  /// Read-modify-write, all in the same cycle.
   COORDRL_HD COORDRL_INLINE void modify_zero_page(Operation operation, u8 address) {
     bus.write_zero_page(address, apply(operation, bus.read_zero_page(address, operand())));
   }
@@ -427,13 +427,13 @@ struct Processor {
     step(1, 2);
     load(to, from);
   }
-  /// TXS is the one transfer that leaves the flags alone.
+  /// TXS is the only transfer that does not change the flags.
   COORDRL_HD COORDRL_INLINE void txs() {
     step(1, 2);
     s = x;
   }
 
-  /// Undocumented stores of SHA, SHX, SHY and SHS: the value and one more than the address's page.
+  /// Undocumented SHA, SHX, SHY and SHS store the value ANDed with the address's high byte plus 1.
   COORDRL_HD COORDRL_INLINE void store_and_page(u16 address, u8 value) {
     bus.write(address, u8(value & ((address >> 8) + 1)));
   }
@@ -443,8 +443,8 @@ struct Processor {
     store_and_page(address, s);
   }
 
-  // Other undocumented ones. ANE and LXA mix the accumulator with a constant that varies from chip
-  // to chip; the oracle's is $EE.
+  // Other undocumented opcodes. ANE and LXA mix the accumulator with a constant that varies from
+  // chip to chip; the oracle's is $EE.
   COORDRL_HD COORDRL_INLINE void lax(u8 value) { load(a, x = value); }
   COORDRL_HD COORDRL_INLINE void las(u8 value) { lax(s = s & value); }
   COORDRL_HD COORDRL_INLINE void ane(u8 value) { load(a, (a | 0xEE) & x & value); }
@@ -482,7 +482,7 @@ struct Processor {
     bus.write_stack(s, value, first);
     s = u8(s - 1);
   }
-  /// The byte at S, before S moves: a dummy access.
+  /// Reads the byte at S before S changes: a dummy access.
   COORDRL_HD COORDRL_INLINE u8 peek_stack() { return bus.read_stack(s, u8(code)); }
   COORDRL_HD COORDRL_INLINE u8 pull(u8 floating) {
     s = u8(s + 1);
@@ -506,11 +506,11 @@ struct Processor {
     set_status(pull(peek_stack()));
   }
 
-  /// Branches cost a cycle when taken, and another one into another page.
+  /// A taken branch costs one more cycle, and another one if it goes to another page.
   ///
   /// Many games wait for the end of the vertical blank in a loop of two instructions, "read the
-  /// timer, branch back". A branch that goes back by five bytes asks the bus how many rounds of
-  /// that loop read a value of `floor` or more, and takes them at once.
+  /// timer, branch back". A branch back by five bytes asks the bus how many rounds of that loop
+  /// read a value of `floor` or more, and runs them at once.
   COORDRL_HD COORDRL_INLINE void branch(bool taken, i32 floor) {
     step(2, 2);
     if (!taken) return;
@@ -550,7 +550,7 @@ struct Processor {
   COORDRL_HD COORDRL_INLINE void jmp_indirect() {
     const u16 address = absolute(5);
     const u8 low = bus.read(address, operand_high());
-    // The page is not carried into: the byte after $xxFF is read from $xx00.
+    // There is no carry into the high byte: the byte after $xxFF is read from $xx00.
     jump(low, bus.read(u16((address & 0xFF00) | u8(address + 1)), low));
   }
   COORDRL_HD COORDRL_INLINE void jsr() {
@@ -585,12 +585,12 @@ struct Processor {
   }
 };
 
-/// Fetches an instruction where a plain look into the ROM is not exact.
+/// Fetches an instruction where a plain ROM access is not exact.
 template <typename Bus>
 COORDRL_HD COORDRL_INLINE void fetch_elsewhere(Processor<Bus>& cpu) {
-  cpu.go_to(cpu.pc());  // the program ran from one mirror image into the next
+  cpu.go_to(cpu.pc());  // the program may have run from one mirror into the next
   if (cpu.bus.fetch(cpu.at, cpu.pc(), cpu.code)) return;
-  // By value: what has an address is not kept in a register.
+  // By value: a variable whose address is taken is not kept in a register.
   Bus bus = cpu.bus;
   u8 data_bus = cpu.data_bus;
   cpu.code = Processor<Bus>::fetch_slowly(bus, cpu.pc(), data_bus);
