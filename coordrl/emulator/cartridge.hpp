@@ -1,9 +1,9 @@
-// Cartridges: up to 16 KiB of ROM behind the 4 KiB window $1000-$1FFF of the console, and what
-// their makers put beside it.
+// Cartridges: up to 16 KiB of ROM, seen through the console's 4 KiB window $1000-$1FFF, and the
+// extra hardware in some of them.
 //
-// A cartridge sees every access of the CPU and no read/write line, so that bank switching is done by
-// touching "hot spots", addresses whose mere access selects a bank. The access itself already
-// reads from the new bank.
+// A cartridge sees every CPU access but has no read/write line, so banks are switched by "hot
+// spots": any access to such an address selects a bank. The access itself already reads from the
+// new bank.
 //
 //     u8 byte = read_cartridge(cartridge, machine, address, frame_cycle);
 //     write_cartridge(cartridge, machine, address, value);
@@ -16,10 +16,10 @@
 
 namespace coordrl {
 
-/// Bank-switching schemes by the names that they go by among collectors.
+/// Bank-switching schemes, by the names that collectors use.
 enum class Bank : u8 { k2K, k4K, kF8, kF6, kF8SC, kF6SC, kE0, kFE, kDPC };
 
-/// What does not change while a game runs; shared by all consoles of a game.
+/// The constant part of a machine, shared by all consoles of a game.
 struct Machine {
   const u8* rom;
   i32 rom_size;        // bytes: 2048, 4096, 8192 or 16384 as the bank scheme says; DPC >= 10240
@@ -36,7 +36,7 @@ struct Machine {
   i32 system_random_size;
 };
 
-/// The machine's bank-switching scheme. A program for one game knows it when it is compiled.
+/// The machine's bank-switching scheme. In a program for one game it is a compile-time constant.
 COORDRL_HD COORDRL_INLINE Bank bank_of(const Machine& machine) {
 #ifdef COORDRL_BANK
   (void)machine;
@@ -46,19 +46,19 @@ COORDRL_HD COORDRL_INLINE Bank bank_of(const Machine& machine) {
 #endif
 }
 
-/// Display Processor Chip of Pitfall II: 2 KiB of picture data behind eight address counters, three
-/// of which can count by themselves and sound.
+/// Display Processor Chip of Pitfall II: 2 KiB of picture data, read through eight address
+/// counters, three of which can run on their own to play music.
 struct Dpc {
-  u8 top[8], bottom[8];  // a counter's flag rises at top and falls at bottom
+  u8 top[8], bottom[8];  // a counter's flag is set at top and cleared at bottom
   u16 counter[8];        // 11 bits
   u8 flag[8];            // 0x00 or 0xFF
   bool music[3];         // counters 5 to 7 are driven by the oscillator
   u8 random;             // shift register
   i32 music_cycle;       // frame cycle up to which the music counters have counted
-  f64 music_fraction;    // and the oscillator ticks left over
+  f64 music_fraction;    // and the fraction of an oscillator tick left over
 };
 
-/// The part of a cartridge that changes.
+/// The variable part of a cartridge.
 struct Cartridge {
   u8 bank;
   u8 slice[4];   // E0: 1 KiB banks at $1000, $1400, $1800 and $1C00
@@ -75,8 +75,7 @@ COORDRL_HD COORDRL_INLINE bool has_ram(Bank bank) {
   return bank == Bank::kF8SC || bank == Bank::kF6SC;
 }
 
-/// Addresses that are nothing but ROM: with the bits of the address that count, `count` of them from
-/// $1000 + `first` on.
+/// Addresses that are only ROM: after masking with `mask`, `count` of them from $1000 + `first` on.
 struct PlainRom {
   u32 mask, first, count;
 };
@@ -94,13 +93,13 @@ COORDRL_HD COORDRL_INLINE constexpr PlainRom plain_rom(Bank bank) {
   }
 }
 
-/// Where an instruction begins, counted from $1000 on, that may not be all of plain ROM: four bytes
-/// are loaded.
+/// The first offset from $1000 at which an instruction may not be all plain ROM: a fetch loads four
+/// bytes.
 COORDRL_HD COORDRL_INLINE constexpr u32 end_of_code(const PlainRom& plain) {
   return plain.first + plain.count - 3;
 }
 
-/// Where in the ROM an address leads, in the banks that are selected now.
+/// Offset in the ROM of an address, with the banks that are selected now.
 COORDRL_HD COORDRL_INLINE u32 rom_offset(Bank bank, const Cartridge& cartridge, u16 address) {
   switch (bank) {
     case Bank::k2K: return address & 0x7FF;
@@ -110,8 +109,8 @@ COORDRL_HD COORDRL_INLINE u32 rom_offset(Bank bank, const Cartridge& cartridge, 
   }
 }
 
-/// What RES does: bank switching returns to its first state; SC fills its RAM from the system's
-/// random numbers, of which it uses 128.
+/// RES: bank switching returns to its initial state; SC fills its RAM with 128 of the system's
+/// random numbers.
 COORDRL_HD inline void reset(Cartridge& cartridge, const Machine& machine, u32& draws) {
   const Bank bank = bank_of(machine);
   cartridge.bank = bank == Bank::kF8 || bank == Bank::kF8SC || bank == Bank::kDPC ? 1 : 0;
@@ -131,7 +130,7 @@ COORDRL_HD inline void rebase(Cartridge& cartridge, i32 cycles) {
   cartridge.dpc.music_cycle = i32(u32(cartridge.dpc.music_cycle) - u32(cycles));
 }
 
-/// Whether an address may be a hot spot, whatever the board.
+/// Whether an address may be a hot spot, on any board.
 COORDRL_HD COORDRL_INLINE constexpr bool may_switch(u16 address) {
   return (address & 0xFFF) >= 0xFE0;
 }
@@ -156,16 +155,16 @@ COORDRL_HD inline void touch_hot_spot(Bank bank, Cartridge& cartridge, u16 addre
   }
 }
 
-// DPC. ---------------------------------------------------------------------------------------------
+// DPC. --------------------------------------------------------------------------------------------
 
-/// One step of the shift register: the new bit says whether bits 7, 5, 4 and 3 have even parity.
+/// Clocks the shift register: the new bit is 1 if bits 7, 5, 4 and 3 have even parity.
 COORDRL_HD inline void step_random(Dpc& dpc) {
   const u8 r = dpc.random;
   const u8 parity = (r >> 7 ^ r >> 5 ^ r >> 4 ^ r >> 3) & 1;
   dpc.random = u8(r << 1 | (parity ^ 1));
 }
 
-/// Lets the music counters run for the oscillator ticks since the last time.
+/// Runs the music counters for the oscillator ticks since the last call.
 COORDRL_HD inline void step_music(Dpc& dpc, i32 frame_cycle) {
   const i32 passed = i32(u32(frame_cycle) - u32(dpc.music_cycle));
   dpc.music_cycle = frame_cycle;
@@ -232,7 +231,7 @@ COORDRL_HD COORDRL_NOINLINE inline void write_dpc(Dpc& dpc, u16 address, u8 valu
       break;
     case 1: dpc.bottom[index] = value; break;
     case 2:
-      // A counter that plays starts from its top, whatever is written.
+      // A music counter starts from its top, whatever is written.
       dpc.counter[index] = u16((dpc.counter[index] & 0x700) | (music ? dpc.top[index] : value));
       break;
     case 3:
@@ -244,7 +243,7 @@ COORDRL_HD COORDRL_NOINLINE inline void write_dpc(Dpc& dpc, u16 address, u8 valu
   }
 }
 
-// Accesses with address line 12 high. --------------------------------------------------------------
+// Accesses with address line 12 high. -------------------------------------------------------------
 
 /// Whether an access clocks the DPC: its registers, and the 64 bytes around the hot spots.
 COORDRL_HD COORDRL_INLINE bool clocks_dpc(Bank bank, i32 place) {

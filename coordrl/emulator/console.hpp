@@ -1,18 +1,18 @@
 // The Atari 2600 as one value: copy it to save, restore or move a machine.
 //
 //     Console console{};
-//     console.inputs = ...;                          // the switches as the cartridge is put in
+//     console.inputs = ...;                          // the switches at power-on
 //     power_on(console, machine);
 //     system_reset(console, machine);
 //     console.inputs = ...;                          // stick and buttons of this frame
 //     run_frame<true>(console, machine, pixels);
 //
-// Three chips on 13 address lines: the cartridge answers while A12 is high; below, A7 chooses
-// between the TIA and the RIOT, and A9 between the RIOT's RAM and its registers.
+// Three chips share 13 address lines: the cartridge answers if A12 is high; if it is low, A7
+// selects the TIA or the RIOT, and A9 the RIOT's RAM or its registers.
 //
-// It is the machine that ale-py 0.12.1 emulates, bit for bit: its memory, its picture, its
-// peculiarities. `system_random` must hold at least `draws` + 300 numbers before a call of
-// `power_on` (draws starts at 0) and `draws` + 129 before one of `system_reset`.
+// It is the machine that ale-py 0.12.1 emulates, bit for bit: memory, picture and quirks.
+// `system_random` must hold at least 387 numbers before a call of `power_on`, which sets `draws` to
+// 0 first, and at least `draws` + 129 before a call of `system_reset`.
 #pragma once
 
 #include "cartridge.hpp"
@@ -28,7 +28,7 @@
 
 namespace coordrl {
 
-/// Levels at the console's pins. What is plugged in where is already resolved: `paddle[i]` is at the
+/// Levels at the console's pins. Controllers are already assigned to ports: `paddle[i]` is at the
 /// pin of INPTi, and a paddle's button is in SWCHA.
 struct Inputs {
   u8 swcha;      // sticks, 0 = pressed: right, left, down, up of the left port, then of the right
@@ -37,7 +37,7 @@ struct Inputs {
   i32 paddle[4]; // resistance of the potentiometer in ohms
 };
 
-/// The whole machine, without what the consoles of a game share.
+/// The whole machine, except for what all consoles of a game share.
 struct Console {
   M6507 cpu;
   Riot riot;
@@ -52,7 +52,7 @@ static_assert(sizeof(Console) <= 700, "thousands of consoles fit into a cache");
 
 #ifdef COORDRL_GPU
 
-/// Where a byte of the cartridge lies: worked out for each, by a kernel that knows the board.
+/// Location of a cartridge byte: computed for each access, by a kernel that knows the board.
 struct Pages {
   COORDRL_HD COORDRL_INLINE void turn(const Machine&, const Cartridge&) {}
   COORDRL_HD COORDRL_INLINE const u8* byte(const u8* rom, Bank bank, const Cartridge& cartridge,
@@ -63,7 +63,7 @@ struct Pages {
 
 #else
 
-/// Where each KiB of the cartridge lies, by address bits 13 to 10, in the banks that are selected.
+/// Location of each KiB of the cartridge in the selected banks, by address bits 13 to 10.
 struct Pages {
   const u8* kib[16] = {};
 
@@ -80,7 +80,7 @@ struct Pages {
 
 #endif
 
-/// The machine while it runs. One address reaches all of it.
+/// The running machine, in one struct so that a single pointer reaches all of it.
 struct Running {
   Beam beam;
   Riot riot;
@@ -88,16 +88,16 @@ struct Running {
   Inputs inputs;
   const Machine* machine;
   PlainRom plain;
-  Index end_of_code;  // instructions below it, counted as `place` does, are plain ROM
+  Index end_of_code;  // instructions at a `place` below it are plain ROM
   bool jammed;
   bool over;  // the frame has ended
-  Pages pages{};  // of a board that is not flat
+  Pages pages{};  // for a board that is not flat
 };
 
 /// Whether the paddle at INPTi has charged its capacitor.
 ///
-/// The time is R C ln 2 or so; in the oracle 1.6 R times 10 nF, at 1.19 MHz, in doubles. It
-/// compares cycles as unsigned numbers, so that a release in an earlier frame, which lies at a
+/// The time is roughly R C ln 2; in the oracle 1.6 R times 10 nF, at 1.19 MHz, in doubles. The
+/// oracle compares cycles as unsigned numbers: a charge that was complete in an earlier frame, at a
 /// negative cycle, counts as not reached.
 COORDRL_HD COORDRL_NOINLINE inline bool charged(const Tia& tia, i32 resistance, i32 cycle) {
   if (resistance == 0) return true;
@@ -135,8 +135,8 @@ COORDRL_HD COORDRL_NOINLINE inline u8 read_tia(Running& running, u8 address, u8 
 constexpr i32 kLanes = 32;
 constexpr i32 kMaxLanes = 64;  // of a block that runs consoles
 
-/// The RAM while instructions run, in the shared memory of a block, word by word beside those of the
-/// other lanes: each lane has a bank of its own, whatever address it accesses.
+/// The RAM while instructions run: in a block's shared memory, word by word interleaved with the
+/// other lanes' RAM, so that each lane has its own bank, whatever address it accesses.
 struct WorkingRam {
   u8* first;
 
@@ -158,7 +158,7 @@ COORDRL_HD inline WorkingRam working_ram(const Riot& riot) {
 
 #else
 
-/// The RAM while instructions run: where it always is.
+/// The RAM while instructions run: in its usual place.
 struct WorkingRam {
   COORDRL_INLINE u8& at(Riot& riot, u32 address) const { return riot.ram[address]; }
   void leave(Riot&) const {}
@@ -172,7 +172,7 @@ inline WorkingRam working_ram(const Riot&) { return {}; }
 ///
 /// kFlat: the cartridge shows one 4 KiB bank at a time, all of it ROM (2K, 4K, F8, F6).
 template <bool kFlat>
-struct Board : WorkingRam {  // which is empty on a CPU, and takes no room as a base
+struct Board : WorkingRam {  // WorkingRam is empty on a CPU, and takes no space as a base
   static constexpr i32 kMeeting = kLineCycles;
 
   Running* running;
@@ -186,7 +186,7 @@ struct Board : WorkingRam {  // which is empty on a CPU, and takes no room as a 
     return cycle - state().beam.tia.start_cycle;
   }
 
-  /// Constants where the program is compiled for one scheme of banks.
+  /// Constants if the program is compiled for one bank-switching scheme.
   COORDRL_HD COORDRL_INLINE PlainRom plain() const {
 #ifdef COORDRL_BANK
     return plain_rom(Bank::COORDRL_BANK);
@@ -202,7 +202,7 @@ struct Board : WorkingRam {  // which is empty on a CPU, and takes no room as a 
 #endif
   }
 
-  /// An address as distance from the first one of the cartridge, mirror images put aside.
+  /// An address as an offset from the cartridge's first one, without mirroring.
   COORDRL_HD COORDRL_INLINE Index place(u16 address) const {
     return (address & plain().mask) - 0x1000;
   }
@@ -225,13 +225,13 @@ struct Board : WorkingRam {  // which is empty on a CPU, and takes no room as a 
     }
   }
 
-  /// Three bytes of plain ROM that lie in one bank. Four are loaded.
+  /// Fetches three bytes if they are plain ROM in one bank. Four are loaded.
   COORDRL_HD COORDRL_INLINE bool fetch(Index at, u16 pc, u32& code) const {
     if (at >= end_of_code()) return false;
     if (!kFlat && (at < plain().first || (pc & 0x3FF) > 0x3FC)) return false;  // slice's end
     const u8* bytes = rom_byte(at, pc);
 #ifdef COORDRL_GPU
-    // Two words that are aligned; the ROM image has some bytes more than it needs.
+    // Two aligned words; the ROM image is padded with a few bytes.
     const u64 address = reinterpret_cast<u64>(bytes);
     const u32* const words = reinterpret_cast<const u32*>(address & ~u64{3});
     code = u32((u64{read_only(words + 1)} << 32 | read_only(words)) >> (8 * (address & 3)));
@@ -269,7 +269,7 @@ struct Board : WorkingRam {  // which is empty on a CPU, and takes no room as a 
 
   COORDRL_HD COORDRL_INLINE u8 read_stack(u8 s, u8 floating) { return read_zero_page(s, floating); }
 
-  /// `first`: not right after another write. Only then the CPU waits for WSYNC.
+  /// `first`: not directly after another write. Only then does WSYNC halt the CPU.
   COORDRL_HD COORDRL_INLINE void write_to_tia(u8 address, u8 value, bool first) {
     const u8 reg = address & 0x3F;
     Beam& beam = state().beam;
@@ -317,8 +317,8 @@ struct Board : WorkingRam {  // which is empty on a CPU, and takes no room as a 
     }
   }
 
-  /// How many rounds of a loop read the timer at `address` and find `floor` or more, and what the
-  /// last one finds. The loop reads at its fourth cycle.
+  /// How many rounds of a loop read at least `floor` from the timer at `address`, and the value
+  /// that the last one reads. The loop reads in its fourth cycle.
   COORDRL_HD COORDRL_NOINLINE static i32 timer_rounds(const Riot& riot, u16 address, i32 cycle,
                                                       i32 round, i32 floor, i32 limit, u8& value) {
     const bool instat = address & 1;
@@ -344,7 +344,7 @@ struct Board : WorkingRam {  // which is empty on a CPU, and takes no room as a 
   }
 };
 
-constexpr i32 kMaxInstructions = 25000;  // of one call; a frame that needs more goes on in the next
+constexpr i32 kMaxInstructions = 25000;  // per call; a longer frame continues in the next one
 
 template <bool kFlat>
 COORDRL_HD COORDRL_NOINLINE void run_instructions(M6507& cpu, Running& running, i32& cycle) {
@@ -356,8 +356,8 @@ COORDRL_HD COORDRL_NOINLINE void run_instructions(M6507& cpu, Running& running, 
   cycle = board.cycle;
 }
 
-/// RES: everything but the RAM and the inputs starts anew. Clears the pictures: the caller fills
-/// both of its frame buffers with 0.
+/// RES: resets everything but the RAM and the inputs. This clears the pictures, too: the caller
+/// must fill both of its frame buffers with 0.
 COORDRL_HD inline void system_reset(Console& console, const Machine& machine) {
   console.cycle = 0;
   reset(console.riot, machine.system_random[console.draws++]);
@@ -373,20 +373,20 @@ COORDRL_HD inline void system_reset(Console& console, const Machine& machine) {
   jump_to_reset_vector(console.cpu, vector[0], vector[1]);
 }
 
-/// Runs the machine up to the end of a frame, or for 25,000 instructions of one that does not end.
+/// Runs the machine to the end of a frame, or for 25,000 instructions if it does not end by then.
 ///
 /// With kDraw, `frame` is the older of two buffers of height * 160 color indices (the palette's
-/// even entries; odd where a PAL picture has lost its color), 8-byte aligned, used in turn: pixels
-/// that are not reached keep what they showed two frames ago. If the last call left a frame
-/// unfinished (`console.tia.partial` before the call), it goes on in the same buffer. Without
+/// even entries; odd if a PAL picture has lost its color), 8-byte aligned, used alternately: pixels
+/// that the beam does not reach keep their colors of two frames ago. If the last call left a frame
+/// unfinished (`console.tia.partial` before the call), it continues in the same buffer. Without
 /// kDraw, `frame` is not touched.
 ///
-/// With `shade`, the picture is drawn in shades of gray at once: shade[index] instead of a color's
-/// index, for each of 256 indices, and 0 for black. The graying of an unfinished frame is a rule for
-/// indices, so a picture in shades counts only if the frame is finished.
+/// With `shade`, the picture is drawn directly in shades of gray: shade[index] instead of each of
+/// the 256 color indices, and 0 for black. Unfinished frames are grayed by a rule for indices, so a
+/// picture in shades is valid only if the frame is finished.
 ///
-/// `console.tia.incomplete` says afterwards that the picture was not drawn to its end. It depends
-/// then on the frames before, which must have been drawn too.
+/// Afterwards, `console.tia.incomplete` is true if the picture was not drawn to its end. It then
+/// depends on the frames before, which must have been drawn, too.
 template <bool kDraw>
 COORDRL_HD inline void run_frame(Console& console, const Machine& machine, u8* frame,
                                  const u8* shade = nullptr) {
@@ -429,17 +429,17 @@ COORDRL_HD inline void run_frame(Console& console, const Machine& machine, u8* f
   }
 }
 
-/// Puts the cartridge in and switches on, as the oracle does when it loads a game.
+/// Inserts the cartridge and switches on, as the oracle does when it loads a game.
 ///
-/// RAM holds random numbers. Sixty frames are watched to find out whether the game is made for PAL
-/// (it is, in `machine.pal`, but until that is known the console is an American one); then follows
-/// a reset. The inputs are the caller's and stay.
+/// RAM is filled with random numbers. Sixty frames are run, from which the oracle detects PAL games
+/// (`machine.pal` already says so, but until then the console is an American one). A reset follows.
+/// The caller's inputs are kept.
 COORDRL_HD inline void power_on(Console& console, const Machine& machine) {
   const Inputs inputs = console.inputs;
   console = Console{};
   console.inputs = inputs;
   for (u8& byte : console.riot.ram) byte = u8(machine.system_random[console.draws++]);
-  ++console.draws;  // the timer's first value, which nobody sees
+  ++console.draws;  // the timer's first value, which is never seen
   console.cartridge.dpc.random = 1;
 
   Machine american = machine;
