@@ -1,13 +1,13 @@
 // From two pictures of the console to one plane of an observation.
 //
-// A step's last two frames are turned to gray (or to red, green and blue), their maximum is taken
-// pixel by pixel, so that objects which a game draws in every other frame only stay visible, and
+// A step's last two frames are converted to gray (or to red, green and blue), their pixelwise
+// maximum is taken, so that objects that a game draws only in every other frame stay visible, and
 // the result is reduced to the size of an observation by averaging over areas. All three happen
 // row by row in one pass.
 //
 // The averages are OpenCV's INTER_AREA (modules/imgproc/src/resize.cpp, release 4.10) to the last
 // bit: the same float32 weights, products and sums in the same order. A multiplication and the
-// addition after it are two roundings there, so this file must be compiled without contraction
+// addition after it are rounded separately there, so this file must be compiled without contraction
 // to fused multiply-add (-ffp-contract=off, NVRTC --fmad=false).
 #pragma once
 
@@ -18,7 +18,7 @@ namespace coordrl {
 constexpr i32 kMaxHeight = 250;  // lines of the tallest picture (PAL)
 constexpr f64 kEpsilon = 2.220446049250313e-16;  // of a double
 
-/// How much of which source pixels an output pixel averages, along one axis.
+/// The source pixels that an output pixel averages along one axis, and their weights.
 struct AreaTaps {
   i32 first;   // first source pixel
   i32 count;   // consecutive source pixels
@@ -28,7 +28,7 @@ struct AreaTaps {
 /// The reduction of one axis from `source` to `target` pixels, target <= source <= kMaxHeight.
 struct AreaAxis {
   i32 source, target;
-  i32 whole;  // source / target where floating point finds that to be a whole number, else 0
+  i32 whole;  // source / target if that is a whole number in floating point, else 0
   AreaTaps taps[kMaxHeight];
   f32 weights[3 * kMaxHeight];
 };
@@ -64,7 +64,7 @@ COORDRL_HD inline AreaAxis area_axis(i32 source, i32 target) {
   return axis;
 }
 
-constexpr f32 kRounding = 12582912.0f;  // from 1.5 * 2^23 on a float32 has no fraction
+constexpr f32 kRounding = 12582912.0f;  // 1.5 * 2^23: a float32 this large has no fraction
 
 /// Rounds to the nearest integer, ties to even, for 0 <= value <= 255.
 COORDRL_HD inline u8 round_to_byte(f32 value) {
@@ -80,14 +80,14 @@ COORDRL_HD inline u8 round_to_byte(f32 value) {
 
 /// The plan of a reduction from pictures of kWidth x height pixels.
 ///
-/// Where the width of an observation is a multiple of four, the four quarters of a line are
-/// averaged side by side: their taps are the same, and four pixels fill a vector register. The
+/// If the width of an observation is a multiple of four, the four quarters of a line are averaged
+/// in parallel: their taps are the same, and four pixels fill a vector register. The
 /// weights of one quarter may differ from another's in the last bit, so each has its own.
 struct Reduction {
   AreaAxis rows, columns;
-  i32 quarters;     // parts of a line that are averaged side by side: 4 or 1
-  i32 taps;         // pixels that an average of columns takes, 0 weights included
-  u8 first[kWidth]; // first source pixel of output i, counted in its quarter
+  i32 quarters;     // parts of a line that are averaged in parallel: 4 or 1
+  i32 taps;         // pixels per average of columns, including those of weight 0
+  u8 first[kWidth]; // first source pixel of output i, relative to its quarter
   f32 weights[4 * kWidth];  // [output in quarter][tap][quarter]
 };
 
@@ -125,14 +125,14 @@ COORDRL_HD inline Reduction reduction(i32 height, i32 target_height, i32 target_
   return plan;
 }
 
-/// What is reduced: the pixelwise maximum of one to three pictures, seen through a table.
+/// The input of a reduction: the pixelwise maximum of the intensities of one to three pictures.
 ///
 /// Two are a step's last frames. A step that ends one frame early has a third: its maximum still
-/// holds the picture of the step before.
+/// includes the picture of the step before.
 struct Pictures {
   const u8* pixels[3];  // color indices, kWidth to a line
   i32 count;
-  const u8* intensity;  // 256 entries: what a color index contributes to the channel at hand;
+  const u8* intensity;  // 256 entries: a color index's intensity in the current channel;
                         // nullptr: `pixels` are intensities already
 };
 
@@ -184,7 +184,7 @@ COORDRL_HD inline void average_columns(const Reduction& plan, const u8* pixels, 
   }
 }
 
-/// Whole numbers of rows and columns: OpenCV adds bytes as integers and divides once.
+/// Reduces by whole numbers of rows and columns: OpenCV adds bytes as integers and scales once.
 COORDRL_HD inline void reduce_whole(
     const Reduction& plan, const Pictures& pictures, u8* plane, i32 stride) {
   const i32 height = plan.rows.whole, width = plan.columns.whole;
@@ -211,7 +211,7 @@ COORDRL_HD inline void reduce_fractional(
   const i32 width = plan.columns.target, outputs = width / kQuarters;
   u8 pixels[kWidth];
   f32 averages[kWidth], sums[kWidth];
-  i32 averaged = -1;  // the row that `averages` is of
+  i32 averaged = -1;  // the row that `averages` belongs to
   for (i32 y = 0; y < plan.rows.target; ++y, plane += width * stride) {
     const AreaTaps taps = plan.rows.taps[y];
     for (i32 t = 0; t < taps.count; ++t) {
@@ -241,7 +241,7 @@ COORDRL_HD inline void reduce_fractional(
 #if defined(__GNUC__) && defined(__x86_64__) && !defined(__CUDACC__)
 #define COORDRL_PAIRS
 
-// Vectors, in the language extension of GCC and Clang.
+// Vectors: a language extension of GCC and Clang.
 using U8x8 = u8 __attribute__((vector_size(8)));
 using U8x16 = u8 __attribute__((vector_size(16)));
 using I8x16 = char __attribute__((vector_size(16)));
@@ -251,8 +251,8 @@ using F32x4 = f32 __attribute__((vector_size(16)));
 using F32x8 = f32 __attribute__((vector_size(32)));
 
 /// Averages the columns of two rows of one picture, or of the maximum of two, like
-/// `average_columns`: the quarters of the first row in the lower half of a register of eight
-/// numbers, those of the second in the upper half.
+/// `average_columns`: in registers of eight numbers, the lower half holds the quarters of the first
+/// row, the upper half those of the second.
 __attribute__((target("avx2"))) inline void average_pair(const Reduction& plan, const u8* picture,
                                                          const u8* other, i32 first, i32 second,
                                                          f32* first_averages,
@@ -260,9 +260,9 @@ __attribute__((target("avx2"))) inline void average_pair(const Reduction& plan, 
   constexpr i32 sources = kWidth / 4;
   alignas(32) f32 values[8 * sources];
   for (i32 x = 0; x < sources; x += 8) {
-    // Loaded eight pixels at a time, which meet in registers: a load of what several stores have
-    // just written would have to wait for them.
-    U8x16 quads[2][2];  // of each row: four pixels and four more, each of the four quarters
+    // Pixels are loaded eight at a time and interleaved in registers: a load that spans several
+    // recent stores would have to wait for them.
+    U8x16 quads[2][2];  // per row: four pixels of each quarter, then the next four
     for (i32 row = 0; row < 2; ++row) {
       U8x8 quarter[4];
       for (i32 q = 0; q < 4; ++q) {
@@ -293,7 +293,7 @@ __attribute__((target("avx2"))) inline void average_pair(const Reduction& plan, 
 #ifdef __clang__
         const F32x8 numbers = __builtin_convertvector(
             __builtin_shufflevector(pixel, pixel, 0, 1, 2, 3, 4, 5, 6, 7), F32x8);
-#else  // which takes the bytes apart one by one for that
+#else  // GCC would unpack the bytes one by one for that
         const F32x8 numbers = __builtin_convertvector(
             I32x8(__builtin_ia32_pmovzxbd256(I8x16(pixel))), F32x8);
 #endif
@@ -317,17 +317,17 @@ __attribute__((target("avx2"))) inline void average_pair(const Reduction& plan, 
   }
 }
 
-/// What `reduce_fractional<4, 3>` does, for shades of gray in bytes that follow each other. That is
-/// what agents are usually shown, and processors of the last ten years do it in half the time so.
+/// The same as `reduce_fractional<4, 3>`, for shades of gray in consecutive bytes. That is what
+/// agents usually see, and processors of the last ten years do it in half the time this way.
 __attribute__((target("avx2"))) inline void reduce_pairs(const Reduction& plan,
                                                          const Pictures& pictures, u8* plane) {
   const i32 width = plan.columns.target, outputs = width / 4;
   const u8* const picture = pictures.pixels[0];
   const u8* const other = pictures.pixels[pictures.count - 1];
-  // Whole registers, the last one perhaps with something behind the last output.
+  // Whole registers; the last one may extend beyond the last output.
   alignas(32) f32 sums[kWidth + 16], averages[2][kWidth + 16] = {};
-  i32 slot = 0;           // averages of the row at hand ...
-  i32 end = 0, next = 0;  // ... and of all like it up to `end`; in the other slot, up to `next`
+  i32 slot = 0;           // averages of the current row ...
+  i32 end = 0, next = 0;  // ... and of equal ones up to `end`; in the other slot, up to `next`
   for (i32 y = 0; y < plan.rows.target; ++y, plane += width) {
     const AreaTaps taps = plan.rows.taps[y];
     for (i32 t = 0; t < taps.count; ++t) {
@@ -385,7 +385,7 @@ __attribute__((target("avx2"))) inline void reduce_pairs(const Reduction& plan,
 }
 #endif
 
-/// Reduce the maximum of `pictures` to one channel of an observation.
+/// Reduces the maximum of `pictures` to one channel of an observation.
 ///
 /// `plane` receives rows.target x columns.target bytes, `stride` bytes apart.
 COORDRL_HD inline void reduce(
