@@ -369,6 +369,21 @@ def test_infos_of_episodes_that_go_on_are_those_of_the_environment() -> None:
         assert ["terminal_observation" in info for info in ours] == [step == 3] * 2
 
 
+def test_what_an_info_says_of_all_environments_each_is_told() -> None:
+    class Logging(Counting):
+        def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+            *rest, info = super().step(actions)
+            return *rest, {**info, "seconds": 0.5, "pace": [1, 2], "name": "both"}
+
+    envs = VectorEnvAdapter(Logging())
+    envs.reset()
+    infos = envs.step(np.array([0, 0]))[3]
+    assert [(i["seconds"], i["pace"], i["name"]) for i in infos] == [
+        (0.5, 1, "both"),
+        (0.5, 2, "both"),
+    ]
+
+
 def test_images_are_tiled_as_sb3_does() -> None:
     counting = Counting()
     counting.render_mode = "rgb_array"

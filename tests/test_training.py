@@ -1057,7 +1057,9 @@ class TestResume:
 
     @pytest.mark.skipif(not emulator.available(), reason="ale-py cannot save a game")
     @pytest.mark.parametrize("algo", ["ppo", "a2c"])
-    def test_a_finished_run_is_trained_further(self, algo: str, tmp_path: Path) -> None:
+    def test_a_finished_run_is_trained_further(
+        self, algo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         short, long = (
             settings(algo, f"run.total_steps={steps}", "algorithm.ent_coef=0.02")
             for steps in (64, 128)
@@ -1065,7 +1067,10 @@ class TestResume:
         at_once = train(long, tmp_path / "once")
 
         train(short, tmp_path / "twice")
+        train(short, tmp_path / "twice", resume=True)
+        assert "steps instead of" not in "".join(capsys.readouterr())
         further = train(long, tmp_path / "twice", resume=True)
+        assert "the run now has 128 steps instead of 64" in "".join(capsys.readouterr())
 
         assert (further.ending, further.steps) == ("finished", 128)
         assert same(weights(at_once.agent), weights(further.agent))

@@ -423,12 +423,19 @@ def _as_settings(settings: AtariSettings | Mapping[str, Any] | None) -> AtariSet
 
 
 def info_of(info: dict[str, Any], i: int) -> dict[str, Any]:
-    """Return the i-th environment's part of a vector environment's info."""
+    """Return the i-th environment's part of a vector environment's info.
+
+    A value that is neither an array nor a sequence belongs to all environments.
+    """
     row = {}
     for key, value in info.items():
         has_value = info.get(f"_{key}")
         if not key.startswith("_") and (has_value is None or has_value[i]):
-            row[key] = info_of(value, i) if isinstance(value, dict) else value[i]
+            if isinstance(value, dict):
+                row[key] = info_of(value, i)
+            else:
+                has_rows = isinstance(value, np.ndarray | Tensor | list | tuple)
+                row[key] = value[i] if has_rows else value
     return row
 
 

@@ -235,6 +235,8 @@ class _Journal:
     logged_at: int = 0
     evaluated_at: int = 0
     saved_at: int = 0
+    total_steps: int | None = None
+    """Length that the run was set to; None in journals of earlier versions."""
     best: float | None = None
     """Mean return of the best evaluation."""
     curve: list[tuple[int, float, float, float]] = dataclasses.field(default_factory=list)
@@ -456,6 +458,9 @@ class _Leader(_Learner):
             ) from error
         self._find_best()
         self._progress.go_on_from(self._steps)
+        before, now = self._journal.total_steps, self._run.total_steps
+        if before not in (None, now):
+            self._progress.say(f"the run now has {now:,} steps instead of {before:,}")
         how = ""
         if restored.new_games is not None:
             how = f", with new games: {restored.new_games}"
@@ -587,6 +592,7 @@ class _Leader(_Learner):
     def _checkpoint(self) -> None:
         self._require_finite()
         self._journal.saved_at = self._steps
+        self._journal.total_steps = self._run.total_steps
         self._journal.seconds = self._seconds_before + time.monotonic() - self._began_at
         journal = json.dumps(dataclasses.asdict(self._journal))
         with self._phase("checkpoints"), self._folder.checkpoint(self._steps) as path:
