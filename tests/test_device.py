@@ -24,9 +24,20 @@ from gymnasium.vector import AutoresetMode
 from coordrl import envs
 from coordrl.config import AtariSettings, RunSettings, TrainingSettings
 from coordrl.device_algorithms import make_device_model
-from coordrl.emulator import Autoreset, Emulator, RomError, Step, load_rom, nvrtc, states
+from coordrl.emulator import (
+    GAMES,
+    Autoreset,
+    Emulator,
+    RomError,
+    Step,
+    compiled,
+    load_rom,
+    nvrtc,
+    states,
+)
 from coordrl.emulator.device import DeviceEmulator, Occupancy, _Branches, _filling
 from coordrl.emulator.lockstep import Tally, compare_devices
+from coordrl.emulator.settings import native_settings
 from coordrl.envs import vector_env
 from coordrl.sb3_envs import make_sb3_env
 from coordrl.training.checkpoint import read_checkpoint, write_checkpoint
@@ -77,9 +88,9 @@ def make_shim(tmp_path_factory: pytest.TempPathFactory) -> MakeShim:
 
 
 # Cartridges of every kind: plain, sliced, with RAM, with a chip, without hot spots, banked; PAL;
-# resets that depend on the past, or choose at random; frames without end.
+# resets that depend on the past, keep some of its RAM, or choose at random; frames without end.
 KINDS = ("pong", "montezuma_revenge", "elevator_action", "pitfall2", "robotank", "crossbow",
-         "adventure", "surround", "tic_tac_toe_3d")  # fmt: skip
+         "adventure", "surround", "tic_tac_toe_3d", "seaquest", "qbert")  # fmt: skip
 
 
 @pytest.mark.parametrize("game", KINDS)
@@ -92,6 +103,22 @@ def test_the_kernels_play_as_the_cpu_does(game: str, make_shim: MakeShim) -> Non
 
     assert found is None, str(found)
     assert tally.games_over >= 33
+
+
+# A game's first frames after few idle ones may not be whole; a copy has no pictures to go with it.
+@pytest.mark.parametrize(
+    ("game", "idle", "copied"),
+    [("pong", 2, 2), ("seaquest", 2, 2), ("qbert", 6, 2), ("time_pilot", 2, 0)],
+)
+def test_beginnings_are_copied_unless_they_depend_on_the_past(
+    game: str, idle: int, copied: int
+) -> None:
+    chosen = AtariSettings(noop_max=idle)
+    native = native_settings(GAMES[game], chosen, "same_step")
+
+    tables = compiled.native().DeviceTables(native, load_rom(game), 2)
+
+    assert (tables.idle_counts, tables.copied_beginnings) == (idle, 75 * copied)
 
 
 @pytest.mark.slow

@@ -181,12 +181,18 @@ def test_games_of_every_kind_are_ale_pys_step_by_step(
 
 # Resets. ------------------------------------------------------------------------------------------
 
-BARE = AtariSettings(noop_max=0, fire_reset=False, life_loss="ignore")
+BARE = AtariSettings(noop_max=0, fire_reset=False, fire_after_life_loss=False, life_loss="ignore")
 
 
-@pytest.mark.parametrize("game", [*KINDS, "assault", "solaris", "hangman", "yars_revenge"])
+# Some of these keep a part of their RAM, and some begin while a frame goes on.
+@pytest.mark.parametrize(
+    "game",
+    [*KINDS, "assault", "solaris", "hangman", "yars_revenge", "crossbow", "seaquest", "venture",
+     "ice_hockey", "qbert", "tetris"],
+)  # fmt: skip
 def test_a_game_that_is_copied_is_the_game_that_would_have_begun(game: str) -> None:
     batch, console = Emulator(game, 2, BARE, num_threads=1), Console(game)
+    random = np.random.default_rng(0)
 
     for k in range(9):
         step = batch.reset(seed=5) if k == 0 else batch.reset()
@@ -195,11 +201,11 @@ def test_a_game_that_is_copied_is_the_game_that_would_have_begun(game: str) -> N
         assert (batch.ram == console.ram).all(), k
         assert step.lives.tolist() == [console.lives] * 2
         assert step.episode_frame_number.tolist() == [console.episode_frame_number] * 2
-        noop = [0, 0]
-        for _ in range(k):  # the past must not matter, whatever it was
-            batch.step(noop)
+        for action in random.integers(0, len(batch.actions), 5 * k):  # the past must not matter
+            batch.step([action, action])
             for _ in range(4):
-                console.act(0)
+                console.act(batch.actions[action])
+            assert (batch.ram == console.ram).all(), k
 
 
 def test_a_seed_decides_everything_and_its_lack_nothing_that_went_before() -> None:

@@ -150,6 +150,20 @@ COORDRL_HD inline void close_album(Environment& environment, Albums& albums) {
   environment.album = kNoAlbum;
 }
 
+/// After a whole step, or a beginning, closes the album if it is no longer needed.
+template <class Albums>
+COORDRL_HD inline void settle_album(Environment& environment, const StepSetup& setup,
+                                    Albums& albums) {
+  Play& play = environment.play;
+  if (environment.album == kNoAlbum) return;
+  if (play.whole_frames >= 2) {
+    close_album(environment, albums);
+  } else if (!play.console.tia.partial &&
+             is_rest_black(play, setup.setup.machine, albums.at(environment.album).canvas)) {
+    play.black_from = play.console.tia.drawn;
+  }
+}
+
 /// The canvas of the current step.
 template <class Albums>
 COORDRL_HD inline Canvas canvas_of(const Environment& environment, const Scratch& scratch,
@@ -239,15 +253,39 @@ struct ObservationWriter {
 
 // The beginning of an episode. ---------------------------------------------------------------------
 
+/// A set of the RIOT's bytes of RAM.
+struct RamSet {
+  u32 words[4];
+
+  COORDRL_HD bool has(i32 i) const { return words[i >> 5] >> (i & 31) & 1; }
+  COORDRL_HD void add(i32 i) { words[i >> 5] |= 1u << (i & 31); }
+  COORDRL_HD bool any() const { return (words[0] | words[1] | words[2] | words[3]) != 0; }
+};
+
+/// The consoles of a game: the present one, and those of the two scenes of its history.
+COORDRL_HD inline Console& console_of(Play& play, i32 i) {
+  return i == 0 ? play.console : play.history.scene[i - 1].console;
+}
+
+/// The bytes of RAM that the beginning of a game leaves as they are in each of its consoles, such
+/// as the end of a stack that it never reaches.
+struct KeptRam {
+  RamSet in[3];
+
+  COORDRL_HD bool any() const { return in[0].any() || in[1].any() || in[2].any(); }
+};
+
 /// A game that has just begun, to be copied instead of beginning one anew.
 ///
-/// Most cartridges clear their RAM, so that the beginning depends on one number only: the value of
-/// the RIOT's timer when the machine is switched on. `exact` says that this game is such a case.
+/// Most cartridges clear their RAM, or do not read what they leave, so that the beginning depends
+/// on one number only: the value of the RIOT's timer when the machine is switched on. `exact` says
+/// that this game is such a case.
 struct FreshGame {
   Play play;
   u32 draws;         // numbers that the reset took from Machine::system_random,
   u32 random_draws;  // and from the environment's generator
   bool exact;
+  KeptRam kept;
   Canvas canvas;     // its pictures; needed unless the last two frames were whole
 };
 
@@ -259,7 +297,21 @@ struct Beginning {
   Play play;
   u32 draws, random_draws;
   bool exact;
+  KeptRam kept;
 };
+
+/// Copies a game that has just begun.
+COORDRL_HD inline void copy_game(Play& play, const Play& begun, const KeptRam& kept) {
+  if (!kept.any()) return assign(play, begun);
+  u8 ram[128];
+  for (i32 i = 0; i < 128; ++i) ram[i] = play.console.riot.ram[i];
+  assign(play, begun);
+  for (i32 console = 0; console < 3; ++console) {
+    for (i32 i = 0; i < 128; ++i) {
+      if (kept.in[console].has(i)) console_of(play, console).riot.ram[i] = ram[i];
+    }
+  }
+}
 
 COORDRL_HD inline i32 timer_seed(const Console& console, const Machine& machine) {
   return i32(machine.system_random[console.draws] % kTimerSeeds);
@@ -284,7 +336,7 @@ COORDRL_HD COORDRL_NOINLINE inline void begin_game(Environment& environment, con
   if (fresh.exact && !play.console.tia.partial) {
     const u32 draws = play.console.draws;
     const i32 frame_number = play.frame_number;
-    assign(play, fresh.play);
+    copy_game(play, fresh.play, fresh.kept);
     continue_counts(play, draws + fresh.draws, frame_number);
     for (u32 i = 0; i < fresh.random_draws; ++i) draw(environment.random);
     if (play.whole_frames < 2) {
@@ -365,12 +417,13 @@ COORDRL_HD COORDRL_NOINLINE inline void begin_episode(Environment& environment,
     const u32 draws = play.console.draws + beginning->draws;
     const i32 frame_number = play.frame_number;
     close_album(environment, albums);
-    assign(play, beginning->play);
+    copy_game(play, beginning->play, beginning->kept);
     continue_counts(play, draws, frame_number);
     for (u32 i = 0; i < beginning->random_draws; ++i) draw(environment.random);
     observations.begin(view_of(snapshots.plane(timer, idle)));
   } else {
     observations.begin(play_beginning(environment, setup, idle, snapshots, scratch, albums));
+    settle_album(environment, setup, albums);
   }
   environment.lives = play.score.lives;
   environment.elapsed = 0;
@@ -425,20 +478,6 @@ COORDRL_HD inline View view_step(Environment& environment, const StepSetup& setu
     if (pooling) copy_bytes(album.last_but_one, last_but_one, picture_bytes(setup));
   }
   return view_of({{last, last_but_one}, pooling ? 2 : 1, nullptr}, kept);
-}
-
-/// After a whole step, closes the album if it is no longer needed.
-template <class Albums>
-COORDRL_HD inline void settle_album(Environment& environment, const StepSetup& setup,
-                                    Albums& albums) {
-  Play& play = environment.play;
-  if (environment.album == kNoAlbum) return;
-  if (play.whole_frames >= 2) {
-    close_album(environment, albums);
-  } else if (!play.console.tia.partial &&
-             is_rest_black(play, setup.setup.machine, albums.at(environment.album).canvas)) {
-    play.black_from = play.console.tia.drawn;
-  }
 }
 
 /// Writes the results of an environment in which nothing happened.

@@ -94,6 +94,7 @@ COORDRL_HD inline void turn_page(Play& play) {
 /// Empties the history: both scenes become the present.
 COORDRL_HD inline void begin_history(Play& play) {
   play.history.scene[0] = play.history.scene[1] = play;
+  play.history.older = 0;
   play.history.split = play.history.frames = 0;
 }
 

@@ -118,6 +118,7 @@ NB_MODULE(_native, module) {
       .def_prop_ro("ram_offset", &DeviceTables::ram_offset)
       .def_prop_ro("environment_bytes", &DeviceTables::environment_bytes)
       .def_prop_ro("idle_counts", &DeviceTables::idle_counts)
+      .def_prop_ro("copied_beginnings", &DeviceTables::copied_beginnings)
       .def_prop_ro("picture_bytes", &DeviceTables::picture_bytes_each);
 
   nb::class_<Player>(module, "Player")

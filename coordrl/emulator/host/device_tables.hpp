@@ -84,6 +84,13 @@ class DeviceTables {
   nb::bytes planes() const { return nb::bytes(planes_.data(), planes_.size()); }
 
   i32 idle_counts() const { return i32(beginnings_.size()) / kTimerSeeds; }
+
+  /// How many of the beginnings are copied; the rest are played by one thread, while others wait.
+  i32 copied_beginnings() const {
+    return i32(std::count_if(beginnings_.begin(), beginnings_.end(),
+                             [](const Beginning& beginning) { return beginning.exact; }));
+  }
+
   i32 picture_bytes_each() const { return picture_bytes(setup_); }
 
   /// Whether an environment with these bytes can be restored on a GPU.
@@ -122,9 +129,28 @@ class DeviceTables {
     });
   }
 
+  /// Plays a beginning after pasts that differ in the bytes of RAM that the game's beginning keeps.
   void make_beginning(i32 timer, i32 idle, size_t index, Bytes& pictures) {
     const FreshGame& fresh = snapshots_.at(timer);
-    if (!fresh.exact || fresh.play.whole_frames < 2) return;
+    if (!fresh.exact) return;
+    Beginning& beginning = beginnings_[index];
+    u8* const plane = planes_.data() + index * size_t(setup_.plane_bytes);
+    Bytes other_plane(size_t(setup_.plane_bytes));
+    Trials trials;
+    beginning = begin_with(0, timer, idle, pictures, trials, plane);
+    for (i32 trial = 1; trial < 3 && beginning.exact && fresh.kept.any(); ++trial) {
+      const Beginning other =
+          begin_with(trial, timer, idle, pictures, trials, other_plane.data());
+      beginning.exact = other.exact && beginning.random_draws == other.random_draws &&
+                        std::equal(other_plane.begin(), other_plane.end(), plane) &&
+                        trials.agree();
+    }
+    beginning.kept = trials.kept();
+  }
+
+  Beginning begin_with(i32 trial, i32 timer, i32 idle, Bytes& pictures, Trials& trials,
+                       u8* plane) {
+    const FreshGame& fresh = snapshots_.at(timer);
     u8* const memory = pictures.data();
     const i32 size = picture_bytes(setup_);
     const u8* const shade = pictures_shade(setup_);
@@ -132,20 +158,26 @@ class DeviceTables {
                     {{memory + 2 * size, memory + 3 * size}, shade},
                     nullptr,
                     false};
-    Albums none(size);
+    Albums albums(size);
     Environment environment{};
     environment.album = kNoAlbum;
     environment.random = seeded(0);
     environment.play.console.draws = place_of(timer);
-    const u32 draws = environment.play.console.draws;
-    const View view = play_beginning(environment, setup_, idle, snapshots_, scratch, none);
-    Beginning& beginning = beginnings_[index];
+    for (i32 i = 0; i < 128; ++i) {
+      environment.play.console.riot.ram[i] = u8(trial == 0 ? 0 : trial == 1 ? 255 : 37 * i);
+    }
+    const Play past = environment.play;
+    const View view = play_beginning(environment, setup_, idle, snapshots_, scratch, albums);
+    observe(setup_, view, plane);
+    settle_album(environment, setup_, albums);
+    trials.add(past, environment.play);
+    Beginning beginning{};
     beginning.play = environment.play;
-    beginning.draws = environment.play.console.draws - draws;
+    beginning.draws = environment.play.console.draws - past.console.draws;
     beginning.random_draws = draws_between(seeded(0), environment.random);
     // A game that ended during idle frames was begun again, with another timer.
     beginning.exact = beginning.draws == fresh.draws && environment.album == kNoAlbum;
-    observe(setup_, view, planes_.data() + index * size_t(setup_.plane_bytes));
+    return beginning;
   }
 
   /// The first position in the system's random numbers that starts the timer at `timer`.

@@ -12,11 +12,70 @@
 
 namespace coordrl::host {
 
+/// Beginnings of a game from different pasts, and what they have in common.
+class Trials {
+ public:
+  /// Adds a beginning, from a console with the RAM of `past`.
+  void add(const Play& past, Play begun) {
+    for (i32 i = 0; i < 3; ++i) console_of(begun, i).draws = 0;  // counts go on in a copy
+    pasts_.push_back(past);
+    begun_.push_back(begun);
+  }
+
+  /// The bytes of RAM that no beginning has changed, except for those that were always the same.
+  KeptRam kept() {
+    KeptRam kept{};
+    for (i32 console = 0; console < 3; ++console) {
+      for (i32 i = 0; i < 128; ++i) {
+        bool stays = true, differs = false;
+        for (size_t trial = 0; trial < begun_.size(); ++trial) {
+          const u8 before = pasts_[trial].console.riot.ram[i];
+          stays = stays && console_of(begun_[trial], console).riot.ram[i] == before;
+          differs = differs || before != pasts_[0].console.riot.ram[i];
+        }
+        if (stays && differs) kept.in[console].add(i);
+      }
+    }
+    return kept;
+  }
+
+  /// Whether copies of the first beginning, with what they keep, are the same as all others.
+  bool agree() {
+    const KeptRam keeping = kept();
+    for (size_t trial = 1; trial < begun_.size(); ++trial) {
+      Play copy = pasts_[trial];
+      copy_game(copy, begun_[0], keeping);
+      if (!same_game(copy, begun_[trial])) return false;
+    }
+    return true;
+  }
+
+ private:
+  static bool same_game(const Play& a, const Play& b) {
+    const auto state = [](const Play& play) {
+      const History& history = play.history;
+      std::vector<i32> numbers{play.picture, play.last_action, play.frame_number,
+                               play.episode_frame_number, play.whole_frames, play.black_from,
+                               history.scene[0].picture, history.scene[1].picture, history.older,
+                               history.split};
+      numbers.insert(numbers.end(), history.actions, history.actions + history.frames);
+      return numbers;
+    };
+    return same_bytes(a.console, b.console) && same_bytes(a.score, b.score) &&
+           same_bytes(a.history.scene[0].console, b.history.scene[0].console) &&
+           same_bytes(a.history.scene[1].console, b.history.scene[1].console) &&
+           state(a) == state(b);
+  }
+
+  std::vector<Play> pasts_, begun_;
+};
+
 /// Games that have just been loaded or begun, made on first use.
 ///
 /// Whether a beginning can be copied is found by trial: resets are run from consoles with different
 /// RAM and a different past, with the same timer but otherwise different random numbers. The
-/// FreshGame is `exact` only if all results are the same.
+/// FreshGame is `exact` only if all results are the same, apart from bytes of RAM that no reset has
+/// changed. Where there are such bytes, more trials make sure that nothing depends on them.
 class Snapshots {
  public:
   Snapshots(const StepSetup& setup, const Setup& default_setup, const SystemRandom& system_random)
@@ -25,9 +84,12 @@ class Snapshots {
   /// The game after `load`. Not exact if it depends on the environment's generator.
   const FreshGame& loaded() {
     std::call_once(loaded_once_, [this] {
-      FreshGame other = load_game(1);
+      const FreshGame other = load_game(1);
       loaded_ = load_game(0);
-      loaded_.exact = same_beginning(loaded_, other);
+      Trials trials;
+      trials.add(loaded_.play, loaded_.play);
+      trials.add(loaded_.play, other.play);
+      loaded_.exact = trials.agree() && loaded_.random_draws == other.random_draws;
     });
     return loaded_;
   }
@@ -42,7 +104,7 @@ class Snapshots {
   static const u8* plane(i32, i32) { return nullptr; }
 
  private:
-  static constexpr i32 kTrials = 4;
+  static constexpr i32 kTrials = 4, kMoreTrials = 12;
 
   FreshGame load_game(u32 seed) const {
     FreshGame game{};
@@ -53,50 +115,66 @@ class Snapshots {
   }
 
   void make(i32 timer) {
-    const Play& first = loaded().play;
-    const i32 size = picture_bytes(setup_);
     FreshGame& game = begun_[timer];
     Bytes& pictures = pictures_[timer];
-    game.exact = true;
-    size_t position = first.console.draws;
-    for (i32 trial = 0; trial < kTrials && game.exact; ++trial) {
-      Bytes drawn(size_t(2 * size));
-      FreshGame other{};
-      other.play = first;
+    Trials trials;
+    size_t position = loaded().play.console.draws;
+    i32 count = kTrials;
+    for (i32 trial = 0; trial < count; ++trial) {
       position = next_position(position + 1, timer);
-      if (!change_past(other.play, trial)) continue;
-      other.play.console.draws = u32(position);
-      other.play.frame_number = 0;
-      other.canvas = {{drawn.data(), drawn.data() + size}, nullptr};
-      Mt19937 random = seeded(u32(trial));
-      reset_game<true>(other.play, random, setup_.setup, other.canvas);
-      other.draws = other.play.console.draws - u32(position);
-      other.play.console.draws = 0;
-      other.random_draws = draws_between(seeded(u32(trial)), random);
+      const Play past = past_of(trial, position);
+      Bytes drawn;
+      const FreshGame other = begin_in(past, u32(trial), drawn);
+      trials.add(past, other.play);
       if (trial == 0) {
         game = other;
-        game.exact = true;
         pictures = std::move(drawn);
+        game.exact = !past.console.tia.partial;
       } else {
-        game.exact = same_beginning(game, other) && pictures == drawn;
+        game.exact = game.draws == other.draws && game.random_draws == other.random_draws &&
+                     pictures == drawn && trials.agree();
       }
+      if (!game.exact) break;
+      if (trial == kTrials - 1 && trials.kept().any()) count = kMoreTrials;
     }
+    game.kept = trials.kept();
     if (game.play.whole_frames >= 2) pictures = Bytes();
-    game.canvas = {{pictures.data(), pictures.data() + size}, nullptr};
+    game.canvas = {{pictures.data(), pictures.data() + picture_bytes(setup_)}, nullptr};
   }
 
-  /// Plays a game for a while, then fills its RAM with other bytes; in trial 0 does nothing.
-  bool change_past(Play& play, i32 trial) const {
-    if (trial == 0) return true;
-    Mt19937 random = seeded(u32(trial));
-    for (i32 frame = 0; frame < 17 * trial || play.console.tia.partial; ++frame) {
-      if (frame > 1000) return false;
+  /// Begins a game in a console, and draws it.
+  FreshGame begin_in(const Play& past, u32 seed, Bytes& pictures) const {
+    const size_t size = size_t(picture_bytes(setup_));
+    pictures.assign(2 * size, 0);
+    FreshGame game{};
+    game.play = past;
+    Mt19937 random = seeded(seed);
+    reset_game<true>(game.play, random, setup_.setup,
+                     {{pictures.data(), pictures.data() + size}, nullptr});
+    game.draws = game.play.console.draws - past.console.draws;
+    game.random_draws = draws_between(seeded(seed), random);
+    game.play.console.draws = 0;
+    return game;
+  }
+
+  /// A game that was played for a while and then got other bytes in its RAM; in trial 0, one that
+  /// was just loaded. It is at the end of a frame, if it reaches one.
+  Play past_of(i32 trial, size_t position) {
+    Play play = loaded().play;
+    Mt19937 random = seeded(u32(position));
+    const i32 frames = 17 * (trial % kTrials);
+    for (i32 frame = 0; frame < frames || play.console.tia.partial; ++frame) {
+      if (frame > 1000) break;
       act<false>(play, random, setup_.setup, u8(frame % 7 == trial ? kFire : kRight), Canvas{});
     }
-    for (u8& byte : play.console.riot.ram) {
-      byte = trial == 1 ? u8(~byte) : trial == 2 ? u8(draw(random)) : u8(0);
+    if (trial > 0) {
+      for (u8& byte : play.console.riot.ram) {
+        byte = trial == 1 ? u8(~byte) : trial == 3 ? u8(0) : u8(draw(random));
+      }
     }
-    return true;
+    play.console.draws = u32(position);
+    play.frame_number = 0;
+    return play;
   }
 
   /// The next position in the system's random numbers that starts the timer at `timer`.
@@ -104,16 +182,6 @@ class Snapshots {
     const std::vector<u32>& numbers = system_random_.numbers();
     while (i32(numbers.at(position) % kTimerSeeds) != timer) ++position;
     return position;
-  }
-
-  static bool same_beginning(const FreshGame& a, const FreshGame& b) {
-    const auto state = [](const Play& play) {
-      return std::vector<i32>{play.picture, play.last_action, play.frame_number,
-                              play.episode_frame_number, play.whole_frames, play.black_from};
-    };
-    return same_bytes(a.play.console, b.play.console) && same_bytes(a.play.score, b.play.score) &&
-           state(a.play) == state(b.play) && a.draws == b.draws &&
-           a.random_draws == b.random_draws;
   }
 
   const StepSetup& setup_;
