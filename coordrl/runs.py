@@ -24,6 +24,7 @@ from coordrl.files import RunError, atomic_file, flush_files, flush_folder, reas
 
 SETTINGS_FILE = "settings.toml"
 MANIFEST_FILE = "manifest.json"
+_REPLACED = ".replaced-"
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class RunFolder:
         checkpoints = self.path / "checkpoints"
         partial = checkpoints / f".partial-{step}"
         final = checkpoints / f"{step:012d}"
-        replaced = _passing(final)
+        replaced = final.with_name(f"{_REPLACED}{final.name}")
+        self._put_back()
         try:
             for left in checkpoints.glob(".partial-*"):  # left by killed processes
                 shutil.rmtree(left, ignore_errors=True)
@@ -83,10 +85,8 @@ class RunFolder:
                 "earlier checkpoints are untouched, make room and resume"
             ) from error
         finally:
-            if replaced.exists() and not final.exists():
-                replaced.rename(final)
-            for left in (partial, replaced):
-                shutil.rmtree(left, ignore_errors=True)
+            self._put_back()
+            shutil.rmtree(partial, ignore_errors=True)
         older = [path for path in self._checkpoints() if path.name < final.name]
         newer = [path for path in self._checkpoints() if path.name > final.name]
         for path in older[keep - 1 :] + newer:
@@ -99,6 +99,7 @@ class RunFolder:
         Raises:
             RunError: If there are checkpoints, but none of them is whole.
         """
+        self._put_back()
         skipped: list[str] = []
         for path in self._checkpoints():
             damage = _damage(path)
@@ -111,6 +112,16 @@ class RunFolder:
                 "start anew in another folder"
             )
         return None
+
+    def _put_back(self) -> None:
+        """Give a replaced checkpoint its name back, or delete it if the new one has taken it."""
+        for replaced in (self.path / "checkpoints").glob(f"{_REPLACED}*"):
+            final = replaced.with_name(replaced.name.removeprefix(_REPLACED))
+            if final.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):  # there may be earlier checkpoints
+                    replaced.rename(final)
 
     def _checkpoints(self) -> list[Path]:
         """Return the folders of all checkpoints, the newest first."""

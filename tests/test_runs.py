@@ -170,6 +170,30 @@ def test_a_checkpoint_of_the_same_step_is_replaced(folder: RunFolder) -> None:
     assert list(newest.path.parent.iterdir()) == [newest.path]
 
 
+def test_a_run_killed_while_replacing_a_checkpoint_has_the_old_one(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[RunFolder] = []
+    rename = Path.rename
+
+    def noted(self: Path, target: Path) -> Path:
+        left.append(RunFolder(shutil.copytree(folder.path, tmp_path / f"killed {len(left)}")))
+        return rename(self, target)
+
+    write_checkpoint(folder, 1, text="old")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", noted)
+        write_checkpoint(folder, 1, text="new")
+
+    found = [killed.newest_checkpoint() for killed in left]
+    texts = [(newest.path / "state").read_text() for newest in found if newest is not None]
+    assert texts == ["old", "old"]
+    for killed in left:
+        write_checkpoint(killed, 2)
+        names = sorted(path.name for path in (killed.path / "checkpoints").iterdir())
+        assert names == ["000000000001", "000000000002"]
+
+
 def test_a_checkpoint_that_cannot_be_replaced_is_put_back(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
