@@ -695,6 +695,32 @@ class TestRun:
             train(settings("ppo", "run.track=wandb"), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
+    @pytest.mark.parametrize("fails", ["init", "log", "finish"])
+    def test_what_wandb_reports_is_told_in_a_sentence(
+        self, fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Error(Exception):
+            pass
+
+        def fail(name: str) -> None:
+            if name == fails:
+                raise Error("No API key configured.\n Use `wandb login`")
+
+        def init(**_: Any) -> Any:
+            fail("init")
+            log, finish = (lambda *_, _name=name, **__: fail(_name) for name in ("log", "finish"))
+            return types.SimpleNamespace(log=log, finish=finish)
+
+        module = types.SimpleNamespace(init=init, Error=Error, __spec__=types.SimpleNamespace())
+        monkeypatch.setitem(sys.modules, "wandb", module)
+        message = (
+            r"^Weights & Biases says: No API key .* Use `wandb login`; .* or choose --track none$"
+        )
+        with pytest.raises(RunError, match=message):
+            train(settings("ppo", "run.track=wandb"), tmp_path / "run")
+        kept = [path.name for path in (tmp_path / "run").iterdir()]
+        assert ("settings.toml" in kept) == (fails != "init")  # a run that began can be resumed
+
     @pytest.mark.skipif(sys.platform != "linux", reason="names are texts there")
     def test_a_folder_that_tensorboard_cannot_write_to_is_refused_before_it_is_made(
         self, tmp_path: Path

@@ -96,16 +96,17 @@ class _WeightsAndBiases(KVWriter):
         import wandb
 
         id_file = folder / WANDB_ID_FILE
-        if not id_file.exists():
-            write_text(uuid.uuid4().hex, id_file)
-        self._run = wandb.init(
-            project="coordrl",
-            name=folder.name,
-            id=id_file.read_text(),
-            resume="allow",
-            dir=str(folder),
-            config=settings,
-        )
+        own_id = id_file.read_text() if id_file.exists() else uuid.uuid4().hex
+        with _telling_of_wandb():
+            self._run = wandb.init(
+                project="coordrl",
+                name=folder.name,
+                id=own_id,
+                resume="allow",
+                dir=str(folder),
+                config=settings,
+            )
+        write_text(own_id, id_file)  # not before: a run that cannot begin leaves nothing
 
     def write(
         self,
@@ -113,14 +114,29 @@ class _WeightsAndBiases(KVWriter):
         key_excluded: dict[str, tuple[str, ...]],
         step: int = 0,
     ) -> None:
-        """Send the numbers of one step."""
+        """Send the numbers of one step; raise a RunError if that fails."""
         numbers = {
             key: float(value)
             for key, value in key_values.items()
             if isinstance(value, int | float | np.number)
         }
-        self._run.log(numbers, step=step)
+        with _telling_of_wandb():
+            self._run.log(numbers, step=step)
 
     def close(self) -> None:
-        """Finish sending."""
-        self._run.finish()
+        """Finish sending; raise a RunError if that fails."""
+        with _telling_of_wandb():
+            self._run.finish()
+
+
+@contextlib.contextmanager
+def _telling_of_wandb() -> Iterator[None]:
+    import wandb
+
+    try:
+        yield
+    except wandb.Error as error:
+        reason = " ".join(str(error).split())
+        raise RunError(
+            f"Weights & Biases says: {reason}; follow its advice, or choose --track none"
+        ) from error
