@@ -1579,6 +1579,22 @@ def test_the_table_has_a_row_for_each_kind_and_says_what_the_paper_has() -> None
         table.summarize([results[0], results[0]])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"specs": (*SMALL.specs, ConvSpec(8, 1))},
+        {"roi": replace(SMALL.roi, hidden=9)},
+        {"train_images": SMALL.train_images + 1},
+        {"digits": "of another folder"},
+    ],
+    ids=["specs", "roi", "train_images", "digits"],
+)
+def test_runs_that_differ_in_more_than_the_seed_share_no_row(change: dict[str, Any]) -> None:
+    results = [result_of("none", 0, 0.5), result_of("none", 1, 0.5, **change)]
+    assert len(table.rows_of(results)) == 2
+    assert table.gains([results[1], result_of("all", 1, 0.6)]) == []
+
+
 def test_each_number_stands_under_its_name() -> None:
     head, _, row, *_ = table.to_markdown([result_of("all", 0, 0.4, stage="full")]).splitlines()
     cells = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in (head, row)]

@@ -10,7 +10,7 @@ import scipy.stats
 
 from coordrl.backbone import Coords
 from coordrl.detection.rpn import AnchorLayout
-from coordrl.detection.training import RunResult, Stage
+from coordrl.detection.training import DetectorSettings, RunResult, Stage
 
 TableSize = Literal["quick", "full"]
 
@@ -87,10 +87,9 @@ class Row:
     """Processor time of training."""
 
 
-def kind(result: RunResult) -> tuple[Any, ...]:
+def kind(result: RunResult) -> DetectorSettings:
     """Return the settings that runs share if they differ only in their seed."""
-    own = result.settings
-    return own.stage, own.scatter, own.proposals, own.coords, own.training
+    return replace(result.settings, seed=0)
 
 
 def summarize(results: Sequence[RunResult]) -> Row:
@@ -154,18 +153,19 @@ def gains(results: Sequence[RunResult]) -> list[Gain]:
     If learning rates were swept, the gain between each arm's best follows: the learning rate with
     the greatest test IOU of the first seed, which favors neither arm. Means are of ratios.
     """
-    curves: dict[tuple[Any, Coords], dict[float, dict[int, float]]] = {}
+    curves: dict[tuple[DetectorSettings, Coords], dict[float, dict[int, float]]] = {}
     for result in results:
         own = result.settings
         if own.stage == "rpn":
             # Runs that are compared differ only in the arm and its learning rate.
-            shared = own.proposals, own.scatter, replace(own.training, learning_rate=1.0)
+            recipe = replace(own.training, learning_rate=1.0)
+            shared = replace(kind(result), coords="none", training=recipe)
             rates = curves.setdefault((shared, own.coords), {})
             by_seed = rates.setdefault(own.training.learning_rate, {})
             by_seed[own.seed] = result.curve[-1].test["best_iou"]
     found = []
     for (shared, coords), rates in curves.items():
-        layout, baseline = shared[0].anchor_layout, curves.get((shared, "none"), {})
+        layout, baseline = shared.proposals.anchor_layout, curves.get((shared, "none"), {})
         if coords == "none" or not baseline:
             continue
         pairs = [(rate, rate) for rate in rates if rate in baseline]
@@ -240,7 +240,7 @@ def to_markdown(results: Sequence[RunResult]) -> str:
 
 def rows_of(results: Sequence[RunResult]) -> list[Row]:
     """Return a row for each kind of run, in the order of first appearance."""
-    groups: dict[tuple[Any, ...], list[RunResult]] = {}
+    groups: dict[DetectorSettings, list[RunResult]] = {}
     for result in results:
         groups.setdefault(kind(result), []).append(result)
     return [summarize(group) for group in groups.values()]
