@@ -911,6 +911,15 @@ def test_the_script_trains_autoencoders_and_from_folders(
     assert "GAN, objective r3gan" in capsys.readouterr().out
 
 
+def test_a_folder_is_the_same_data_however_it_is_spelled() -> None:
+    settings = tiny(data="my/rooms")
+    for spelled in ("my/rooms/", "./my/rooms", "my//rooms"):
+        assert tiny(data=spelled) == settings
+    for name in ("clevr", "lsun"):  # a folder of that name is something else
+        assert tiny(data=name).data == name
+        assert tiny(data=f"./{name}") != tiny(data=name)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

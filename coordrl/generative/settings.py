@@ -150,7 +150,8 @@ class GenerativeSettings:
     """Whether generator and discriminator, or both halves of the autoencoder, see coordinates;
     without them the generator is the paper's baseline of transposed convolutions."""
     data: str = "clevr"
-    """Two-object Sort-of-Clevr, LSUN's bedrooms, or a folder of pictures."""
+    """Two-object Sort-of-Clevr, LSUN's bedrooms, or a folder of pictures, however it is spelled:
+    ``rooms/`` is ``rooms``."""
     seed: int = 0
     """Seed of the run, split into weights, pictures, latent vectors and evaluation."""
     canvas: Canvas = field(default_factory=Canvas)
@@ -158,6 +159,11 @@ class GenerativeSettings:
     training: Recipe = field(default_factory=Recipe)
     gan: GanSettings = field(default_factory=GanSettings)
     vae: VaeSettings = field(default_factory=VaeSettings)
+
+    def __post_init__(self) -> None:
+        path = str(Path(self.data)) if self.data else ""
+        if path not in ("clevr", "lsun"):  # ./clevr stays a folder
+            object.__setattr__(self, "data", path)
 
 
 def require_consistent(settings: GenerativeSettings) -> None:
