@@ -407,6 +407,17 @@ class TestSaving:
         assert load_agent(folder).algorithm == "PPO"
         assert [path.name for path in tmp_path.iterdir()] == ["agent"]
 
+    @pytest.mark.skipif(sys.version_info >= (3, 13), reason="such a link has a target there")
+    def test_a_link_that_leads_in_a_circle_is_told(
+        self, models: dict[str, BaseAlgorithm], tmp_path: Path
+    ) -> None:
+        link = tmp_path / "agent"
+        link.symlink_to(link.name)
+        with pytest.raises(AgentError, match=r"^cannot write .*agent: Symlink loop from "):
+            save_agent(models["A2C"], link, SETTINGS)
+        with pytest.raises(AgentError, match=r"^cannot write .*agent: Symlink loop from "):
+            recover_agent(link)
+
     def test_a_process_of_the_same_number_that_was_killed_is_in_nobodys_way(
         self, models: dict[str, BaseAlgorithm], folder: Path
     ) -> None:

@@ -50,7 +50,7 @@ from coordrl.agents.scores import ActionScores
 from coordrl.config import TrainingSettings
 from coordrl.emulator import GAMES, observation_shape
 from coordrl.envs import canonical_game, gymnasium_name
-from coordrl.files import flush_files, flush_folder, temporary_name
+from coordrl.files import flush_files, flush_folder, reason, temporary_name
 from coordrl.sb3_envs import atari_games_of
 
 ZIP_FILE = "agent.zip"
@@ -419,7 +419,7 @@ def require_place(folder: Path) -> None:
 def _replacing(folder: Path) -> Iterator[Path]:
     """Yield a folder to fill, which replaces ``folder`` if the block ends without an error."""
     require_place(folder)
-    folder = folder.resolve()  # a symbolic link stays, and its target is replaced
+    folder = _target(folder)
     partial, replaced = temporary_name(folder), temporary_name(folder, _REPLACED)
     try:
         partial.mkdir(parents=True)
@@ -436,6 +436,14 @@ def _replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         if replaced.exists():
             _give_way(replaced, folder)
+
+
+def _target(folder: Path) -> Path:
+    """Return the folder that a path leads to: a symbolic link stays, and its target is replaced."""
+    try:
+        return folder.resolve()
+    except (OSError, RuntimeError) as error:  # the latter where links lead in a circle
+        raise AgentError(f"cannot write {folder}: {reason(error)}") from error
 
 
 def _give_way(replaced: Path, folder: Path) -> None:
@@ -460,8 +468,11 @@ def recover_agent(folder: Path) -> None:
 
     Args:
         folder: The agent's folder; no other process may be saving to it.
+
+    Raises:
+        AgentError: If it is a symbolic link that leads in a circle.
     """
-    folder = folder.resolve()
+    folder = _target(folder)
     for partial in _left_beside(folder, "partial"):
         shutil.rmtree(partial, ignore_errors=True)
     for replaced in _left_beside(folder, _REPLACED):
