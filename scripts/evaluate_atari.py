@@ -123,7 +123,7 @@ def require_places(arguments: Arguments) -> None:
     """Raise an AgentError or a RunError if results cannot be written or would replace others."""
     if arguments.json is not None and arguments.json == arguments.video:
         raise AgentError(f"--json and --video would both be {arguments.json}; name two files")
-    agent = arguments.agent.resolve()
+    agent = Path(os.path.realpath(arguments.agent))  # a link may lead in a circle
     parts = (agent, *(agent / name for name in AGENT_FILES))
     for option, output in (("--json", arguments.json), ("--video", arguments.video)):
         if output is None:

@@ -8,6 +8,7 @@ each action: the logit of its probability (A2C, PPO) or its value (DQN). The lar
 action.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -74,8 +75,9 @@ def refuse_overwriting(files: Sequence[Path], agent: Path) -> None:
     resolved = [path.resolve() for path in files]
     if len(set(resolved)) < len(resolved):
         raise ExportError(f"--onnx and --program would both be {files[0]}; name two files")
+    agent = Path(os.path.realpath(agent))  # a link may lead in a circle
     for path in resolved:
-        if agent.resolve() in (path, path.parent):
+        if agent in (path, path.parent):
             raise ExportError(f"{path} is part of the agent; name a file elsewhere")
 
 

@@ -1688,6 +1688,14 @@ class TestScript:
         assert error.startswith("evaluate_atari.py: ")
         assert message in error
 
+    def test_a_link_that_leads_in_a_circle_is_no_agent(
+        self, script: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        link = tmp_path / "agent"
+        link.symlink_to(link.name)
+        assert script(link, "--json", tmp_path / "results.json") == 2
+        assert f"there is no agent at {link}" in capsys.readouterr().err
+
     def test_a_fault_of_the_program_keeps_its_traceback(
         self, script: Callable[..., int], saved: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

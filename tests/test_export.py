@@ -403,6 +403,9 @@ def test_the_script_says_what_is_missing(
     assert "nothing to write; give --onnx FILE or --program FILE" in capsys.readouterr().err
     assert export.main([str(tmp_path / "nobody"), "--onnx", "x.onnx"]) == 2
     assert "there is no agent at" in capsys.readouterr().err
+    (tmp_path / "circle").symlink_to("circle")
+    assert export.main([str(tmp_path / "circle"), "--onnx", "x.onnx"]) == 2
+    assert "there is no agent at" in capsys.readouterr().err
 
 
 def test_angles_are_exported_at_odd_sizes(tmp_path: Path) -> None:
