@@ -53,6 +53,9 @@ class VectorEnvAdapter(VecEnv):
     which thousands may be stepped together, ``infos`` has an empty dictionary for every environment
     whose episode continues.
 
+    ``reset_infos`` has the info of each environment's last reset, which may have been automatic.
+    Only :meth:`step_torch`, and with it ``stagger``, leaves it alone.
+
     Where an episode ended, the dictionary holds the environment's last info, such as the
     ``is_success`` that ``EvalCallback`` looks for, with ``terminal_observation`` and
     ``TimeLimit.truncated`` as SB3's own environments set them. Where a *game* ended, ``episode``
@@ -158,7 +161,10 @@ class VectorEnvAdapter(VecEnv):
             {} if self._counts_games or dones[i] else info_of(info, i) for i in range(self.num_envs)
         ]
         game_ended, returns, lengths = self._ended_games(info, dones)
+        of_last_episode = {"final_obs", "final_info"} | ({"game"} if self._counts_games else set())
+        of_next_episode = {key: info[key] for key in info.keys() - of_last_episode}
         for i in np.flatnonzero(dones).tolist():
+            self.reset_infos[i] = info_of(of_next_episode, i)
             infos[i].update(info_of(info.get("final_info", {}), i))
             infos[i]["terminal_observation"] = info["final_obs"][i]
             infos[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])

@@ -131,6 +131,39 @@ def test_what_an_environment_tells_at_the_end_of_an_episode_is_passed_on() -> No
     envs.close()
 
 
+class Numbered(Succeeding):
+    """Tells at a reset which episode begins."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        self.episode = getattr(self, "episode", 0) + 1
+        return super().reset(**kwargs)[0], {"episode number": self.episode}
+
+
+def test_reset_infos_are_those_of_sb3() -> None:
+    ours = VectorEnvAdapter(SyncVectorEnv([Numbered] * 2, autoreset_mode=SAME_STEP))
+    theirs = DummyVecEnv([Numbered] * 2)
+    for envs in (ours, theirs):
+        envs.reset()
+    for _ in range(5):
+        assert ours.reset_infos == theirs.reset_infos
+        for envs in (ours, theirs):
+            envs.step(np.array([0, 1]))
+    assert ours.reset_infos == [{"episode number": 3}] * 2
+
+
+def test_the_reset_info_of_a_game_is_of_its_beginning() -> None:
+    settings = AtariSettings(max_frames_per_episode=16, noop_max=0, fire_reset=False)
+    envs = make_sb3_env("Pong", 2, settings, seed=0)
+    envs.reset()
+    first = [*envs.reset_infos]
+    for _ in range(4):
+        *_, dones, _ = envs.step(np.zeros(2, np.int64))
+    assert dones.all()
+    assert [set(info) for info in envs.reset_infos] == [set(info) for info in first]
+    assert [info["episode_frame_number"] for info in envs.reset_infos] == [0, 0]
+    assert envs.reset_infos[0]["frame_number"] > first[0]["frame_number"]
+
+
 def test_seeds_options_and_reset_infos_are_used_once() -> None:
     envs = VectorEnvAdapter(Counting())
     counting: Any = envs.envs
