@@ -467,6 +467,27 @@ def test_seeds_of_some_environments_are_theirs_or_those_of_all() -> None:
             envs.reset(seed=[8], options={"reset_mask": mask})
 
 
+@pytest.mark.parametrize("emulator", ["coordrl", "ale"])
+def test_where_a_seed_is_none_random_numbers_go_on(emulator: str) -> None:
+    with playing("pong", 3, emulator=emulator) as envs:
+
+        def idle_frames(seed: Any, **options: Any) -> list[int]:
+            _, info = envs.reset(seed=seed, options=options)
+            frames: list[int] = info["episode_frame_number"].tolist()
+            return frames
+
+        seeded = idle_frames([8, None, 9])  # the first time, None is any seed
+        first = idle_frames([1, 2, 3])
+        going_on = idle_frames(None)
+        assert len({seeded[0], first[0], going_on[0]}) == len({first[2], going_on[2]}) + 1 == 3
+
+        assert idle_frames([1, 2, 3]) == first
+        assert idle_frames([8, None, None]) == [seeded[0], *going_on[1:]]
+        assert idle_frames([1, 2, 3]) == first
+        mask = np.array([True, False, True])
+        assert idle_frames([8, None], reset_mask=mask) == [seeded[0], first[1], going_on[2]]
+
+
 def test_seeds_may_have_any_number_of_digits(breakout: AtariVectorEnv) -> None:
     large, _ = breakout.reset(seed=[2**70 + 5, 6])
     assert_array_equal(large, breakout.reset(seed=[5, 6])[0])

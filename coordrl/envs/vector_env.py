@@ -27,7 +27,8 @@ from coordrl.envs.host_games import HostGames
 from coordrl.envs.names import canonical_game
 from coordrl.envs.states import pack_state, unpack_state
 
-Seeds = int | Sequence[int] | NDArray[np.integer[Any]]
+Seeds = int | Sequence[int | None] | NDArray[np.integer[Any]]
+_UNSEEDED = -1
 
 _AUTORESETS: dict[AutoresetMode, Autoreset] = {
     AutoresetMode.SAME_STEP: "same_step",
@@ -268,8 +269,8 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
             seed: With an int, the i-th environment that is reset gets ``seed + i``, as in ale-py
                 (Gymnasium's own also count environments that are not reset). A sequence holds one
                 seed for each environment that is reset or, as in Gymnasium, for each environment.
-                Seeds are taken modulo 2^31. If None, the random streams continue, and environments
-                that were never seeded are seeded at random.
+                Seeds are taken modulo 2^31. If None, or where the sequence has None, the random
+                streams continue, and environments that were never seeded are seeded at random.
             options: ``{"reset_mask": mask}`` resets only the environments where the boolean
                 array ``mask`` of shape ``(num_envs,)`` is true.
 
@@ -282,15 +283,20 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
         """
         self._require_open()
         mask = self._reset_mask(options)
-        seeds = None
-        if seed is not None:
-            seeds = _fold_seeds(seed, mask)
-        elif not self._was_reset:
-            seeds = self.np_random.integers(NUM_SEEDS, size=self.num_envs)
+        seeds = _fold_seeds(seed, mask)
+        if not self._was_reset and _UNSEEDED in seeds:
+            drawn = self.np_random.integers(NUM_SEEDS, size=self.num_envs)
+            seeds = np.where(seeds == _UNSEEDED, drawn, seeds)
         if isinstance(seed, int | np.integer):
             super().reset(seed=int(seed))
         self._was_reset = True
-        return self._games.reset(seeds, mask)
+        goes_on = mask.copy()
+        goes_on[mask] = seeds == _UNSEEDED
+        if goes_on.any():
+            obs, info = self._games.reset(None, goes_on)
+        if (mask & ~goes_on).any():  # these observations are of all environments, too
+            obs, info = self._games.reset(seeds[seeds != _UNSEEDED], mask & ~goes_on)
+        return obs, info
 
     def step(self, actions: ArrayLike | Tensor) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Play one action in every game.
@@ -449,21 +455,25 @@ def _cpu_or_gpu(device: torch.device | str) -> torch.device:
     return indexed(found)
 
 
-def _fold_seeds(seed: Seeds, mask: Flags) -> NDArray[np.int64]:
-    """Return the seeds of the environments where the mask is true."""
+def _fold_seeds(seed: Seeds | None, mask: Flags) -> NDArray[np.int64]:
+    """Return the seeds of the environments where the mask is true, _UNSEEDED in place of None."""
     count = int(mask.sum())
-    if isinstance(seed, int | np.integer):
+    seeds: list[int | None]
+    if seed is None:
+        seeds = [None] * count
+    elif isinstance(seed, int | np.integer):
         seeds = [int(seed) + i for i in range(count)]
     elif (isinstance(seed, Sequence) or (isinstance(seed, np.ndarray) and seed.ndim == 1)) and all(
-        isinstance(s, int | np.integer) for s in seed
+        s is None or isinstance(s, int | np.integer) for s in seed
     ):
-        seeds = [int(s) for s in seed]
+        seeds = list(seed)
     else:
         raise TypeError(f"seed must be a whole number or a sequence of them, got {seed!r}")
     if len(seeds) == len(mask):
         seeds = [seeds[i] for i in np.flatnonzero(mask)]
     if len(seeds) != count:
         raise ValueError(f"reset of {count} environments needs {count} seeds, got {len(seeds)}")
-    if min(seeds) < 0:
-        raise ValueError(f"seeds must not be negative, got {min(seeds)}")
-    return np.array([s % NUM_SEEDS for s in seeds], np.int64)
+    least = min((s for s in seeds if s is not None), default=0)
+    if least < 0:
+        raise ValueError(f"seeds must not be negative, got {least}")
+    return np.array([_UNSEEDED if s is None else int(s) % NUM_SEEDS for s in seeds], np.int64)
