@@ -1008,6 +1008,13 @@ def test_a_layer_that_ran_without_values_has_its_coordinates_afterwards(learns: 
         assert_close(traced(x), layer(x))
 
 
+@pytest.mark.parametrize("layer", [CoordConv2d(2, 2, 1), CoordBias(2)], ids=["conv", "bias"])
+def test_places_of_samples_may_be_without_values(layer: nn.Module) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x, origin, extent = torch.randn(3, 2, 5, 6), torch.zeros(3, 2), torch.ones(3, 2)
+        assert layer(x, origin=origin, extent=extent).shape == (3, 2, 5, 6)
+
+
 def test_remembered_maps_do_not_pile_up_over_sizes() -> None:
     layer = CoordConv2d(1, 1, 1)
     with torch.no_grad():

@@ -23,10 +23,18 @@ def is_plain(weight: Tensor) -> bool:
     """Tell whether a layer runs eagerly: not compiled, traced, transformed or reparametrized."""
     return (
         type(weight) is nn.Parameter
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
+        and has_values(weight)
         and not torch._C._is_tracing()
         and torch.autograd.forward_ad._current_level < 0  # no tangents
+    )
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Tell whether a tensor's values can be read: it is not compiled, transformed or fake."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()  # modes whose tensors may hold no values
     )
 

@@ -10,6 +10,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from coordrl.layers.contexts import has_values
+
 Anchor = Literal["ends", "centers"]
 PerAxis = float | Sequence[float] | Tensor
 
@@ -256,10 +258,7 @@ def _per_axis(name: str, value: PerAxis, axes: int) -> list[float | Tensor]:
                 f"{name} must be floating point of shape (N, {axes}), a row for each sample, got"
                 f" {tuple(value.shape)} of {value.dtype}"
             )
-        is_plain = not (
-            torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-        )
-        if value.device.type == "cpu" and is_plain:
+        if value.device.type == "cpu" and has_values(value):
             if not value.isfinite().all() or (name == "extent" and (value == 0).any()):
                 raise ValueError(f"{name} must be finite{_NOT_ZERO[name]}, got {value.tolist()}")
         return list(value.unbind(dim=1))
