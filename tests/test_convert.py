@@ -229,6 +229,15 @@ def test_coordinates_that_are_weighed_down_are_not_lost_in_silence() -> None:
         from_coordconv(layer)
 
 
+def test_weights_without_values_are_dropped_on_demand_only() -> None:
+    layer = to_coordconv(nn.Conv2d(2, 3, 1, device="meta"))
+    with pytest.raises(ValueError, match=r"the layer may use its coordinates: .* pass force=True"):
+        from_coordconv(layer)
+    plain = from_coordconv(layer, force=True)
+    assert type(plain) is nn.Conv2d
+    assert (plain.weight.shape, plain.weight.device.type) == ((3, 2, 1, 1), "meta")
+
+
 def test_a_ports_weights_stay_the_callers() -> None:
     layer, stored = CoordConv2d(3, 4, 2), torch.randn(4, 5, 2, 2)
     before = stored.clone()

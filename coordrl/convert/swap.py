@@ -98,9 +98,10 @@ def from_coordconv(model: nn.Module, *, force: bool = False) -> nn.Module:
         The model; a new layer if the model is itself the CoordConv layer.
 
     Raises:
-        ValueError: If there is no CoordConv layer, or one has nonzero coordinate weights and
-            ``force`` is False, shares a parameter with another layer, or has hooks, buffers, or a
-            forward pass of its own. The model is then unchanged.
+        ValueError: If there is no CoordConv layer, or one has coordinate weights that are not zero,
+            or may not be on the meta device, and ``force`` is False, shares a parameter with
+            another layer, or has hooks, buffers, or a forward pass of its own. The model is then
+            unchanged.
 
     Example:
         >>> from_coordconv(to_coordconv(nn.Conv2d(3, 8, 3)))
@@ -116,6 +117,11 @@ def from_coordconv(model: nn.Module, *, force: bool = False) -> nn.Module:
     for name, layer in chosen:
         _refuse_what_cannot_be_swapped(name, layer, shared, _PLAIN)
         _, coord_weight = layer.split_weight()
+        if not force and coord_weight.is_meta:
+            raise ValueError(
+                f"{_quoted(name)} may use its coordinates: it is on the meta device, where weights"
+                " have no values; load them first, or pass force=True to drop those of coordinates"
+            )
         if not force and bool(coord_weight.any()):
             raise ValueError(
                 f"{_quoted(name)} uses its coordinates: their weights are not zero; pass force=True"
