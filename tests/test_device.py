@@ -539,6 +539,8 @@ def test_the_environment_of_a_gpu_says_what_that_of_the_cpu_says(mode: Autoreset
         if mode is AutoresetMode.SAME_STEP:
             for i in np.flatnonzero(terminated | truncated):
                 assert np.array_equal(their_info["final_obs"][i].numpy(), info["final_obs"][i])
+                for name in ("frame_number", "episode_frame_number"):
+                    assert their_info["final_info"][name][i] == info["final_info"][name][i]
         games_ended += ended.sum()
         lives_lost += (terminated & ~ended).sum()
     assert min(games_ended, lives_lost) > 0
@@ -625,6 +627,26 @@ def test_the_adapter_gives_sb3_arrays_of_games_on_a_gpu() -> None:
 
     assert isinstance(restored, np.ndarray)
     np.testing.assert_array_equal(restored, obs)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_sb3_is_told_of_games_on_a_gpu_what_it_is_told_of_those_on_a_cpu() -> None:
+    cpu, cuda = (
+        make_sb3_env("Breakout", 3, SHORT, seed=2, device=name) for name in ("cpu", "cuda")
+    )
+    cpu.reset()
+    cuda.reset()
+    rng = np.random.default_rng(0)
+    ends = 0
+    for _ in range(60):
+        actions = rng.integers(4, size=3)
+        told, told_of_cuda = cpu.step(actions)[3], cuda.step(actions)[3]
+        for info in (*told, *told_of_cuda):
+            ends += "episode" in info
+            info.get("episode", {}).pop("t", None)  # seconds
+        np.testing.assert_equal(told_of_cuda, told)
+        assert cuda.reset_infos == cpu.reset_infos
+    assert ends > 4
 
 
 @pytest.mark.usefixtures("gpu")

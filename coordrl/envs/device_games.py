@@ -76,6 +76,11 @@ class DeviceGames:
             last = torch.minimum(started_at - state.started_at, state.reset_frames + played)
             frames = torch.where(step.ended, last, frames)
             info["final_obs"] = step.final_obs
+            old_number = state.started_at + frames
+            info["final_info"] = {
+                "frame_number": torch.where(step.ended, old_number, step.frame_number),
+                "episode_frame_number": frames,
+            }
         ended = step.ended
         if self._mode is AutoresetMode.DISABLED:
             ended = ended & ~state.game_ended

@@ -110,7 +110,8 @@ class AtariVectorEnv(VectorEnv[Any, Any, Any]):
     - Returned tensors belong to the environment and are overwritten by the next step; clone to
       keep them.
     - ``info`` always has ``_game`` and ``game``, zeros where no game ended, and with ``SAME_STEP``
-      ``final_obs`` for all rows, valid only where an episode was terminated or truncated.
+      ``final_obs`` and ``final_info`` for all rows, valid only where an episode was terminated or
+      truncated.
     - Actions are int64 and not checked: an action that does not exist is clamped to the nearest.
     - Several games can share a batch, in equal parts one after the other.
     - ``DISABLED`` does not require a reset: a game that ended stays terminated or truncated, with
