@@ -1293,20 +1293,22 @@ def test_a_finished_run_keeps_the_time_that_it_was_given(tiny: Experiments) -> N
 def test_the_best_of_a_sweep_has_the_highest_accuracy(
     tiny: Experiments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    accuracies = iter([0.25, 0.75, 0.5, 0.125])
+    accuracies = iter([*[0.25] * 4, 0.25, 0.75, 0.5, 0.125])
 
     def train(self: Experiments, settings: CoordinateSettings, *_: Any, **__: Any) -> RunResult:
         return replace(result(0, "coordconv", [next(accuracies)]), settings=settings)
 
     monkeypatch.setattr(Experiments, "train", train)
     text = tiny.train_seeds(
-        "classification", "coordconv", "uniform", "pixel", seeds=1, sweep=True, report=tiny.out
+        "classification", "coordconv", "uniform", "pixel", seeds=2, sweep=True, report=tiny.out
     )
-    assert text.startswith("best of 4 runs, by the test set:")
+    settings = "training.learning_rate=0.01, training.l2=0.0, seed=1"
+    assert text.startswith(f"best of 8 runs, by the test set, with {settings}:\n")
     assert "| 75.0 % (75.0 % to 75.0 %)" in text
     name = "classification-coordconv-uniform-pixel-sweep"
     record = json.loads((tiny.out / f"{name}.json").read_text())
     assert {row["input_scale"] for row in record["rows"]} == {"pixel"}
+    assert record["best"] == {"training.learning_rate": 0.01, "training.l2": 0.0, "seed": 1}
 
 
 def test_misplaced_shares_are_of_training_and_of_test_places(
@@ -1341,7 +1343,7 @@ def test_the_best_of_a_sweep_has_the_least_error(
     text = Experiments(config=CONFIG, out=tmp_path).train_seeds(
         "regression", "conv", "uniform", "unit", seeds=1, sweep=True, report=tmp_path
     )
-    assert text.startswith("best of 9 runs, by the test set:")
+    assert text.startswith("best of 9 runs, by the test set, with training.learning_rate=0.0005, ")
     assert "| 0.25 px (0.25 px to 0.25 px)" in text
 
 

@@ -82,20 +82,23 @@ class Experiments(ManyRuns):
             results.append(self.train(settings, _suffix(point), trace=is_traced))
         name = _name(results[0].settings) + ("-sweep" if sweep else "")
         metric = Run(results[0].settings).task.goal.metric
-        if sweep:
-            write_figure(figures.sweep_scatter(results, metric), report / f"{name}.png")
-            sign = -1 if metric == "error" else 1
-            finite = [r for r in results if math.isfinite(r.last["test"][metric])] or results
-            top = max(finite, key=lambda result: sign * result.last["test"][metric])
-            head = f"best of {len(results)} runs, by the test set:\n"
-            text = head + table.to_markdown([table.summarize([top])])
-        else:
-            write_figure(figures.learning_curves(results, metric), report / f"{name}.png")
-            text = table.to_markdown([table.summarize(results)])
         groups: dict[str, list[RunResult]] = {}
         for result in results:
             groups.setdefault(table.kind(result.settings), []).append(result)
         record = self._record([table.summarize(own) for own in groups.values()], results)
+        if sweep:
+            write_figure(figures.sweep_scatter(results, metric), report / f"{name}.png")
+            sign = -1 if metric == "error" else 1
+            values = [sign * result.last["test"][metric] for result in results]
+            top = max(range(len(results)), key=lambda i: (math.isfinite(values[i]), values[i]))
+            best = {item.key: item.value for item in points[top // seeds]} | {"seed": top % seeds}
+            record["best"] = best
+            chosen = ", ".join(f"{key}={value}" for key, value in best.items())
+            head = f"best of {len(results)} runs, by the test set, with {chosen}:\n"
+            text = head + table.to_markdown([table.summarize([results[top]])])
+        else:
+            write_figure(figures.learning_curves(results, metric), report / f"{name}.png")
+            text = table.to_markdown([table.summarize(results)])
         if task == "classification" and not sweep:
             shares = self._draw_painters([results[0].settings], report, name)
             text += "\n" + table.misplaced_to_markdown(shares, input_scale)
