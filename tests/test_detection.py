@@ -1354,7 +1354,7 @@ def test_the_table_goes_on_behind_a_run_that_diverges(
     ("sweep", "runs", "name"),
     [
         ('"training.learning_rate" = [0.001, 0.01]', 26, "rpn-grid-none-lr0.01-s0"),
-        ('"training.batch_size" = [2, 4]', 26, "rpn-grid-none-batch_size=2-s0"),
+        ('"training.batch_size" = [2, 3, 4]', 30, "rpn-grid-none-batch_size=2-s0"),
     ],
     ids=["step size", "batch size"],
 )
@@ -1364,9 +1364,13 @@ def test_a_sweep_may_vary_anything_and_hold_the_recipes_own_value(
     config = write_small_config(tmp_path)
     config.write_text(f"{config.read_text()}[rpn.sweep]\n{sweep}\n")
     experiments = Experiments(config=config, out=tmp_path, digits=small_digits())
-    folders = [experiments._folder(settings).name for settings in experiments._plan("full")]
+    plan = experiments._plan("full")
+    folders = [experiments._folder(settings).name for settings in plan]
     assert len(set(folders)) == len(folders) == runs
     assert name in folders
+    results = [replace(result_of("none", 0, 0.5, stage=own.stage), settings=own) for own in plan]
+    rows = experiments._write_table(results, tmp_path, "table", planned=runs).splitlines()[2:-1]
+    assert len(set(rows)) == len(rows)  # nothing that differs looks alike
 
 
 @pytest.mark.parametrize("values", ["0.1", "[]"])
@@ -1593,6 +1597,24 @@ def test_runs_that_differ_in_more_than_the_seed_share_no_row(change: dict[str, A
     results = [result_of("none", 0, 0.5), result_of("none", 1, 0.5, **change)]
     assert len(table.rows_of(results)) == 2
     assert table.gains([results[1], result_of("all", 1, 0.6)]) == []
+
+
+def test_rows_and_gains_tell_what_else_was_swept() -> None:
+    strict = replace(SMALL.proposals, nms_iou=0.5)
+    results = [
+        *(result_of("none", 0, 0.5), result_of("all", 0, 0.6)),
+        *(result_of("none", 0, 0.5, proposals=strict), result_of("all", 0, 0.7, proposals=strict)),
+    ]
+
+    text = table.to_markdown(results, ["proposals.nms_iou"])
+
+    assert "| anchors | coords | proposals.nms_iou | parameters |" in text
+    for value, gain in ((0.8, "+20.0 %"), (0.5, "+40.0 %")):
+        assert f"| grid | all | {value} | 81,590 |" in text
+        assert f"- grid anchors, proposals.nms_iou={value}, step size 0.001, coords=all: " in text
+        assert f"test IOU of proposals {gain} against none" in text
+    record = table.to_json(results, ["proposals.nms_iou"])
+    assert [gain["swept"]["proposals.nms_iou"] for gain in record["gains"]] == [0.8, 0.5]
 
 
 def test_each_number_stands_under_its_name() -> None:

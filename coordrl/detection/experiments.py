@@ -174,6 +174,9 @@ class Experiments(ManyRuns):
         sweep = read_table(self.config, "rpn").get("sweep", {})
         return list(itertools.chain(*swept_values(sweep, f"{self.config}, [rpn.sweep]")))
 
+    def _swept_keys(self) -> list[str]:
+        return list(dict.fromkeys(item.key for item in self._sweep()))
+
     def _folder(self, settings: DetectorSettings) -> Path:
         return self.out / f"{_kind(settings)}{self._swept(settings)}-s{settings.seed}"
 
@@ -181,7 +184,7 @@ class Experiments(ManyRuns):
         """Return the part of a run's name for its swept value; empty for the recipe's own."""
         recipe = load_detector_settings(self.config, settings.stage, self.overrides)
         parts = []
-        for key in dict.fromkeys(item.key for item in self._sweep()):
+        for key in self._swept_keys():
             value = operator.attrgetter(key)(settings)
             if value != operator.attrgetter(key)(recipe):
                 name = key.rpartition(".")[2]
@@ -200,7 +203,9 @@ class Experiments(ManyRuns):
     ) -> str:
         """Write ``<name>.md`` and ``.json`` of the finished runs; return the table."""
         last = results[-1]
-        text = table.to_markdown(results)
+        # The step size has a column of its own.
+        swept = [key for key in self._swept_keys() if key != "training.learning_rate"]
+        text = table.to_markdown(results, swept)
         if diverged:
             text += f"\nDiverged, and in no row: {'; '.join(diverged)}.\n"
         places = each_once(own.made_on for own in results)
@@ -218,8 +223,8 @@ class Experiments(ManyRuns):
         )
         link = f"\n![Test IOU of proposals while learning]({name}-curves.png)\n"
         write_text(head + text + (link if self._drawn(results) else ""), report / f"{name}.md")
-        record = {**provenance(self.command), **table.to_json(results), "diverged": list(diverged)}
-        write_json(record, report / f"{name}.json")
+        record = {**provenance(self.command), **table.to_json(results, swept)}
+        write_json({**record, "diverged": list(diverged)}, report / f"{name}.json")
         return text
 
     def _draw(self, results: Sequence[RunResult], report: Path, name: str) -> None:

@@ -1,6 +1,7 @@
 """The table of the detector: runs over seeds, with intervals, and the gain of coordinates."""
 
 import math
+import operator
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -85,6 +86,8 @@ class Row:
     """Average precision over overlaps from 0.50 to 0.95."""
     cpu_seconds: Interval
     """Processor time of training."""
+    swept: Mapping[str, Any]
+    """Further settings that the table varies."""
 
 
 def kind(result: RunResult) -> DetectorSettings:
@@ -92,8 +95,12 @@ def kind(result: RunResult) -> DetectorSettings:
     return replace(result.settings, seed=0)
 
 
-def summarize(results: Sequence[RunResult]) -> Row:
+def summarize(results: Sequence[RunResult], swept: Sequence[str] = ()) -> Row:
     """Return the row of runs that differ only in their seed.
+
+    Args:
+        results: The runs.
+        swept: Full names of settings to tell besides those that every row tells.
 
     Raises:
         ValueError: If there is no run, the runs are not of one kind, or two have the same seed.
@@ -129,6 +136,7 @@ def summarize(results: Sequence[RunResult]) -> Row:
         ap50=spread("ap50") if is_full else None,
         ap=spread("ap") if is_full else None,
         cpu_seconds=Interval.of([point.cpu_seconds for point in last]),
+        swept={name: operator.attrgetter(name)(own) for name in swept},
     )
 
 
@@ -142,16 +150,22 @@ class Gain:
     """Learning rates of the arms without and with coordinates."""
     seeds: tuple[int, ...]
     """Seeds of the pairs of runs, which differ only in the arm and its learning rate."""
+    swept: Mapping[str, Any]
+    """Further settings that the table varies, equal in each pair."""
     left_out: int
     """Pairs without a ratio: one of the two has no proposals, or they overlap no digit."""
     ratio: Interval
 
 
-def gains(results: Sequence[RunResult]) -> list[Gain]:
+def gains(results: Sequence[RunResult], swept: Sequence[str] = ()) -> list[Gain]:
     """Return the gain of each kind of proposal detector over its counterpart without coordinates.
 
     If learning rates were swept, the gain between each arm's best follows: the learning rate with
     the greatest test IOU of the first seed, which favors neither arm. Means are of ratios.
+
+    Args:
+        results: The runs.
+        swept: As for :func:`summarize`.
     """
     curves: dict[tuple[DetectorSettings, Coords], dict[float, dict[int, float]]] = {}
     for result in results:
@@ -179,7 +193,10 @@ def gains(results: Sequence[RunResult]) -> list[Gain]:
             if seeds:
                 left_out = len(pairs_of_runs) - len(seeds)
                 ratio = Interval.of_ratios([after[seed] / before[seed] for seed in seeds])
-                found.append(Gain(layout, coords, (without, with_coords), seeds, left_out, ratio))
+                varied = {name: operator.attrgetter(name)(shared) for name in swept}
+                found.append(
+                    Gain(layout, coords, (without, with_coords), seeds, varied, left_out, ratio)
+                )
     return found
 
 
@@ -191,15 +208,17 @@ def _best_rate(rates: Mapping[float, Mapping[int, float]]) -> float:
     return max(rates, key=first_seed)
 
 
-def to_markdown(results: Sequence[RunResult]) -> str:
+def to_markdown(results: Sequence[RunResult], swept: Sequence[str] = ()) -> str:
     """Write the rows of runs, in the order of their kinds, and the gains under them."""
-    rows = rows_of(results)
+    rows = rows_of(results, swept)
     heads = [
-        *("stage", "pictures", "anchors", "coords", "parameters", "seeds", "epochs", "step size"),
+        *("stage", "pictures", "anchors", "coords", *swept),
+        *("parameters", "seeds", "epochs", "step size"),
         *("train IOU", "test IOU of pairs", "**test IOU of proposals**", "IOU of all pairs"),
         *("recall", "AP50", "AP", "CPU s"),
     ]
-    rule = [*["---"] * 4, *["---:"] * (len(heads) - 4)]
+    names = 4 + len(swept)
+    rule = [*["---"] * names, *["---:"] * (len(heads) - names)]
     lines = [f"| {' | '.join(cells)} |" for cells in (heads, rule)]
     for row in rows:
         cut = "cropped" if row.is_cropped else "whole"
@@ -208,6 +227,7 @@ def to_markdown(results: Sequence[RunResult]) -> str:
             f"{row.objects} digits, {row.picture_size} px, {cut}",
             row.anchor_layout,
             row.coords,
+            *map(str, row.swept.values()),
             f"{row.parameters:,}",
             str(len(row.seeds)),
             str(row.epochs),
@@ -223,34 +243,35 @@ def to_markdown(results: Sequence[RunResult]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("")
-    for gain in gains(results):
+    for gain in gains(results, swept):
         ratio, (without, with_coords) = gain.ratio, gain.learning_rates
         interval = (
             "" if math.isnan(ratio.low) else f" ({_percent(ratio.low)} to {_percent(ratio.high)})"
         )
         left_out = f", {gain.left_out} left out" if gain.left_out else ""
         rates = f"{without:g}" if without == with_coords else f"{without:g} and {with_coords:g}"
+        varied = "".join(f", {name}={value}" for name, value in gain.swept.items())
         lines.append(
-            f"- {gain.anchor_layout} anchors, step size {rates}, coords={gain.coords}: test IOU of"
-            f" proposals {_percent(ratio.mean)}{interval} against none, {len(gain.seeds)} pair(s)"
-            f" of runs{left_out}; the paper: about {_percent(PAPER_GAIN)}."
+            f"- {gain.anchor_layout} anchors{varied}, step size {rates}, coords={gain.coords}: test"
+            f" IOU of proposals {_percent(ratio.mean)}{interval} against none, {len(gain.seeds)}"
+            f" pair(s) of runs{left_out}; the paper: about {_percent(PAPER_GAIN)}."
         )
     return "\n".join(lines).rstrip() + "\n"
 
 
-def rows_of(results: Sequence[RunResult]) -> list[Row]:
+def rows_of(results: Sequence[RunResult], swept: Sequence[str] = ()) -> list[Row]:
     """Return a row for each kind of run, in the order of first appearance."""
     groups: dict[DetectorSettings, list[RunResult]] = {}
     for result in results:
         groups.setdefault(kind(result), []).append(result)
-    return [summarize(group) for group in groups.values()]
+    return [summarize(group, swept) for group in groups.values()]
 
 
-def to_json(results: Sequence[RunResult]) -> dict[str, Any]:
+def to_json(results: Sequence[RunResult], swept: Sequence[str] = ()) -> dict[str, Any]:
     """Return rows, gains and every run as JSON types."""
     return {
-        "rows": [asdict(row) for row in rows_of(results)],
-        "gains": [asdict(gain) for gain in gains(results)],
+        "rows": [asdict(row) for row in rows_of(results, swept)],
+        "gains": [asdict(gain) for gain in gains(results, swept)],
         "paper_gain": PAPER_GAIN,
         "runs": [result.to_json() for result in results],
     }
