@@ -175,10 +175,6 @@ class VectorEnvAdapter(VecEnv):
                 infos[i]["episode"] = episode
         return obs, rewards.astype(np.float32, copy=False), dones, infos
 
-    def reset_torch(self) -> Tensor:
-        """Begin new episodes like :meth:`reset`, for :meth:`step_torch`."""
-        return torch.as_tensor(self.reset(), device=self.device)
-
     @property
     def shortest_timeout(self) -> int:
         """Fewest agent steps of a truncated episode; 1 if unknown."""

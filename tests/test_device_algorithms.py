@@ -758,7 +758,7 @@ def test_replay_buffer_holds_the_transitions_of_sb3s(buffer_size: int, stack_siz
     rng = np.random.default_rng(0)
     for _ in range(2):  # the second time, games are cut off by a reset
         obs: Any = envs[0].reset()
-        ours_obs, starts = envs[1].reset_torch(), torch.ones(NUM_ENVS, dtype=torch.bool)
+        ours_obs, starts = torch.as_tensor(envs[1].reset()), torch.ones(NUM_ENVS, dtype=torch.bool)
         for _ in range(40):
             ours.observe(ours_obs, starts)
             actions = rng.integers(0, 4, NUM_ENVS)
@@ -804,7 +804,7 @@ def test_a_replay_buffer_that_is_emptied_in_the_middle_of_games_goes_on(buffer_s
     )
     stock = ReplayBuffer(buffer_size, *spaces_of, "cpu", NUM_ENVS)
     obs: Any = envs[0].reset()
-    ours_obs, starts = envs[1].reset_torch(), torch.ones(NUM_ENVS, dtype=torch.bool)
+    ours_obs, starts = torch.as_tensor(envs[1].reset()), torch.ones(NUM_ENVS, dtype=torch.bool)
     for step_number in range(50):
         if step_number in (15, 22):  # where games begin, and between
             ours.reset()
@@ -843,7 +843,7 @@ def played_buffers(count: int, buffer_size: int, steps: int) -> Iterator[list[De
         for _ in range(count)
     ]
     rng = np.random.default_rng(0)
-    obs, starts = env.reset_torch(), torch.ones(NUM_ENVS, dtype=torch.bool)
+    obs, starts = torch.as_tensor(env.reset()), torch.ones(NUM_ENVS, dtype=torch.bool)
     for _ in range(steps):
         actions = torch.from_numpy(rng.integers(0, 4, NUM_ENVS))
         step = env.step_torch(actions)

@@ -201,7 +201,7 @@ def test_options_are_the_same_for_all() -> None:
 
 def test_tensors_tell_what_numpy_tells() -> None:
     ours, theirs = VectorEnvAdapter(Counting()), VectorEnvAdapter(Counting())
-    assert_array_equal(ours.reset_torch(), theirs.reset())
+    assert_array_equal(ours.reset(), theirs.reset())
     episodes = []
     games: list[tuple[float, int]] = []
     for actions in np.random.default_rng(0).integers(2, size=(7, 2)):
