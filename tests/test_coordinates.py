@@ -1354,37 +1354,134 @@ def test_the_true_map_is_the_sum_of_the_one_hots() -> None:
     assert truth[2, 1] == 1
 
 
-def test_neighbors_are_marked_where_their_pixel_is_drawn() -> None:
-    center, canvas = torch.tensor([2, 9]), Canvas(size=16, square=1)
-    ones = one_hot_images(center + torch.tensor([[0, 0], [1, 0], [2, 0]]), canvas).squeeze(1)
-    for axes in figures.neighbor_logits({"known": ones}, center, window=4).axes:
+@pytest.mark.parametrize("place", [(2, 9), (9, 2)], ids=["left", "top"])
+def test_neighbors_are_marked_where_their_pixel_is_drawn(place: tuple[int, int]) -> None:
+    center, canvas = torch.tensor(place), Canvas(size=16, square=1)
+    neighbors = center + torch.tensor([[0, 0], [1, 0], [2, 0]])
+    ones = one_hot_images(neighbors, canvas).squeeze(1)
+    drawn = figures.neighbor_logits({"known": ones}, center, window=4).axes
+    for axes, neighbor in zip(drawn, neighbors.tolist(), strict=True):
         [marker] = axes.lines
         shown = np.asarray(axes.images[0].get_array())
         row, column = np.unravel_index(shown.argmax(), shown.shape)
+        assert shown.max() == 1
         assert np.asarray(marker.get_xydata()).tolist() == [[column, row]]
+        assert axes.get_title() == f"known: {tuple(neighbor)}"
 
 
 def test_sheets_are_colored_by_x_and_then_by_y() -> None:
-    centers = torch.tensor([[1, 2], [3, 5]])
-    by_x, by_y = figures.sheets({"known": torch.rand(2, 2)}, centers).axes
+    centers, components = torch.tensor([[1, 2], [3, 5]]), torch.tensor([[0.5, 0.25], [-1, 2]])
+    by_x, by_y = figures.sheets({"known": components}, centers).axes
     assert (by_x.get_title(), by_y.get_title()) == ("known, colored by x", "known, colored by y")
     colors = [np.asarray(axes.collections[0].get_array()).tolist() for axes in (by_x, by_y)]
     assert colors == [[1, 3], [2, 5]]
+    assert np.asarray(by_y.collections[0].get_offsets()).tolist() == components.tolist()
+
+
+def test_maps_are_black_at_0_and_white_at_their_own_largest_value() -> None:
+    names = ("conv", "truth")
+    maps = {name: (torch.rand(5, 7) + 0.1, 3 * torch.rand(5, 7) + 0.1) for name in names}
+
+    drawn = figures.probability_maps(maps, {"conv": (0.1, 0.25)}).axes
+
+    shown = [maps[name][row] for row in (0, 1) for name in names]  # training maps above test maps
+    for axes, values in zip(drawn, shown, strict=True):
+        [image] = axes.images
+        assert np.array_equal(np.asarray(image.get_array()), values.numpy())
+        assert image.get_clim() == pytest.approx((0, float(values.max())))
+    assert [axes.get_title().strip() for axes in drawn] == [
+        "conv, train\n10.0 % misplaced",
+        "truth, train",
+        "conv, test\n25.0 % misplaced",
+        "truth, test",
+    ]
 
 
 def test_the_test_metric_is_drawn_against_processor_time() -> None:
     run = result(0, "conv", [0.25, 0.5])
     own = replace(run, curve=tuple(replace(point, train=1.0) for point in run.curve))
-    (line,) = figures.learning_curves([own], "accuracy").axes[0].lines
+    axes = figures.learning_curves([own], "accuracy").axes[0]
+    (line,) = axes.lines
     assert np.asarray(line.get_xydata()).tolist() == [[1.0, 0.25], [2.0, 0.5]]
+    assert (axes.get_xscale(), axes.get_ylabel()) == ("log", "test accuracy")
+
+
+def test_curves_of_a_model_share_their_color_and_one_line_of_the_legend() -> None:
+    runs = [
+        result(0, "conv", [0.25]),
+        result(1, "conv", [0.5]),
+        result(0, "coordconv", [1.0], parameters=7_553),
+    ]
+    axes = figures.learning_curves(runs, "accuracy").axes[0]
+    first, second, other = (line.get_color() for line in axes.lines)
+    assert first == second != other
+    _, labels = axes.get_legend_handles_labels()
+    assert labels == ["conv, 100 parameters", "coordconv, 7,553 parameters"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "tests", "scale"),
+    [
+        ("error", [math.inf, 2.0, 0.5], "log"),
+        ("error", [math.inf, math.nan], "linear"),
+        ("accuracy", [0.5, 1.0], "linear"),
+    ],
+    ids=["error", "diverged", "accuracy"],
+)
+def test_errors_that_are_finite_are_drawn_on_a_logarithmic_scale(
+    metric: str, tests: list[float], scale: str
+) -> None:
+    assert figures.learning_curves([result(0, "conv", tests)], metric).axes[0].get_yscale() == scale
 
 
 def test_a_sweep_is_drawn_with_training_across_and_test_upwards() -> None:
-    runs = [result(0, "conv", [0.2], train=0.9), result(0, "conv", [0.4], train=0.7)]
+    runs = [
+        result(0, "conv", [0.2], train=0.9),
+        result(0, "coordconv", [0.8], train=0.85),
+        result(0, "conv", [0.4], train=0.7),
+    ]
     axes = figures.sweep_scatter(runs, "accuracy").axes[0]
-    points = np.asarray(axes.collections[0].get_offsets())
-    assert points.tolist() == [[0.9, 0.2], [0.7, 0.4]]
+    points = {
+        str(own.get_label()): np.asarray(own.get_offsets()).tolist() for own in axes.collections
+    }
+    assert points == {"conv": [[0.9, 0.2], [0.7, 0.4]], "coordconv": [[0.85, 0.8]]}
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("training accuracy", "test accuracy")
+    [diagonal] = axes.lines
+    assert np.array_equal(diagonal.get_xdata(), diagonal.get_ydata())
+
+
+def test_errors_of_each_shift_and_ratios_of_coordinates_are_drawn_against_steps() -> None:
+    errors, ratios = [[0.9, 0.8], [0.5, 0.6], [0.1, 0.2]], [0.5, 0.75, 0.25]
+    nothing = [None, None, None]
+    traces = {
+        "coordconv": analysis.Trace(5, (1, 4), steps=[0, 5, 10], errors=errors, ratios=[*ratios]),
+        "conv": analysis.Trace(2, (1,), steps=[0, 2, 4], errors=[[0.3]] * 3, ratios=[*nothing]),
+    }
+
+    left, right = figures.translation(traces).axes
+
+    drawn = {
+        str(line.get_label()): np.asarray(line.get_xydata()).tolist()
+        for axes in (left, right)
+        for line in axes.lines
+    }
+    assert drawn == {
+        "coordconv, 1 px": [[0, 0.9], [5, 0.5], [10, 0.1]],
+        "coordconv, 4 px": [[0, 0.8], [5, 0.6], [10, 0.2]],
+        "conv, 1 px": [[0, 0.3], [2, 0.3], [4, 0.3]],
+        "coordconv": [[0, 0.5], [5, 0.75], [10, 0.25]],  # conv has no coordinates to weigh
+    }
+    # The axis is linear from step 0 to 2, and logarithmic beyond.
+    one, two, four = right.get_xaxis().get_transform().transform(np.array([1.0, 2.0, 4.0]))
+    assert two == pytest.approx(2 * one)
+    assert four - two < one
+
+
+def test_nothing_that_was_traced_is_drawn_without_a_legend() -> None:
+    empty = analysis.Trace(1, (1,), steps=[0], errors=[[0.5]], ratios=[None])
+    left, right = figures.translation({"conv": empty}).axes
+    assert (left.get_legend() is None, right.get_legend() is None) == (False, True)
+    assert [axes.get_legend() for axes in figures.translation({}).axes] == [None, None]
 
 
 def test_figures_are_drawn_from_what_analysis_returns(tmp_path: Path) -> None:
