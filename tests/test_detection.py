@@ -248,6 +248,27 @@ def broken_picture(folder: Path) -> Path:
     return folder
 
 
+def picture_with_a_broken_chunk(folder: Path) -> Path:
+    broken_picture(folder)
+    file = folder / "3" / "a.png"
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file)
+    content = bytearray(file.read_bytes())
+    second = content.index(b"IDAT", content.index(b"IDAT") + 4)
+    content[second : second + 4] = bytes(4)
+    file.write_bytes(content)
+    return folder
+
+
+def picture_that_promises_too_much(folder: Path) -> Path:
+    broken_picture(folder)
+    # The start of a BMP of 30,000 x 30,000 pixels.
+    sizes = 54, 0, 54, 40, 30_000, 30_000, 1, 24
+    header = struct.pack("<2sIIIIiiHHIIiiII", b"BM", *sizes, *[0] * 6)
+    (folder / "3" / "a.png").write_bytes(header)
+    return folder
+
+
 TEN = np.ones((10, 28, 28), np.uint8)
 BAD_SOURCES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda folder: folder / "nowhere", "there is no such file or folder"),
@@ -266,11 +287,14 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "fewer labels": (npz(x=TEN, y=np.arange(9)), "10 digits need as many labels"),
     "labels above 9": (npz(x=TEN, y=np.arange(10) + 1), "labels must be bytes from 0 to 9"),
     "labels between": (npz(x=TEN, y=np.arange(10) / 2), "labels must be whole numbers"),
+    "no labels known": (npz(x=TEN, y=np.full(10, math.nan)), "labels must be whole numbers"),
     "blank": (npz(x=TEN * 0, y=np.arange(10)), "digit 0 is blank, as are 9 others"),
     "too few": (npz(x=TEN[:9], y=np.arange(9)), "a split needs at least 10 digits, got 9"),
     "none": (npz(x=TEN[:0], y=np.arange(0)), "there is no digit in it"),
     "large picture": (large_picture, r"3/a.png is 30x32 pixels; digits are 28x28"),
-    "broken picture": (broken_picture, "a.png cannot be read"),
+    "broken picture": (broken_picture, "3/a.png cannot be read"),
+    "broken chunk": (picture_with_a_broken_chunk, "3/a.png cannot be read: broken PNG file"),
+    "bomb": (picture_that_promises_too_much, r"3/a.png cannot be read: .*900000000 pixels"),
 }
 
 

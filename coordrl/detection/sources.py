@@ -35,6 +35,10 @@ _UNREADABLE = (
         tokenize.TokenError,
     ),  # for damaged .npz files
 )
+_UNREADABLE_PICTURE = (
+    *(OSError, UnidentifiedImageError, Image.DecompressionBombError),
+    *(SyntaxError, ValueError),  # for damaged PNGs
+)
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,8 @@ def _read_npz(path: Path) -> tuple[DigitSet, ...]:
 
 
 def _label_bytes(labels: npt.NDArray[np.generic]) -> Bytes:
-    as_bytes = labels.astype(np.uint8)
+    with np.errstate(invalid="ignore"):  # NaN is no byte either
+        as_bytes = labels.astype(np.uint8)
     if not np.array_equal(as_bytes, labels):
         raise SettingsError("labels must be whole numbers from 0 to 9")
     return as_bytes
@@ -244,8 +249,10 @@ def _read_image(path: Path) -> Bytes:
     try:
         with Image.open(path) as picture:
             image = np.asarray(picture.convert("L"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise SettingsError(f"{path.name} cannot be read: {reason(error)}") from error
+    except _UNREADABLE_PICTURE as error:
+        raise SettingsError(
+            f"{path.parent.name}/{path.name} cannot be read: {reason(error)}"
+        ) from error
     if image.shape != (28, 28):
         raise SettingsError(
             f"{path.parent.name}/{path.name} is {image.shape[1]}x{image.shape[0]} pixels; digits"
