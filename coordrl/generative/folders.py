@@ -10,7 +10,8 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -83,11 +84,7 @@ class LmdbPictures:
             ) from error
         self.path, self.size = path, size
         try:
-            self._database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
-            pages = self._database.info()["last_pgno"] + 1
-            if (path / "data.mdb").stat().st_size < pages * self._database.stat()["psize"]:
-                # Reading past its end would kill the process.
-                raise DataError(f"{path}/data.mdb was cut off; unpack or download it again")
+            self._database = _shared(lmdb, path)
             with self._database.begin() as transaction:
                 self.keys = list(transaction.cursor().iternext(keys=True, values=False))
         except lmdb.Error as error:
@@ -109,6 +106,24 @@ class LmdbPictures:
             return _decode(lambda: io.BytesIO(compressed), self.size, f"{self.path}, {key!r}")
 
         return _together(read, indices, device)
+
+
+# LMDB opens a file once in a process: sets of the same pictures share it while one of them is used.
+_DATABASES: WeakValueDictionary[Path, Any] = WeakValueDictionary()
+
+
+def _shared(lmdb: Any, path: Path) -> Any:
+    place = path.resolve()
+    database = _DATABASES.get(place)
+    if database is None:
+        database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+        pages = database.info()["last_pgno"] + 1
+        if (path / "data.mdb").stat().st_size < pages * database.stat()["psize"]:
+            database.close()  # or it could not be opened again
+            # Reading past its end would kill the process.
+            raise DataError(f"{path}/data.mdb was cut off; unpack or download it again")
+        _DATABASES[place] = database
+    return database
 
 
 def open_pictures(name: str, size: int) -> Pictures:
