@@ -1738,6 +1738,79 @@ def test_boxes_are_drawn_where_they_are() -> None:
     assert tuple(wider[6 + 6, 4 + 6]) == tuple(wider[17 + 6, 15 + 6]) == green
 
 
+def test_boxes_that_are_not_there_are_not_drawn_and_narrow_ones_are() -> None:
+    scenes = scenes_of([[2.0, 3, 8, 9]], [-1], size=16)
+    boxes, scores = torch.tensor([[[4.25, 4, 4.75, 9], [6, 6, 12, 12]]]), torch.tensor([[0.5, 0.9]])
+
+    picture = figures.draw_scenes(
+        scenes, Proposals(boxes, scores, torch.tensor([[True, False]])), zoom=1
+    )
+
+    rows, columns = (picture == (255, 150, 40)).all(axis=2).nonzero()
+    # A column of five pixels, below the picture with the true boxes.
+    assert (rows.tolist(), columns.tolist()) == ([20, 21, 22, 23, 24], [4] * 5)
+
+
+def test_scenes_stand_side_by_side_with_pictures_and_boxes_of_their_own() -> None:
+    images = torch.zeros(2, 1, 10, 20, dtype=torch.uint8)
+    images[0, :, 7, 15], images[1, :, 4, 12] = 100, 200
+    true = torch.tensor([[[2.0, 2, 6, 6]], [[3.0, 3, 9, 9]]])
+    found = torch.tensor([[[10.0, 1, 14, 5]], [[11.0, 5, 18, 8]]])
+    scenes = Scenes(images, true, torch.tensor([[4], [7]]))
+
+    picture = figures.draw_scenes(
+        scenes, Proposals(found, torch.ones(2, 1), torch.ones(2, 1).bool()), zoom=2
+    )
+
+    assert picture.shape == (2 * 20, 2 * 40, 3)
+    green, orange = (80, 220, 80), (255, 150, 40)
+    for column, left in enumerate((0, 40)):
+        pixel = (images[column, 0] > 0).nonzero()[0] * 2
+        for top, box, color in ((0, true[column, 0], green), (20, found[column, 0], orange)):
+            panel = picture[top : top + 20, left : left + 40]
+            x1, y1, x2, y2 = (int(2 * edge) for edge in box)
+            assert tuple(panel[y1, x1]) == tuple(panel[y2 - 1, x2 - 1]) == color
+            assert (panel == color).all(axis=2).any(axis=1).nonzero()[0].tolist()[0] == y1
+            gray = int(images[column].max())
+            assert (panel == gray).all(axis=2).nonzero()[0].min() == pixel[0]
+            assert (panel == gray).all(axis=2).nonzero()[1].min() == pixel[1]
+
+
+def test_detections_are_drawn_with_their_digits_and_proposals_without() -> None:
+    scenes = scenes_of([[0.0, 0, 1, 1]], [-1], size=20)
+    boxes = torch.tensor([[[2.0, 2, 18, 18]]])
+    surely, there = torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool)
+    proposals = Proposals(boxes + 1, surely, there)
+
+    def orange(label: int | None) -> set[tuple[int, ...]]:
+        detections = Detections(boxes, surely, torch.tensor([[label or 0]]), there)
+        picture = figures.draw_scenes(
+            scenes, proposals, None if label is None else detections, zoom=1
+        )[20:]
+        return set(map(tuple, np.argwhere(picture[..., 0] > picture[..., 1]).tolist()))
+
+    outline = {(y, x) for y in range(2, 18) for x in range(2, 18) if {y, x} & {2, 17}}
+    assert orange(None) == {(y + 1, x + 1) for y, x in outline}
+    three, eight = orange(3), orange(8)
+    assert three > outline < eight
+    assert three != eight
+
+
+def test_curves_are_drawn_in_the_panel_of_their_anchors() -> None:
+    grid = [result_of("none", 0, 0.4), result_of("none", 1, 0.45), result_of("all", 0, 0.5)]
+    released = result_of("all", 0, 0.3, proposals=ProposalSettings(anchor_layout="released"))
+
+    figure = figures.learning_curves([*grid, released], ["released", "grid"])
+
+    shown = [[float(np.asarray(line.get_ydata())[0]) for line in a.lines] for a in figure.axes]
+    assert shown == [[0.3], [0.4, 0.45, 0.5]]
+    assert [axes.get_title() for axes in figure.axes] == ["anchors: released", "anchors: grid"]
+    _, labels = figure.axes[1].get_legend_handles_labels()
+    assert labels == ["coords='none'", "coords='all'"]
+    first, second, other = (line.get_color() for line in figure.axes[1].lines)
+    assert first == second != other
+
+
 def write_small_config(folder: Path) -> Path:
     path = folder / "small.toml"
     spec = "{out_channels = 4, kernel_size = 5, pool = 2}"
