@@ -820,12 +820,32 @@ def test_centers_are_drawn_under_their_own_colors() -> None:
     assert (red.get_ylim(), difference.get_ylim()) == ((16, 0), (16, -16))
 
 
+def test_samples_and_their_average_are_drawn_beside_the_centers_of_whole_pictures() -> None:
+    objects = draw_objects(CANVAS, 40, torch.Generator().manual_seed(0))
+    pictures = draw_pictures(objects, CANVAS)
+    pictures[3] = torch.where(pictures[3, 2] > pictures[3, 0], pictures[3], 1.0)  # blue alone
+
+    drawn = figures.comparison({"data": pictures, "again": pictures}, CANVAS).axes
+
+    for (samples, average, red, *_), name in zip(
+        (drawn[:5], drawn[5:]), ("data", "again"), strict=True
+    ):
+        sheet = figures.grid(pictures[:36], columns=6)
+        for axes, shown in ((samples, sheet), (average, pictures.mean(dim=0))):
+            [image] = axes.images
+            assert np.array_equal(np.asarray(image.get_array()), figures.to_bytes(shown).numpy())
+        assert samples.get_ylabel() == name
+        assert len(np.asarray(red.collections[0].get_offsets())) == 39
+
+
 def test_a_grid_lays_pictures_out_row_by_row() -> None:
     pictures = torch.arange(1.0, 6).view(5, 1, 1, 1).repeat(1, 3, 2, 2)
     sheet = figures.grid(pictures, columns=3)
     assert sheet.shape == (3, 5, 8)
     assert sheet[0, 0].tolist() == [1, 1, 0, 2, 2, 0, 3, 3]
     assert sheet[0, 4].tolist() == [4, 4, 0, 5, 5, 0, 0, 0]
+    colors = torch.tensor([-1.0, 0.5, 1.0]).view(1, 3, 1, 1).expand(2, 3, 4, 6)
+    assert figures.grid(colors, columns=1)[:, 2, 2].tolist() == [-1, 0.5, 1]
 
 
 def test_films_and_pictures_keep_their_colors(tmp_path: Path) -> None:
@@ -839,12 +859,20 @@ def test_films_and_pictures_keep_their_colors(tmp_path: Path) -> None:
         assert picture.size == (18, 12)
         assert picture.getextrema() == ((0, 0), (0, 0), (0, 0))
 
+    noise = torch.rand(3, 4, 6) * 2 - 1
+    figures.save_picture(noise, tmp_path / "noise.png", enlarge=3)
+    with Image.open(tmp_path / "noise.png") as picture:
+        enlarged = figures.to_bytes(noise).repeat_interleave(3, 0).repeat_interleave(3, 1)
+        assert np.array_equal(np.asarray(picture), enlarged.numpy())
+
 
 def test_films_go_there_and_back_again(tmp_path: Path) -> None:
     grays = [-1.0, 0.0, 0.5, 1.0]
     frames = torch.tensor(grays).view(4, 1, 1, 1).expand(4, 3, 4, 6)
-    figures.save_film(frames, tmp_path / "film.gif")
+    figures.save_film(frames, tmp_path / "film.gif", milliseconds=120)
     with Image.open(tmp_path / "film.gif") as film:
+        assert film.info["duration"] == 120
+        assert film.info["loop"] == 0  # forever
         shown = []
         for frame in range(getattr(film, "n_frames", 1)):
             film.seek(frame)
@@ -1123,6 +1151,23 @@ def test_entropies_are_drawn_under_their_names() -> None:
     assert [one.get_title() for one in axes] == ["red", "blue", "difference"]
     shown = [[float(np.asarray(line.get_ydata())[0]) for line in one.lines] for one in axes]
     assert shown == [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]
+
+
+def test_entropies_of_an_arm_share_their_color_and_one_line_of_the_legend() -> None:
+    result = Run(tiny()).train()
+    arms: list[tuple[Arm, float]] = [("all", 1.0), ("all", 1.5), ("none", 0.5)]
+    runs = [judged(result, coords, (1e-3, 1e-4), (red, 2.0, 3.0)) for coords, red in arms]
+    real = replace(result.real, entropies=Entropies(4.0, 5.0, 6.0, 0.0))
+
+    axes = figures.entropy_curves([replace(own, real=real) for own in runs]).axes[0]
+
+    first, second, other, data = axes.lines
+    assert first.get_color() == second.get_color() != other.get_color()
+    assert np.asarray(second.get_xydata()).tolist() == [[6.0, 1.5]]  # after six batches
+    assert axes.get_legend_handles_labels() == (
+        [first, other, data],
+        ["with coordinates", "without coordinates", "data"],
+    )
 
 
 def test_the_best_step_sizes_have_the_highest_mean_entropy() -> None:
