@@ -1,6 +1,7 @@
 """What experiments share: folders that are found again, the watch, more time."""
 
 import errno
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from coordrl.experiments import (
     may_go_on,
     require_trained,
     run_folder,
+    swept_values,
     train_once,
     watched,
     with_time_of,
@@ -98,6 +100,29 @@ def test_a_watch_forgets_what_tensorboard_has_of_steps_that_are_done_again(tmp_p
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 2.0)]
 
 
+def test_a_watch_shows_the_run_and_takes_the_first_signal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        run_folder(tmp_path / "run", Settings()) as folder,
+        watched(folder, 50, "batches", done=20) as watch,
+    ):
+        shown = watch.progress
+        assert (shown.label, shown.total, shown.unit, shown.done) == ("run", 50, "batches", 20)
+        signal.raise_signal(signal.SIGINT)
+        assert watch.stop.requested
+
+
+def test_values_of_a_sweep_are_listed_setting_by_setting() -> None:
+    first, second = swept_values({"training.l2": [0.1, 0.0], "seed": [3]}, "[own.sweep]")
+    assert [(item.key, item.value) for item in first] == [("training.l2", 0.1), ("training.l2", 0)]
+    assert [(item.key, item.value) for item in second] == [("seed", 3)]
+    wrong: list[object] = [[], 0.1, "0.1"]
+    for values in wrong:
+        with pytest.raises(SettingsError, match=r"^\[own.sweep\]: 'seed' must be a list of values"):
+            swept_values({"seed": values}, "[own.sweep]")
+
+
 @pytest.mark.parametrize("method", ["__init__", "add_scalar", "close"])
 def test_curves_that_a_full_disk_has_cut_off_are_told(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -129,8 +154,10 @@ def test_only_a_run_that_was_cut_short_goes_on_with_more_time(
 
 def test_a_result_keeps_the_time_that_its_run_was_given() -> None:
     now = Settings(seed=3, training=Training(2.0, batch_size=7))
-    record = {"seed": 3, "training": {"max_seconds": 9.0, "batch_size": 7}}
+    record: dict[str, Any] = {"seed": 3, "training": {"max_seconds": 9.0, "batch_size": 7}}
     assert with_time_of(now, record) == replace(now, training=Training(9.0, batch_size=7))
+    record["training"] = {"max_seconds": None, "batch_size": 7}
+    assert with_time_of(now, record) == replace(now, training=Training(None, batch_size=7))
 
 
 def test_a_result_without_weights_is_told(tmp_path: Path) -> None:
