@@ -13,6 +13,7 @@ from coordrl.generative.data import Canvas, Objects, draw_objects, draw_pictures
 from coordrl.generative.measures import (
     OVERLAPS,
     Row,
+    entropy,
     jensen_shannon,
     measure,
     near_duplicates,
@@ -180,6 +181,41 @@ def test_pictures_without_objects_have_no_entropy() -> None:
     assert (entropies.red, entropies.missing) == (0, 1)
 
 
+def test_no_entropy_is_no_negative_zero() -> None:
+    assert str(entropy(np.array([0, 5]))) == "0.0"
+
+
+def red_anywhere(count: int) -> Objects:
+    """A blue disc that stays and a red square in each row of one column, over and over."""
+    centers = torch.tensor([[[8, 8], [24, y % 22 + 5]] for y in range(count)])
+    return Objects(centers, torch.tensor([[True, False]] * count))
+
+
+def test_measures_are_of_both_objects_and_all_coordinates() -> None:
+    shown = red_anywhere(66)
+    real = replace(shown, centers=shown.centers + torch.tensor([[0, 0], [2, 0]]))
+
+    row, again = (measure(draw_pictures(shown, SMALL), real, SMALL) for _ in range(2))
+
+    assert row == again
+    assert row.cells == pytest.approx((1 + 11) / (2 * 11**2))
+    assert row.discs == 0.5
+    assert row.wasserstein == pytest.approx(2 / 4)  # of one of four coordinates
+    assert row.duplicates == 22 * 3 + 21 * 9  # in the same row, and in the next
+
+
+def test_fifty_valid_pictures_are_enough() -> None:
+    pictures = draw_pictures(red_anywhere(50), SMALL)
+    assert measure(pictures, red_anywhere(50), SMALL).recall == 1
+    assert measure(pictures[1:], red_anywhere(50), SMALL).recall is None
+
+
+def test_cells_are_as_fine_as_there_are_places() -> None:
+    canvas = Canvas(size=16, radius=3)
+    pictures = draw_pictures(objects(2000, canvas), canvas)
+    assert measure(pictures, objects(6, canvas), canvas).cells == pytest.approx(1, abs=0.02)
+
+
 @pytest.fixture(scope="module")
 def reference() -> Objects:
     return objects(COUNT, seed=1)
@@ -311,6 +347,8 @@ def test_few_valid_pictures_measure_nothing(reference: Objects) -> None:
 def test_no_pictures_are_refused(reference: Objects) -> None:
     with pytest.raises(ValueError, match="expected pictures to compare, got 0 and 2000 real"):
         measure(torch.zeros(0, 3, 64, 64), reference, PAPER)
+    with pytest.raises(ValueError, match="expected pictures to compare, got 2 and 0 real"):
+        measure(torch.zeros(2, 3, 64, 64), reference.take(torch.arange(0)), PAPER)
 
 
 def test_jensen_shannon_of_halves_that_share_a_quarter() -> None:
@@ -332,8 +370,9 @@ def test_recall_and_coverage_of_points_on_a_line() -> None:
 
 
 def test_near_duplicates_need_equal_shapes_and_one_pixel() -> None:
-    places = torch.tensor([[[10, 10], [40, 40]]] * 4)
-    places[1, 0, 0] += 1
+    places = torch.tensor([[[10, 10], [40, 40]]] * 6)
+    places[1, 0, 0] += 1  # the only one that is near the first
     places[2, 1, 1] += 2
-    is_disc = torch.tensor([[False, False]] * 3 + [[True, False]])
+    places[3, 0] -= 1  # the square root of 2
+    is_disc = torch.tensor([[False, False]] * 4 + [[True, False], [False, True]])
     assert near_duplicates(Objects(places, is_disc)) == 1
