@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 import train_digits
 from coordrl.files import RunError
 from coordrl.layers import CoordConv2d
+from coordrl.progress import Progress
 from coordrl.recognition import (
     Arm,
     Block,
@@ -27,6 +30,7 @@ from coordrl.recognition import (
     to_markdown,
     write_report,
 )
+from coordrl.stopping import Interrupted
 
 TINY = RecognitionSettings(held_back=40, epochs=3, batch_size=16)
 
@@ -75,6 +79,7 @@ def test_a_block_cuts_off_the_sum_of_both_its_ways() -> None:
     out = block(x)
     assert torch.equal(out, F.relu(block.shortcut(x) + block.residual(x)))
     assert out.amin() == 0
+    assert Block(2, 2, 2)(x).shape == (1, 2, 4, 5)  # its shortcut takes the steps as well
 
 
 @pytest.mark.parametrize("arm", ["none", "coordconv"])
@@ -190,6 +195,60 @@ def test_arms_that_agree_differ_by_nothing() -> None:
     assert not test.is_loss
 
 
+def test_a_result_tells_what_was_trained_and_the_mean_over_held_back_digits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unsure(self: DigitResNet, x: Tensor) -> Tensor:
+        logits: Tensor = 0 * self.head(torch.ones(len(x), 64))
+        return logits
+
+    clock = iter([10.0, 12.5])
+    monkeypatch.setattr(DigitResNet, "forward", unsure)
+    monkeypatch.setattr(time, "process_time", lambda: next(clock))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    images, labels = bars(100)
+    result = recognize(TINY, images, torch.zeros_like(labels))
+
+    assert result.parameters == count(DigitResNet("coordconv", classes=1))
+    assert (result.accuracy, result.loss) == (1, 0)  # there is one class
+    assert (result.cpu_seconds, result.threads) == (2.5, 3)
+
+    clock = iter([10.0, 12.5])
+    result = recognize(TINY, images, labels)
+    assert result.parameters == count(DigitResNet("coordconv", classes=2))
+    assert result.loss == pytest.approx(math.log(2))
+
+
+def test_a_run_that_is_asked_to_stop_has_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, shown = Progress.update, []
+
+    def noted(self: Progress, done: int) -> None:
+        shown.append((self.label, done, self.total))
+        update(self, done)
+        if done == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Progress, "update", noted)
+    with pytest.raises(Interrupted):
+        compare_arms(TINY, *bars(100), seeds=2, out=tmp_path)
+
+    assert shown == [("digits-none-s0", done, 3 * (60 // 16)) for done in (1, 2)]
+    assert not list(tmp_path.glob("*/result.json"))
+
+
+def test_a_batch_of_more_digits_than_there_are_takes_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+    monkeypatch.setattr(Progress, "update", lambda self, done: shown.append((done, self.total)))
+    settings = dataclasses.replace(TINY, batch_size=500)
+    compare_arms(settings, *bars(100), seeds=1, out=tmp_path)
+    assert shown == [(1, 3), (2, 3), (3, 3)] * 2
+    assert {path.name for path in tmp_path.iterdir()} == {"digits-none-s0", "digits-coordconv-s0"}
+
+
 def test_a_network_that_diverged_is_no_result() -> None:
     with pytest.raises(
         RunError,
@@ -207,6 +266,7 @@ def test_something_must_be_left_to_learn_from() -> None:
     ("keywords", "message"),
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate must be a number, got nan"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1"),
@@ -260,6 +320,8 @@ def test_the_paired_test_finds_a_small_loss_that_all_pairs_share() -> None:
 def test_one_pair_is_no_test() -> None:
     with pytest.raises(ValueError, match="needs 2 pairs or more, got 1 and 1"):
         paired_test([0.9], [0.9])
+    with pytest.raises(ValueError, match="needs 2 pairs or more, got 3 and 1"):
+        paired_test([0.9, 0.8, 0.7], [0.9])
 
 
 def test_the_table_says_what_was_lost() -> None:
@@ -282,6 +344,39 @@ def test_the_table_says_what_was_lost() -> None:
     expected = paired_test(*accuracies, overlap=held_back / (10_000 - held_back))
     assert f"{100 * expected.low:+.2f} to {100 * expected.high:+.2f}" in text
     assert to_json(results, pool=10_000)["test"] == dataclasses.asdict(expected)
+
+
+def test_the_report_tells_the_runs_and_both_intervals(tmp_path: Path) -> None:
+    arms: dict[Arm, list[float]] = {"none": [0.98, 0.97], "coordconv": [0.97, 0.968]}
+    results = {
+        arm: [
+            RecognitionResult(
+                RecognitionSettings(arm=arm, seed=seed, held_back=2000, epochs=9),
+                *(100, accuracy, 0.1, 5.0 + 4 * seed),
+            )
+            for seed, accuracy in enumerate(own)
+        ]
+        for arm, own in arms.items()
+    }
+
+    text = write_report(results, tmp_path, pool=5_000, command="train")
+
+    assert "| coordconv | 100 | 97.00 % | 96.80 % | 96.90 % | 7 |" in text
+    naive = paired_test(arms["none"], arms["coordconv"])
+    pooled = paired_test(arms["none"], arms["coordconv"], overlap=2000 / 3000)
+    own, other = (
+        f"{100 * test.low:+.2f} to {100 * test.high:+.2f} (p = {test.p:.2f})"
+        for test in (pooled, naive)
+    )
+    assert f" 95 % interval {own}: no significant loss." in text
+    assert f" has {other}." in text
+    head, table = (tmp_path / "digits.md").read_text().split("\n\n|")
+    assert f"|{table}" == text
+    assert "9 epochs on 3,000 digits, accuracy on 2,000 others." in head
+    record = json.loads((tmp_path / "digits.json").read_text())
+    assert record["command"] == "train"
+    assert record["of independent seeds"] == dataclasses.asdict(naive)
+    assert [run["accuracy"] for run in record["runs"]] == [0.98, 0.97, 0.97, 0.968]
 
 
 def test_finished_runs_are_read_and_not_repeated(tmp_path: Path) -> None:
