@@ -110,6 +110,14 @@ def test_the_uniform_split_is_the_released_generators() -> None:
     assert expected[:5] == [(4, 5), (4, 7), (4, 25), (4, 39), (4, 41)]
 
 
+def test_a_fifth_of_the_places_is_the_same_draw_on_every_machine() -> None:
+    held_back = places(CANVAS)[is_test(CANVAS, "uniform-80-20")]
+    order = np.random.RandomState(20202).permutation(3136)[:627]
+    expected = [(index // 56 + 4, index % 56 + 4) for index in sorted(order)]
+    assert [tuple(center) for center in held_back.tolist()] == expected
+    assert int(is_test(Canvas(size=10, square=3), "uniform-80-20").sum()) == 13  # of 64
+
+
 def test_the_quadrant_is_the_lower_right_one() -> None:
     held_back = places(CANVAS)[is_test(CANVAS, "quadrant")]
     assert held_back.amin(dim=0).tolist() == [33, 33]
@@ -130,7 +138,7 @@ def test_pixel_places_are_raw() -> None:
     assert scaled_vectors(torch.tensor([[4, 59]]), CANVAS, "pixel").tolist() == [[4.0, 59.0]]
 
 
-@pytest.mark.parametrize("square", [4, 0], ids=["even", "none"])
+@pytest.mark.parametrize("square", [4, 0, -3], ids=["even", "none", "negative"])
 def test_a_square_without_a_center_is_refused(square: int) -> None:
     with pytest.raises(ValueError, match=f"odd number of pixels, got {square}"):
         Canvas(square=square)
@@ -139,6 +147,16 @@ def test_a_square_without_a_center_is_refused(square: int) -> None:
 def test_a_square_larger_than_the_canvas_is_refused() -> None:
     with pytest.raises(ValueError, match="square of 9 does not fit a canvas of 8"):
         Canvas(size=8)
+    assert places(Canvas(size=9)).tolist() == [[4, 4]]
+    with pytest.raises(ValueError, match=r"size must be a whole number, got 9\.5"):
+        Canvas(size=9.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("draw", [one_hot_images, square_images])
+def test_pictures_are_on_the_device_of_their_places(
+    draw: Callable[[Tensor, Canvas], Tensor],
+) -> None:
+    assert draw(places(SMALL).to("meta"), SMALL).device.type == "meta"
 
 
 def test_unknown_splits_and_scales_are_named() -> None:
