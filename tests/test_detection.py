@@ -129,6 +129,23 @@ def test_idx_files_keep_their_own_split(tmp_path: Path, suffix: str) -> None:
     assert found.source == f"10 digits from {tmp_path} (7 to train with, 3 to test with)"
 
 
+def test_idx_files_may_have_a_dot_before_idx_as_some_unpackers_name_them(tmp_path: Path) -> None:
+    train, _ = write_mnist(tmp_path)
+    for path in [*tmp_path.iterdir()]:
+        path.rename(tmp_path / path.name.replace("-idx", ".idx"))
+    (tmp_path / "train-images-idx3-ubyte").mkdir()  # what others make of the archive
+    assert np.array_equal(load_split(tmp_path).train.images, train.images)
+
+
+def test_a_fingerprint_is_of_pictures_and_labels_of_both_parts() -> None:
+    own, other = digit_set(12), digit_set(12, first=3)
+    relabeled = DigitSet(own.images, other.labels)
+    splits = [(own, own), (other, own), (own, other), (relabeled, own), (own, relabeled)]
+    found = [DigitSplit(train, test, "bars").fingerprint for train, test in splits]
+    assert len(set(found)) == len(splits)
+    assert {len(one) for one in found} == {16}
+
+
 @pytest.mark.parametrize("names", [("x", "y"), ("images", "labels")])
 def test_an_npz_file_without_a_split_is_split_the_same_way_each_time(
     tmp_path: Path, names: tuple[str, str]
@@ -160,6 +177,45 @@ def test_an_npz_file_as_keras_writes_it_keeps_its_split(tmp_path: Path) -> None:
     assert np.array_equal(found.test.images, test.images)
 
 
+def test_a_split_is_drawn_from_all_of_the_digits_in_their_order(tmp_path: Path) -> None:
+    labels = np.repeat(np.arange(10), 10)  # sorted, as folders of pictures are
+    images = np.ones((100, 28, 28), np.uint8) * np.arange(1, 101, dtype=np.uint8)[:, None, None]
+
+    split = load_split(npz(x=images, y=labels)(tmp_path))
+
+    train, test = (part.images[:, 0, 0].tolist() for part in (split.train, split.test))
+    assert sorted(train + test) == list(range(1, 101))
+    assert (train, test) == (sorted(train), sorted(test))
+    assert len(test) == 10
+    assert len(set(split.test.labels.tolist())) > 3
+
+
+def test_folders_of_pictures_of_other_modes_and_formats_are_read_in_order(tmp_path: Path) -> None:
+    own = digit_set(10)
+    (tmp_path / "4").mkdir()
+    modes = ["L", "RGB", "RGBA", "L", "1", "L", "RGB", "L", "P", "L"]
+    suffixes = [".png", ".PNG", ".bmp", ".tif", ".png", ".Tiff", ".tiff", ".gif", ".png", ".BMP"]
+    for i in (5, 2, 9, 0, 7, 4, 1, 8, 3, 6):
+        image = Image.fromarray(own.images[i] // 200 * 255).convert(modes[i])
+        image.save(tmp_path / "4" / f"{i}{suffixes[i]}")
+    (tmp_path / "4" / "about.txt").write_text("no picture")
+
+    split = load_split(tmp_path)
+
+    assert (len(split.train), len(split.test)) == (9, 1)
+    images = np.concatenate([split.train.images, split.test.images])
+    rows = images.any(axis=2).argmax(axis=1).tolist()
+    assert rows[:9] == sorted(rows[:9])
+    assert sorted(rows) == list(range(4, 14))
+    assert (images.max(), set(split.train.labels.tolist())) == (255, {4})
+
+
+def test_an_object_array_is_never_unpickled(tmp_path: Path) -> None:
+    objects = np.full(10, None, dtype=object)
+    with pytest.raises(SettingsError, match="cannot be read: Object arrays cannot be loaded when"):
+        load_split(npz(x=TEN, y=objects)(tmp_path))
+
+
 def test_a_folder_of_pictures_is_read_by_label(tmp_path: Path) -> None:
     own = digit_set(10)
     for image, label in zip(own.images, own.labels, strict=True):
@@ -189,6 +245,27 @@ def cut_short_and_packed(folder: Path) -> Path:
 def of_another_format(folder: Path) -> Path:
     write_mnist(folder)
     (folder / "t10k-labels-idx1-ubyte").write_bytes(b"\x89PNG and so on")
+    return folder
+
+
+def of_wide_numbers(folder: Path) -> Path:
+    write_mnist(folder)
+    file = folder / "t10k-labels-idx1-ubyte"
+    file.write_bytes(struct.pack(">HBBI", 0, 0x0D, 1, 3) + bytes(3))  # floats, by their kind
+    return folder
+
+
+def with_a_byte_order_mark(folder: Path) -> Path:
+    write_mnist(folder)
+    file = folder / "t10k-labels-idx1-ubyte"
+    file.write_bytes(struct.pack(">HBBI", 0xFEFF, 8, 1, 3) + bytes(3))
+    return folder
+
+
+def with_more_than_it_says(folder: Path) -> Path:
+    write_mnist(folder)
+    with (folder / "t10k-labels-idx1-ubyte").open("ab") as file:
+        file.write(b"!")
     return folder
 
 
@@ -276,6 +353,12 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "cut short": (cut_short, r"train-images-idx3-ubyte .* promises 5,488 bytes .* has 5,487"),
     "cut short, packed": (cut_short_and_packed, r"t10k-labels-idx1-ubyte.gz cannot be read"),
     "another format": (of_another_format, "does not start as an IDX file of bytes"),
+    "another kind": (of_wide_numbers, "does not start as an IDX file of bytes"),
+    "another start": (with_a_byte_order_mark, "does not start as an IDX file of bytes"),
+    "too long": (
+        with_more_than_it_says,
+        r"t10k-labels.* promises 3 bytes of shape \(3,\) and has 4",
+    ),
     "empty file": (empty_file, "t10k-labels-idx1-ubyte cannot be read"),
     "no labels": (without_labels, "lacks t10k-labels-idx1-ubyte, plain or .gz"),
     "other sizes": (with_other_sizes, r"bytes of shape \(N, 28, 28\), got uint8 of \(7, 32, 30\)"),
