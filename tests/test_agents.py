@@ -28,10 +28,11 @@ from PIL import Image
 from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.policies import ActorCriticCnnPolicy
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecCheckNan, VecNormalize
+from torch import nn
 
 import evaluate_atari
 from coordrl.agents import (
@@ -1445,6 +1446,44 @@ class TestDescription:
         per_sample, coordinates = 3 * 3 * 8 * 4 * 16, 3 * 3 * 8 * 3 * 16
         assert rows["features_extractor.cnn.2"][1:] == [f"{per_sample:,}", f"{coordinates:,}"]
         assert rows["features_extractor.linear.0"][1:] == [f"{72 * 16:,}", "0"]
+
+    def test_a_channel_of_a_group_sees_the_channels_of_its_group_alone(self) -> None:
+        model = ppo(policy_kwargs("none", **SMALL))
+        first = model.policy.features_extractor.cnn
+        assert isinstance(first, nn.Sequential)
+        first[0] = nn.Conv2d(2, 4, 8, 4, groups=2)
+        [row] = [line for line in describe(model).splitlines() if "cnn.0 " in line]
+        assert "  4 x 9 x 8  " in row
+        assert row.split()[-3:] == [str(4 * 64 + 4), f"{9 * 8 * 4 * 1 * 64:,}", "0"]
+
+    def test_numbers_end_under_the_ends_of_their_names(
+        self, models: dict[str, BaseAlgorithm]
+    ) -> None:
+        _, _, head, _, *rows = describe(models["PPO"]).splitlines()
+        ends = [head.index(name) + len(name) for name in ("parameters", "per sample", "per batch")]
+        assert ends[-1] == len(head)
+        for row in rows:
+            for end in ends:
+                assert row[end - 1] in "0123456789-"
+                assert row[end : end + 1] in ("", " ", "-")
+
+    @pytest.mark.parametrize(("arm", "told"), [("DQN", True), ("PPO", False)])
+    def test_a_target_network_is_told_of_where_there_is_one(
+        self, arm: str, told: bool, models: dict[str, BaseAlgorithm]
+    ) -> None:
+        text = describe(models[arm])
+        assert ("A target network of the same size" in text) is told
+        assert ("  action values  " in text) is told
+        assert ("  actor + critic  " in text) is not told
+
+    def test_an_agent_is_described_as_its_model(self, models: dict[str, BaseAlgorithm]) -> None:
+        assert describe(Agent.of(models["DQN"])) == describe(models["DQN"])
+
+    def test_a_policy_of_several_observations_is_refused(self) -> None:
+        space = spaces.Dict(here=spaces.Box(-1, 1, (2,)))
+        policy = MultiInputActorCriticPolicy(space, spaces.Discrete(3), lambda _: 1e-3)
+        with pytest.raises(AgentError, match="observe a Box can be described, got Dict"):
+            describe(policy)
 
     def test_hidden_layers_that_nobody_asked_for_are_warned_of(
         self, models: dict[str, BaseAlgorithm]
