@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch.testing import assert_close
 import train_detector
 from coordrl.backbone import ConvSpec, Coords, count_parameters
 from coordrl.config import SettingsError, parse_override
+from coordrl.detection import boxes as boxes_module
 from coordrl.detection import figures, table
 from coordrl.detection.boxes import (
     area,
@@ -556,6 +558,18 @@ def test_a_wild_transform_stays_finite() -> None:
     assert decode(torch.tensor([0.0, 0, 9, 9]), torch.full((4,), 1e4)).isfinite().all()
 
 
+def test_sides_grow_62_times_at_most_and_shrink_without_limit() -> None:
+    wild = torch.tensor([0.0, 0, 99, -20])
+    x1, y1, x2, y2 = decode(torch.tensor([-1.0, -2, 1, 2]).double(), wild.double()).tolist()
+    assert (x2 - x1, y2 - y1) == pytest.approx((2 * 62.5, 4 * math.exp(-20)))
+
+
+def test_iou_does_not_depend_on_the_scale() -> None:
+    torch.manual_seed(0)
+    boxes, others = random_boxes(7), random_boxes(9)
+    assert_close(pairwise_iou(boxes / 64, others / 64), pairwise_iou(boxes, others))
+
+
 def nms_by_definition(boxes: Tensor, scores: Tensor, threshold: float, limit: int) -> list[int]:
     kept: list[int] = []
     for index in scores.argsort(descending=True).tolist():
@@ -592,8 +606,23 @@ def test_nms_of_no_boxes_keeps_none() -> None:
 
 def test_nms_never_keeps_what_has_no_score() -> None:
     boxes = random_boxes(1, 3)
-    kept, is_there = nms(boxes, torch.tensor([[-torch.inf, 0.1, -torch.inf]]), 1.0, limit=3)
-    assert kept[is_there].tolist() == [1]
+    kept, is_there = nms(boxes, torch.tensor([[-torch.inf, -0.1, -torch.inf]]), 1.0, limit=3)
+    assert (kept.tolist(), is_there.tolist()) == ([[1, 0, 0]], [[True, False, False]])
+
+
+def test_nms_on_a_processor_is_our_own_and_a_broken_torchvision_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(name: str) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    assert not boxes_module._torchvision_imports.__wrapped__()
+
+    monkeypatch.setattr(boxes_module, "_torchvision_imports", lambda: True)
+    monkeypatch.setitem(sys.modules, "torchvision.ops", None)
+    kept, _ = nms(torch.tensor([[[0.0, 0, 4, 4]]]), torch.ones(1, 1), 0.5, limit=1)
+    assert kept.tolist() == [[0]]
 
 
 def test_slivers_at_the_border_have_an_area() -> None:
@@ -624,6 +653,29 @@ def test_roi_align_of_a_batch_is_that_of_each_box_alone() -> None:
         for r in range(5):
             alone = roi_align(features[[n]], boxes[n, r][None, None], 3, scale=0.25)
             assert_close(together[n, r], alone[0, 0])
+
+
+def test_roi_align_averages_a_square_of_points_in_each_cell() -> None:
+    torch.manual_seed(0)
+    features, boxes = torch.randn(2, 3, 7, 9), random_boxes(2, 5)
+    points = roi_align(features, boxes, 6, scale=0.25, samples=1)
+    cells = F.avg_pool2d(points.flatten(0, 1), 2).view(2, 5, 3, 3, 3)
+    assert_close(roi_align(features, boxes, 3, scale=0.25), cells)
+
+
+@pytest.mark.parametrize(("axis", "last"), [(0, 4), (1, 2)], ids=["columns", "rows"])
+def test_roi_align_takes_the_border_up_to_one_feature_outside(axis: int, last: int) -> None:
+    numbers = torch.arange(1.0, 6) if axis == 0 else torch.arange(1.0, 4).view(3, 1)
+    features = numbers.expand(1, 1, 3, 5)
+    # From the middle of the first feature, which is at 0.5.
+    points = torch.tensor([-1.1, -1.0, -0.75, 0.0, last - 0.5, last + 1.0, last + 1.1])
+    middles = torch.full((1, len(points), 2), 1.5)
+    middles[0, :, axis] = points + 0.5
+    boxes = torch.cat([middles - 0.5, middles + 0.5], dim=2)
+
+    cells = roi_align(features, boxes, 1, scale=1.0, samples=1).flatten()
+
+    assert_close(cells, torch.tensor([0, 1, 1, 1, last + 0.5, last + 1, 0]))
 
 
 def test_roi_align_far_outside_is_zero() -> None:
