@@ -1,10 +1,12 @@
 """Runs of the generative models: resume, divergence, folders of pictures, tables, the script."""
 
 import copy
+import gc
 import io
 import itertools
 import json
 import math
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -547,6 +549,35 @@ def test_folders_are_read_in_order_cut_to_their_middle_and_scaled(folder: Path) 
     assert pictures.batch(torch.arange(9), CPU).shape == (9, 3, 16, 16)
 
 
+def test_pictures_of_all_kinds_are_sorted_by_their_path(folder: Path) -> None:
+    for name in ("9.PNG", "more/7.Jpeg", "more/0.webp", "3.bmp", "8.jpg"):
+        Image.new("RGB", (20, 30)).save(folder / name)
+    (folder / "more" / "about.txt").write_text("no picture")
+
+    pictures = PictureFolder(folder, 16)
+
+    names = [str(file.relative_to(folder)) for file in pictures.files]
+    above, below = [name for name in names if "/" not in name], names[-6:]
+    assert above == ["0.png", "2.png", "3.bmp", "4.png", "6.png", "8.jpg", "9.PNG"]
+    assert below == [
+        f"more/{name}" for name in ("0.webp", "1.png", "3.png", "5.png", "7.Jpeg", "7.png")
+    ]
+    assert pictures.batch(torch.arange(len(names)), CPU).isfinite().all()
+
+
+def test_pictures_that_are_scaled_down_are_averaged(tmp_path: Path) -> None:
+    rows, columns = np.indices((64, 64))
+    Image.fromarray(((rows + columns) % 2 * 255).astype(np.uint8)).save(tmp_path / "a.png")
+    assert PictureFolder(tmp_path, 16).batch(torch.tensor([0]), CPU).abs().max() < 0.02
+
+
+def test_a_picture_that_promises_too_much_is_named(tmp_path: Path) -> None:
+    sizes = 54, 0, 54, 40, 30_000, 30_000, 1, 24  # the start of a BMP
+    (tmp_path / "a.bmp").write_bytes(struct.pack("<2sIIIIiiHHIIiiII", b"BM", *sizes, *[0] * 6))
+    with pytest.raises(DataError, match=r"a\.bmp cannot be read as a picture: .*900000000 pixels"):
+        PictureFolder(tmp_path, 16).batch(torch.tensor([0]), CPU)
+
+
 def test_a_picture_that_is_cut_off_is_named(folder: Path) -> None:
     file = folder / "0.png"
     file.write_bytes(file.read_bytes()[:100])
@@ -612,6 +643,29 @@ def test_an_lmdb_gives_the_pictures_of_the_folder_it_was_made_of(
     assert_close(
         smaller.batch(order, CPU), PictureFolder(folder, 8).batch(order, CPU), rtol=0, atol=0
     )
+
+
+def test_an_lmdb_without_pictures_or_with_broken_ones_is_named(tmp_path: Path) -> None:
+    lmdb = pytest.importorskip("lmdb")
+    path = tmp_path / "rooms"  # under any name
+    with lmdb.open(str(path), map_size=2**24) as database:
+        pass
+    with pytest.raises(DataError, match="rooms holds no pictures"):
+        open_pictures(str(path), 16)
+    gc.collect()
+    with lmdb.open(str(path), map_size=2**24) as database, database.begin(write=True) as writer:
+        writer.put(b"7f3a", b"no picture")
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+
+    with pytest.raises(DataError, match=r"rooms, b'7f3a' cannot be read as a picture"):
+        open_pictures(str(path), 16).batch(torch.tensor([0]), CPU)
+
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    (tmp_path / "data.mdb").write_bytes(b"no database" * 1000)
+    with pytest.raises(DataError, match="cannot be read as an LMDB"):
+        open_pictures(str(tmp_path), 16)
+    with pytest.raises(DataError, match="there is no folder ''; name a folder of pictures"):
+        open_pictures("", 16)
 
 
 def test_an_lmdb_without_its_library_says_what_to_install(
