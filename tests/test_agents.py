@@ -27,8 +27,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.policies import ActorCriticCnnPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    MultiInputActorCriticPolicy,
+)
 from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecCheckNan, VecNormalize
@@ -36,6 +41,7 @@ from torch import nn
 
 import evaluate_atari
 from coordrl.agents import (
+    ActionScores,
     Agent,
     AgentCard,
     AgentError,
@@ -47,6 +53,7 @@ from coordrl.agents import (
     evaluation_settings,
     human_normalized_score,
     load_agent,
+    random_observations,
     record_video,
     save_agent,
     saving,
@@ -1389,6 +1396,72 @@ class TestResults:
         assert human_normalized_score("MsPacman", 307.3) == 0.0
         assert human_normalized_score("ms_pacman", (307.3 + 6951.6) / 2) == pytest.approx(0.5)
         assert human_normalized_score("Adventure", 0.0) is None
+
+
+class TestScores:
+    @EVERY_ARM
+    def test_scores_are_logits_or_values_of_the_policy(
+        self, arm: str, models: dict[str, BaseAlgorithm]
+    ) -> None:
+        agent = Agent.of(models[arm])
+        with torch.no_grad():
+            found = ActionScores(agent)(torch.as_tensor(observations()))
+        if agent.algorithm != "DQN":
+            found = found.log_softmax(dim=1)
+        torch.testing.assert_close(found, scores(agent))
+
+    def test_pictures_are_scaled_only_if_the_policy_scales_them(self) -> None:
+        env = FakeImageEnv(screen_height=4, screen_width=5, n_channels=1, channel_first=True)
+        model = PPO(
+            "MlpPolicy", env, n_steps=2, batch_size=2, policy_kwargs={"normalize_images": False}
+        )
+        agent = Agent.of(model)
+        obs = random_observations(agent, 3)
+        with torch.no_grad():
+            found = ActionScores(agent)(obs).log_softmax(dim=1)
+            categorical: Any = model.policy.get_distribution(obs).distribution
+        torch.testing.assert_close(found, categorical.logits)
+
+    def test_a_policy_in_training_keeps_its_statistics_and_mode(self) -> None:
+        spec = {"out_channels": 4, "kernel_size": 8, "stride": 8, "norm": "batch"}
+        model = ppo(policy_kwargs(**{**SMALL, "specs": [spec]}))
+        model.policy.set_training_mode(True)
+        before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+
+        ActionScores(Agent.of(model))
+
+        assert model.policy.training
+        torch.testing.assert_close(dict(model.policy.state_dict()), before, rtol=0, atol=0)
+
+    def test_random_observations_are_bytes_and_the_same_every_time(
+        self, models: dict[str, BaseAlgorithm]
+    ) -> None:
+        agent = Agent.of(models["PPO"])
+        obs = random_observations(agent, 2)
+        assert (obs.shape, obs.dtype) == ((2, 2, 40, 36), torch.uint8)
+        assert (int(obs.min()), int(obs.max())) == (0, 255)
+        assert torch.equal(obs, random_observations(agent, 2))
+        assert random_observations(agent, 0).shape == (0, 2, 40, 36)
+        with pytest.raises(ValueError, match="count must be at least 0, got -1"):
+            random_observations(agent, -1)
+
+    @pytest.mark.parametrize(
+        ("obs_space", "action_space"),
+        [
+            (spaces.Box(0, 1, (4,), np.float32), spaces.Discrete(3)),
+            (spaces.MultiBinary(4), spaces.Discrete(3)),
+            (spaces.Box(0, 255, (4,), np.uint8), spaces.Box(-1, 1, (2,), np.float32)),
+        ],
+        ids=["floats", "bits", "continuous"],
+    )
+    def test_other_observations_and_actions_are_refused(
+        self, obs_space: spaces.Space[Any], action_space: spaces.Space[Any], idler: Agent
+    ) -> None:
+        policy = ActorCriticPolicy(obs_space, action_space, lambda _: 1e-3)
+        agent = dataclasses.replace(idler, policy=policy)
+        for build in (ActionScores, random_observations):
+            with pytest.raises(AgentError, match="actions by bytes have such a network, this one"):
+                build(agent)
 
 
 class TestDescription:
