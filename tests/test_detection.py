@@ -96,6 +96,7 @@ def test_the_shipped_digits_are_split_without_any_in_both_parts(digits: DigitSpl
 
     assert np.bincount(labels).tolist() == [1001, 1127, 991, 1032, 980, 863, 1014, 1070, 944, 978]
     assert (len(digits.train), len(digits.test)) == (9000, 1000)
+    assert digits.fingerprint == "9c5247e8b120d1c1"  # as in benchmarks/detection.json
     assert len({row.tobytes() for row in rows}) == 10_000
 
 
@@ -128,6 +129,7 @@ def test_idx_files_keep_their_own_split(tmp_path: Path, suffix: str) -> None:
 
     assert np.array_equal(found.train.images, train.images)
     assert np.array_equal(found.test.labels, test.labels)
+    assert found.train.images.flags.writeable  # or torch warns of it
     assert found.source == f"10 digits from {tmp_path} (7 to train with, 3 to test with)"
 
 
@@ -168,6 +170,8 @@ def test_an_npz_file_as_keras_writes_it_keeps_its_split(tmp_path: Path) -> None:
     train, test = digit_set(5), digit_set(2, first=5)
     np.savez(
         tmp_path / "mnist.npz",
+        x=TEN,  # the split goes first
+        y=np.arange(10),
         x_train=train.images,
         y_train=train.labels,
         x_test=test.images,
@@ -241,6 +245,15 @@ def cut_short_and_packed(folder: Path) -> Path:
     write_mnist(folder, ".gz")
     file = folder / "t10k-labels-idx1-ubyte.gz"
     file.write_bytes(file.read_bytes()[:-9])
+    return folder
+
+
+def spoiled_and_packed(folder: Path) -> Path:
+    write_mnist(folder, ".gz")
+    file = folder / "t10k-images-idx3-ubyte.gz"
+    content = bytearray(file.read_bytes())
+    content[10:20] = b"\xff" * 10  # right behind the header of gzip
+    file.write_bytes(content)
     return folder
 
 
@@ -354,6 +367,7 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "empty folder": (lambda folder: folder, "holds neither train-images-idx3-ubyte .* nor folders"),
     "cut short": (cut_short, r"train-images-idx3-ubyte .* promises 5,488 bytes .* has 5,487"),
     "cut short, packed": (cut_short_and_packed, r"t10k-labels-idx1-ubyte.gz cannot be read"),
+    "spoiled, packed": (spoiled_and_packed, r"t10k-images-idx3-ubyte.gz cannot be read: Error -3"),
     "another format": (of_another_format, "does not start as an IDX file of bytes"),
     "another kind": (of_wide_numbers, "does not start as an IDX file of bytes"),
     "another start": (with_a_byte_order_mark, "does not start as an IDX file of bytes"),
@@ -387,6 +401,11 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], Path], str]] = {
 def test_bad_sources_are_named(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
     with pytest.raises(SettingsError, match=f"--mnist .*{message}"):
         load_split(make(tmp_path))
+
+
+def test_labels_are_bytes() -> None:
+    with pytest.raises(SettingsError, match="labels must be bytes from 0 to 9"):
+        DigitSet(TEN, np.arange(10))  # type: ignore[arg-type]
 
 
 # Pictures
