@@ -37,6 +37,7 @@ from stable_baselines3.common.policies import (
 from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecCheckNan, VecNormalize
+from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
 import evaluate_atari
@@ -1556,6 +1557,11 @@ class TestDescription:
         space = spaces.Dict(here=spaces.Box(-1, 1, (2,)))
         policy = MultiInputActorCriticPolicy(space, spaces.Discrete(3), lambda _: 1e-3)
         with pytest.raises(AgentError, match="observe a Box can be described, got Dict"):
+            describe(policy)
+
+    def test_a_policy_of_another_algorithm_is_refused(self) -> None:
+        policy = SACPolicy(spaces.Box(0, 255, (4,), np.uint8), spaces.Box(-1, 1, (2,)), lambda _: 1)
+        with pytest.raises(AgentError, match=r"A2C, PPO and DQN can be described, .* SACPolicy"):
             describe(policy)
 
     def test_hidden_layers_that_nobody_asked_for_are_warned_of(

@@ -4,7 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from gymnasium import spaces
@@ -50,6 +50,9 @@ def describe(model: BaseAlgorithm | BasePolicy | Agent) -> str:
 
     Args:
         model: Model or policy of A2C, PPO or DQN, or an agent.
+
+    Raises:
+        AgentError: If the policy is of another algorithm, or observes something else than a Box.
 
     Example:
         >>> from coordrl.agents.network import NetworkSpec
@@ -106,7 +109,12 @@ def _passes(policy: BasePolicy) -> list[tuple[str, Callable[[], Any]]]:
             ("actor", lambda: policy.get_distribution(obs)),
             ("critic", lambda: policy.predict_values(obs)),
         ]
-    return [("action values", lambda: cast(DQNPolicy, policy).q_net(obs))]
+    if not isinstance(policy, DQNPolicy):
+        raise AgentError(
+            "only policies of A2C, PPO and DQN can be described, got one of another algorithm, a"
+            f" {type(policy).__name__}"
+        )
+    return [("action values", lambda: policy.q_net(obs))]
 
 
 @contextlib.contextmanager
