@@ -546,7 +546,9 @@ def test_folders_are_read_in_order_cut_to_their_middle_and_scaled(folder: Path) 
     index = [file.name for file in pictures.files].index("a.png")
     (middle,) = pictures.batch(torch.tensor([index]), CPU)
     assert_close(middle, torch.tensor([-1.0, -1.0, 1.0]).view(3, 1, 1).expand(3, 16, 16))
-    assert pictures.batch(torch.arange(9), CPU).shape == (9, 3, 16, 16)
+    everything = pictures.batch(torch.arange(9), CPU)
+    assert everything.shape == (9, 3, 16, 16)
+    assert torch.equal(pictures.batch(torch.tensor([7, 3, 7]), CPU), everything[[7, 3, 7]])
 
 
 def test_pictures_of_all_kinds_are_sorted_by_their_path(folder: Path) -> None:
@@ -597,7 +599,8 @@ def test_a_picture_with_a_broken_chunk_is_named(folder: Path) -> None:
         PictureFolder(folder, 16).batch(torch.arange(8), CPU)
 
 
-def test_an_lmdb_that_was_cut_off_is_named(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [2 / 3, 1 - 1e-6], ids=["a third", "a byte"])
+def test_an_lmdb_that_was_cut_off_is_named(kept: float, tmp_path: Path) -> None:
     lmdb = pytest.importorskip("lmdb")
     path = tmp_path / "cut"
     with lmdb.open(str(path), map_size=2**24) as database, database.begin(write=True) as writer:
@@ -605,7 +608,7 @@ def test_an_lmdb_that_was_cut_off_is_named(folder: Path, tmp_path: Path) -> None
             writer.put(f"{index:04d}".encode(), bytes(10_000))
     data = path / "data.mdb"
     whole = data.read_bytes()
-    data.write_bytes(whole[: len(whole) * 2 // 3])
+    data.write_bytes(whole[: int(len(whole) * kept)])
     with pytest.raises(DataError) as refused:
         open_pictures(str(path), 16)
     data.write_bytes(whole)
