@@ -567,6 +567,13 @@ def test_pictures_of_all_kinds_are_sorted_by_their_path(folder: Path) -> None:
     assert pictures.batch(torch.arange(len(names)), CPU).isfinite().all()
 
 
+def test_pictures_stand_upright(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    [read] = PictureFolder(tmp_path, 16).batch(torch.tensor([0]), CPU)
+    assert_close(read.permute(1, 2, 0), torch.from_numpy(pixels) / 127.5 - 1)
+
+
 def test_pictures_that_are_scaled_down_are_averaged(tmp_path: Path) -> None:
     rows, columns = np.indices((64, 64))
     Image.fromarray(((rows + columns) % 2 * 255).astype(np.uint8)).save(tmp_path / "a.png")
