@@ -253,11 +253,10 @@ struct ObservationWriter {
 
 // The beginning of an episode. ---------------------------------------------------------------------
 
-/// A set of the RIOT's bytes of RAM.
+/// A set of the RIOT's bytes of RAM: one bit for each.
 struct RamSet {
   u32 words[4];
 
-  COORDRL_HD bool has(i32 i) const { return words[i >> 5] >> (i & 31) & 1; }
   COORDRL_HD void add(i32 i) { words[i >> 5] |= 1u << (i & 31); }
   COORDRL_HD bool any() const { return (words[0] | words[1] | words[2] | words[3]) != 0; }
 };
@@ -301,14 +300,17 @@ struct Beginning {
 };
 
 /// Copies a game that has just begun.
-COORDRL_HD inline void copy_game(Play& play, const Play& begun, const KeptRam& kept) {
-  if (!kept.any()) return assign(play, begun);
-  u8 ram[128];
-  for (i32 i = 0; i < 128; ++i) ram[i] = play.console.riot.ram[i];
+COORDRL_HD COORDRL_NOINLINE inline void copy_game(Play& play, const Play& begun,
+                                                  const KeptRam& kept) {
+  const Riot before = play.console.riot;
   assign(play, begun);
   for (i32 console = 0; console < 3; ++console) {
-    for (i32 i = 0; i < 128; ++i) {
-      if (kept.in[console].has(i)) console_of(play, console).riot.ram[i] = ram[i];
+    u8* const ram = console_of(play, console).riot.ram;
+    for (i32 word = 0; word < 4; ++word) {
+      for (u32 bits = kept.in[console].words[word]; bits != 0; bits &= bits - 1) {
+        const i32 i = 32 * word + lowest_bit(bits);
+        ram[i] = before.ram[i];
+      }
     }
   }
 }
