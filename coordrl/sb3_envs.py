@@ -162,9 +162,9 @@ class VectorEnvAdapter(VecEnv):
         ]
         game_ended, returns, lengths = self._ended_games(info, dones)
         of_last_episode = {"final_obs", "final_info"} | ({"game"} if self._counts_games else set())
-        of_next_episode = {key: info[key] for key in info.keys() - of_last_episode}
         for i in np.flatnonzero(dones).tolist():
-            self.reset_infos[i] = info_of(of_next_episode, i)
+            begun = {key: info[key] for key in info.keys() - of_last_episode}
+            self.reset_infos[i] = info_of(begun, i)
             infos[i].update(info_of(info.get("final_info", {}), i))
             infos[i]["terminal_observation"] = info["final_obs"][i]
             infos[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
