@@ -51,6 +51,7 @@ struct Albums {
 /// Every game is begun anew: with such cartridges no beginning is like another.
 struct NoSnapshots {
   FreshGame none{};
+  static i32 find(const Console&, const Machine&) { return kNotFound; }
   const FreshGame& at(i32) { return none; }
   static const Beginning* beginning(i32, i32) { return nullptr; }
   static const u8* plane(i32, i32) { return nullptr; }

@@ -13,8 +13,9 @@
 //
 //     Scratch        memory for one step: pictures to draw into
 //     Albums         lends albums by number: take(), give_back(i), at(i)
-//     Snapshots      games and episodes that have just begun, to copy: at(timer), loaded(),
-//                    beginning(timer, idle), plane(timer, idle)
+//     Snapshots      games and episodes that have just begun, to copy: loaded(); find(console,
+//                    machine), the number of those that fit a console about to begin a game, or
+//                    kNotFound; at(number), beginning(number, idle), plane(number, idle)
 //     Observations   takes the views to observe: begin(view), push(view), keep_last(), flush()
 #pragma once
 
@@ -258,6 +259,7 @@ struct RamSet {
   u32 words[4];
 
   COORDRL_HD void add(i32 i) { words[i >> 5] |= 1u << (i & 31); }
+  COORDRL_HD bool has(i32 i) const { return words[i >> 5] >> (i & 31) & 1; }
   COORDRL_HD bool any() const { return (words[0] | words[1] | words[2] | words[3]) != 0; }
 };
 
@@ -266,8 +268,9 @@ COORDRL_HD inline Console& console_of(Play& play, i32 i) {
   return i == 0 ? play.console : play.history.scene[i - 1].console;
 }
 
-/// The bytes of RAM that the beginning of a game leaves as they are in each of its consoles, such
-/// as the end of a stack that it never reaches.
+/// The bytes of RAM, in each console of a game, that its beginning leaves as they are, such as the
+/// end of a stack that it never reaches, or that it only adds to, such as a count of frames. A copy
+/// has what is added in their place.
 struct KeptRam {
   RamSet in[3];
 
@@ -277,8 +280,8 @@ struct KeptRam {
 /// A game that has just begun, to be copied instead of beginning one anew.
 ///
 /// Most cartridges clear their RAM, or do not read what they leave, so that the beginning depends
-/// on one number only: the value of the RIOT's timer when the machine is switched on. `exact` says
-/// that this game is such a case.
+/// on one number only: the value of the RIOT's timer when the machine is switched on. (For others,
+/// see Pasts.) `exact` says that this game is such a case.
 struct FreshGame {
   Play play;
   u32 draws;         // numbers that the reset took from Machine::system_random,
@@ -288,7 +291,9 @@ struct FreshGame {
   Canvas canvas;     // its pictures; needed unless the last two frames were whole
 };
 
-constexpr i32 kMaxRandomPerReset = 300;  // of the system's numbers; power-on takes the most
+// More of the system's numbers than a reset takes (129 at most). Loading a game starts at number 0,
+// takes 516 at most, and needs no more than the shortest table has.
+constexpr i32 kMaxRandomPerReset = 300;
 constexpr i32 kTimerSeeds = 75;  // values of the timer at a reset: 25 .. 99
 
 /// Likewise, an episode that has just begun: a FreshGame after a number of idle frames.
@@ -297,6 +302,38 @@ struct Beginning {
   u32 draws, random_draws;
   bool exact;
   KeptRam kept;
+};
+
+constexpr i32 kNotFound = -1;
+
+/// Which of several copies of a beginning fits the RAM that the game before has left.
+///
+/// Some cartridges read a few bytes of it, which seldom have more than a few values when a game
+/// ends. Each combination of these values is a key; keys after which games begin alike are of one
+/// kind, and a kind has its own copies (some 30 MB for 30 counts of idle frames). By default, no byte
+/// is read, and there is one kind.
+struct Pasts {
+  static constexpr i32 kMostAsked = 4, kMostKeys = 16;
+
+  i32 num_asked = 0, num_keys = 1, num_kinds = 1;
+  u8 asked[kMostAsked] = {};  // the bytes that are read
+  u32 keys[kMostKeys] = {};   // their values, that of the first byte lowest
+  u8 kinds[kMostKeys] = {};   // the kind of each key
+
+  COORDRL_HD u32 key_of(const u8* ram) const {
+    u32 key = 0;
+    for (i32 i = 0; i < num_asked; ++i) key |= u32{ram[asked[i]]} << (8 * i);
+    return key;
+  }
+
+  /// The kind of a RAM's key, or kNotFound.
+  COORDRL_HD COORDRL_NOINLINE i32 kind_of(const u8* ram) const {
+    const u32 key = key_of(ram);
+    for (i32 i = 0; i < num_keys; ++i) {
+      if (keys[i] == key) return kinds[i];
+    }
+    return kNotFound;
+  }
 };
 
 /// Copies a game that has just begun.
@@ -309,7 +346,7 @@ COORDRL_HD COORDRL_NOINLINE inline void copy_game(Play& play, const Play& begun,
     for (i32 word = 0; word < 4; ++word) {
       for (u32 bits = kept.in[console].words[word]; bits != 0; bits &= bits - 1) {
         const i32 i = 32 * word + lowest_bit(bits);
-        ram[i] = before.ram[i];
+        ram[i] = u8(ram[i] + before.ram[i]);
       }
     }
   }
@@ -327,25 +364,26 @@ COORDRL_HD inline void continue_counts(Play& play, u32 draws, i32 frame_number) 
   play.frame_number += frame_number < room ? frame_number : room;
 }
 
-/// Begins a game, like `reset_game`. `snapshots.at(i)` is the FreshGame for timer seed i.
+/// Begins a game, like `reset_game`.
 template <class Snapshots, class Albums>
 COORDRL_HD COORDRL_NOINLINE inline void begin_game(Environment& environment, const StepSetup& setup,
                                                    Snapshots& snapshots, Albums& albums) {
   Play& play = environment.play;
   const Setup& game = setup.setup;
-  const FreshGame& fresh = snapshots.at(timer_seed(play.console, game.machine));
+  const i32 found = snapshots.find(play.console, game.machine);
+  const FreshGame* const fresh = found == kNotFound ? nullptr : &snapshots.at(found);
   close_album(environment, albums);
-  if (fresh.exact && !play.console.tia.partial) {
+  if (fresh != nullptr && fresh->exact && !play.console.tia.partial) {
     const u32 draws = play.console.draws;
     const i32 frame_number = play.frame_number;
-    copy_game(play, fresh.play, fresh.kept);
-    continue_counts(play, draws + fresh.draws, frame_number);
-    for (u32 i = 0; i < fresh.random_draws; ++i) draw(environment.random);
+    copy_game(play, fresh->play, fresh->kept);
+    continue_counts(play, draws + fresh->draws, frame_number);
+    for (u32 i = 0; i < fresh->random_draws; ++i) draw(environment.random);
     if (play.whole_frames < 2) {
       environment.album = albums.take();
       const Album album = albums.at(environment.album);
       for (i32 i = 0; i < 2; ++i) {
-        copy_bytes(album.canvas.picture[i], fresh.canvas.picture[i], picture_bytes(setup));
+        copy_bytes(album.canvas.picture[i], fresh->canvas.picture[i], picture_bytes(setup));
       }
     }
     return;
@@ -402,8 +440,8 @@ COORDRL_HD inline View play_beginning(Environment& environment, const StepSetup&
 
 /// Begins an episode: a game, FIRE, a random number of idle frames.
 ///
-/// If `snapshots.beginning(timer, idle)` is not nullptr and is exact, it is copied, and its
-/// observation is the plane `snapshots.plane(timer, idle)`.
+/// If the snapshots have a fitting beginning, and it is exact, it is copied, and its observation is
+/// `snapshots.plane`.
 template <class Snapshots, class Albums, class Observations>
 COORDRL_HD COORDRL_NOINLINE inline void begin_episode(Environment& environment,
                                                       const StepSetup& setup, Snapshots& snapshots,
@@ -411,8 +449,9 @@ COORDRL_HD COORDRL_NOINLINE inline void begin_episode(Environment& environment,
                                                       Observations& observations) {
   Play& play = environment.play;
   const i32 idle = i32(draw_below(environment.idle_random, u32(setup.noop_max)));
-  const i32 timer = timer_seed(play.console, setup.setup.machine);
-  const Beginning* const beginning = snapshots.beginning(timer, idle);
+  const i32 found = snapshots.find(play.console, setup.setup.machine);
+  const Beginning* const beginning =
+      found == kNotFound ? nullptr : snapshots.beginning(found, idle);
   const bool copied = beginning != nullptr && beginning->exact && !play.console.tia.partial;
   if (!copied || setup.observation == Observation::kRam) observations.flush();
   if (copied) {
@@ -422,7 +461,7 @@ COORDRL_HD COORDRL_NOINLINE inline void begin_episode(Environment& environment,
     copy_game(play, beginning->play, beginning->kept);
     continue_counts(play, draws, frame_number);
     for (u32 i = 0; i < beginning->random_draws; ++i) draw(environment.random);
-    observations.begin(view_of(snapshots.plane(timer, idle)));
+    observations.begin(view_of(snapshots.plane(found, idle)));
   } else {
     observations.begin(play_beginning(environment, setup, idle, snapshots, scratch, albums));
     settle_album(environment, setup, albums);

@@ -370,18 +370,20 @@ class _Group:
         actions = game.actions(full=settings.full_action_space)
         shared = [
             tensor(tables.setups(self._rom.data_ptr(), system_random.data_ptr())),
+            tensor(tables.pasts()),
             tensor(tables.fresh_games(fresh_pictures.data_ptr())),
             tensor(tables.beginnings()),
             tensor(tables.planes()),
             tensor(bytes(actions)),
         ]
         self._shared = [self._rom, fresh_pictures, *shared]  # keeps their addresses valid
-        setups, fresh, beginnings, planes, codes = (t.data_ptr() for t in shared)
+        setups, pasts, fresh, beginnings, planes, codes = (t.data_ptr() for t in shared)
         results = [getattr(rows, field.name).data_ptr() for field in fields(DeviceStep)]
         self._batch = struct.pack(
-            "<24q",
+            "<25q",
             setups,
             *(t.data_ptr() for t in (self._environments, self._notes, self._pictures)),
+            pasts,
             fresh,
             beginnings,
             planes,

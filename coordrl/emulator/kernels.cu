@@ -40,9 +40,10 @@ struct Batch {
   Environment* environments;
   Note* notes;
   u8* pictures;             // kPictures for each environment
-  const FreshGame* fresh;   // one for each timer seed, then the game that was just loaded
-  const Beginning* beginnings;
-  const u8* planes;
+  const Pasts* pasts;
+  const FreshGame* fresh;   // the game that was just loaded, then one [kind][timer seed]
+  const Beginning* beginnings;  // [kind][timer seed][idle frames]
+  const u8* planes;             // likewise
   i64 idle_counts;          // beginnings per timer seed; 0 if there are none
   const u8* codes;          // ale-py's numbers of the agent's actions
   i64 num_actions;
@@ -61,7 +62,7 @@ struct Batch {
   i32* episode_return;
   i32* episode_length;
 };
-static_assert(sizeof(Batch) == 24 * 8, "device.py packs as many fields");
+static_assert(sizeof(Batch) == 25 * 8, "device.py packs as many fields");
 
 /// The pictures of an environment; if it needs an album, that uses the same memory.
 struct DeviceAlbums {
@@ -81,14 +82,18 @@ struct DeviceSnapshots {
   const Batch& batch;
   i32 plane_bytes;
 
-  COORDRL_HD const FreshGame& at(i32 timer) const { return batch.fresh[timer]; }
-  COORDRL_HD const FreshGame& loaded() const { return batch.fresh[kTimerSeeds]; }
-  COORDRL_HD i64 place(i32 timer, i32 idle) const { return timer * batch.idle_counts + idle; }
-  COORDRL_HD const Beginning* beginning(i32 timer, i32 idle) const {
-    return batch.idle_counts == 0 ? nullptr : batch.beginnings + place(timer, idle);
+  COORDRL_HD const FreshGame& loaded() const { return batch.fresh[0]; }
+  COORDRL_HD i32 find(const Console& console, const Machine& machine) const {
+    const i32 kind = batch.pasts->kind_of(console.riot.ram);
+    return kind == kNotFound ? kNotFound : kind * kTimerSeeds + timer_seed(console, machine);
   }
-  COORDRL_HD const u8* plane(i32 timer, i32 idle) const {
-    return batch.planes + place(timer, idle) * plane_bytes;
+  COORDRL_HD const FreshGame& at(i32 number) const { return batch.fresh[1 + number]; }
+  COORDRL_HD i64 place(i32 number, i32 idle) const { return number * batch.idle_counts + idle; }
+  COORDRL_HD const Beginning* beginning(i32 number, i32 idle) const {
+    return batch.idle_counts == 0 ? nullptr : batch.beginnings + place(number, idle);
+  }
+  COORDRL_HD const u8* plane(i32 number, i32 idle) const {
+    return batch.planes + place(number, idle) * plane_bytes;
   }
 };
 

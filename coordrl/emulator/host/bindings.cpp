@@ -109,6 +109,7 @@ NB_MODULE(_native, module) {
       .def(nb::init<const Settings&, nb::bytes, i32>())
       .def("setups", &DeviceTables::setups)
       .def("system_random", &DeviceTables::system_random)
+      .def("pasts", &DeviceTables::pasts)
       .def("fresh_games", &DeviceTables::fresh_games)
       .def("fresh_pictures", &DeviceTables::fresh_pictures)
       .def("beginnings", &DeviceTables::beginnings)
@@ -118,6 +119,7 @@ NB_MODULE(_native, module) {
       .def_prop_ro("ram_offset", &DeviceTables::ram_offset)
       .def_prop_ro("environment_bytes", &DeviceTables::environment_bytes)
       .def_prop_ro("idle_counts", &DeviceTables::idle_counts)
+      .def_prop_ro("num_kinds", &DeviceTables::num_kinds)
       .def_prop_ro("copied_beginnings", &DeviceTables::copied_beginnings)
       .def_prop_ro("picture_bytes", &DeviceTables::picture_bytes_each);
 

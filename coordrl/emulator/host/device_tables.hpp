@@ -4,9 +4,12 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "host/albums.hpp"
+#include "host/pasts.hpp"
 #include "host/settings.hpp"
 #include "host/snapshots.hpp"
 #include "host/workers.hpp"
@@ -22,7 +25,6 @@ class DeviceTables {
       : rom_(copied(rom)),
         setup_(make_step_setup(settings, rom_)),
         default_setup_(setup_.setup),
-        snapshots_(setup_, default_setup_, system_random_),
         workers_(num_threads) {
     default_setup_.mode = settings.default_mode;
     default_setup_.difficulty = 0;
@@ -50,40 +52,42 @@ class DeviceTables {
     return nb::bytes(numbers.data(), kNumbers * sizeof(u32));
   }
 
-  /// The FreshGame of each timer seed, then the game that was just loaded.
+  nb::bytes pasts() const { return nb::bytes(&pasts_, sizeof(Pasts)); }
+
+  /// The game that was just loaded, then the fresh games, [kind][timer seed].
   nb::bytes fresh_games(u64 pictures) {
-    std::vector<FreshGame> games;
-    for (i32 timer = 0; timer < kTimerSeeds; ++timer) {
-      games.push_back(snapshots_.at(timer));
+    std::vector<FreshGame> games{snapshots_[0]->loaded()};
+    for (i32 i = 0; i < num_fresh(); ++i) {
+      games.push_back(fresh(i));
       for (u8*& picture : games.back().canvas.picture) {
         picture = reinterpret_cast<u8*>(pictures);
         pictures += u64(picture_bytes(setup_));
       }
     }
-    games.push_back(snapshots_.loaded());
     return nb::bytes(games.data(), games.size() * sizeof(FreshGame));
   }
 
-  /// Two pictures for each timer seed; empty if no fresh game needs any.
+  /// Two pictures for each fresh game; empty if none needs any.
   nb::bytes fresh_pictures() {
     const size_t size = size_t(2 * picture_bytes(setup_));
     Bytes pictures;
-    for (i32 timer = 0; timer < kTimerSeeds; ++timer) {
-      const FreshGame& game = snapshots_.at(timer);
+    for (i32 i = 0; i < num_fresh(); ++i) {
+      const FreshGame& game = fresh(i);
       if (!game.exact || game.play.whole_frames >= 2) continue;
-      pictures.resize(kTimerSeeds * size);
-      std::memcpy(pictures.data() + size_t(timer) * size, game.canvas.picture[0], size);
+      pictures.resize(size_t(num_fresh()) * size);
+      std::memcpy(pictures.data() + size_t(i) * size, game.canvas.picture[0], size);
     }
     return nb::bytes(pictures.data(), pictures.size());
   }
 
-  /// Beginnings and their observations, [timer seed][idle frames].
+  /// Beginnings and their observations, [kind][timer seed][idle frames].
   nb::bytes beginnings() const {
     return nb::bytes(beginnings_.data(), beginnings_.size() * sizeof(Beginning));
   }
   nb::bytes planes() const { return nb::bytes(planes_.data(), planes_.size()); }
 
-  i32 idle_counts() const { return i32(beginnings_.size()) / kTimerSeeds; }
+  i32 num_kinds() const { return pasts_.num_kinds; }
+  i32 idle_counts() const { return i32(beginnings_.size()) / num_fresh(); }
 
   /// How many of the beginnings are copied; the rest are played by one thread, while others wait.
   i32 copied_beginnings() const {
@@ -107,50 +111,92 @@ class DeviceTables {
   static constexpr i32 kNumbers = 1 << 20;   // system_random's length; a reset takes 1 or 129
   static constexpr i32 kMostIdleCounts = 64;  // most for which beginnings are kept
 
+  i32 num_fresh() const { return num_kinds() * kTimerSeeds; }
+
+  const FreshGame& fresh(i32 i) {
+    return snapshots_[size_t(i / kTimerSeeds)]->at(i % kTimerSeeds);
+  }
+
   void make() {
+    add_kind({});
+    make_fresh_games();
+    i32 exact = 0;
+    for (i32 i = 0; i < num_fresh(); ++i) exact += fresh(i).exact;
+    if (exact == 0) make_kinds();
+    make_beginnings();
+  }
+
+  void add_kind(Kind kind) {
+    snapshots_.push_back(std::make_unique<Snapshots>(setup_, default_setup_, system_random_,
+                                                     std::move(kind)));
+  }
+
+  void make_fresh_games() {
+    std::atomic<i32> next{0};
+    workers_.run([&](i32) {
+      for (i32 i; (i = next.fetch_add(1)) < num_fresh();) fresh(i);
+    });
+  }
+
+  /// Looks for kinds of pasts, since the game's beginnings depend on them.
+  void make_kinds() {
+    const Play loaded = snapshots_[0]->loaded().play;
+    Pasts pasts;
+    std::vector<Kind> kinds = PastFinder(setup_, loaded, place_of(0)).find(workers_, pasts);
+    if (kinds.empty()) return;
+    pasts_ = pasts;
+    snapshots_.clear();
+    for (Kind& kind : kinds) add_kind(std::move(kind));
+    make_fresh_games();
+  }
+
+  void make_beginnings() {
     const i32 idle_counts = std::max(1, setup_.noop_max);
     // Repeated actions would change a beginning.
     const bool repeats = setup_.setup.repeat_action_probability > 0 &&
                          (idle_counts > 1 || setup_.fire_reset);
-    const bool kept = !repeats && idle_counts <= kMostIdleCounts;
-    if (kept) {
-      beginnings_.resize(size_t(kTimerSeeds * idle_counts));
-      planes_.resize(beginnings_.size() * size_t(setup_.plane_bytes));
-    }
+    if (repeats || idle_counts > kMostIdleCounts) return;
+    beginnings_.resize(size_t(num_fresh() * idle_counts));
+    planes_.resize(beginnings_.size() * size_t(setup_.plane_bytes));
     std::atomic<i32> next{0};
     workers_.run([&](i32) {
       Bytes pictures(size_t(4 * picture_bytes(setup_)));
-      for (i32 timer; (timer = next.fetch_add(1)) < kTimerSeeds;) {
-        snapshots_.at(timer);
-        for (i32 idle = 0; kept && idle < idle_counts; ++idle) {
-          make_beginning(timer, idle, size_t(timer * idle_counts + idle), pictures);
+      for (i32 i; (i = next.fetch_add(1)) < num_fresh();) {
+        for (i32 idle = 0; idle < idle_counts; ++idle) {
+          make_beginning(i, idle, size_t(i * idle_counts + idle), pictures);
         }
       }
     });
   }
 
   /// Plays a beginning after pasts that differ in the bytes of RAM that the game's beginning keeps.
-  void make_beginning(i32 timer, i32 idle, size_t index, Bytes& pictures) {
-    const FreshGame& fresh = snapshots_.at(timer);
-    if (!fresh.exact) return;
+  void make_beginning(i32 number, i32 idle, size_t index, Bytes& pictures) {
+    const FreshGame& game = fresh(number);
+    if (!game.exact) return;
     Beginning& beginning = beginnings_[index];
     u8* const plane = planes_.data() + index * size_t(setup_.plane_bytes);
     Bytes other_plane(size_t(setup_.plane_bytes));
     Trials trials;
-    beginning = begin_with(0, timer, idle, pictures, trials, plane);
-    for (i32 trial = 1; trial < 3 && beginning.exact && fresh.kept.any(); ++trial) {
+    beginning = begin_with(0, number, idle, pictures, trials, plane);
+    const i32 count = std::max(3, i32(examples_of(number).size()));
+    for (i32 trial = 1; trial < count && beginning.exact && game.kept.any(); ++trial) {
       const Beginning other =
-          begin_with(trial, timer, idle, pictures, trials, other_plane.data());
+          begin_with(trial, number, idle, pictures, trials, other_plane.data());
       beginning.exact = other.exact && beginning.random_draws == other.random_draws &&
                         std::equal(other_plane.begin(), other_plane.end(), plane) &&
                         trials.agree();
     }
+    beginning.play = trials.to_copy();
     beginning.kept = trials.kept();
   }
 
-  Beginning begin_with(i32 trial, i32 timer, i32 idle, Bytes& pictures, Trials& trials,
+  const std::vector<Ram>& examples_of(i32 number) const {
+    return snapshots_[size_t(number / kTimerSeeds)]->kind().examples;
+  }
+
+  Beginning begin_with(i32 trial, i32 number, i32 idle, Bytes& pictures, Trials& trials,
                        u8* plane) {
-    const FreshGame& fresh = snapshots_.at(timer);
+    Snapshots& snapshots = *snapshots_[size_t(number / kTimerSeeds)];
     u8* const memory = pictures.data();
     const i32 size = picture_bytes(setup_);
     const u8* const shade = pictures_shade(setup_);
@@ -162,38 +208,33 @@ class DeviceTables {
     Environment environment{};
     environment.album = kNoAlbum;
     environment.random = seeded(0);
-    environment.play.console.draws = place_of(timer);
-    for (i32 i = 0; i < 128; ++i) {
-      environment.play.console.riot.ram[i] = u8(trial == 0 ? 0 : trial == 1 ? 255 : 37 * i);
-    }
+    environment.play.console.draws = place_of(number % kTimerSeeds);
+    u8* const ram = environment.play.console.riot.ram;
+    for (i32 i = 0; i < 128; ++i) ram[i] = u8(trial == 0 ? 0 : trial == 1 ? 255 : 37 * i);
+    snapshots.copy_asked(trial, ram);
     const Play past = environment.play;
-    const View view = play_beginning(environment, setup_, idle, snapshots_, scratch, albums);
+    const View view = play_beginning(environment, setup_, idle, snapshots, scratch, albums);
     observe(setup_, view, plane);
     settle_album(environment, setup_, albums);
     trials.add(past, environment.play);
     Beginning beginning{};
-    beginning.play = environment.play;
     beginning.draws = environment.play.console.draws - past.console.draws;
     beginning.random_draws = draws_between(seeded(0), environment.random);
     // A game that ended during idle frames was begun again, with another timer.
-    beginning.exact = beginning.draws == fresh.draws && environment.album == kNoAlbum;
+    beginning.exact = beginning.draws == fresh(number).draws && environment.album == kNoAlbum;
     return beginning;
   }
 
   /// The first position in the system's random numbers that starts the timer at `timer`.
-  u32 place_of(i32 timer) const {
-    const std::vector<u32>& numbers = system_random_.numbers();
-    u32 place = 0;
-    while (i32(numbers[place] % kTimerSeeds) != timer) ++place;
-    return place;
-  }
+  u32 place_of(i32 timer) const { return u32(snapshots_[0]->next_position(0, timer)); }
 
   Bytes rom_;
   SystemRandom system_random_;
   StepSetup setup_;
   Setup default_setup_;
-  Snapshots snapshots_;
   Workers workers_;
+  Pasts pasts_;
+  std::vector<std::unique_ptr<Snapshots>> snapshots_;  // of each kind
   std::vector<Beginning> beginnings_;
   Bytes planes_;
 };

@@ -1,6 +1,8 @@
 // Games that have just begun, made once and then copied.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -22,35 +24,53 @@ class Trials {
     begun_.push_back(begun);
   }
 
-  /// The bytes of RAM that no beginning has changed, except for those that were always the same.
+  /// The bytes of RAM to which all beginnings have added the same, mostly 0, except for those that
+  /// were the same before each.
   KeptRam kept() {
     KeptRam kept{};
     for (i32 console = 0; console < 3; ++console) {
       for (i32 i = 0; i < 128; ++i) {
-        bool stays = true, differs = false;
+        bool same = true, differs = false;
         for (size_t trial = 0; trial < begun_.size(); ++trial) {
-          const u8 before = pasts_[trial].console.riot.ram[i];
-          stays = stays && console_of(begun_[trial], console).riot.ram[i] == before;
-          differs = differs || before != pasts_[0].console.riot.ram[i];
+          same = same && added(trial, console, i) == added(0, console, i);
+          differs = differs || pasts_[trial].console.riot.ram[i] != pasts_[0].console.riot.ram[i];
         }
-        if (stays && differs) kept.in[console].add(i);
+        if (same && differs) kept.in[console].add(i);
       }
     }
     return kept;
   }
 
+  /// The first beginning as `copy_game` takes it.
+  Play to_copy() {
+    const KeptRam keeping = kept();
+    Play play = begun_[0];
+    for (i32 console = 0; console < 3; ++console) {
+      for (i32 i = 0; i < 128; ++i) {
+        u8& byte = console_of(play, console).riot.ram[i];
+        if (keeping.in[console].has(i)) byte = added(0, console, i);
+      }
+    }
+    return play;
+  }
+
   /// Whether copies of the first beginning, with what they keep, are the same as all others.
   bool agree() {
     const KeptRam keeping = kept();
+    const Play first = to_copy();
     for (size_t trial = 1; trial < begun_.size(); ++trial) {
       Play copy = pasts_[trial];
-      copy_game(copy, begun_[0], keeping);
+      copy_game(copy, first, keeping);
       if (!same_game(copy, begun_[trial])) return false;
     }
     return true;
   }
 
  private:
+  u8 added(size_t trial, i32 console, i32 i) {
+    return u8(console_of(begun_[trial], console).riot.ram[i] - pasts_[trial].console.riot.ram[i]);
+  }
+
   static bool same_game(const Play& a, const Play& b) {
     const auto state = [](const Play& play) {
       const History& history = play.history;
@@ -70,16 +90,33 @@ class Trials {
   std::vector<Play> pasts_, begun_;
 };
 
+using Ram = std::array<u8, 128>;
+
+/// Pasts after which a game begins alike: those whose `asked` bytes of RAM are as in one of the
+/// examples. Without examples, all pasts.
+struct Kind {
+  std::vector<Ram> examples;
+  std::vector<u8> asked;
+};
+
 /// Games that have just been loaded or begun, made on first use.
 ///
 /// Whether a beginning can be copied is found by trial: resets are run from consoles with different
 /// RAM and a different past, with the same timer but otherwise different random numbers. The
-/// FreshGame is `exact` only if all results are the same, apart from bytes of RAM that no reset has
-/// changed. Where there are such bytes, more trials make sure that nothing depends on them.
+/// FreshGame is `exact` only if all results are the same, apart from bytes of RAM to which every
+/// reset has added the same. Where there are such bytes, more trials make sure that nothing depends
+/// on them. If the pasts are of a kind, so are those of the trials: first its examples, then these
+/// with other bytes.
 class Snapshots {
  public:
-  Snapshots(const StepSetup& setup, const Setup& default_setup, const SystemRandom& system_random)
-      : setup_(setup), default_setup_(default_setup), system_random_(system_random) {}
+  Snapshots(const StepSetup& setup, const Setup& default_setup, const SystemRandom& system_random,
+            Kind kind = {})
+      : setup_(setup),
+        default_setup_(default_setup),
+        system_random_(system_random),
+        kind_(std::move(kind)) {}
+
+  const Kind& kind() const { return kind_; }
 
   /// The game after `load`. Not exact if it depends on the environment's generator.
   const FreshGame& loaded() {
@@ -94,6 +131,11 @@ class Snapshots {
     return loaded_;
   }
 
+  /// The timer seed: `at` has its FreshGame.
+  static i32 find(const Console& console, const Machine& machine) {
+    return timer_seed(console, machine);
+  }
+
   const FreshGame& at(i32 timer) {
     std::call_once(begun_once_[timer], [this, timer] { make(timer); });
     return begun_[timer];
@@ -102,6 +144,21 @@ class Snapshots {
   /// Beginnings of episodes are not kept: a CPU plays them fast enough.
   static const Beginning* beginning(i32, i32) { return nullptr; }
   static const u8* plane(i32, i32) { return nullptr; }
+
+  /// Puts the bytes that this kind's beginnings read into a RAM: in each trial, those of another
+  /// example.
+  void copy_asked(i32 trial, u8* ram) const {
+    if (kind_.examples.empty()) return;
+    const Ram& example = kind_.examples[size_t(trial) % kind_.examples.size()];
+    for (const u8 i : kind_.asked) ram[i] = example[i];
+  }
+
+  /// The next position in the system's random numbers that starts the timer at `timer`.
+  size_t next_position(size_t position, i32 timer) const {
+    const std::vector<u32>& numbers = system_random_.numbers();
+    while (i32(numbers.at(position) % kTimerSeeds) != timer) ++position;
+    return position;
+  }
 
  private:
   static constexpr i32 kTrials = 4, kMoreTrials = 12;
@@ -119,7 +176,7 @@ class Snapshots {
     Bytes& pictures = pictures_[timer];
     Trials trials;
     size_t position = loaded().play.console.draws;
-    i32 count = kTrials;
+    i32 count = std::max(kTrials, 3 * i32(kind_.examples.size()));
     for (i32 trial = 0; trial < count; ++trial) {
       position = next_position(position + 1, timer);
       const Play past = past_of(trial, position);
@@ -135,9 +192,10 @@ class Snapshots {
                      pictures == drawn && trials.agree();
       }
       if (!game.exact) break;
-      if (trial == kTrials - 1 && trials.kept().any()) count = kMoreTrials;
+      if (trial == count - 1 && trials.kept().any()) count = std::max(count, kMoreTrials);
     }
     game.kept = trials.kept();
+    game.play = trials.to_copy();
     if (game.play.whole_frames >= 2) pictures = Bytes();
     game.canvas = {{pictures.data(), pictures.data() + picture_bytes(setup_)}, nullptr};
   }
@@ -153,12 +211,11 @@ class Snapshots {
                      {{pictures.data(), pictures.data() + size}, nullptr});
     game.draws = game.play.console.draws - past.console.draws;
     game.random_draws = draws_between(seeded(seed), random);
-    game.play.console.draws = 0;
     return game;
   }
 
-  /// A game that was played for a while and then got other bytes in its RAM; in trial 0, one that
-  /// was just loaded. It is at the end of a frame, if it reaches one.
+  /// A game that was played for a while and then got other bytes in its RAM; in trial 0 of any RAM,
+  /// one that was just loaded. It is at the end of a frame, if it reaches one.
   Play past_of(i32 trial, size_t position) {
     Play play = loaded().play;
     Mt19937 random = seeded(u32(position));
@@ -167,26 +224,24 @@ class Snapshots {
       if (frame > 1000) break;
       act<false>(play, random, setup_.setup, u8(frame % 7 == trial ? kFire : kRight), Canvas{});
     }
-    if (trial > 0) {
-      for (u8& byte : play.console.riot.ram) {
-        byte = trial == 1 ? u8(~byte) : trial == 3 ? u8(0) : u8(draw(random));
-      }
+    u8* const ram = play.console.riot.ram;
+    for (i32 i = 0; i < 128 && trial > 0; ++i) {
+      ram[i] = trial == 1 ? u8(~ram[i]) : trial == 3 ? u8(0) : u8(draw(random));
+    }
+    if (size_t(trial) < kind_.examples.size()) {
+      std::copy_n(kind_.examples[size_t(trial)].data(), 128, ram);
+    } else {
+      copy_asked(trial, ram);
     }
     play.console.draws = u32(position);
     play.frame_number = 0;
     return play;
   }
 
-  /// The next position in the system's random numbers that starts the timer at `timer`.
-  size_t next_position(size_t position, i32 timer) const {
-    const std::vector<u32>& numbers = system_random_.numbers();
-    while (i32(numbers.at(position) % kTimerSeeds) != timer) ++position;
-    return position;
-  }
-
   const StepSetup& setup_;
   const Setup& default_setup_;
   const SystemRandom& system_random_;
+  const Kind kind_;
   std::once_flag loaded_once_, begun_once_[kTimerSeeds];
   FreshGame loaded_{}, begun_[kTimerSeeds]{};
   Bytes pictures_[kTimerSeeds];
