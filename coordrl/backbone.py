@@ -11,7 +11,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -242,9 +242,8 @@ class ConvBackbone(nn.Sequential):
         for index, spec in enumerate(self.specs):
             sees_coordinates = coords == "all" or (coords == "first" and index == 0)
             grid = {"with_r": with_r, "system": self.system} if sees_coordinates else None
-            self.append(_convolution(channels, spec, grid))
-            for follower in _followers(spec):
-                self.append(follower)
+            for module in (_convolution(channels, spec, grid), *_followers(spec)):
+                super().append(module)
             channels = spec.out_channels
 
     def __getitem__(self, index: Any) -> Any:
@@ -252,6 +251,20 @@ class ConvBackbone(nn.Sequential):
         if isinstance(index, slice):
             return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
         return super().__getitem__(index)
+
+    def append(self, module: nn.Module) -> NoReturn:
+        """Raise a TypeError: ``out_channels`` and :meth:`out_size` follow from the specs alone."""
+        raise TypeError(
+            f"a ConvBackbone has the modules of its specs and takes no {type(module).__name__}; add"
+            " a ConvSpec, or put both into an nn.Sequential"
+        )
+
+    def insert(self, index: int, module: nn.Module) -> NoReturn:
+        """Raise a TypeError, as :meth:`append` does."""
+        self.append(module)
+
+    def __iadd__(self, other: Any) -> Self:
+        return self.extend(other)
 
     def out_size(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width of the output for an input of this size.

@@ -98,6 +98,27 @@ def test_a_convolution_has_the_weights_that_its_spec_says(
     }
 
 
+@pytest.mark.parametrize(
+    "grow",
+    [
+        lambda backbone, module: backbone.append(module),
+        lambda backbone, module: backbone.insert(0, module),
+        lambda backbone, module: backbone.extend([module]),
+        lambda backbone, module: backbone.__iadd__(nn.Sequential(module)),
+    ],
+    ids=["append", "insert", "extend", "+="],
+)
+def test_modules_beyond_the_specs_are_refused(
+    grow: Callable[[ConvBackbone, nn.Module], object],
+) -> None:
+    backbone = ConvBackbone(3, (DOWN,))
+    with pytest.raises(TypeError, match="takes no Conv2d; add a ConvSpec, or put both into an nn"):
+        grow(backbone, nn.Conv2d(6, 2, 3, stride=2))
+
+    assert len(backbone) == 3
+    assert len(backbone + nn.Sequential(nn.Conv2d(6, 2, 3))) == 4  # a plain nn.Sequential
+
+
 def test_only_what_is_trained_is_counted() -> None:
     backbone = ConvBackbone(4, [ConvSpec(5, 3), ConvSpec(2, 3)])
     assert count_parameters(backbone) == (4 * 9 + 1) * 5 + (5 * 9 + 1) * 2
