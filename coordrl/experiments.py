@@ -6,7 +6,7 @@ continue.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ RESULT_FILE = "result.json"
 # May differ from the folder's: with more time, the same run continues.
 _MAX_SECONDS = "training.max_seconds"
 
+_Evaluation = TypeVar("_Evaluation")
 _Settings = TypeVar("_Settings")
 _Result = TypeVar("_Result")
 
@@ -129,6 +130,23 @@ def train_once(
         result = train(folder)
         write_json(dataclasses.asdict(result), file)  # type: ignore[call-overload]
     return result
+
+
+def read_curve(
+    points: Sequence[Any], build: Callable[[Any], _Evaluation]
+) -> tuple[_Evaluation, ...]:
+    """Return the learning curve in a run's result.
+
+    Args:
+        points: Its evaluations, as JSON types.
+        build: Rebuilds an evaluation.
+
+    Raises:
+        ValueError: If there is none: a run is evaluated when it ends.
+    """
+    if not points:
+        raise ValueError("its curve needs at least one evaluation and has none")
+    return tuple(build(point) for point in points)
 
 
 def require_trained(step: int, folder: RunFolder) -> None:

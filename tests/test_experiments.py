@@ -32,7 +32,7 @@ from coordrl.experiments import (
 )
 from coordrl.files import RunError
 from coordrl.generative.settings import GenerativeSettings, Recipe
-from coordrl.records import read_json
+from coordrl.records import read_json, write_json
 from coordrl.runs import RunFolder, open_run
 
 
@@ -212,7 +212,7 @@ def test_there_is_a_seed_to_train_with(tmp_path: Path) -> None:
         experiment.require_seeds(0)
 
 
-@pytest.mark.parametrize(
+READ_RESULT = pytest.mark.parametrize(
     "read",
     [
         coordrl.coordinates.experiments._read_result,
@@ -221,6 +221,9 @@ def test_there_is_a_seed_to_train_with(tmp_path: Path) -> None:
     ],
     ids=["coordinates", "detection", "generative"],
 )
+
+
+@READ_RESULT
 @pytest.mark.parametrize("text", ['{"curve": [', "{}"])
 def test_studies_name_a_result_that_cannot_be_read(
     text: str, read: Callable[[Path, Any], object], tmp_path: Path
@@ -229,6 +232,17 @@ def test_studies_name_a_result_that_cannot_be_read(
     path.write_text(text)
     with pytest.raises(RunError, match=r"result\.json cannot be read .*; delete it, and the same"):
         read(path, None)
+
+
+@READ_RESULT
+def test_studies_name_a_result_without_evaluations(
+    read: Callable[[Path, Any], object], tmp_path: Path
+) -> None:
+    measured: dict[str, object] = {"curve": [], "motion": None, "last": {}, "best": {}}
+    settings = {"training": {"max_seconds": None}}
+    write_json({"settings": settings, **measured}, tmp_path / "result.json")
+    with pytest.raises(RunError, match=r"its curve needs at least one evaluation and has none"):
+        read(tmp_path / "result.json", Settings())
 
 
 def test_a_result_is_on_the_disk_before_it_has_its_name(tmp_path: Path, disk: list[str]) -> None:

@@ -31,6 +31,7 @@ from coordrl.experiments import (
     ManyRuns,
     each_once,
     may_go_on,
+    read_curve,
     require_trained,
     run_folder,
     swept_values,
@@ -350,7 +351,7 @@ def _log(tensorboard: SummaryWriter, point: Evaluation) -> None:
 def _read_result(path: Path, settings: CoordinateSettings) -> RunResult:
     def build(record: dict[str, Any]) -> RunResult:
         measured = null_as_nan({name: record[name] for name in ("curve", "last", "best")})
-        measured["curve"] = tuple(Evaluation(**point) for point in measured["curve"])
+        measured["curve"] = read_curve(measured["curve"], lambda point: Evaluation(**point))
         own = with_time_of(settings, record["settings"])
         return RunResult(**{**record, **measured, "settings": own})
 

@@ -28,7 +28,7 @@ from coordrl.detection.training import (
     load_detector_settings,
     read_table,
 )
-from coordrl.experiments import ManyRuns, each_once, swept_values, train_once, watched
+from coordrl.experiments import ManyRuns, each_once, read_curve, swept_values, train_once, watched
 from coordrl.files import RunError, atomic_file, make_folder, reason
 from coordrl.records import null_as_nan, provenance, read_json, write_figure, write_json, write_text
 from coordrl.runs import RunFolder
@@ -279,7 +279,8 @@ def _log(tensorboard: SummaryWriter, point: Evaluation) -> None:
 
 def _read_result(path: Path, settings: DetectorSettings) -> RunResult:
     def build(record: dict[str, Any]) -> RunResult:
-        curve = tuple(Evaluation(**point) for point in null_as_nan(record["curve"]))
+        points = null_as_nan(record["curve"])
+        curve = read_curve(points, lambda point: Evaluation(**point))
         return RunResult(**{**record, "curve": curve, "settings": settings})
 
     return read_json(path, build)

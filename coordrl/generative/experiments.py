@@ -18,6 +18,7 @@ from coordrl.experiments import (
     ManyRuns,
     each_once,
     may_go_on,
+    read_curve,
     require_trained,
     run_folder,
     train_once,
@@ -290,7 +291,7 @@ def _read_result(path: Path, settings: GenerativeSettings) -> RunResult:
         motion = record["motion"]
         changed = {
             "settings": with_time_of(settings, record["settings"]),
-            "curve": tuple(evaluation_from_json(point) for point in record["curve"]),
+            "curve": read_curve(record["curve"], evaluation_from_json),
             "real": evaluation_from_json(record["real"]),
             "motion": None if motion is None else Motion(**null_as_nan(motion)),
         }
