@@ -369,6 +369,18 @@ def test_recall_and_coverage_of_points_on_a_line() -> None:
     assert recall_and_coverage(half, real, neighbors=1) == (0.6, 0.6)
 
 
+def test_recall_and_coverage_need_a_neighbor_of_each_point() -> None:
+    points = np.arange(60.0).reshape(-1, 1)
+    far = points[:6] + 1000
+    assert recall_and_coverage(points, far) == recall_and_coverage(far, points) == (0, 0)
+    with pytest.raises(ValueError, match=r"reach to neighbor 5 need 6 .*, got 60 and 5 real"):
+        recall_and_coverage(points, far[:5])
+    with pytest.raises(ValueError, match=r"reach to neighbor 5 need 6 .*, got 5 and 60 real"):
+        recall_and_coverage(far[:5], points)
+    with pytest.raises(ValueError, match=r"reach to neighbor 5 need 6 .*, got 50 and 5 real"):
+        measure(draw_pictures(red_anywhere(50), SMALL), objects(5, SMALL), SMALL)
+
+
 def test_near_duplicates_need_equal_shapes_and_one_pixel() -> None:
     places = torch.tensor([[[10, 10], [40, 40]]] * 6)
     places[1, 0, 0] += 1  # the only one that is near the first

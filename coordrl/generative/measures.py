@@ -137,7 +137,8 @@ def measure(pictures: Tensor, real: Objects, canvas: Canvas) -> Row:
         canvas: Sizes of the pictures.
 
     Raises:
-        ValueError: If there are no pictures, or they do not fit the canvas or are not finite.
+        ValueError: If there are no pictures, they do not fit the canvas or are not finite, or
+            enough of them are valid but fewer than 6 are real.
     """
     if len(pictures) == 0 or len(real) == 0:
         raise ValueError(f"expected pictures to compare, got {len(pictures)} and {len(real)} real")
@@ -236,11 +237,19 @@ def recall_and_coverage(points: Points, real: Points, neighbors: int = 5) -> tup
     al., NeurIPS 2019) is the fraction of real points in the ball of some point. Coverage (Naeem et
     al., ICML 2020) is the fraction of real points whose own ball contains some point.
 
+    Raises:
+        ValueError: If a set has ``neighbors`` points or fewer, so that its balls would be endless.
+
     Example:
         >>> real = np.arange(10.0)[:, None]
         >>> recall_and_coverage(real[[0, 9]], real, neighbors=1)
         (1.0, 0.4)
     """
+    if min(len(points), len(real)) <= neighbors:
+        raise ValueError(
+            f"balls that reach to neighbor {neighbors} need {neighbors + 1} points or more of each"
+            f" kind, got {len(points)} and {len(real)} real"
+        )
     own, others = cKDTree(points), cKDTree(real)
     radii = own.query(points, k=neighbors + 1)[0][:, -1]
     reached = np.zeros(len(real), dtype=bool)
