@@ -85,20 +85,23 @@ def each_once(made_on: Iterable[str]) -> str:
     return " and on ".join(dict.fromkeys(made_on))
 
 
-def run_folder(path: Path, settings: object) -> AbstractContextManager[RunFolder]:
+def run_folder(
+    path: Path, settings: object, meanings: Mapping[str, Callable[[Any], object]] | None = None
+) -> AbstractContextManager[RunFolder]:
     """Open the folder of a run, to begin or to continue it.
 
     Args:
         path: The folder.
         settings: The run's settings, a dataclass. ``training.max_seconds`` may differ from the
             folder's.
+        meanings: As for :func:`~coordrl.runs.open_run`.
 
     Raises:
         RunError: If the folder holds a run with other settings, anything else, or is in use.
     """
     is_known = (path / SETTINGS_FILE).exists()
     text = dump_settings(settings)
-    return open_run(path, text, resume=is_known, may_differ={_MAX_SECONDS})
+    return open_run(path, text, resume=is_known, may_differ={_MAX_SECONDS}, meanings=meanings)
 
 
 def train_once(
@@ -108,6 +111,7 @@ def train_once(
     read: Callable[[Path], _Result],
     train: Callable[[RunFolder], _Result],
     goes_on: Callable[[_Result], bool] = lambda _: False,
+    meanings: Mapping[str, Callable[[Any], object]] | None = None,
 ) -> _Result:
     """Train a run, continue it, or read its result.
 
@@ -117,11 +121,12 @@ def train_once(
         read: Reads the result, a dataclass, from a file.
         train: Trains the run to its end, from the state in its folder.
         goes_on: Tells whether a run with this result should be trained further.
+        meanings: As for :func:`~coordrl.runs.open_run`.
 
     Raises:
         RunError: If the folder holds a run with other settings, anything else, or is in use.
     """
-    with run_folder(path, settings) as folder:
+    with run_folder(path, settings, meanings) as folder:
         file = path / RESULT_FILE
         if file.exists():
             result = read(file)

@@ -13,7 +13,7 @@ import json
 import shutil
 import sys
 import tomllib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,7 @@ def open_run(
     resume: bool = False,
     may_differ: Collection[str] = (),
     defaults: str = "",
+    meanings: Mapping[str, Callable[[Any], object]] | None = None,
 ) -> Iterator[RunFolder]:
     """Make the folder of a new run, or open an existing one, and lock out other processes.
 
@@ -163,6 +164,8 @@ def open_run(
         resume: Continue the run in the folder, whose settings must be equal.
         may_differ: Full names of settings that a resumed run may change.
         defaults: Values, as TOML, of settings that an older run's file or ``settings`` lacks.
+        meanings: Functions of settings with several spellings, by full names; what they return is
+            compared instead.
 
     Raises:
         RunError: If the folder holds another run or no run, or is in use, or settings cannot be
@@ -186,7 +189,7 @@ def open_run(
         if resume:
             if not settings_file.exists():
                 raise RunError(f"{path} holds no run to resume; leave out --resume to start one")
-            _require_same(settings_file, settings, may_differ, defaults)
+            _require_same(settings_file, settings, may_differ, defaults, meanings or {})
         elif settings_file.exists():
             raise RunError(f"{path} already holds a run; add --resume or choose another folder")
         elif path.exists() and any(not item.name.startswith(".") for item in path.iterdir()):
@@ -207,7 +210,11 @@ def open_run(
 
 
 def _require_same(
-    settings_file: Path, settings: str, may_differ: Collection[str], defaults: str
+    settings_file: Path,
+    settings: str,
+    may_differ: Collection[str],
+    defaults: str,
+    meanings: Mapping[str, Callable[[Any], object]],
 ) -> None:
     try:
         known = tomllib.loads(settings_file.read_text(encoding="utf-8"))
@@ -224,7 +231,10 @@ def _require_same(
         )
     old, new = (_flat(tomllib.loads(defaults)) | _flat(own) for own in (known, given))
     for key in sorted((old.keys() | new.keys()) - set(may_differ)):
-        if old.get(key) != new.get(key):
+        there, here = old.get(key), new.get(key)
+        if key in meanings:
+            there, here = meanings[key](there), meanings[key](here)
+        if there != here:
             raise RunError(
                 f"{settings_file.parent} belongs to a run with other settings: {key} is "
                 f"{old.get(key)!r} there and {new.get(key)!r} here; choose another folder"

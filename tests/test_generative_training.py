@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -1019,6 +1020,34 @@ def test_a_folder_is_the_same_data_however_it_is_spelled() -> None:
     for name in ("clevr", "lsun"):  # a folder of that name is something else
         assert tiny(data=name).data == name
         assert tiny(data=f"./{name}") != tiny(data=name)
+
+
+def test_a_run_is_found_again_however_its_folder_is_spelled(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    out = ["--out", str(tmp_path / "runs")]
+    assert run_script("--data", str(folder), *out) == 0
+    monkeypatch.setattr(Run, "train", None)  # it would fail
+    assert run_script("--data", "../rooms", *out) == 0
+    [settings] = (tmp_path / "runs").glob("*/settings.toml")
+    own = 'data = "../rooms"'
+    assert own in settings.read_text()
+    # Spelled by an earlier version, which kept what was typed.
+    settings.write_text(settings.read_text().replace(own, 'data = "./../rooms//"'))
+    assert run_script("--data", str(folder), *out) == 0
+
+
+def test_folders_of_one_name_are_not_the_same_data(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other / "rooms")
+    out = ["--out", str(tmp_path / "runs")]
+    assert run_script("--data", str(folder), *out) == 0
+    assert run_script("--data", str(other / "rooms"), *out) == 2
+    assert "belongs to a run with other settings: data is" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from coordrl.generative.settings import (
     GenerativeSettings,
     Model,
     Scale,
+    folder_meant,
     load_generative_settings,
 )
 from coordrl.generative.training import (
@@ -48,6 +49,7 @@ from coordrl.runs import RunFolder
 
 SAMPLES_FOLDER = "samples"
 _TABLE = "generative"
+_MEANINGS = {"data": folder_meant}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,6 +170,7 @@ class Experiments(ManyRuns):
             read=lambda file: _read_result(file, settings),
             train=lambda folder: self._train(settings, folder),
             goes_on=lambda result: may_go_on(result.ended, result.curve[-1].cpu_seconds, limit),
+            meanings=_MEANINGS,
         )
 
     def _train(self, settings: GenerativeSettings, folder: RunFolder) -> RunResult:
@@ -245,7 +248,7 @@ class Experiments(ManyRuns):
         figures.save_film(films, path.with_suffix(".gif"), enlarge=2)
 
     def _trained(self, settings: GenerativeSettings) -> Run:
-        with run_folder(self._folder(settings), settings) as folder:
+        with run_folder(self._folder(settings), settings, _MEANINGS) as folder:
             run = Run(settings, device=self.device, folder=folder)
         require_trained(run.step, folder)
         return run

@@ -1,5 +1,6 @@
 """The settings of a generative run, as frozen dataclasses read from TOML."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,6 +20,7 @@ from coordrl.generative.objectives import ObjectiveName
 Model = Literal["gan", "vae"]
 Arm = Literal["none", "all"]
 Scale = Literal["quick", "small", "paper"]
+_NAMED_DATA = ("clevr", "lsun")
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,20 @@ class GenerativeSettings:
 
     def __post_init__(self) -> None:
         path = str(Path(self.data)) if self.data else ""
-        if path not in ("clevr", "lsun"):  # ./clevr stays a folder
+        if path not in _NAMED_DATA:  # ./clevr stays a folder
             object.__setattr__(self, "data", path)
+
+
+def folder_meant(data: object) -> object:
+    """Return the place of a folder of pictures; anything else as it is.
+
+    Example:
+        >>> folder_meant("./rooms/") == folder_meant("rooms"), folder_meant("clevr")
+        (True, 'clevr')
+    """
+    if not isinstance(data, str) or data in ("", *_NAMED_DATA):
+        return data
+    return os.path.realpath(data)
 
 
 def require_consistent(settings: GenerativeSettings) -> None:
