@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import train_detector
+from broken_pictures import write_broken_chunk, write_promise_of_too_much
 from coordrl.backbone import ConvSpec, Coords, count_parameters
 from coordrl.config import SettingsError, parse_override
 from coordrl.detection import boxes as boxes_module
@@ -342,22 +343,13 @@ def broken_picture(folder: Path) -> Path:
 
 def picture_with_a_broken_chunk(folder: Path) -> Path:
     broken_picture(folder)
-    file = folder / "3" / "a.png"
-    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(file)
-    content = bytearray(file.read_bytes())
-    second = content.index(b"IDAT", content.index(b"IDAT") + 4)
-    content[second : second + 4] = bytes(4)
-    file.write_bytes(content)
+    write_broken_chunk(folder / "3" / "a.png")
     return folder
 
 
 def picture_that_promises_too_much(folder: Path) -> Path:
     broken_picture(folder)
-    # The start of a BMP of 30,000 x 30,000 pixels.
-    sizes = 54, 0, 54, 40, 30_000, 30_000, 1, 24
-    header = struct.pack("<2sIIIIiiHHIIiiII", b"BM", *sizes, *[0] * 6)
-    (folder / "3" / "a.png").write_bytes(header)
+    write_promise_of_too_much(folder / "3" / "a.png")
     return folder
 
 

@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import shutil
-import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import train_gan
+from broken_pictures import write_broken_chunk, write_promise_of_too_much
 from coordrl import CoordConv2d
 from coordrl.backbone import Norm
 from coordrl.config import SettingsError, parse_override
@@ -582,8 +582,7 @@ def test_pictures_that_are_scaled_down_are_averaged(tmp_path: Path) -> None:
 
 
 def test_a_picture_that_promises_too_much_is_named(tmp_path: Path) -> None:
-    sizes = 54, 0, 54, 40, 30_000, 30_000, 1, 24  # the start of a BMP
-    (tmp_path / "a.bmp").write_bytes(struct.pack("<2sIIIIiiHHIIiiII", b"BM", *sizes, *[0] * 6))
+    write_promise_of_too_much(tmp_path / "a.bmp")
     with pytest.raises(DataError, match=r"a\.bmp cannot be read as a picture: .*900000000 pixels"):
         PictureFolder(tmp_path, 16).batch(torch.tensor([0]), CPU)
 
@@ -596,13 +595,7 @@ def test_a_picture_that_is_cut_off_is_named(folder: Path) -> None:
 
 
 def test_a_picture_with_a_broken_chunk_is_named(folder: Path) -> None:
-    file = folder / "0.png"
-    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(file)
-    content = bytearray(file.read_bytes())
-    second = content.index(b"IDAT", content.index(b"IDAT") + 4)
-    content[second : second + 4] = bytes(4)
-    file.write_bytes(content)
+    write_broken_chunk(folder / "0.png")
     with pytest.raises(DataError, match=r"0\.png cannot be read as a picture: broken PNG file"):
         PictureFolder(folder, 16).batch(torch.arange(8), CPU)
 
