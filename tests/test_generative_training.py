@@ -1032,6 +1032,17 @@ def test_a_run_is_found_again_however_its_folder_is_spelled(
     assert run_script("--data", str(folder), *out) == 0
 
 
+def test_the_folder_one_is_in_has_its_name_and_not_that_of_sort_of_clevr(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert run_script("--data", ".", "--out", str(tmp_path / "runs")) == 0
+    assert (tmp_path / "runs" / "gan-r3gan-all-16-rooms-s0").is_dir()
+    assert (tmp_path / "runs" / "generative-gan-r3gan-all-16-rooms.md").exists()
+    monkeypatch.setattr(Run, "train", None)  # it would fail
+    assert run_script("--data", str(folder), "--out", str(tmp_path / "runs")) == 0
+
+
 def test_folders_of_one_name_are_not_the_same_data(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

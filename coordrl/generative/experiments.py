@@ -5,6 +5,7 @@ Each run has a folder that belongs to its settings: finished runs are read, stop
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -257,7 +258,7 @@ class Experiments(ManyRuns):
 def _name(kind: table.Kind, arms: Sequence[Arm]) -> str:
     """Return the file name for one kind of run, with the arm if there is only one."""
     arm = arms[0] if len(arms) == 1 else ""
-    data = "" if kind.data == "clevr" else Path(kind.data).name
+    data = "" if kind.data == "clevr" else Path(os.path.abspath(kind.data)).name  # of "." as well
     parts = (kind.model, kind.objective, arm, str(kind.size), data)
     return "-".join(part for part in parts if part)
 
