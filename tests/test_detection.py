@@ -1578,6 +1578,11 @@ def test_a_detector_that_cannot_be_built_is_one_sentence() -> None:
         small_run(specs=(ConvSpec(4, 4, stride=2, transposed=True),))
 
 
+def test_pictures_too_small_for_a_detector_are_one_sentence() -> None:
+    with pytest.raises(SettingsError, match="be built so: an input of 4x4 pixels is too small"):
+        small_run(scatter=Scatter(crop=4))
+
+
 def test_a_run_that_diverges_at_once_says_that_nothing_is_kept() -> None:
     run = small_run()
     damage(run, torch.inf)

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from coordrl.backbone import ConvSpec, Coords, count_parameters
+from coordrl.backbone import ConvBackbone, ConvSpec, Coords, count_parameters
 from coordrl.config import (
     Override,
     SettingsError,
@@ -252,6 +252,8 @@ class Run(ResumableRun):
                 settings.roi if settings.stage == "full" else None,
                 torch.Generator().manual_seed(weights),
             )
+            assert isinstance(detector.backbone, ConvBackbone)
+            detector.backbone.out_size(*self.test_scenes.images.shape[2:])
         except ValueError as error:
             raise SettingsError(f"no detector can be built so: {error}") from error
         # Channels last: a tenth less processor time on a CPU, and the layout of tensor cores.
