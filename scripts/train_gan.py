@@ -64,6 +64,7 @@ def train(arguments: Arguments, command: str) -> str:
     if arguments.table is not None:
         chosen = ("model", "coords", "objective", "scale", "seeds")
         refuse_ignored(arguments, chosen, "the table chooses it")
+        refuse_overruled(typed, {"gan.objective": "the table chooses it"})
     if arguments.model == "vae":
         refuse_ignored(arguments, ("objective",), "it is that of a GAN")
     overrides = [Override("data", arguments.data, "--data")]

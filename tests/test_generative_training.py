@@ -1069,6 +1069,10 @@ def test_folders_of_one_name_are_not_the_same_data(
         (["--model", "vae", "--objective", "paper"], "--objective would be ignored: it is that"),
         (["--set", "coords=none"], "--set coords would be overruled; use --coords"),
         (["--set", "seed=4"], "--set seed would be overruled; use --seeds"),
+        (
+            ["--table", "quick", "--set", "gan.objective=paper"],
+            "--set gan.objective would be overruled; the table chooses it",
+        ),
     ],
 )
 def test_the_script_names_what_does_not_fit(
