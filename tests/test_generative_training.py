@@ -581,6 +581,17 @@ def test_pictures_that_are_scaled_down_are_averaged(tmp_path: Path) -> None:
     assert PictureFolder(tmp_path, 16).batch(torch.tensor([0]), CPU).abs().max() < 0.02
 
 
+def test_grays_of_16_bits_are_scaled_to_8(tmp_path: Path) -> None:
+    grays = np.array([0, 100, 180, 255])
+    for name, values in (("8", grays.astype(np.uint8)), ("16", (grays * 257).astype(np.uint16))):
+        Image.fromarray(values.reshape(2, 2).repeat(8, 0).repeat(8, 1)).save(
+            tmp_path / f"{name}.png"
+        )
+    deep, plain = PictureFolder(tmp_path, 16).batch(torch.arange(2), CPU)
+    assert torch.equal(deep, plain)
+    assert plain[:, 2, 12].tolist() == pytest.approx([100 / 127.5 - 1] * 3)
+
+
 def test_a_picture_that_promises_too_much_is_named(tmp_path: Path) -> None:
     write_promise_of_too_much(tmp_path / "a.bmp")
     with pytest.raises(DataError, match=r"a\.bmp cannot be read as a picture: .*900000000 pixels"):

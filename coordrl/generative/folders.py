@@ -161,10 +161,18 @@ def _decode(open_file: Callable[[], BinaryIO], size: int, name: str) -> Tensor:
     """Return a center crop of a picture, ``(3, size, size)``, as uint8."""
     try:
         with open_file() as file, Image.open(file) as image:
-            square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+            colors = _eight_bits(image).convert("RGB")
+            square = ImageOps.fit(colors, (size, size), Image.Resampling.LANCZOS)
     except (
         *(OSError, UnidentifiedImageError, Image.DecompressionBombError),
         *(SyntaxError, ValueError),  # Pillow raises these for damaged PNGs
     ) as error:
         raise DataError(f"{name} cannot be read as a picture: {reason(error)}") from error
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return a picture with its grays of 16 bits scaled to 8; Pillow would cut them off at 255."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
