@@ -335,6 +335,12 @@ def large_picture(folder: Path) -> Path:
     return folder
 
 
+def picture_of_16_bits(folder: Path) -> Path:
+    (folder / "3").mkdir()
+    Image.fromarray(np.full((28, 28), 20_000, np.uint16)).save(folder / "3" / "a.png")
+    return folder
+
+
 def broken_picture(folder: Path) -> Path:
     (folder / "3").mkdir()
     (folder / "3" / "a.png").write_bytes(b"\x89PNG")
@@ -383,6 +389,7 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "too few": (npz(x=TEN[:9], y=np.arange(9)), "a split needs at least 10 digits, got 9"),
     "none": (npz(x=TEN[:0], y=np.arange(0)), "there is no digit in it"),
     "large picture": (large_picture, r"3/a.png is 30x32 pixels; digits are 28x28"),
+    "16 bits": (picture_of_16_bits, r"3/a.png has more than 8 bits a pixel \(I.*; digits have"),
     "broken picture": (broken_picture, "3/a.png cannot be read"),
     "broken chunk": (picture_with_a_broken_chunk, "3/a.png cannot be read: broken PNG file"),
     "bomb": (picture_that_promises_too_much, r"3/a.png cannot be read: .*900000000 pixels"),

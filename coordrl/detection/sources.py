@@ -248,11 +248,16 @@ def _read_image_folder(folder: Path) -> tuple[DigitSet, ...]:
 def _read_image(path: Path) -> Bytes:
     try:
         with Image.open(path) as picture:
-            image = np.asarray(picture.convert("L"))
+            mode, image = picture.mode, np.asarray(picture.convert("L"))
     except _UNREADABLE_PICTURE as error:
         raise SettingsError(
             f"{path.parent.name}/{path.name} cannot be read: {reason(error)}"
         ) from error
+    if mode.startswith(("I", "F")):  # Pillow has cut off their ink at 255
+        raise SettingsError(
+            f"{path.parent.name}/{path.name} has more than 8 bits a pixel ({mode}); digits have"
+            " bytes"
+        )
     if image.shape != (28, 28):
         raise SettingsError(
             f"{path.parent.name}/{path.name} is {image.shape[1]}x{image.shape[0]} pixels; digits"
