@@ -1013,7 +1013,10 @@ def test_the_script_trains_autoencoders_and_from_folders(
     assert "| from one picture to another | visible" in capsys.readouterr().out
     assert (tmp_path / "runs" / "generative-vae-all-16.png").exists()
     assert run_script("--data", str(folder), *out) == 0
-    assert (tmp_path / "runs" / f"generative-gan-r3gan-all-16-{folder.name}.md").exists()
+    report = tmp_path / "runs" / f"generative-gan-r3gan-all-16-{folder.name}.md"
+    # There are eight.
+    assert "Where there are too few real ones, they are of all of them" in report.read_text()
+    assert "as many real ones, against others" not in report.read_text()
     assert "GAN, objective r3gan" in capsys.readouterr().out
 
 

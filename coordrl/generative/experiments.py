@@ -213,10 +213,7 @@ class Experiments(ManyRuns):
             "# Generative models\n\n"
             f"Made by `{self.command}` on {places},"
             f" {last.threads} thread(s), {self.device}. Mean over seeds, and the range behind it."
-            " CPU seconds are of training alone. Measures are of"
-            f" {last.settings.training.samples:,} generated pictures; those of data are of as many"
-            " real ones, against others. From cells on they are of the valid pictures, and depend"
-            " on how many these are.\n\n"
+            f" CPU seconds are of training alone. {_measured(last.settings)}\n\n"
         )
         write_text(head + text, report / f"{name}.md")
         runs = [result.to_json() for result in results]
@@ -261,6 +258,22 @@ def _name(kind: table.Kind, arms: Sequence[Arm]) -> str:
     data = "" if kind.data == "clevr" else Path(os.path.abspath(kind.data)).name  # of "." as well
     parts = (kind.model, kind.objective, arm, str(kind.size), data)
     return "-".join(part for part in parts if part)
+
+
+def _measured(settings: GenerativeSettings) -> str:
+    """Say how many pictures the measures of a table are of."""
+    samples = f"{settings.training.samples:,}"
+    if settings.data == "clevr":
+        return (
+            f"Measures are of {samples} generated pictures; those of data are of as many real ones,"
+            " against others. From cells on they are of the valid pictures, and depend on how many"
+            " these are."
+        )
+    return (
+        f"Distances are of {samples} generated pictures from as many real ones; those of data are"
+        " of as many real ones from others. Where there are too few real ones, they are of all of"
+        " them, and those of data of one half from the other, which makes them larger."
+    )
 
 
 def _film(run: Run) -> Tensor:
