@@ -1585,6 +1585,13 @@ def test_a_detector_that_cannot_be_built_is_one_sentence() -> None:
         small_run(specs=(ConvSpec(4, 4, stride=2, transposed=True),))
 
 
+def test_released_anchors_without_area_are_one_sentence() -> None:
+    specs = (ConvSpec(4, 4, stride=2, padding=2),)
+    with pytest.raises(SettingsError, match="first feature's is 0; pad less, or take anchors in a"):
+        small_run(specs=specs, proposals=ProposalSettings(anchor_layout="released"))
+    small_run(specs=specs)
+
+
 def test_pictures_too_small_for_a_detector_are_one_sentence() -> None:
     with pytest.raises(SettingsError, match="be built so: an input of 4x4 pixels is too small"):
         small_run(scatter=Scatter(crop=4))

@@ -293,6 +293,10 @@ class RegionProposalNetwork(nn.Module):
         stride: Pixels between the middles of two features.
         offset: Middle of the first feature, in pixels.
 
+    Raises:
+        ValueError: If ``offset`` is 0 or less and anchors are those of the released code, which
+            have it as their height and width.
+
     Shape:
         - Input: feature map ``(N, in_channels, H, W)``.
         - Output: transforms ``(N, A, 4)`` and logits (digit, nothing) ``(N, A, 2)``, with
@@ -309,6 +313,11 @@ class RegionProposalNetwork(nn.Module):
         offset: float = 8,
     ) -> None:
         super().__init__()
+        if settings.anchor_layout == "released" and offset <= 0:
+            raise ValueError(
+                "released anchors are as wide as their feature's place in the picture, and the"
+                f" first feature's is {offset:g}; pad less, or take anchors in a grid"
+            )
         self.settings, self.stride, self.offset = settings, stride, offset
         own: Coords = "first" if coords == "all" else "none"
         same = ConvSpec(32, 3, padding="same")
