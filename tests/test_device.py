@@ -181,6 +181,18 @@ def test_beginnings_of_as_many_games_are_copied_as_readme_says() -> None:
 
 
 @pytest.mark.slow
+def test_idle_frames_are_played_where_observations_of_them_would_fill_the_memory() -> None:
+    for size, idle in (((84, 84), 30), ((210, 160), 0)):  # of five kinds: 0.5 and 1.2 GB
+        chosen = AtariSettings(observation="rgb", screen_size=size)
+        native = native_settings(GAMES["surround"], chosen, "same_step")
+
+        tables = compiled.native().DeviceTables(native, load_rom("surround"), 2)
+
+        assert (tables.num_kinds, tables.idle_counts) == (5, idle)
+        assert len(tables.planes()) == 5 * 75 * idle * 3 * size[0] * size[1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("game", ["pong", "pitfall2", "montezuma_revenge", "elevator_action"])
 def test_kernels_that_know_their_game_play_as_the_cpu_does(game: str, tmp_path: Path) -> None:
     # As nvrtc.py compiles them; a name of its own, or the library of the game before is loaded.

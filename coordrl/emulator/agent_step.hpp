@@ -310,8 +310,7 @@ constexpr i32 kNotFound = -1;
 ///
 /// Some cartridges read a few bytes of it, which seldom have more than a few values when a game
 /// ends. Each combination of these values is a key; keys after which games begin alike are of one
-/// kind, and a kind has its own copies (some 30 MB for 30 counts of idle frames). By default, no byte
-/// is read, and there is one kind.
+/// kind, and a kind has its own copies. By default, no byte is read, and there is one kind.
 struct Pasts {
   static constexpr i32 kMostAsked = 4, kMostKeys = 16;
 

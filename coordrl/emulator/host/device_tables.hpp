@@ -109,7 +109,9 @@ class DeviceTables {
 
  private:
   static constexpr i32 kNumbers = 1 << 20;   // system_random's length; a reset takes 1 or 129
-  static constexpr i32 kMostIdleCounts = 64;  // most for which beginnings are kept
+  // Most for which beginnings are kept; otherwise, games are copied and idle frames played.
+  static constexpr i32 kMostIdleCounts = 64;
+  static constexpr size_t kMostBytes = size_t{1} << 30;
 
   i32 num_fresh() const { return num_kinds() * kTimerSeeds; }
 
@@ -155,8 +157,10 @@ class DeviceTables {
     // Repeated actions would change a beginning.
     const bool repeats = setup_.setup.repeat_action_probability > 0 &&
                          (idle_counts > 1 || setup_.fire_reset);
-    if (repeats || idle_counts > kMostIdleCounts) return;
-    beginnings_.resize(size_t(num_fresh() * idle_counts));
+    const size_t count = size_t(num_fresh() * idle_counts);
+    const size_t bytes = count * (sizeof(Beginning) + size_t(setup_.plane_bytes));
+    if (repeats || idle_counts > kMostIdleCounts || bytes > kMostBytes) return;
+    beginnings_.resize(count);
     planes_.resize(beginnings_.size() * size_t(setup_.plane_bytes));
     std::atomic<i32> next{0};
     workers_.run([&](i32) {

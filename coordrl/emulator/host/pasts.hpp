@@ -41,7 +41,7 @@ class PastFinder {
 
  private:
   static constexpr i32 kGames = 32, kBases = 4, kScrambled = 12, kMostRead = 8;
-  static constexpr i32 kMostFrames = 20000;  // of a game
+  static constexpr i32 kLongestGame = 20000;  // frames
 
   /// A past, and the game that began after it.
   struct Trial {
@@ -64,7 +64,7 @@ class PastFinder {
     if (game > 0) reset_game<false>(play, random, setup_.setup, Canvas{});
     i32 lives = play.score.lives;
     u8 action = kNoop;
-    for (i32 frame = 0; game > 0 && frame < std::min(setup_.max_frames, kMostFrames); ++frame) {
+    for (i32 frame = 0; game > 0 && frame < std::min(setup_.max_frames, kLongestGame); ++frame) {
       if (frame % setup_.frame_skip == 0) action = u8(draw_below(random, kNumActions));
       act<false>(play, random, setup_.setup, action, Canvas{});
       const bool life_lost = play.score.lives < lives;
