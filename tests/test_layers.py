@@ -351,6 +351,11 @@ def test_grid_of_a_single_pixel_is_the_center() -> None:
     assert coordinate_grid(1, 1, with_r=True).flatten().tolist() == [0, 0, 0]
 
 
+def test_grid_is_of_the_default_type() -> None:
+    with mock.patch("torch.get_default_dtype", return_value=torch.float64):
+        assert coordinate_grid(2, 3).dtype == torch.float64
+
+
 def test_half_precision_grid_is_rounded_once() -> None:
     wide = coordinate_grid(3, 999, with_r=True)
     assert torch.equal(
@@ -615,6 +620,15 @@ def test_coord_bias_is_float32_under_autocast() -> None:
         assert bias(torch.zeros(1, 1, 1, 1024)).unique().numel() == 1024
 
 
+def test_coord_bias_of_16_bits_has_coordinates_of_32() -> None:
+    bias = CoordBias(1, dtype=torch.bfloat16)
+    with torch.no_grad():
+        bias.weight[0, 0] = 1
+    x = torch.zeros(1, 1, 1, 1024)
+    assert bias(x).unique().numel() == 1024
+    assert bias(x.bfloat16()).dtype == torch.bfloat16
+
+
 def test_coord_bias_names_what_it_expected() -> None:
     with pytest.raises(ValueError, match=r"shape \(N, 3, H, W\) or .*, got \(2, 4, 5, 5\)"):
         CoordBias(3)(torch.zeros(2, 4, 5, 5))
@@ -687,18 +701,23 @@ def test_tells_two_positions_of_the_same_patch_apart() -> None:
 
 
 @PARTS
-@pytest.mark.parametrize("output_size", [[9, 13], [10, 13]])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize(("ours", "textbook"), TRANSPOSED)
 def test_transposed_output_size_picks_among_the_sizes_of_the_stride(
-    output_size: list[int], at_once: int
+    ours: type[nn.Module], textbook: type[nn.Module], dilation: int, at_once: int
 ) -> None:
-    layer = CoordConvTranspose2d(3, 4, 3, stride=2, padding=1)
-    wide = nn.ConvTranspose2d(5, 4, 3, stride=2, padding=1)
+    axes = int(ours.__name__[-2])
+    size = (5, 7, 4)[:axes]
+    layer = ours(3, 4, 3, stride=2, padding=1, dilation=dilation)
+    wide = textbook(3 + axes, 4, 3, stride=2, padding=1, dilation=dilation)
     wide.load_state_dict(layer.state_dict())
-    x = torch.randn(2, 3, 5, 7)
-    concatenated = torch.cat([x, coordinate_grid(5, 7).expand(2, -1, -1, -1)], dim=1)
+    x = torch.randn(2, 3, *size)
+    concatenated = torch.cat([x, coordinate_grid(*size).expand(2, *[-1] * (axes + 1))], dim=1)
 
-    with samples_at_once(at_once):
-        assert_close(layer(x, output_size), wide(concatenated, output_size))
+    least = [2 * length - 3 + 2 * dilation for length in size]
+    for output_size in (least, [least[0] + 1, *least[1:]]):
+        with samples_at_once(at_once):
+            assert_close(layer(x, output_size), wide(concatenated, output_size))
 
 
 # torch compiles decompositions for forward mode by its own deprecated means.
@@ -1093,10 +1112,11 @@ def test_a_padding_that_was_put_on_a_layer_is_that_of_its_map() -> None:
     assert_close(layer(x), copy.deepcopy(layer)(x))
 
 
-def test_a_layer_of_float64_runs_on_meta() -> None:
-    layer = CoordConv2d(3, 8, 7, dtype=torch.float64, device="meta")
-    x = torch.empty(2, 3, 32, 31, dtype=torch.float64, device="meta")
-    assert layer(x).shape == (2, 8, 26, 25)
+def test_layers_of_float64_run_on_meta() -> None:
+    on_meta: dict[str, Any] = {"dtype": torch.float64, "device": "meta"}
+    x = torch.empty(2, 3, 32, 31, **on_meta)
+    assert CoordConv2d(3, 8, 7, **on_meta)(x).shape == (2, 8, 26, 25)
+    assert CoordBias(3, **on_meta)(x).shape == x.shape
 
 
 def test_threads_may_share_a_layer() -> None:
@@ -1237,12 +1257,15 @@ def test_many_tangents_at_once_are_the_jacobian(layout: torch.memory_format) -> 
 
 
 @pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "bfloat16 layer"])
-def test_bfloat16_tells_more_columns_apart_than_concatenation_does(autocast: bool) -> None:
+@pytest.mark.parametrize("rows", [2, 129], ids=["multiplied", "convolved"])
+def test_bfloat16_tells_more_columns_apart_than_concatenation_does(
+    rows: int, autocast: bool
+) -> None:
     torch.manual_seed(0)
     layer = CoordConv2d(1, 16, 1)
     textbook = Textbook(nn.Conv2d, 1, 16, axes=2, with_r=False, kernel_size=1)
     textbook.convolution.load_state_dict(layer.state_dict())
-    x = torch.zeros(1, 1, 2, 1024)
+    x = torch.zeros(1, 1, rows, 1024)
     exact = textbook.double()(x.double())
 
     dtype = torch.float32 if autocast else torch.bfloat16
@@ -1583,9 +1606,11 @@ def test_the_angle_to_the_left_is_one_on_every_runtime() -> None:
     ("arguments", "message"),
     [
         ({"origin": "a"}, "origin must be one number, or one for each axis, got 'a'"),
+        ({"origin": (0, "a")}, r"origin must be one number, or one for each axis, got \(0, 'a'\)"),
         ({"extent": None}, "extent must be one number, or one for each axis, got None"),
         ({"keep_aspect": "no"}, "keep_aspect must be True or False, got 'no'"),
         ({"with_angle": 2}, "with_angle must be True or False, got 2"),
+        ({"frequencies": True}, "frequencies must be a whole number, 0 or more, got True"),
     ],
 )
 def test_a_value_of_another_kind_is_named(arguments: dict[str, Any], message: str) -> None:
@@ -1600,18 +1625,32 @@ def test_a_system_of_lists_is_that_of_tuples() -> None:
     assert hash(lists) == hash(tuples)
 
 
+def test_a_layer_is_described_with_its_coordinates() -> None:
+    assert repr(CoordBias(3)) == "CoordBias(3, axes=2, with_r=False)"
+    conv = CoordConv1d(2, 5, 3, with_r=True)
+    assert repr(conv) == "CoordConv1d(2, 5, kernel_size=(3,), stride=(1,), with_r=True)"
+    system = CoordinateSystem(origin=0.0)
+    for layer in (CoordConv2d(2, 3, 1, system=system), CoordBias(3, system=system)):
+        assert repr(layer).endswith(f", with_r=False, system={system})")
+
+
 def test_with_r_is_true_or_false() -> None:
     with pytest.raises(TypeError, match="CoordConv2d expects with_r to be True or False, got 2"):
         CoordConv2d(3, 4, 3, with_r=2)  # type: ignore[arg-type]
 
 
-def test_gradients_of_16_bits_are_summed_over_the_batch_in_32() -> None:
+@pytest.mark.parametrize(
+    "total", [lambda y: y.float().sum(), lambda y: y.sum(dtype=torch.float32)], ids=["cast", "sum"]
+)
+def test_gradients_of_16_bits_are_summed_over_the_batch_in_32(
+    total: Callable[[Tensor], Any],
+) -> None:
     # bfloat16 has no 257: rounded before the pixels are added up, the gradient would be of 256.
     conv = CoordConv2d(2, 1, 1, system=CoordinateSystem(origin=0.0, extent=1.0))
     x = torch.zeros(257, 2, 4, 6).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         y = conv(x)
-    y.float().sum().backward()
+    total(y).backward()
     assert conv.weight.grad is not None
     grid = conv.coordinate_grid(4, 6)[0]
     assert_close(conv.weight.grad[0, 2:, 0, 0], 257 * grid.sum(dim=(1, 2)))
@@ -1636,7 +1675,9 @@ def test_one_origin_serves_the_extents_of_all_samples() -> None:
 def test_coordinates_given_to_a_layer_of_16_bits_are_as_fine_as_its_own() -> None:
     conv = CoordConv2d(1, 2, 3, dtype=torch.bfloat16)
     x = torch.randn(2, 1, 5, 300, dtype=torch.bfloat16)
-    assert_close(conv(x, coords=conv.coordinate_grid(5, 300)), conv(x), rtol=0, atol=0)
+    for dtype in (torch.float32, torch.float64):
+        coords = conv.coordinate_grid(5, 300, dtype=dtype)
+        assert_close(conv(x, coords=coords), conv(x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("make", [CoordConv2d, CoordConvTranspose2d])
@@ -1653,6 +1694,7 @@ def test_weights_of_other_coordinates_are_not_loaded_in_silence(
     papers = nn.Sequential(make(3, 2, 3), CoordBias(2))
 
     assert list(state) == ["0.weight", "0.bias", "1.weight"]
+    assert state._metadata["0"].keys() == {"version", "coordinates"}
     same.load_state_dict(state)
     assert_close(same[0].weight, saved[0].weight)
     with pytest.warns(UserWarning, match="weights of ") as told:
