@@ -1,5 +1,6 @@
 """The convolutional stack: its sizes, its settings, and what coordinates change in it."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -31,8 +32,8 @@ SAME = ConvSpec(4, 3, padding="same", activation="tanh", pool=2)
 @pytest.mark.parametrize("coords", ["none", "first", "all"])
 @pytest.mark.parametrize(
     "specs",
-    [NATURE_DQN, (DOWN,), (DOWN, UP), (SAME, UP, DOWN)],
-    ids=["nature", "down", "up", "mix"],
+    [NATURE_DQN, (DOWN,), (DOWN, UP), (SAME, UP, DOWN), (dataclasses.replace(UP, pool=2),)],
+    ids=["nature", "down", "up", "mix", "pooled"],
 )
 def test_out_size_is_that_of_the_output(specs: tuple[ConvSpec, ...], coords: Coords) -> None:
     backbone = ConvBackbone(3, specs, coords)
@@ -207,13 +208,18 @@ def test_specs_may_be_tables_lists_or_specs() -> None:
             r"specs\[0\] has an unknown key 'kernal_size'; did",
         ),
         ([[3], {"kernel_size": 3}], r"specs\[1\] lacks out_channels"),
+        ([{"out_channels": 3, 4: 5}], r"specs\[0\] has an unknown key 4; known are out_channels"),
         ([3], r"specs\[0\] must be a table or a list of numbers, got 3"),
+        (["33"], r"specs\[0\] must be a table or a list of numbers, got '33'"),
+        ([[*dataclasses.astuple(UP), 1]], r"specs\[0\] must be a table or a list of numbers, got"),
         ([[0]], r"specs\[0\]: ConvSpec.out_channels must be a whole number, 1 or more, got 0"),
         ([[3, 2.5]], "kernel_size must be a whole number, 1 or more, got 2.5"),
         ([[3, 3, True]], "stride must be a whole number, 1 or more, got True"),
         ([[3, 3, 1, "sane"]], "padding must be a whole number, 0 or more, got 'sane'"),
         ([[3, 3, 2, "same"]], 'padding="same" needs stride 1'),
+        ([[3, 3, 1, "same", True]], 'padding="same" needs stride 1 and no transposition'),
         ([{"out_channels": 3, "output_padding": 1}], "belongs to transposed convolutions"),
+        ([[3, 3, 2, 1, True, 2]], "is below the stride, got 2 with stride 2"),
         ([{"out_channels": 3, "norm": "layer"}], r"norm must be one of \('none', 'batch'\), got"),
         ([{"out_channels": 3, "activation": "gelu"}], "activation must be one of .*, got 'gelu'"),
     ],
@@ -228,8 +234,9 @@ def test_wrong_arguments_are_named() -> None:
         ConvBackbone(3, coords="some")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="with_r=True needs coordinates"):
         ConvBackbone(3, with_r=True)
-    with pytest.raises(ValueError, match="in_channels must be a whole number, 1 or more, got 0"):
-        ConvBackbone(0)
+    for number in (0, True):
+        with pytest.raises(ValueError, match=f"a whole number, 1 or more, got {number}"):
+            ConvBackbone(number)
 
 
 def test_an_image_that_is_too_small_names_the_convolution_it_ends_at() -> None:
@@ -245,7 +252,7 @@ def test_an_image_that_is_too_small_names_the_convolution_it_ends_at() -> None:
 def test_pointwise_equals_the_convolutions_over_tiled_vectors(coords: Coords, with_r: bool) -> None:
     torch.manual_seed(0)
     last = ConvSpec(3, 1, padding="same", activation="none")
-    specs = [ConvSpec(5, 1), ConvSpec(7, 1, bias=False), last]
+    specs = [ConvSpec(5, 1, bias=not with_r), ConvSpec(7, 1, bias=False), last]
     backbone = ConvBackbone(4, specs, coords, with_r).double()
     vectors = torch.randn(2, 4, dtype=torch.double, requires_grad=True)
     tiled = vectors[:, :, None, None].expand(-1, -1, 6, 9)
@@ -331,6 +338,9 @@ def test_pointwise_refuses_coordinates_in_all_layers(
 def test_initial_weights_are_truncated_he_normal() -> None:
     network = nn.Sequential(nn.Conv2d(50, 200, 3), nn.ConvTranspose2d(200, 50, 4))
     initialize_he_normal(network, torch.Generator().manual_seed(0))
+    again = copy.deepcopy(network)
+    initialize_he_normal(again, torch.Generator().manual_seed(0))
+    assert_close(again.state_dict(), network.state_dict(), rtol=0, atol=0)
 
     for layer, fan_in in zip(network, (50 * 9, 50 * 16), strict=True):
         assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)

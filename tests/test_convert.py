@@ -301,6 +301,12 @@ def tied() -> nn.Module:
     return model
 
 
+def tied_to_the_model() -> nn.Module:
+    model: Any = network()
+    model.kernel = model[0].weight
+    return cast(nn.Module, model)
+
+
 def hooked() -> nn.Module:
     model = network()
     model[0].register_forward_hook(lambda *_: None)
@@ -323,6 +329,13 @@ def grad_hooked() -> nn.Module:
 def masked() -> nn.Module:
     model = network()
     model[0].register_buffer("mask", torch.ones(3))
+    return model
+
+
+def adapted() -> nn.Module:
+    model = network()
+    model[0].adapter = nn.Linear(3, 3)
+    model[0].scale = nn.Parameter(torch.ones(3))
     return model
 
 
@@ -374,10 +387,12 @@ def test_marks_of_a_weight_are_kept() -> None:
         ),
         (lambda: nn.Sequential(nn.LazyConv2d(3, 3)), "layer '0' is lazy and has no weights yet"),
         (tied, r"layer '0' shares a parameter with another layer \(0.weight, 1.weight\)"),
+        (tied_to_the_model, r"shares a parameter with another layer \(kernel, 0.weight\)"),
         (hooked, "layer '0' has hooks, which would be lost"),
         (weight_hooked, "layer '0' has hooks, which would be lost"),
         (grad_hooked, "layer '0' has hooks, which would be lost"),
         (masked, "layer '0' was given mask, which would be lost; take it off first"),
+        (adapted, "layer '0' was given adapter, scale, which would be lost; take it off first"),
         (lambda: nn.Sequential(Standardized(3, 3, 3)), "'0' is a Standardized, whose own forward"),
         (
             lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 3, 3))),
@@ -392,10 +407,12 @@ def test_marks_of_a_weight_are_kept() -> None:
         "complex",
         "lazy",
         "tied",
+        "tied to the model",
         "hooked",
         "weight hooked",
         "grad hooked",
         "masked",
+        "adapted",
         "subclass",
         "parametrized",
     ],
@@ -565,6 +582,12 @@ def test_report_leaves_out_shifts_that_are_no_whole_pixels_of_the_output() -> No
     assert list(report.shift_error) == [2, 4]
 
 
+def test_report_shifts_each_axis_of_an_output_by_its_own_pixels() -> None:
+    model = to_coordconv(nn.Conv2d(1, 2, (2, 1), stride=(2, 1)))
+    report = coordinate_report(model, torch.randn(2, 1, 8, 6), shifts=np.array([1.0, 2.0]))
+    assert report.shift_error == {2: pytest.approx(0, abs=1e-5)}
+
+
 def test_report_of_a_classifier_is_of_invariance() -> None:
     model = nn.Sequential(
         CoordConv2d(1, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
@@ -726,6 +749,13 @@ def test_a_layer_with_the_weights_of_a_port_computes_the_same(port: str, with_r:
     [
         (CoordConv2d(3, 4, 2), "someone/CoordConv", (4, 5, 2, 2), "port must be one of uber-res"),
         (CoordConv2d(3, 4, 2), "walsvid/CoordConv", (4, 3, 2, 2), r"must have the shape \(4, 5, 2"),
+        (CoordConv2d(3, 4, 2), "uber-research/CoordConv", (5,), r"must have the shape \(4, 5, 2"),
+        (
+            CoordConv2d(4, 2, 3, groups=2),
+            "walsvid/CoordConv",
+            (2, 4, 3, 3),
+            r"fit a layer of one group with .*, got groups=2, system=",
+        ),
         (
             CoordConv2d(3, 4, 2, with_r=True),
             "walsvid/CoordConv",

@@ -180,6 +180,7 @@ def test_policy_kwargs_are_plain_data_and_have_no_hidden_head() -> None:
     )
     assert CoordConvExtractor(STACK, **plain["features_extractor_kwargs"]).cnn.system == system
     assert policy_kwargs(net_arch=[64])["net_arch"] == [64]
+    assert "net_arch" not in policy_kwargs(combined=True)  # SB3's CombinedExtractor has heads, too
 
 
 @pytest.mark.parametrize("shape", [(1, 36, 36), (7, 50, 121)])
@@ -241,10 +242,10 @@ def test_without_coordinates_it_is_sb3s_combined_extractor() -> None:
 
 def test_each_image_sees_the_coordinates_of_its_pixels() -> None:
     small = CoordinateSystem(origin=-0.1, extent=0.2)
-    ours = CoordConvCombinedExtractor(SEVERAL, 8, SMALL_SPECS, "first", system=small)
+    ours = CoordConvCombinedExtractor(SEVERAL, 8, SMALL_SPECS, "first", True, small)
     convolutions = [module for module in ours.modules() if isinstance(module, CoordConv2d)]
     assert [module.in_channels for module in convolutions] == [4, 1]
-    assert [module.system for module in convolutions] == [small, small]
+    assert [(module.with_r, module.system) for module in convolutions] == [(True, small)] * 2
     assert ours(several_obs()).shape == (2, 8 + 8 + 5 + 3)
 
 
