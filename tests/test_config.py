@@ -160,6 +160,7 @@ def test_values_take_the_type_of_their_field(tmp_path: Path) -> None:
     [
         ("[paint]\nwitdh = 2", r"picture.toml: unknown key 'paint.witdh'; .* 'paint.width'"),
         ("[piant]\nwidth = 2", r"picture.toml: unknown key 'piant'; the nearest is 'paint'"),
+        ("pai = 2", r"picture.toml: unknown key 'pai'; the nearest is 'paint'"),
         ("xyzzy = 2", r"unknown key 'xyzzy'; there are free, .*paint, "),
         ("[paint]\nxyzzy = 2", r"unknown key 'paint.xyzzy'; \[paint\] has color, "),
         ("widht = 2", r"unknown key 'widht'; the nearest is 'paint\.width'"),
@@ -201,9 +202,25 @@ def test_a_table_of_an_unknown_game_is_an_error(tmp_path: Path) -> None:
         read(tmp_path, "[games.Pnog]\ntitle = 'x'", game="Pong")
 
 
-def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"none.toml: cannot be read as a settings file"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("games = 3", r"picture.toml: games must be a table, got 3"),
+        ("games.Pong = 3", r"picture.toml, \[games.Pong\]: must be a table, got 3"),
+    ],
+)
+def test_settings_of_games_are_tables(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        read(tmp_path, text, game="Pong")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    unread = "cannot be read as a settings file: "
+    with pytest.raises(SettingsError, match=f"none.toml: {unread}No such file or directory$"):
         load_settings(Picture, tmp_path / "none.toml")
+    (tmp_path / "latin.toml").write_bytes("title = 'Fußball'".encode("latin-1"))
+    with pytest.raises(SettingsError, match=f"latin.toml: {unread}'utf-8' codec can't decode"):
+        load_settings(Picture, tmp_path / "latin.toml")
 
 
 @pytest.mark.parametrize("text", ["paint.width", "=3", ""])
@@ -272,8 +289,8 @@ def test_what_is_written_reads_back_equal(
         (
             TrainingSettings,
             "run",
-            RunSettings(algo="dqn", stagger=5),
-            "run.stagger is for ppo and a2c, .*: leave it at 0, got 5",
+            RunSettings(algo="dqn", stagger=1),
+            "run.stagger is for ppo and a2c, .*: leave it at 0, got 1",
         ),
         (AtariSettings, "frame_skip", 0, "frame_skip must be at least 1, got 0"),
         (AtariSettings, "stack_size", 0, "stack_size must be at least 1, got 0"),
