@@ -1075,9 +1075,9 @@ def test_settings_are_of_the_types_of_their_fields() -> None:
     [
         ({"mode": 4}, {}, "has no mode=4; emulator='coordrl' has"),
         (
-            {"difficulty": 1, "mode": 0},
+            {"difficulty": 0, "mode": 0},
             {},
-            "has no mode=0 and difficulty=1; emulator='coordrl' has",
+            "has no mode=0 and difficulty=0; emulator='coordrl' has",
         ),
         ({"observation": "ram"}, {}, "has no observation='ram'; emulator='coordrl' has"),
         ({}, {"autoreset_mode": AutoresetMode.DISABLED}, "has no autoreset_mode=DISABLED"),

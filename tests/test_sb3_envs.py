@@ -187,9 +187,10 @@ def test_an_episode_that_a_reset_cuts_off_counts_nowhere() -> None:
 
 def test_options_are_the_same_for_all() -> None:
     envs = VectorEnvAdapter(Counting())
-    envs.set_options([{"level": 2}, {"level": 3}])
-    with pytest.raises(ValueError, match=r"with the same options, got \[.*2.*3"):
-        envs.reset()
+    for other in ({"level": 3}, {}):
+        envs.set_options([{"level": 2}, other])
+        with pytest.raises(ValueError, match=rf"with the same options, got \[.*2.*, {other}\]"):
+            envs.reset()
     for mask in (np.array([True, False]), np.array([False, True])):
         envs.set_options([{"mask": mask}, {"mask": np.array([True, False])}])
         if mask[0]:
@@ -215,7 +216,8 @@ def test_tensors_tell_what_numpy_tells() -> None:
 
         assert_array_equal(step.obs, obs)
         assert_array_equal(step.rewards, rewards)
-        assert step.rewards.dtype == torch.float32
+        assert step.rewards.dtype == step.episode_return.dtype == torch.float32
+        assert step.episode_length.dtype == torch.int64
         assert_array_equal(step.terminated | step.truncated, dones)
         assert_array_equal(step.next_obs, next_obs)
         timeouts = [bool(info) and info["TimeLimit.truncated"] for info in infos]
@@ -259,12 +261,15 @@ def test_an_environment_on_a_device_gives_arrays_to_sb3_and_tensors_to_us() -> N
         assert_array_equal(step.rewards, rewards)
         assert_array_equal(step.game_ended, dones)
         assert step.episode_return.tolist() == (2 * dones).tolist()
+        assert step.episode_return.dtype == torch.float32
         for i, info in enumerate(infos):
             if info:
                 assert_array_equal(step.next_obs[i], info["terminal_observation"])
             else:
                 assert_array_equal(step.next_obs[i], step.obs[i])
         returned: Any = sb3s.step(actions)
+        for i in np.flatnonzero(dones).tolist():
+            assert isinstance(returned[3][i]["terminal_observation"], np.ndarray)
         for value, expected in zip(returned[:3], (obs, rewards, dones), strict=True):
             assert isinstance(value, np.ndarray)
             assert_array_equal(value, expected)
@@ -333,7 +338,11 @@ def test_no_episode_is_truncated_before_its_shortest_time(emulator: str, frame_s
 
 
 def test_attributes_and_methods_are_those_of_the_vector_environment() -> None:
-    envs = VectorEnvAdapter(NormalizeReward(Counting()))
+    counting: Any = Counting()
+    counting.ages, counting.table = torch.tensor([5, 6]), np.zeros((3, 2))
+    envs = VectorEnvAdapter(NormalizeReward(counting))
+    assert envs.get_attr("ages") == [5, 6]
+    assert envs.get_attr("table", indices=1) == [counting.table]
     assert envs.get_attr("speed") == [1, 1]
     assert envs.get_attr("speed", indices=1) == [1]
     envs.set_attr("speed", 3)
@@ -363,6 +372,8 @@ def test_attributes_and_methods_are_those_of_environments_in_a_vector(
         assert each.env_method("get_wrapper_attr", "gravity") == [9.8, 3.0]
         each.set_attr("gravity", 2.0)
         assert each.get_attr("gravity") == [2.0, 2.0]
+        each.set_attr("label", "new")
+        assert each.get_attr("label") == ["new", "new"]
     if kind is SyncVectorEnv:  # the other kind ends its processes
         with pytest.raises(AttributeError, match="has no attribute 'altitude'"):
             envs.get_attr("altitude")
@@ -607,6 +618,7 @@ def test_monitor_is_there_and_wrappers_of_vec_envs_are_told_apart(
     assert breakout.env_is_wrapped(Monitor) == [True, True]
     assert breakout.env_is_wrapped(Monitor, indices=0) == [True]
     assert breakout.env_is_wrapped(AtariWrapper) == [False, False]
+    assert breakout.env_is_wrapped(gymnasium.Wrapper) == [False, False]
     assert not is_vecenv_wrapped(breakout, VecMonitor)
     assert breakout.get_attr("game") == ["breakout", "breakout"]
     assert breakout.env_method("get_action_meanings")[0] == ["NOOP", "FIRE", "RIGHT", "LEFT"]
@@ -790,6 +802,12 @@ def test_a_method_is_called_once_and_told_for_each_index() -> None:
 
 def test_the_shortest_timeout_of_other_environments_is_not_known() -> None:
     assert VectorEnvAdapter(Counting()).shortest_timeout == 1
+
+
+def test_an_episode_of_less_than_a_step_takes_one() -> None:
+    envs = make_sb3_env("Pong", 1, AtariSettings(frame_skip=4, max_frames_per_episode=3))
+    assert envs.shortest_timeout == 1
+    envs.close()
 
 
 def test_rewards_are_float32_whatever_the_environment_gives() -> None:
