@@ -16,6 +16,7 @@ import ale_py
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from ale_py.vector_env import AtariVectorEnv as AleVectorEnv
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
@@ -34,6 +35,7 @@ from coordrl.envs import (
     canonical_game,
     games,
     gymnasium_name,
+    info_of,
     pack_state,
     unpack_state,
 )
@@ -921,8 +923,9 @@ def test_states_of_other_environments_and_damaged_ones_are_refused() -> None:
             (pack_state(key, arrays, parts_of_one), "'console_1' is missing"),
             (
                 pack_state(key, {**arrays, "_lives": np.zeros(3, np.int32)}, parts),
-                r"_lives is int32",
+                r"_lives is int32 of shape \(3,\)",
             ),
+            (pack_state(key, {**arrays, "_lives": np.zeros(2)}, parts), "_lives is float64"),
             (
                 pack_state(key, {n: a for n, a in arrays.items() if n != "_lives"}, parts),
                 "'_lives' is",
@@ -1124,8 +1127,9 @@ def test_without_a_compiled_emulator_ale_py_plays_and_says_why(
     monkeypatch.setattr("coordrl.emulator.compiled._native", None)
     with pytest.warns(
         RuntimeWarning, match="compiled emulator cannot be loaded.*ale-py plays the games"
-    ):
+    ) as told:
         envs = AtariVectorEnv("pong", 1)
+    assert told[0].filename == __file__
     assert envs.emulator == "ale"
     envs.close()
 
@@ -1205,7 +1209,8 @@ def test_the_first_call_is_a_whole_reset_and_none_follows_close() -> None:
     envs.close()
     envs.close()
     calls = (lambda: envs.reset(), lambda: envs.step([0, 0]), lambda: envs.render())
-    for call in (*calls, lambda: envs.save(), lambda: envs.restore(state)):
+    looks = (lambda: envs.lives, lambda: envs.is_over)
+    for call in (*calls, *looks, lambda: envs.save(), lambda: envs.restore(state)):
         with pytest.raises(gymnasium.error.ClosedEnvironmentError, match="the games are closed"):
             call()
 
@@ -1226,6 +1231,7 @@ def test_observations_of_one_game_are_the_callers() -> None:
         for action in (0, 2, 3, 0):
             assert_array_equal(obs, expected)
             obs[:] = 7
+            one.restore(one.save())[:] = 7
             obs, expected = one.step(action)[0], other.step(action)[0]
     one.close()
     other.close()
@@ -1264,3 +1270,13 @@ def test_writing_to_info_does_not_change_the_games_of_ale_py() -> None:
             if "_game" in infos[-1]:
                 infos[-1]["_game"][:] = False
         assert infos[4]["game"]["agent_steps"].tolist() == [2]
+
+
+def test_the_info_of_one_environment_has_its_rows_and_what_all_share() -> None:
+    info = {
+        **{"lives": np.array([3, 1]), "age": torch.tensor([4, 5]), "name": ("a", "b"), "level": 7},
+        **{"game": {"frames": [8, 9]}, "_game": np.array([False, True])},
+    }
+    assert info_of(info, 0) == {"lives": 3, "age": 4, "name": "a", "level": 7}
+    ended = {"lives": 1, "age": 5, "name": "b", "level": 7, "game": {"frames": 9}}
+    assert info_of(info, 1) == ended
