@@ -215,7 +215,6 @@ def test_replay_buffer_goes_on_from_its_state() -> None:
     obs = None
     for steps in (6, 41):
         obs = fill([ours, stock], env, steps, obs)
-        restored = FrameReplayBuffer(40, SPACE, ACTIONS, "cpu", n_envs=2)
         restored.restore({name: array.copy() for name, array in ours.state().items()})
         assert_same_samples(restored, stock)
     fill([restored, stock], env, 5, obs)
@@ -385,6 +384,20 @@ def test_dqn_stores_no_step_of_an_earlier_rollout(monkeypatch: pytest.MonkeyPatc
     assert model.replay_buffer.pos == 4
 
 
+def test_dqn_stores_a_step_once_though_what_follows_it_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model: Any = make_model(settings("dqn", buffer_size=200), NoiseEnv(2), seed=0)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, "_on_step", interrupted)  # behind the storing of a step
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(100)
+    assert model.replay_buffer.pos == 1
+
+
 def test_dqn_tells_once_that_its_games_were_stepped_by_others() -> None:
     model: Any = make_model(settings("dqn", buffer_size=200), NoiseEnv(2), seed=0)
     model.learn(10)
@@ -421,6 +434,7 @@ def test_settings_reach_the_model() -> None:
             "batch_size": 4,
             "learning_rate": Schedule(1e-3, 0.0),
             "clip_range": Schedule(0.2, 0.1, 0.5),
+            "ent_coef": Schedule(0.1, 0.0),
         },
         optimizer=OptimizerSettings(name="RMSpropTFLike", eps=1e-3),
         extractor={**EXTRACTOR, "share_features_extractor": False},
@@ -429,6 +443,7 @@ def test_settings_reach_the_model() -> None:
 
     assert isinstance(model.learning_rate, LinearSchedule)
     assert model.clip_range(0.75) == pytest.approx(0.15)
+    assert model.ent_coef == 0.1
     assert "fused" not in model.policy.optimizer.defaults
     assert type(model.policy.optimizer).__name__ == "RMSpropTFLike"
     assert model.policy.optimizer.defaults["eps"] == 1e-3
@@ -443,3 +458,5 @@ def test_the_keys_of_a_table_are_the_keywords_that_make_model_does_not_pass() ->
         assert {"learning_rate", "gamma", "max_grad_norm"} <= keys["algorithm"].keys()
         assert not {"policy", "env", "seed", "policy_kwargs"} & keys["algorithm"].keys()
         assert {"coords", "with_r", "specs", "features_dim"} <= keys["extractor"].keys()
+        assert ("n_steps" in keys["algorithm"]) is (algo != "dqn")
+        assert ("share_features_extractor" in keys["extractor"]) is (algo != "dqn")
