@@ -474,6 +474,25 @@ def test_what_a_callback_keeps_too_long_is_refused_where_it_is_overwritten() -> 
             look()
 
 
+def test_infos_tell_how_episodes_and_games_ended() -> None:
+    step = TorchStep(
+        obs=torch.zeros(3, 1),
+        rewards=torch.zeros(3),
+        terminated=torch.tensor([True, False, False]),
+        truncated=torch.tensor([True, True, False]),
+        next_obs=torch.tensor([[5], [6], [7]]),
+        game_ended=torch.tensor([False, True, False]),
+        episode_return=torch.tensor([0.0, 9.0, 0.0]),
+        episode_length=torch.tensor([0, 4, 0]),
+    )
+    game = {"r": 9.0, "l": 4, "t": 1.5}
+    assert list(Infos(step, 1.5, Moment())) == [
+        {"terminal_observation": [5], "TimeLimit.truncated": False},
+        {"terminal_observation": [6], "TimeLimit.truncated": True, "episode": game},
+        {},
+    ]
+
+
 def test_what_a_callback_sees_is_not_for_writing() -> None:
     rewards = HostView(torch.tensor([0.0, 1.0]))
     with pytest.raises(TypeError, match="a copy, which cannot be written to"):
@@ -730,8 +749,8 @@ def test_policies_that_compute_something_else_are_refused() -> None:
 
 
 def test_dqn_refuses_returns_of_several_steps() -> None:
-    with pytest.raises(ValueError, match="has returns of 1 step, got n_steps=3"):
-        model(device_algorithms, "DQN", n_steps=3)
+    with pytest.raises(ValueError, match="has returns of 1 step, got n_steps=2"):
+        model(device_algorithms, "DQN", n_steps=2)
 
 
 def test_a_replay_buffer_comes_back_from_its_file(tmp_path: Path) -> None:
