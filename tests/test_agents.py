@@ -1364,6 +1364,10 @@ class TestResults:
         result = result_of(1.0, 2.0, 6.0)
         assert (result.mean, result.median, result.episodes) == (3.0, 2.0, 3)
         assert result.mean_frames == 2 * 16
+        returns = tuple(points**1.5 for points in range(30))
+        for seed in (0, 5):
+            interval = bootstrap_interval(returns, seed=seed)
+            assert result_of(*returns, seed=seed).interval == interval
 
     def test_survives_json(self) -> None:
         result = result_of(-21.0, 3.5, protocol="machado", deterministic=True, truncated=1)
@@ -1614,19 +1618,21 @@ class TestDescription:
 
 
 class TestVideo:
+    @pytest.mark.parametrize("fires", [True, False])
     def test_shows_every_frame_of_the_game_that_is_evaluated(
-        self, idler: Agent, tmp_path: Path
+        self, idler: Agent, agent: Agent, fires: bool, tmp_path: Path
     ) -> None:
-        """Also the FIRE after a lost life, which this agent never presses by itself."""
+        """Also the FIRE after a lost life, which the idler never presses by itself."""
+        player = idler if fires else agent
         game: dict[str, Any] = {
             "game": "Breakout",
-            "settings": ENV,
-            "deterministic": True,
+            "settings": dataclasses.replace(ENV, fire_after_life_loss=fires),
+            "deterministic": fires,
             "seed": 4,
         }
-        result = evaluate(idler, episodes=1, num_envs=1, **game)
+        result = evaluate(player, episodes=1, num_envs=1, **game)
 
-        episode = record_video(idler, tmp_path / "game.mp4", **game)
+        episode = record_video(player, tmp_path / "game.mp4", **game)
 
         frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "game.mp4"))
         assert episode is not None
