@@ -625,6 +625,7 @@ def test_coord_bias_of_16_bits_has_coordinates_of_32() -> None:
     with torch.no_grad():
         bias.weight[0, 0] = 1
     x = torch.zeros(1, 1, 1, 1024)
+    assert bias.weight.dtype == torch.bfloat16
     assert bias(x).unique().numel() == 1024
     assert bias(x.bfloat16()).dtype == torch.bfloat16
 
@@ -1640,7 +1641,7 @@ def test_with_r_is_true_or_false() -> None:
 
 
 @pytest.mark.parametrize(
-    "total", [lambda y: y.float().sum(), lambda y: y.sum(dtype=torch.float32)], ids=["cast", "sum"]
+    "total", [lambda y: y.float().sum(), lambda y: y.sum()], ids=["one by one", "expanded"]
 )
 def test_gradients_of_16_bits_are_summed_over_the_batch_in_32(
     total: Callable[[Tensor], Any],

@@ -217,7 +217,6 @@ def test_tensors_tell_what_numpy_tells() -> None:
         assert_array_equal(step.obs, obs)
         assert_array_equal(step.rewards, rewards)
         assert step.rewards.dtype == step.episode_return.dtype == torch.float32
-        assert step.episode_length.dtype == torch.int64
         assert_array_equal(step.terminated | step.truncated, dones)
         assert_array_equal(step.next_obs, next_obs)
         timeouts = [bool(info) and info["TimeLimit.truncated"] for info in infos]
@@ -244,7 +243,8 @@ class OnDevice(Counting):
         final = obs.copy()
         for i in np.flatnonzero(dones):
             final[i] = counted["final_obs"][i]
-        game = {"episode_return": torch.from_numpy(2 * dones), "agent_steps": torch.tensor([1, 3])}
+        steps = torch.tensor([1, 3], dtype=torch.int32)
+        game = {"episode_return": torch.from_numpy(2 * dones), "agent_steps": steps}
         ended, last = torch.from_numpy(dones), torch.from_numpy(final)
         arrays = (obs, rewards, terminated, truncated)
         return (*map(torch.from_numpy, arrays), {"final_obs": last, "_game": ended, "game": game})
@@ -262,6 +262,7 @@ def test_an_environment_on_a_device_gives_arrays_to_sb3_and_tensors_to_us() -> N
         assert_array_equal(step.game_ended, dones)
         assert step.episode_return.tolist() == (2 * dones).tolist()
         assert step.episode_return.dtype == torch.float32
+        assert step.episode_length.dtype == torch.int64
         for i, info in enumerate(infos):
             if info:
                 assert_array_equal(step.next_obs[i], info["terminal_observation"])
