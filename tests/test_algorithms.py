@@ -159,7 +159,10 @@ def fill(buffers: list[ReplayBuffer], env: NoiseEnv, steps: int, obs: Any = None
         for i in np.flatnonzero(dones):
             next_obs[i] = infos[i]["terminal_observation"]
         for buffer in buffers:
-            buffer.add(obs, next_obs, actions, rewards, dones, infos)
+            given: Any = [array.copy() for array in (obs, next_obs, actions, rewards, dones, infos)]
+            buffer.add(*given)
+            for array in given[:-1]:  # the caller's, who may use them again
+                array.fill(1)
         obs = new_obs
     return obs
 
@@ -190,6 +193,15 @@ def test_replay_buffer_yields_the_samples_of_sb3s(buffer_size: int) -> None:
     fill([ours, stock], env, 7)  # after a reset that no transition has announced
     assert_same_samples(ours, stock)
     assert len(ours._final_frames) <= ours.buffer_size
+
+
+def test_replay_buffer_takes_timeouts_for_ends_if_it_is_told_to_as_sb3s() -> None:
+    buffers = [
+        kind(300, SPACE, ACTIONS, "cpu", 3, handle_timeout_termination=False)
+        for kind in (FrameReplayBuffer, ReplayBuffer)
+    ]
+    fill(buffers, NoiseEnv(3), 50)
+    assert_same_samples(*buffers)
 
 
 def test_replay_buffer_that_was_reset_is_as_a_new_one() -> None:
