@@ -23,6 +23,7 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecCheckNan
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
+from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -991,6 +992,21 @@ def test_dqn_refuses_games_that_somebody_else_has_stepped(is_alias: bool) -> Non
     with pytest.raises(ValueError, match=r"did not go on from where they were.* Evaluate in other"):
         learn(dqn, 10 * NUM_ENVS, reset=False)
     learn(dqn, 10 * NUM_ENVS)
+
+
+def test_dqn_learns_from_the_values_of_its_target_network() -> None:
+    dqn = model(device_algorithms, "DQN")
+    obs, next_obs = torch.randint(256, (2, 5, *dqn.observation_space.shape), dtype=torch.uint8)
+    actions, rewards = torch.randint(4, (5, 1)), torch.randn(5, 1)
+    dones = torch.tensor([[1.0], [0.0], [0.0], [1.0], [0.0]])
+    with torch.no_grad():
+        for parameter in dqn.q_net_target.parameters():
+            parameter *= -2  # both networks begin with equal weights
+        best = dqn.q_net_target(next_obs).amax(dim=1, keepdim=True)
+        values = dqn.q_net(obs).gather(1, actions)
+    expected = F.smooth_l1_loss(values, rewards + dqn.gamma * best * (1 - dones))
+
+    assert_close(dqn._minibatch(obs, actions, next_obs, dones, rewards), expected)
 
 
 def test_dqn_explores_in_each_environment_on_its_own() -> None:
