@@ -289,6 +289,9 @@ class TestSaving:
         plain = PPO.load(tmp_path / "agent" / "agent.zip", device="cpu")
         assert torch.equal(scores(Agent.of(plain)), expected)
         assert torch.equal(scores(load_agent(tmp_path / "agent")), expected)
+        policy = model.policy
+        model.policy = torch.compile(policy, backend="eager")  # type: ignore[assignment]
+        assert Agent.of(model).policy is policy
 
     def test_a_schedule_of_ones_own_is_saved_as_its_present_value(self, tmp_path: Path) -> None:
         model = PPO(
@@ -1191,6 +1194,7 @@ class TestEvaluation:
         seen: list[Episode] = []
         result = evaluate(agent, episodes=3, num_envs=2, on_episode=seen.append)
         assert tuple(episode.episode_return for episode in seen) == result.episode_returns
+        assert not agent.policy.training  # as before
 
     def test_the_protocol_makes_the_rules_and_the_agent_keeps_its_eyes(self) -> None:
         trained = dataclasses.replace(ENV, clip_reward=True, life_loss="reset", noop_max=7)
@@ -1693,8 +1697,13 @@ class TestVideo:
         assert list(tmp_path.iterdir()) == []
 
     def test_the_last_frame_of_a_step_is_the_screen_behind_it(self, agent: Agent) -> None:
+        """Also that of the game's last step."""
         match, seeds = game_for(agent), np.array([3])
-        envs = AtariVectorEnv(match.game, 1, match.settings, render_mode="rgb_array")
+        short = dataclasses.replace(match.settings, max_frames_per_episode=5 * ENV.frame_skip)
+        match = dataclasses.replace(match, settings=short)
+        envs = AtariVectorEnv(
+            match.game, 1, short, autoreset_mode="Disabled", render_mode="rgb_array"
+        )
         envs.reset(seed=seeds)
         with _Camera(match, 210, seeds) as camera:
             for action in np.array([[1], [2], [3], [3], [2]]):
@@ -1702,6 +1711,7 @@ class TestVideo:
                 frames = list(camera.step(action))
                 assert len(frames) == match.settings.frame_skip
                 assert np.array_equal(frames[-1], envs.render()[0])
+        assert envs.is_over.all()
         envs.close()
 
 

@@ -15,7 +15,7 @@ from coordrl.agents.agent import Agent
 from coordrl.agents.card import AgentError
 from coordrl.agents.evaluation import Episode, Match, Play, game_for
 from coordrl.config import AtariSettings, Protocol
-from coordrl.emulator import GAMES
+from coordrl.emulator import GAMES, available
 from coordrl.emulator.arguments import in_range
 from coordrl.envs import AtariVectorEnv, canonical_game
 from coordrl.files import temporary_name
@@ -145,6 +145,8 @@ class _Camera:
                 max_pool=False,
                 fire_after_life_loss=False,
             ),
+            autoreset_mode="NextStep",
+            render_mode="rgb_array" if available() else None,
         )
         self._envs.reset(seed=seeds)
         self._presses_fire = False
@@ -165,9 +167,10 @@ class _Camera:
             obs, _, _, _, info = self._envs.step(actions)
             if "game" in info:
                 self.episode_return = float(info["game"]["episode_return"][0])
-                yield info["final_obs"][0][0]
+            # As in ale-py, the last observation of a game is without its last frame.
+            yield obs[0, 0] if self._envs.render_mode is None else self._envs.render()[0]
+            if self.episode_return is not None:
                 return
-            yield obs[0, 0]
         # AtariVectorEnv presses FIRE for an agent in the step after a lost life.
         lost = 0 < self._envs.lives[0] < lives[0]
         self._presses_fire = lost and self._fires and "FIRE" in self._envs.action_meanings
