@@ -400,27 +400,23 @@ COORDRL_HD COORDRL_NOINLINE inline void begin_game(Environment& environment, con
   }
 }
 
-/// Plays a game up to its first observation, which it returns: `idle` frames, or, with
-/// `fire_reset`, FIRE as the first of `idle` frames (FIRE alone if `idle` is 0).
+/// Plays an idle frame before the first observation. Returns whether the picture of the present was
+/// drawn: if the game has ended, another begins.
 template <class Snapshots, class Albums>
-COORDRL_HD inline View play_beginning(Environment& environment, const StepSetup& setup, i32 idle,
-                                      Snapshots& snapshots, const Scratch& scratch,
-                                      Albums& albums) {
-  Play& play = environment.play;
+COORDRL_HD inline bool play_idle_frame(Environment& environment, const StepSetup& setup, bool draw,
+                                       Snapshots& snapshots, const Scratch& scratch,
+                                       Albums& albums) {
+  play_frame(environment, setup, kNoop, draw, 0, scratch, albums);
+  if (!environment.play.score.terminal) return draw;
   begin_game(environment, setup, snapshots, albums);
-  if (setup.fire_reset) {
-    play_frame(environment, setup, kFire, false, 0, scratch, albums);
-    if (idle > 0) --idle;
-  }
-  bool drawn = false;
-  for (; idle > 0; --idle) {
-    drawn = idle == 1 && setup.observation != Observation::kRam;
-    play_frame(environment, setup, kNoop, drawn, 0, scratch, albums);
-    if (play.score.terminal) {
-      begin_game(environment, setup, snapshots, albums);
-      drawn = false;
-    }
-  }
+  return false;
+}
+
+/// The first observation. `drawn`: whether the picture of the last frame is in `scratch`.
+template <class Albums>
+COORDRL_HD inline View view_beginning(Environment& environment, const StepSetup& setup, bool drawn,
+                                      const Scratch& scratch, Albums& albums) {
+  const Play& play = environment.play;
   const bool kept = environment.album != kNoAlbum;
   const u8* picture = canvas_of(environment, scratch, albums).picture[play.picture];
   if (kept) {
@@ -435,6 +431,25 @@ COORDRL_HD inline View play_beginning(Environment& environment, const StepSetup&
     picture = scratch.past.picture[replay(play, setup.setup, frames, frames - 1, scratch.past)];
   }
   return view_of({{picture}, 1, nullptr}, kept);
+}
+
+/// Plays a game up to its first observation, which it returns: `idle` frames, or, with
+/// `fire_reset`, FIRE as the first of `idle` frames (FIRE alone if `idle` is 0).
+template <class Snapshots, class Albums>
+COORDRL_HD inline View play_beginning(Environment& environment, const StepSetup& setup, i32 idle,
+                                      Snapshots& snapshots, const Scratch& scratch,
+                                      Albums& albums) {
+  begin_game(environment, setup, snapshots, albums);
+  if (setup.fire_reset) {
+    play_frame(environment, setup, kFire, false, 0, scratch, albums);
+    if (idle > 0) --idle;
+  }
+  bool drawn = false;
+  for (; idle > 0; --idle) {
+    const bool draw = idle == 1 && setup.observation != Observation::kRam;
+    drawn = play_idle_frame(environment, setup, draw, snapshots, scratch, albums);
+  }
+  return view_beginning(environment, setup, drawn, scratch, albums);
 }
 
 /// Begins an episode: a game, FIRE, a random number of idle frames.

@@ -44,7 +44,7 @@ struct Batch {
   const FreshGame* fresh;   // the game that was just loaded, then one [kind][timer seed]
   const Beginning* beginnings;  // [kind][timer seed][idle frames]
   const u8* planes;             // likewise
-  i64 idle_counts;          // beginnings per timer seed; 0 if there are none
+  i64 idle_counts;          // beginnings per fresh game; 0 if there are none
   const u8* codes;          // ale-py's numbers of the agent's actions
   i64 num_actions;
   i64 num_envs;

@@ -59,6 +59,7 @@ class DeviceTables {
     std::vector<FreshGame> games{snapshots_[0]->loaded()};
     for (i32 i = 0; i < num_fresh(); ++i) {
       games.push_back(fresh(i));
+      games.back().exact = copied_;
       for (u8*& picture : games.back().canvas.picture) {
         picture = reinterpret_cast<u8*>(pictures);
         pictures += u64(picture_bytes(setup_));
@@ -73,7 +74,7 @@ class DeviceTables {
     Bytes pictures;
     for (i32 i = 0; i < num_fresh(); ++i) {
       const FreshGame& game = fresh(i);
-      if (!game.exact || game.play.whole_frames >= 2) continue;
+      if (!copied_ || game.play.whole_frames >= 2) continue;
       pictures.resize(size_t(num_fresh()) * size);
       std::memcpy(pictures.data() + size_t(i) * size, game.canvas.picture[0], size);
     }
@@ -112,20 +113,19 @@ class DeviceTables {
   // Most for which beginnings are kept; otherwise, games are copied and idle frames played.
   static constexpr i32 kMostIdleCounts = 64;
   static constexpr size_t kMostBytes = size_t{1} << 30;
+  // Beginnings from one timer seed, if they keep RAM: four of each value for 75 seeds.
+  static constexpr i32 kTrials = 16;
 
   i32 num_fresh() const { return num_kinds() * kTimerSeeds; }
 
-  const FreshGame& fresh(i32 i) {
-    return snapshots_[size_t(i / kTimerSeeds)]->at(i % kTimerSeeds);
-  }
+  Snapshots& of_kind(i32 i) { return *snapshots_[size_t(i / kTimerSeeds)]; }
+  const FreshGame& fresh(i32 i) { return of_kind(i).at(i % kTimerSeeds); }
 
   void make() {
     add_kind({});
     make_fresh_games();
-    i32 exact = 0;
-    for (i32 i = 0; i < num_fresh(); ++i) exact += fresh(i).exact;
-    if (exact == 0) make_kinds();
-    make_beginnings();
+    if (!copied_) make_kinds();
+    if (copied_) make_beginnings();
   }
 
   void add_kind(Kind kind) {
@@ -133,18 +133,23 @@ class DeviceTables {
                                                      std::move(kind)));
   }
 
+  /// Games with one timer seed may be the same by chance, so they are copied with all or none.
   void make_fresh_games() {
     std::atomic<i32> next{0};
+    std::atomic<bool> exact{true};
     workers_.run([&](i32) {
-      for (i32 i; (i = next.fetch_add(1)) < num_fresh();) fresh(i);
+      for (i32 i; (i = next.fetch_add(1)) < num_fresh();) {
+        if (!fresh(i).exact) exact = false;
+      }
     });
+    copied_ = exact;
   }
 
   /// Looks for kinds of pasts, since the game's beginnings depend on them.
   void make_kinds() {
-    const Play loaded = snapshots_[0]->loaded().play;
     Pasts pasts;
-    std::vector<Kind> kinds = PastFinder(setup_, loaded, place_of(0)).find(workers_, pasts);
+    std::vector<Kind> kinds =
+        PastFinder(setup_, snapshots_[0]->loaded().play, place_of(0)).find(workers_, pasts);
     if (kinds.empty()) return;
     pasts_ = pasts;
     snapshots_.clear();
@@ -157,52 +162,61 @@ class DeviceTables {
     // Repeated actions would change a beginning.
     const bool repeats = setup_.setup.repeat_action_probability > 0 &&
                          (idle_counts > 1 || setup_.fire_reset);
-    const size_t count = size_t(num_fresh() * idle_counts);
+    const size_t count = size_t(num_fresh()) * size_t(idle_counts);
     const size_t bytes = count * (sizeof(Beginning) + size_t(setup_.plane_bytes));
     if (repeats || idle_counts > kMostIdleCounts || bytes > kMostBytes) return;
     beginnings_.resize(count);
-    planes_.resize(beginnings_.size() * size_t(setup_.plane_bytes));
+    planes_.resize(count * size_t(setup_.plane_bytes));
+    std::vector<std::atomic<bool>> differ(size_t(num_kinds() * idle_counts));
     std::atomic<i32> next{0};
     workers_.run([&](i32) {
-      Bytes pictures(size_t(4 * picture_bytes(setup_)));
       for (i32 i; (i = next.fetch_add(1)) < num_fresh();) {
-        for (i32 idle = 0; idle < idle_counts; ++idle) {
-          make_beginning(i, idle, size_t(i * idle_counts + idle), pictures);
-        }
+        make_beginnings_of(i, idle_counts, &differ[size_t(i / kTimerSeeds * idle_counts)]);
       }
     });
-  }
-
-  /// Plays a beginning after pasts that differ in the bytes of RAM that the game's beginning keeps.
-  void make_beginning(i32 number, i32 idle, size_t index, Bytes& pictures) {
-    const FreshGame& game = fresh(number);
-    if (!game.exact) return;
-    Beginning& beginning = beginnings_[index];
-    u8* const plane = planes_.data() + index * size_t(setup_.plane_bytes);
-    Bytes other_plane(size_t(setup_.plane_bytes));
-    Trials trials;
-    beginning = begin_with(0, number, idle, pictures, trials, plane);
-    const i32 count = std::max(3, i32(examples_of(number).size()));
-    for (i32 trial = 1; trial < count && beginning.exact && game.kept.any(); ++trial) {
-      const Beginning other =
-          begin_with(trial, number, idle, pictures, trials, other_plane.data());
-      beginning.exact = other.exact && beginning.random_draws == other.random_draws &&
-                        std::equal(other_plane.begin(), other_plane.end(), plane) &&
-                        trials.agree();
+    // Likewise, with all timer seeds or none.
+    for (size_t i = 0; i < count; ++i) {
+      const size_t kind = i / size_t(kTimerSeeds * idle_counts);
+      if (differ[kind * size_t(idle_counts) + i % size_t(idle_counts)]) {
+        beginnings_[i].exact = false;
+      }
     }
-    beginning.play = trials.to_copy();
-    beginning.kept = trials.kept();
   }
 
-  const std::vector<Ram>& examples_of(i32 number) const {
-    return snapshots_[size_t(number / kTimerSeeds)]->kind().examples;
+  i32 num_trials(i32 number) { return std::max(kTrials, of_kind(number).num_keys()); }
+
+  /// Makes the beginnings of a fresh game, and marks those that differ after different pasts.
+  void make_beginnings_of(i32 number, i32 idle_counts, std::atomic<bool>* differ) {
+    const size_t first = size_t(number) * size_t(idle_counts), size = size_t(setup_.plane_bytes);
+    const i32 count = fresh(number).kept.any() ? num_trials(number) : 1;
+    std::vector<Trials> trials{size_t(idle_counts)};
+    Bytes planes(size_t(idle_counts) * size);
+    std::vector<Beginning> others{size_t(idle_counts)};
+    begin(number, 0, trials, &beginnings_[first], &planes_[first * size]);
+    for (i32 trial = 1; trial < count; ++trial) {
+      begin(number, trial, trials, others.data(), planes.data());
+      for (size_t idle = 0; idle < size_t(idle_counts); ++idle) {
+        const Beginning &beginning = beginnings_[first + idle], &other = others[idle];
+        if (beginning.exact != other.exact || beginning.random_draws != other.random_draws ||
+            std::memcmp(&planes_[(first + idle) * size], &planes[idle * size], size) != 0) {
+          differ[idle] = true;
+        }
+      }
+    }
+    for (size_t idle = 0; idle < size_t(idle_counts); ++idle) {
+      if (!trials[idle].agree()) differ[idle] = true;
+      beginnings_[first + idle].play = trials[idle].to_copy();
+      beginnings_[first + idle].kept = trials[idle].kept();
+    }
   }
 
-  Beginning begin_with(i32 trial, i32 number, i32 idle, Bytes& pictures, Trials& trials,
-                       u8* plane) {
-    Snapshots& snapshots = *snapshots_[size_t(number / kTimerSeeds)];
+  /// Begins a game and plays idle frames. Adds what it is after 0, 1, 2, ... of them to the trials.
+  void begin(i32 number, i32 trial, std::vector<Trials>& trials, Beginning* beginnings,
+             u8* planes) {
+    Snapshots& snapshots = of_kind(number);
+    const i32 timer = number % kTimerSeeds, size = picture_bytes(setup_);
+    Bytes pictures(size_t(4 * size));
     u8* const memory = pictures.data();
-    const i32 size = picture_bytes(setup_);
     const u8* const shade = pictures_shade(setup_);
     const Scratch scratch{{{memory, memory + size}, shade},
                     {{memory + 2 * size, memory + 3 * size}, shade},
@@ -210,23 +224,30 @@ class DeviceTables {
                     false};
     Albums albums(size);
     Environment environment{};
+    Play& play = environment.play;
     environment.album = kNoAlbum;
     environment.random = seeded(0);
-    environment.play.console.draws = place_of(number % kTimerSeeds);
-    u8* const ram = environment.play.console.riot.ram;
-    for (i32 i = 0; i < 128; ++i) ram[i] = u8(trial == 0 ? 0 : trial == 1 ? 255 : 37 * i);
-    snapshots.copy_asked(trial, ram);
-    const Play past = environment.play;
-    const View view = play_beginning(environment, setup_, idle, snapshots, scratch, albums);
-    observe(setup_, view, plane);
-    settle_album(environment, setup_, albums);
-    trials.add(past, environment.play);
-    Beginning beginning{};
-    beginning.draws = environment.play.console.draws - past.console.draws;
-    beginning.random_draws = draws_between(seeded(0), environment.random);
-    // A game that ended during idle frames was begun again, with another timer.
-    beginning.exact = beginning.draws == fresh(number).draws && environment.album == kNoAlbum;
-    return beginning;
+    play.console.draws = place_of(timer);
+    snapshots.scramble_unread(play.console.riot.ram, timer, trial, num_trials(number));
+    const Play past = play;
+    for (i32 idle = 0; idle < i32(trials.size()); ++idle) {
+      bool drawn = false;
+      if (idle == 0) {
+        play_beginning(environment, setup_, 0, snapshots, scratch, albums);
+      } else if (idle > 1 || !setup_.fire_reset) {
+        const bool draw = setup_.observation != Observation::kRam;
+        drawn = play_idle_frame(environment, setup_, draw, snapshots, scratch, albums);
+      }
+      observe(setup_, view_beginning(environment, setup_, drawn, scratch, albums),
+              planes + idle * setup_.plane_bytes);
+      trials[size_t(idle)].add(past, play);
+      beginnings[idle] = {};
+      beginnings[idle].draws = play.console.draws - past.console.draws;
+      beginnings[idle].random_draws = draws_between(seeded(0), environment.random);
+      // Not if it keeps an album, nor if the game ended and began again, with another timer.
+      beginnings[idle].exact = beginnings[idle].draws == fresh(number).draws &&
+                               (environment.album == kNoAlbum || play.whole_frames >= 2);
+    }
   }
 
   /// The first position in the system's random numbers that starts the timer at `timer`.
@@ -238,6 +259,7 @@ class DeviceTables {
   Setup default_setup_;
   Workers workers_;
   Pasts pasts_;
+  bool copied_ = false;  // fresh games are the same after all pasts of a kind
   std::vector<std::unique_ptr<Snapshots>> snapshots_;  // of each kind
   std::vector<Beginning> beginnings_;
   Bytes planes_;

@@ -165,7 +165,7 @@ class PastFinder {
         kinds.push_back({{}, asked});
         firsts.push_back(trial);
       }
-      kinds[kind].examples.push_back(rams[0]);
+      kinds[kind].keys.push_back(rams);
       pasts.keys[pasts.num_keys] = key;
       pasts.kinds[pasts.num_keys++] = u8(kind);
       if (rams.size() > 1) again += rams.size();

@@ -28,6 +28,16 @@ class SystemRandom {
   std::vector<u32> numbers_;
 };
 
+/// Replaces bytes, each by another value in each of 256 turns.
+inline void scramble(u8* bytes, i32 count, i32 turn) {
+  Mt19937 random{};
+  seed(random, 0);
+  for (i32 i = 0; i < count; ++i) {
+    const u32 bits = draw(random);
+    bytes[i] = u8((bits >> 8) + (bits | 1) * u32(turn));  // an odd number has no factor of 256
+  }
+}
+
 template <class T>
 bool same_bytes(const T& a, const T& b) {
   return std::memcmp(&a, &b, sizeof(T)) == 0;

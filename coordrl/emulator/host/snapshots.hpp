@@ -92,10 +92,10 @@ class Trials {
 
 using Ram = std::array<u8, 128>;
 
-/// Pasts after which a game begins alike: those whose `asked` bytes of RAM are as in one of the
-/// examples. Without examples, all pasts.
+/// Pasts after which a game begins alike: those whose `asked` bytes of RAM have one of several
+/// combinations of values, the keys. Without keys, all pasts.
 struct Kind {
-  std::vector<Ram> examples;
+  std::vector<std::vector<Ram>> keys;  // examples of each
   std::vector<u8> asked;
 };
 
@@ -105,8 +105,11 @@ struct Kind {
 /// RAM and a different past, with the same timer but otherwise different random numbers. The
 /// FreshGame is `exact` only if all results are the same, apart from bytes of RAM to which every
 /// reset has added the same. Where there are such bytes, more trials make sure that nothing depends
-/// on them. If the pasts are of a kind, so are those of the trials: first its examples, then these
-/// with other bytes.
+/// on them. If the pasts are of a kind, so are those of the trials: examples of every key, as they
+/// are and with other bytes.
+///
+/// Few trials meet what depends on a single value of a byte, but where there are more trials, those
+/// of all timer seeds together have every value of every byte.
 class Snapshots {
  public:
   Snapshots(const StepSetup& setup, const Setup& default_setup, const SystemRandom& system_random,
@@ -116,7 +119,7 @@ class Snapshots {
         system_random_(system_random),
         kind_(std::move(kind)) {}
 
-  const Kind& kind() const { return kind_; }
+  i32 num_keys() const { return i32(kind_.keys.size()); }
 
   /// The game after `load`. Not exact if it depends on the environment's generator.
   const FreshGame& loaded() {
@@ -145,12 +148,11 @@ class Snapshots {
   static const Beginning* beginning(i32, i32) { return nullptr; }
   static const u8* plane(i32, i32) { return nullptr; }
 
-  /// Puts the bytes that this kind's beginnings read into a RAM: in each trial, those of another
-  /// example.
-  void copy_asked(i32 trial, u8* ram) const {
-    if (kind_.examples.empty()) return;
-    const Ram& example = kind_.examples[size_t(trial) % kind_.examples.size()];
-    for (const u8 i : kind_.asked) ram[i] = example[i];
+  /// Replaces the bytes of a RAM. Those that this kind's beginnings read become those of an example:
+  /// `num_keys` trials in a row have all keys. `trials`: how many there are for each timer seed.
+  void scramble_unread(u8* ram, i32 timer, i32 trial, i32 trials) const {
+    scramble(ram, 128, timer * trials + trial);
+    for (const u8 i : kind_.asked) ram[i] = example_for(timer, trial)[i];
   }
 
   /// The next position in the system's random numbers that starts the timer at `timer`.
@@ -176,10 +178,10 @@ class Snapshots {
     Bytes& pictures = pictures_[timer];
     Trials trials;
     size_t position = loaded().play.console.draws;
-    i32 count = std::max(kTrials, 3 * i32(kind_.examples.size()));
+    i32 count = num_keys() == 0 ? kTrials : most_trials();
     for (i32 trial = 0; trial < count; ++trial) {
       position = next_position(position + 1, timer);
-      const Play past = past_of(trial, position);
+      const Play past = past_of(trial, timer, position);
       Bytes drawn;
       const FreshGame other = begin_in(past, u32(trial), drawn);
       trials.add(past, other.play);
@@ -192,7 +194,7 @@ class Snapshots {
                      pictures == drawn && trials.agree();
       }
       if (!game.exact) break;
-      if (trial == count - 1 && trials.kept().any()) count = std::max(count, kMoreTrials);
+      if (trial == kTrials - 1 && trials.kept().any()) count = most_trials();
     }
     game.kept = trials.kept();
     game.play = trials.to_copy();
@@ -214,9 +216,16 @@ class Snapshots {
     return game;
   }
 
+  i32 most_trials() const { return std::max(kMoreTrials, 2 * num_keys()); }
+
+  const Ram& example_for(i32 timer, i32 trial) const {
+    const std::vector<Ram>& examples = kind_.keys[size_t(trial) % kind_.keys.size()];
+    return examples[size_t(timer) % examples.size()];
+  }
+
   /// A game that was played for a while and then got other bytes in its RAM; in trial 0 of any RAM,
   /// one that was just loaded. It is at the end of a frame, if it reaches one.
-  Play past_of(i32 trial, size_t position) {
+  Play past_of(i32 trial, i32 timer, size_t position) {
     Play play = loaded().play;
     Mt19937 random = seeded(u32(position));
     const i32 frames = 17 * (trial % kTrials);
@@ -225,13 +234,12 @@ class Snapshots {
       act<false>(play, random, setup_.setup, u8(frame % 7 == trial ? kFire : kRight), Canvas{});
     }
     u8* const ram = play.console.riot.ram;
-    for (i32 i = 0; i < 128 && trial > 0; ++i) {
-      ram[i] = trial == 1 ? u8(~ram[i]) : trial == 3 ? u8(0) : u8(draw(random));
-    }
-    if (size_t(trial) < kind_.examples.size()) {
-      std::copy_n(kind_.examples[size_t(trial)].data(), 128, ram);
+    if (num_keys() == 0) {
+      if (trial > 0) scramble_unread(ram, timer, trial, most_trials());
+    } else if (trial % 2 == 0) {
+      std::copy_n(example_for(timer, trial / 2).data(), 128, ram);
     } else {
-      copy_asked(trial, ram);
+      scramble_unread(ram, timer, trial / 2, most_trials() / 2);
     }
     play.console.draws = u32(position);
     play.frame_number = 0;
