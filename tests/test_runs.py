@@ -81,7 +81,8 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert message in newest.skipped[0]
 
     damage(folder.path / "checkpoints" / "000000000001")
-    with pytest.raises(RunError, match=rf"no whole checkpoint to go on from .*{message}"):
+    both = rf"from \(checkpoint 0+2 is not whole: .*{message}.*; checkpoint 0+1 is .*{message}"
+    with pytest.raises(RunError, match=both):
         folder.newest_checkpoint()
 
 
@@ -167,6 +168,11 @@ def test_a_checkpoint_of_the_same_step_is_replaced(folder: RunFolder) -> None:
     newest = folder.newest_checkpoint()
     assert newest is not None
     assert (newest.path / "state").read_text() == "new"
+    assert list(newest.path.parent.iterdir()) == [newest.path]
+    # As when a process is killed before it deletes the old one.
+    shutil.copytree(newest.path, newest.path.with_name(f".replaced-{newest.path.name}"))
+    write_checkpoint(folder, 1, text="newer")
+    assert (newest.path / "state").read_text() == "newer"
     assert list(newest.path.parent.iterdir()) == [newest.path]
 
 
@@ -377,6 +383,19 @@ def test_a_setting_that_an_older_run_does_not_know_has_its_default(tmp_path: Pat
         pass
 
 
+def test_settings_that_mean_the_same_are_the_same(tmp_path: Path) -> None:
+    run, meanings = tmp_path / "run", {"run.split": str.lower}
+    with open_run(run, '[run]\nsplit = "Uniform"\n'):
+        pass
+    with open_run(run, '[run]\nsplit = "UNIFORM"\n', resume=True, meanings=meanings):
+        pass
+    with (
+        pytest.raises(RunError, match=r"run.split is 'UNIFORM' there and 'Quadrant' here"),
+        open_run(run, '[run]\nsplit = "Quadrant"\n', resume=True, meanings=meanings),
+    ):
+        pass
+
+
 def test_a_run_in_progress_keeps_other_processes_out_until_it_is_killed(tmp_path: Path) -> None:
     program = (
         "import sys, time\nfrom pathlib import Path\nfrom coordrl.runs import open_run\n"
@@ -428,6 +447,7 @@ def test_what_the_system_cannot_tidy_up_ends_no_run(
         for step in (1, 2):
             with folder.checkpoint(step, keep=1) as path:
                 (path / "state").write_text(str(step))
+        (tmp_path / "run" / "checkpoints" / ".partial-1").mkdir()
         monkeypatch.setattr(shutil, "rmtree", stay)
         with folder.checkpoint(3, keep=1) as path:
             (path / "state").write_text("3")
