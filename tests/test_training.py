@@ -7,6 +7,7 @@ import inspect
 import itertools
 import json
 import math
+import operator
 import os
 import pickle
 import random
@@ -63,7 +64,7 @@ from coordrl.training.checkpoint import (
     write_checkpoints,
 )
 from coordrl.training.profiling import Profile
-from coordrl.training.run import _STREAMS, _Leader, _seeded_model, _stream
+from coordrl.training.run import _STREAMS, _environments, _Leader, _seeded_model, _stream
 from coordrl.training.settings import DEFAULTS, describe_acceleration
 from coordrl.training.tracking import make_logger
 
@@ -496,6 +497,25 @@ class TestRun:
         train(chosen, tmp_path / "run")
         assert {isinstance(model, OnDevice) for model in models} == {chosen.run.on_device}
 
+    @pytest.mark.parametrize(
+        ("where", "device", "keywords"),
+        [
+            ("run.on_device=true", "cuda", {"device": "cuda"}),
+            ("run.on_device=true", "cpu", {"num_threads": 3}),
+            ("run.on_device=false", "cuda", {"num_threads": 3}),
+        ],
+    )
+    def test_games_are_on_a_gpu_only_if_what_learns_is(
+        self,
+        where: str,
+        device: str,
+        keywords: dict[str, Any],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("coordrl.training.run.make_sb3_env", lambda *_, **options: options)
+        made: Any = _environments(settings("ppo", where), device, Ranks(), threads=3)
+        assert made == {"stagger": 0, **keywords}
+
     def test_evaluations_play_as_the_run_is_set_each_with_games_of_its_own(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -686,6 +706,40 @@ class TestRun:
             "environment  75.0%                1,500",
             "optimizer    25.0%                  500",
         ]
+        assert profile.table(steps=0).splitlines()[2].endswith(" 1,000,000")
+
+    @WHEREVER
+    @pytest.mark.parametrize("algo", ["ppo", "dqn"])
+    def test_a_profile_counts_batches_as_copies(self, algo: str, where: str) -> None:
+        env = make_sb3_env("Breakout", 2, settings(algo).env, seed=0)
+        make = make_device_model if where.endswith("true") else make_model
+        model: Any = make(settings(algo, where), env, seed=0, device="cpu")
+        model.learn(32)
+        profile = Profile()
+        profile.watch_model(model)
+        if algo == "dqn":
+            model.replay_buffer.sample(2)
+        else:
+            next(model.rollout_buffer.get(2))
+        assert profile.seconds.keys() == {"copies"}
+        env.close()
+
+    @pytest.mark.parametrize(
+        ("algo", "network", "phase"),
+        [
+            ("a2c", "policy.predict_values", "forward, to act"),
+            ("dqn", "q_net_target", "forward, to learn"),
+        ],
+    )
+    def test_a_profile_knows_what_values_are_for(self, algo: str, network: str, phase: str) -> None:
+        env = make_sb3_env("Breakout", 2, settings(algo).env, seed=0)
+        model = make_model(settings(algo), env, seed=0)
+        profile = Profile()
+        profile.watch_model(model)
+        with torch.no_grad():
+            operator.attrgetter(network)(model)(torch.zeros(1, 2, 36, 40, dtype=torch.uint8))
+        assert profile.seconds.keys() == {phase}
+        env.close()
 
     def test_wandb_that_is_not_installed_is_named_before_anything_is_written(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -1017,6 +1071,21 @@ class TestResume:
             read_checkpoints(model, tmp_path, Ranks())
         env.close()
 
+    def test_each_of_many_processes_reads_its_own_checkpoint(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def read(_: BaseAlgorithm, folder: Path) -> Restored:
+            return Restored((folder / "state.pt").read_text())
+
+        monkeypatch.setattr(Ranks, "first", lambda self, make: make())
+        monkeypatch.setattr("coordrl.training.checkpoint.read_checkpoint", read)
+        (tmp_path / "state.pt").write_text("rank_0")
+        for rank in range(1, 12):
+            (tmp_path / f"rank_{rank}.state.pt").write_text(f"rank_{rank}")
+        model: Any = None
+        for rank in (0, 1, 2, 10, 11):
+            assert read_checkpoints(model, tmp_path, Ranks(rank, 12)).journal == f"rank_{rank}"
+
     def test_several_processes_need_the_device(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -1110,6 +1179,24 @@ class TestResume:
         monkeypatch.setattr("coordrl.training.run._Leader._restore", lambda self, path: later)
         with pytest.raises(RunError, match=r"journal of another version .*'mood'.*; resume with"):
             train(settings("a2c"), tmp_path / "run", resume=True)
+
+    def test_a_run_of_before_its_length_was_kept_goes_on(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        def without_length(*args: Any) -> Restored:
+            restored = read_checkpoints(*args)
+            journal = json.loads(restored.journal)
+            del journal["total_steps"]
+            return restored._replace(journal=json.dumps(journal))
+
+        train(settings("a2c"), tmp_path / "run")
+        monkeypatch.setattr("coordrl.training.run.read_checkpoints", without_length)
+        longer = settings("a2c", "run.total_steps=104")
+        assert train(longer, tmp_path / "run", resume=True).steps == 104
+        assert "instead of" not in capfd.readouterr().err
 
     def test_the_silence_before_staggered_games_is_explained(
         self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -1306,6 +1393,14 @@ class TestEdges:
         train(chosen, tmp_path / "run", resume=True)
         assert (tmp_path / "run" / "progress.csv").read_text() == curve
         assert curve.count("\n") == 1 + 1
+
+    def test_a_run_that_is_over_is_not_evaluated_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert train(settings("a2c"), tmp_path / "run").ending == "finished"
+        monkeypatch.delattr("coordrl.training.run.evaluate")
+        again = train(settings("a2c"), tmp_path / "run", resume=True)
+        assert again.evaluation is not None
 
     def test_the_time_of_a_resumed_run_goes_on(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
