@@ -435,9 +435,23 @@ def test_without_autoreset_a_game_that_ended_must_be_reset(scripted: Any) -> Non
     assert game_of(info, 1) == {"episode_return": -8, "agent_steps": 4, "frames": 8}
     with pytest.raises(gymnasium.error.ResetNeeded, match=r"environments \[1\] have ended; reset"):
         envs.step([2, 2])
+    obs, _ = envs.reset(options={"reset_mask": np.array([True, False])})
+    assert obs.tolist() == [[0], [4]]
+    with pytest.raises(gymnasium.error.ResetNeeded, match=r"environments \[1\] have ended; reset"):
+        envs.step([2, 2])
     obs, _ = envs.reset(options={"reset_mask": np.array([False, True])})
-    assert obs.tolist() == [[4], [0]]
-    assert envs.step([2, 2])[0].tolist() == [[5], [1]]
+    assert obs.tolist() == [[0], [0]]
+    assert envs.step([2, 2])[0].tolist() == [[1], [1]]
+
+
+def test_a_game_that_is_reset_between_two_lives_plays_the_next_action(scripted: Any) -> None:
+    envs, backend = scripted(NEXT_STEP)
+    for _ in range(2):
+        envs.step([2, 2])
+    envs.reset(options={"reset_mask": np.array([True, False])})
+    _, rewards, *_ = envs.step([2, 2])
+    assert backend.played[-1] == [2, 2]
+    assert rewards.tolist() == [1, -1]
 
 
 # --- resets, seeds, ownership ----------------------------------------------------------------
