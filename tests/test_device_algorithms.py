@@ -20,6 +20,7 @@ from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticCnnPolicy
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecCheckNan
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
@@ -355,17 +356,21 @@ def test_the_games_of_a_rollout_are_told_with_their_returns_in_their_order() -> 
     log, nothing = EpisodeLog(3, 2, torch.device("cpu")), torch.zeros(2)
 
     def step(ended: list[bool], points: list[float], lengths: list[int]) -> TorchStep:
-        games = torch.tensor(ended), torch.tensor(points), torch.tensor(lengths)
+        games = (
+            torch.tensor(ended),
+            torch.tensor(points, dtype=torch.float64),
+            torch.tensor(lengths),
+        )
         return TorchStep(nothing, torch.ones(2), nothing > 0, nothing > 0, nothing, *games)
 
     log.add(step([False, True], [0.0, 21.0], [0, 900]))
     log.add(step([False, False], [0.0, 0.0], [0, 0]))
-    log.add(step([True, True], [-3.0, 400.0], [100, 70_000]))
+    log.add(step([True, True], [-3.0, 2**24 + 1], [100, 70_000]))
     assert [(game["r"], game["l"], game["t"]) for game in log.read(1.5)] == [
-        *((21.0, 900, 1.5), (-3.0, 100, 1.5), (400.0, 70_000, 1.5)),
+        *((21.0, 900, 1.5), (-3.0, 100, 1.5), (2**24 + 1, 70_000, 1.5)),
     ]
     log.add(step([True, False], [5.0, 0.0], [7, 0]))
-    assert log.read(2.0) == [{"r": 5.0, "l": 7, "t": 2.0}]
+    assert str(log.read(2.0)) == "[{'r': 5.0, 'l': 7, 't': 2.0}]"  # 7, not 7.0
     assert log.read(2.0) == []
 
 
@@ -442,6 +447,11 @@ def test_callbacks_calculate_as_with_arrays(name: str) -> None:
     assert ["r", "l", "t"] in calculations[0].results
 
 
+def test_what_a_callback_sees_has_the_length_and_maximum_of_its_array() -> None:
+    assert len(HostView(torch.zeros(2, 3))) == 2
+    assert np.maximum.reduce(HostView(torch.tensor([1, 3, 2]))) == 3
+
+
 def test_one_number_is_true_or_false_and_several_are_neither() -> None:
     one = HostView(torch.tensor(2.5))
     assert (bool(one), float(one), int(one)) == (True, 2.5, 2)
@@ -487,11 +497,13 @@ def test_infos_tell_how_episodes_and_games_ended() -> None:
         episode_length=torch.tensor([0, 4, 0]),
     )
     game = {"r": 9.0, "l": 4, "t": 1.5}
-    assert list(Infos(step, 1.5, Moment())) == [
+    infos = Infos(step, 1.5, Moment())
+    assert list(infos) == [
         {"terminal_observation": [5], "TimeLimit.truncated": False},
         {"terminal_observation": [6], "TimeLimit.truncated": True, "episode": game},
         {},
     ]
+    assert str(infos[1]["episode"]) == str(game)  # 4, not 4.0
 
 
 def test_what_a_callback_sees_is_not_for_writing() -> None:
@@ -656,6 +668,9 @@ def test_what_is_saved_loads_in_plain_sb3_and_in_ours(name: str, tmp_path: Path)
     path = tmp_path / "model.zip"
     ours.save(path)
     assert path.stat().st_size < 100_000
+    values = load_from_zip_file(path, device="cpu")[0]
+    assert values is not None
+    assert not [name for name in values if type(values[name]).__module__.startswith("coordrl")]
 
     for module in (stable_baselines3, device_algorithms):
         cls = getattr(module, name)
