@@ -225,6 +225,12 @@ class TestSaving:
             with archive.open("policy.optimizer.pth") as file:
                 assert torch.load(file, weights_only=True)["state"] == {}
 
+    def test_weights_are_stored_in_one_layout(self) -> None:
+        policy = ppo(policy_kwargs(**SMALL)).policy
+        policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        assert not all(value.is_contiguous() for value in policy.state_dict().values())
+        assert all(value.is_contiguous() for value in stored_state(policy).values())
+
     def test_a_trained_model_leaves_its_run_behind(self, tmp_path: Path) -> None:
         model = PPO(
             *("CnnPolicy", breakout(num_envs=2)),
@@ -247,8 +253,9 @@ class TestSaving:
         with zipfile.ZipFile(tmp_path / "agent" / "agent.zip") as archive:
             data = archive.read("data").decode()
         assert str(tmp_path) not in data
-        left = {name: json.loads(data)[name] for name in ("ep_info_buffer", "verbose", "n_envs")}
-        assert left == {"ep_info_buffer": None, "verbose": 0, "n_envs": 2}
+        names = "ep_info_buffer", "start_time", "verbose", "n_envs"
+        left = {name: json.loads(data)[name] for name in names}
+        assert left == {"ep_info_buffer": None, "start_time": 0, "verbose": 0, "n_envs": 2}
 
     def test_what_is_saved_can_be_trained_further_in_plain_sb3(self, saved: Path) -> None:
         model = PPO.load(saved / "agent.zip", device="cpu", env=breakout())
@@ -267,7 +274,7 @@ class TestSaving:
 
         plain = PPO.load(tmp_path / "agent" / "agent.zip", device="cpu", env=breakout())
         assert plain.policy_kwargs["optimizer_kwargs"] == {"eps": 1e-5}
-        assert model.policy_kwargs["optimizer_kwargs"] == optimizer["optimizer_kwargs"]
+        assert model.policy_kwargs["optimizer_kwargs"] == {"eps": 1e-5, "capturable": True}
         with (
             zipfile.ZipFile(tmp_path / "agent" / "agent.zip") as archive,
             archive.open("policy.optimizer.pth") as file,
@@ -298,6 +305,7 @@ class TestSaving:
             *("CnnPolicy", breakout()),
             learning_rate=lambda left: 0.5 * left,
             clip_range=lambda left: 0.25 * left,
+            clip_range_vf=lambda left: 0.75 * left,
             n_steps=4,
             batch_size=4,
             policy_kwargs=policy_kwargs(**SMALL),
@@ -308,6 +316,7 @@ class TestSaving:
 
         plain: Any = PPO.load(tmp_path / "agent" / "agent.zip", device="cpu")
         assert (plain.learning_rate, plain.clip_range(1.0)) == (0.125, 0.0625)
+        assert plain.clip_range_vf(1.0) == 0.1875
 
     def test_the_card_tells_where_the_agent_comes_from(self, saved: Path) -> None:
         card = load_agent(saved).card
@@ -469,12 +478,11 @@ class TestSaving:
         assert parent == f"flush {folder.parent.name}"
 
     def test_a_model_that_a_card_cannot_describe_is_refused(self, tmp_path: Path) -> None:
-        class OwnExtractor(CoordConvExtractor):
-            pass
-
-        own = {**policy_kwargs(**SMALL), "features_extractor_class": OwnExtractor}
-        with pytest.raises(AgentError, match=r"extractor of a saved agent is one of CoordConv"):
-            save_agent(ppo(own), tmp_path / "agent", SETTINGS)
+        for name in ("OwnExtractor", "CoordConvExtractor"):
+            extractor = type(name, (CoordConvExtractor,), {})
+            own = {**policy_kwargs(**SMALL), "features_extractor_class": extractor}
+            with pytest.raises(AgentError, match=r"extractor of a saved agent is one of CoordConv"):
+                save_agent(ppo(own), tmp_path / "agent", SETTINGS)
         with pytest.raises(AgentError, match="an agent is a model of A2C, PPO, DQN, got SAC"):
             save_agent(SAC("MlpPolicy", "Pendulum-v1"), tmp_path / "agent", SETTINGS)
         assert not (tmp_path / "agent").exists()
@@ -515,12 +523,14 @@ class TestSaving:
         opened = DQN.load(tmp_path / "agent" / "agent.zip", device="cpu")
         assert opened.buffer_size == 100_000
         assert type(opened.policy.optimizer) is torch.optim.Adam
+        assert "optimizer_kwargs" not in opened.policy_kwargs
 
     @pytest.mark.parametrize(
         ("run", "env", "message"),
         [
             ({"game": "Pong"}, {}, r"has 4 actions, and Pong in .* has 6; pass the run.game and"),
             ({"game": "Boxing"}, {"full_action_space": True}, "and Boxing in these settings"),
+            ({}, {"full_action_space": True}, r"has 4 actions, and Breakout .* has 18; pass"),
             ({}, {"stack_size": 3}, r"observes \(2, 40, 36\) .* shown as \(3, 40, 36\)"),
             ({"game": "Kaboom"}, {}, "run.game is 'Kaboom', and its environments play breakout"),
             ({}, {"frame_skip": 2}, r"frame_skip=2, .* its environments have .*frame_skip=16"),
@@ -614,6 +624,15 @@ class TestSaving:
         }
         with pytest.raises(ValueError, match=message):
             NetworkSpec(**{**fields, **changes})
+
+    def test_an_argument_of_an_extractor_that_is_none_is_named(self) -> None:
+        wrong = NetworkSpec("q-network", (2, 40, 36), 4, "NatureCNN", {"features_dim": "many"})
+        with pytest.raises(ValueError, match=r"^features_dim must be .*'many'"):
+            wrong.build()
+
+    def test_a_network_that_says_nothing_of_coordinates_sees_them_everywhere(self) -> None:
+        spec = NetworkSpec("q-network", (2, 40, 36), 4, "CoordConvExtractor", {})
+        assert spec.coords == "all"
 
     @pytest.mark.parametrize(
         "spec",
@@ -828,6 +847,12 @@ class TestLoading:
             with pytest.raises(ValueError, match="device='cuda', but torch finds no GPU; choose"):
                 load_agent(saved, device="cuda")
 
+    def test_an_agent_is_opened_on_the_device_that_is_named(
+        self, saved: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(saving, "_known_device", torch.device)
+        assert load_agent(saved, device="meta").policy.device == torch.device("meta")
+
     def test_an_agent_is_named_in_one_line(self, saved: Path) -> None:
         agent = load_agent(saved)
         assert str(agent) == "Agent(Breakout, PPO, coords='all', seed=3, 0 agent steps)"
@@ -982,26 +1007,40 @@ class TestZips:
         with pytest.raises(AgentError, match=r"would unpack to 1,048,577 bytes"):
             load_agent(path, trust_pickle=True)
 
-    def test_a_zip_that_is_encrypted_or_damaged(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("compression", "damage", "message"),
+        [
+            (zipfile.ZIP_STORED, lambda content, entry: {content: 0}, "Bad CRC-32"),
+            (zipfile.ZIP_DEFLATED, lambda content, entry: {content: 255}, "invalid block type"),
+            (zipfile.ZIP_LZMA, lambda content, entry: {content + 9: 255}, "Corrupt input data"),
+            (
+                zipfile.ZIP_STORED,
+                lambda content, entry: {content - 28: 1, entry + 8: 1},
+                "password",
+            ),
+            (zipfile.ZIP_STORED, lambda content, entry: {entry + 21: 9, entry + 25: 9}, "EOFError"),
+        ],
+        ids=["stored", "deflated", "lzma", "encrypted", "longer than the file"],
+    )
+    def test_a_zip_that_is_encrypted_or_damaged(
+        self,
+        compression: int,
+        damage: Callable[[int, int], dict[int, int]],
+        message: str,
+        tmp_path: Path,
+    ) -> None:
         path = tmp_path / "agent.zip"
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        with zipfile.ZipFile(path, "w", compression) as archive:
             archive.writestr("policy.pth", b"")
             archive.writestr("data", b"{}" * 100)
-            offset = archive.getinfo("data").header_offset
-        whole = path.read_bytes()
-        flags = whole.rindex(b"PK\1\2") + 8  # of the last entry, "data", in the directory
-        local = offset + 6
-        encrypted = bytearray(whole)
-        encrypted[flags] |= 1
-        encrypted[local] |= 1
-        content = offset + 30 + len("data")
-        damaged = bytearray(whole)
-        damaged[content + 10 : content + 20] = bytes(10)
-
-        for spoiled in (encrypted, damaged):
-            path.write_bytes(spoiled)
-            with pytest.raises(AgentError, match=r"is not a whole zip file: .*; copy or download"):
-                load_agent(path, trust_pickle=True)
+            content = archive.getinfo("data").header_offset + 30 + len("data")
+        spoiled = bytearray(path.read_bytes())
+        entry = spoiled.rindex(b"PK\1\2")  # of "data" in the directory
+        for place, byte in damage(content, entry).items():
+            spoiled[place] = byte
+        path.write_bytes(spoiled)
+        with pytest.raises(AgentError, match=rf"not a whole zip file: .*{message}.*; copy or"):
+            load_agent(path, trust_pickle=True)
 
     @pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
     def test_a_zip_that_was_cut_off(self, folder: Path, keep: float) -> None:
