@@ -16,7 +16,7 @@ from pretended_gpu.memory import bytes_of, held_tensors
 from pretended_gpu.tensors import Dispatch
 
 # Of device.py's batch: what kernels read and write; the rest are numbers.
-_READ, _WRITTEN = (0, 4, 5, 6, 8), (1, 2, 3, *range(11, 24))
+_READ, _WRITTEN = (0, 4, 5, 6, 7, 9), (1, 2, 3, *range(12, 25))
 
 
 class Generator:
@@ -94,7 +94,7 @@ def note_launch(name: bytes, stream: int, arguments: Any) -> bool:
     LOG.launches[name.decode()] += 1
     if streams.is_capturing or stream != streams.current_stream().cuda_stream:
         streams.problem(f"{name.decode()} is captured, or on stream {stream}, not the current one")
-    batch = struct.unpack("<24q", ctypes.string_at(arguments[0], 24 * 8))
+    batch = struct.unpack("<25q", ctypes.string_at(arguments[0], 25 * 8))
     reads, writes = [batch[i] for i in _READ], [batch[i] for i in _WRITTEN]
     if name == b"play_environments":
         given = [struct.unpack("<q", ctypes.string_at(arguments[i], 8))[0] for i in (1, 2, 3)]
