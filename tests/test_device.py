@@ -8,11 +8,13 @@ import contextlib
 import ctypes
 import dataclasses
 import importlib
+import itertools
 import re
 import struct
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -224,6 +226,35 @@ def test_beginnings_of_as_many_games_are_copied_as_readme_says() -> None:
         "with few idle frames": {"surround", "yars_revenge"},
         "never": {"elevator_action", "hangman", "haunted_house", "sir_lancelot"},
     }
+
+
+@pytest.mark.slow
+def test_other_beginnings_read_no_ram_that_the_game_before_has_left(tmp_path: Path) -> None:
+    (tmp_path / "games.hpp").write_text(nvrtc.sources()["games.hpp"])
+    program = tmp_path / "past_ram"
+    command = ["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
+    command += [f"-I{Path(nvrtc.__file__).parent}", f"-I{tmp_path}"]
+    subprocess.run([*command, "-o", program, SHIM.parent / "past_ram.cpp"], check=True)
+
+    def reads_of(number: int, name: str) -> set[str]:
+        rom = tmp_path / name
+        rom.write_bytes(load_rom(name))
+        found = set[str]()
+        for mode in GAMES[name].modes:
+            every = "1" if mode == GAMES[name].default_mode else "25"
+            arguments = [str(program), str(number), str(mode), str(rom), every]
+            found.update(subprocess.check_output(arguments, text=True).split())
+        return found
+
+    with ThreadPoolExecutor(2) as threads:
+        found = dict(zip(GAMES, threads.map(reads_of, itertools.count(), GAMES), strict=True))
+
+    assert len(found) == 104
+    assert {name for name, addresses in found.items() if addresses} == {
+        *("entombed", "hangman", "haunted_house", "ice_hockey", "kung_fu_master", "sir_lancelot"),
+        *("space_war", "surround", "time_pilot", "yars_revenge"),
+    }
+    assert found["time_pilot"] == {"80"}
 
 
 @pytest.mark.slow
