@@ -22,11 +22,15 @@ cuda.stopped.json for cuda.json; only a complete record replaces the record itse
 import itertools
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import gymnasium
 import torch
 import tyro
 from rich.console import Console
+
+if __package__ == "scripts":  # python -m scripts.benchmark, whose path has no scripts
+    sys.path.insert(0, str(Path(__file__).parent))
 
 from benchmarking.base import Benchmark
 from benchmarking.cuda import Cuda

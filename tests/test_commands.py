@@ -1,10 +1,13 @@
 """What the commands that train share: where to compute, how to end."""
 
 import os
+import runpy
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,8 @@ from coordrl.config import SettingsError
 from coordrl.errors import UserError
 from coordrl.files import RunError
 from coordrl.stopping import Interrupted
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 def fail(error: BaseException) -> str:
@@ -118,3 +123,35 @@ def test_arguments_that_nobody_would_look_at_are_refused() -> None:
     refuse_ignored(Arguments(table="full"), names, "the table chooses it")
     with pytest.raises(SettingsError, match=r"^--max-seconds would be ignored: the table chooses"):
         refuse_ignored(Arguments(max_seconds=3), names, "the table chooses it")
+
+
+def run_as_file(name: str) -> None:
+    runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+
+
+def run_as_module(name: str) -> None:
+    runpy.run_module(f"scripts.{name}", run_name="__main__", alter_sys=True)
+
+
+@pytest.mark.parametrize(
+    ("run", "first"),
+    [(run_as_file, SCRIPTS), (run_as_module, SCRIPTS.parent)],
+    ids=["file", "module"],
+)
+@pytest.mark.parametrize("name", sorted(path.stem for path in SCRIPTS.glob("*.py")))
+def test_a_script_is_run_as_a_file_or_as_a_module(
+    name: str,
+    run: Callable[[str], None],
+    first: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With the path that Python makes for it, and without what other tests have imported."""
+    rest = [place for place in sys.path if Path(place) not in (SCRIPTS.parent, SCRIPTS)]
+    monkeypatch.setattr(sys, "path", [str(first), *rest])
+    for module in [module for module in sys.modules if module.split(".")[0] == "benchmarking"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        run(name)
+    assert f"/scripts/{name}.py" in capsys.readouterr().out
