@@ -59,13 +59,14 @@ from coordrl.agents import (
     record_video,
     save_agent,
     saving,
+    video,
 )
 from coordrl.agents.evaluation import Play, game_for
 from coordrl.agents.network import NetworkSpec, TensorType, stored_state
 from coordrl.agents.results import bootstrap_interval, dump_json
 from coordrl.agents.saving import CARD_FILE, WEIGHTS_FILE, recover_agent
 from coordrl.agents.video import _Camera
-from coordrl.config import AtariSettings, RunSettings, TrainingSettings
+from coordrl.config import AtariSettings, Protocol, RunSettings, TrainingSettings
 from coordrl.emulator.games import palette
 from coordrl.envs import AtariVectorEnv
 from coordrl.extractors import CoordConvExtractor, policy_kwargs
@@ -1752,6 +1753,31 @@ class TestVideo:
                 assert np.array_equal(frames[-1], envs.render()[0])
         assert envs.is_over.all()
         envs.close()
+
+    @pytest.mark.parametrize("protocol", ["classic", "machado"])
+    def test_a_film_is_the_same_without_the_compiled_emulator(
+        self, protocol: Protocol, agent: Agent, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """To the end of the game, whose last observation lacks its last frame."""
+        match, seeds = game_for(agent, game="Seaquest", protocol=protocol), np.array([2**32 - 1])
+        actions = np.random.default_rng(0).integers(18, size=(200, 1))
+
+        def film() -> tuple[list[int], float | None]:
+            frames: list[int] = []
+            with _Camera(match, 210, seeds) as camera:
+                for action in actions:
+                    if camera.episode_return is None:
+                        frames += [hash(frame.tobytes()) for frame in camera.step(action)]
+                return frames, camera.episode_return
+
+        expected = film()
+        monkeypatch.setattr(video, "available", lambda: False)
+        played_by_ale = functools.partial(AtariVectorEnv, emulator="ale")
+        monkeypatch.setattr(video, "AtariVectorEnv", played_by_ale)
+        assert film() == expected
+        frames, points = expected
+        assert points is not None
+        assert frames[-1] != frames[-2]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
+from ale_py import Action
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 
@@ -16,7 +17,9 @@ from coordrl.agents.card import AgentError
 from coordrl.agents.evaluation import Episode, Match, Play, game_for
 from coordrl.config import AtariSettings, Protocol
 from coordrl.emulator import GAMES, available
-from coordrl.emulator.arguments import in_range
+from coordrl.emulator.arguments import NUM_SEEDS, in_range
+from coordrl.emulator.games import ACTIONS
+from coordrl.emulator.lockstep import load_ale
 from coordrl.envs import AtariVectorEnv, canonical_game
 from coordrl.files import temporary_name
 
@@ -148,7 +151,9 @@ class _Camera:
             autoreset_mode="NextStep",
             render_mode="rgb_array" if available() else None,
         )
-        self._envs.reset(seed=seeds)
+        _, info = self._envs.reset(seed=seeds)
+        frames = int(info["frame_number"][0])
+        self._ale = None if available() else _begun_in_ale(self._envs, int(seeds[0]), frames)
         self._presses_fire = False
         self.episode_return: float | None = None
 
@@ -164,16 +169,39 @@ class _Camera:
             actions = np.array([self._envs.action_meanings.index("FIRE")])
         lives = self._envs.lives
         for _ in range(self._frame_skip):
-            obs, _, _, _, info = self._envs.step(actions)
+            _, _, _, _, info = self._envs.step(actions)
             if "game" in info:
                 self.episode_return = float(info["game"]["episode_return"][0])
-            # As in ale-py, the last observation of a game is without its last frame.
-            yield obs[0, 0] if self._envs.render_mode is None else self._envs.render()[0]
+            # Observations would not do: as in ale-py, the last one lacks the game's last frame.
+            if self._ale is None:
+                yield self._envs.render()[0]
+            else:
+                self._ale.act(Action(ACTIONS.index(self._envs.action_meanings[actions[0]])))
+                yield self._ale.getScreenRGB()
             if self.episode_return is not None:
                 return
         # AtariVectorEnv presses FIRE for an agent in the step after a lost life.
         lost = 0 < self._envs.lives[0] < lives[0]
         self._presses_fire = lost and self._fires and "FIRE" in self._envs.action_meanings
+
+
+def _begun_in_ale(envs: AtariVectorEnv, seed: int, frames: int) -> Any:
+    """Return ale-py's console with the game that an environment has just begun.
+
+    Args:
+        envs: One environment of ale-py, which has no screens.
+        seed: Its seed.
+        frames: Frames that its reset has played.
+    """
+    ale = load_ale(envs.game, seed % NUM_SEEDS, envs.settings.repeat_action_probability)
+    ale.reset_game()
+    if envs.settings.fire_reset and "FIRE" in envs.action_meanings:
+        ale.act(Action.FIRE)
+    while ale.getFrameNumber() < frames:
+        ale.act(Action.NOOP)
+        if ale.game_over():
+            ale.reset_game()
+    return ale
 
 
 def _require_whole(film: Path) -> None:
