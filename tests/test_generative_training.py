@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -573,6 +573,58 @@ def test_pictures_stand_upright(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.png")
     [read] = PictureFolder(tmp_path, 16).batch(torch.tensor([0]), CPU)
     assert_close(read.permute(1, 2, 0), torch.from_numpy(pixels) / 127.5 - 1)
+
+
+def test_pictures_are_turned_as_their_exif_says(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    columns_and_rows = pixels.transpose(1, 0, 2)
+    stored = {  # by the orientation in EXIF 2.32, table 6
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: columns_and_rows,
+        6: columns_and_rows[::-1],
+        7: columns_and_rows[::-1, ::-1],
+        8: columns_and_rows[:, ::-1],
+    }
+    for orientation, turned in stored.items():
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        Image.fromarray(turned).save(tmp_path / f"{orientation}.png", exif=exif)
+
+    read = PictureFolder(tmp_path, 16).batch(torch.arange(8), CPU)
+
+    expected = torch.from_numpy(pixels) / 127.5 - 1
+    assert_close(read.permute(0, 2, 3, 1), expected.expand(8, 16, 16, 3))
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0 no TIFF", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12"])
+def test_a_picture_with_damaged_exif_is_shown_as_it_is(exif: bytes, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 16), "red").save(tmp_path / "a.png", exif=exif)
+    [read] = PictureFolder(tmp_path, 16).batch(torch.tensor([0]), CPU)
+    assert read[:, 8, 8].tolist() == [1, -1, -1]
+
+
+def test_transparent_pictures_lie_on_white(tmp_path: Path) -> None:
+    red, half, hidden = (255, 0, 0, 255), (255, 0, 0, 51), (0, 0, 255, 0)
+    colors = Image.new("RGBA", (16, 16), red)
+    colors.paste(half, (0, 0, 16, 8))
+    colors.paste(hidden, (0, 0, 8, 8))
+    colors.save(tmp_path / "a.png")
+    two = Image.new("P", (16, 16), 1)
+    two.putpalette([0, 0, 255, 255, 0, 0])
+    two.paste(0, (0, 0, 8, 8))
+    two.save(tmp_path / "b.png", transparency=0)
+    gray = Image.new("LA", (16, 16), (0, 255))
+    gray.paste((0, 0), (0, 0, 8, 8))
+    gray.save(tmp_path / "c.webp", lossless=True)
+
+    read = PictureFolder(tmp_path, 16).batch(torch.arange(3), CPU)
+
+    assert (read[:, :, :6, :6] == 1).all()
+    assert_close(read[0, :, 4, 12], torch.tensor([1, 204 / 127.5 - 1, 204 / 127.5 - 1]))
+    assert read[:, :, 12, 12].tolist() == [[1, -1, -1], [1, -1, -1], [-1, -1, -1]]
 
 
 def test_pictures_that_are_scaled_down_are_averaged(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 Yu et al., "LSUN", 2015, https://arxiv.org/abs/1506.03365. A category is an LMDB, a folder with one
 large file ``data.mdb`` that holds three million compressed pictures. Pictures are center-cropped to
-a square and scaled; they are decoded on demand, by threads.
+a square and scaled; they are decoded on demand, by threads. They are seen as viewers show them,
+turned as their EXIF data say and with white behind transparent pixels; torchvision's
+``ImageFolder`` ignores both.
 """
 
+import contextlib
 import io
 import os
 from collections.abc import Callable
@@ -161,7 +164,7 @@ def _decode(open_file: Callable[[], BinaryIO], size: int, name: str) -> Tensor:
     """Return a center crop of a picture, ``(3, size, size)``, as uint8."""
     try:
         with open_file() as file, Image.open(file) as image:
-            colors = _eight_bits(image).convert("RGB")
+            colors = _on_white(_eight_bits(_turned(image)))
             square = ImageOps.fit(colors, (size, size), Image.Resampling.LANCZOS)
     except (
         *(OSError, UnidentifiedImageError, Image.DecompressionBombError),
@@ -169,6 +172,22 @@ def _decode(open_file: Callable[[], BinaryIO], size: int, name: str) -> Tensor:
     ) as error:
         raise DataError(f"{name} cannot be read as a picture: {reason(error)}") from error
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """Return a picture upright, as its EXIF data say."""
+    image.load()
+    with contextlib.suppress(Exception):  # damaged EXIF data; the pixels are read already
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Return a picture in red, green and blue, with white behind its transparent pixels."""
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
