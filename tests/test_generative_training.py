@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -751,6 +752,72 @@ def test_a_gan_learns_from_a_folder_and_is_judged_by_patches(folder: Path) -> No
     assert result.curve[-1].entropies is None
     assert len(result.curve[-1].patches) == len(result.real.patches) == 1
     assert "distance of patches" in table.to_markdown([result])
+
+
+def draw_another(folder: Path) -> None:
+    Image.new("RGB", (8, 8)).save(folder / "0.png")
+
+
+def rename_one(folder: Path) -> None:
+    (folder / "0.png").rename(folder / "00.png")
+
+
+def delete_one(folder: Path) -> None:
+    (folder / "0.png").unlink()
+
+
+def change_nothing(folder: Path) -> None:
+    (folder / "about.txt").touch()
+
+
+@pytest.mark.parametrize("change", [draw_another, rename_one, delete_one, change_nothing])
+@pytest.mark.parametrize("has_record", [True, False])
+def test_a_run_that_goes_on_with_other_pictures_says_so(
+    change: Callable[[Path], None],
+    has_record: bool,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Checkpoints of earlier versions have no record of the pictures."""
+    command = ["--data", str(folder), "--out", str(tmp_path / "runs")]
+    state = Run._state
+    with monkeypatch.context() as patched:
+        patched.setattr(StopRequest, "requested", True)
+        if not has_record:
+            patched.setattr(Run, "_state", lambda run: {**state(run), "pictures": ""})
+        assert run_script(*command) == 130
+    change(folder)
+    capsys.readouterr()
+
+    assert run_script(*command) == 0
+
+    assert capsys.readouterr().err.count(
+        f"gan-r3gan-all-16-rooms-s0: pictures in {folder} have other names or sizes than when this"
+        " run was stopped; it goes on with those that are there now\n"
+    ) == int(has_record and change is not change_nothing)
+
+
+def test_an_lmdb_with_other_keys_is_told_apart(tmp_path: Path) -> None:
+    lmdb = pytest.importorskip("lmdb")
+    checksums = []
+    for name, keys in (("a", ["1", "23"]), ("b", ["1", "23"]), ("c", ["12", "3"])):
+        path = tmp_path / name
+        with lmdb.open(str(path), map_size=2**20) as database, database.begin(write=True) as writer:
+            for key in keys:
+                writer.put(key.encode(), b"a picture")
+        checksums.append(open_pictures(str(path), 16).checksum())
+    same, equal, other = checksums
+    assert same == equal != other
+
+
+def test_a_link_to_nowhere_is_named_when_it_is_read(folder: Path) -> None:
+    (folder / "a.png").symlink_to("nowhere.png")
+    pictures = PictureFolder(folder, 16)
+    assert pictures.checksum()
+    with pytest.raises(DataError, match=r"a\.png cannot be read as a picture: No such file"):
+        pictures.batch(torch.arange(9), CPU)
 
 
 def test_real_pictures_of_a_folder_are_judged_against_others_of_it(

@@ -24,6 +24,12 @@ class Pictures(Protocol):
     def batch(self, indices: Tensor, device: torch.device) -> Tensor:
         """Return the pictures with these indices, ``(N, 3, size, size)``, in [-1, 1]."""
 
+    def checksum(self) -> str:
+        """Return a checksum of what is cheap to know of the pictures, to notice other ones.
+
+        It is empty for pictures that are drawn, which depend on nothing but the settings.
+        """
+
 
 @dataclass(frozen=True)
 class Canvas:
@@ -176,3 +182,7 @@ class SortOfClevr:
         taken = self.objects.take(indices)
         on_device = Objects(taken.centers.to(device), taken.is_disc.to(device))
         return draw_pictures(on_device, self.canvas)
+
+    def checksum(self) -> str:
+        """Return nothing: the settings tell the pictures."""
+        return ""

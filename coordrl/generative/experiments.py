@@ -179,6 +179,11 @@ class Experiments(ManyRuns):
         run = Run(settings, device=self.device, folder=folder)
         (path / SAMPLES_FOLDER).mkdir(exist_ok=True)
         with watched(folder, settings.training.iterations, "batches", done=run.step) as watch:
+            if run.pictures_changed:
+                watch.progress.say(
+                    f"{path.name}: pictures in {settings.data} have other names or sizes than when"
+                    " this run was stopped; it goes on with those that are there now"
+                )
 
             def report(run: Run) -> None:
                 last = run.curve[-1] if run.curve else None

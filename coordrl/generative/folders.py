@@ -8,9 +8,10 @@ turned as their EXIF data say and with white behind transparent pixels; torchvis
 """
 
 import contextlib
+import hashlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,7 +47,7 @@ class PictureFolder:
 
     def __init__(self, path: Path, size: int) -> None:
         found = (file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
-        self.size = size
+        self.path, self.size = path, size
         self.files = sorted(found)
         if not self.files:
             kinds = ", ".join(sorted(_SUFFIXES))
@@ -64,6 +65,13 @@ class PictureFolder:
             return _decode(lambda: file.open("rb"), self.size, str(file))
 
         return _together(read, indices, device)
+
+    def checksum(self) -> str:
+        """Return a checksum of the names and sizes of the files."""
+        return _checksum(
+            os.fsencode(file.relative_to(self.path)) + b"/%d" % _bytes_in(file)
+            for file in self.files
+        )
 
 
 class LmdbPictures:
@@ -110,6 +118,10 @@ class LmdbPictures:
 
         return _together(read, indices, device)
 
+    def checksum(self) -> str:
+        """Return a checksum of the keys."""
+        return _checksum(self.keys)
+
 
 # LMDB opens a file once in a process: sets of the same pictures share it while one of them is used.
 _DATABASES: WeakValueDictionary[Path, Any] = WeakValueDictionary()
@@ -151,6 +163,20 @@ def open_pictures(name: str, size: int) -> Pictures:
     if (path / "data.mdb").exists():
         return LmdbPictures(path, size)
     return PictureFolder(path, size)
+
+
+def _checksum(names: Iterable[bytes]) -> str:
+    checksum = hashlib.sha256()
+    for name in names:
+        checksum.update(b"%d:%b" % (len(name), name))
+    return checksum.hexdigest()
+
+
+def _bytes_in(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # a link to nowhere, say; the error is told when the picture is read
+        return -1
 
 
 def _together(read: Callable[[int], Tensor], indices: Tensor, device: torch.device) -> Tensor:

@@ -96,6 +96,8 @@ class Run(ResumableRun):
     Attributes:
         model: The model being trained.
         pictures: The training set.
+        pictures_changed: Whether other pictures were there when the run was saved. Checkpoints of
+            earlier versions cannot tell.
         curve: Evaluations so far.
 
     Raises:
@@ -121,6 +123,8 @@ class Run(ResumableRun):
             if settings.data == "clevr"
             else open_pictures(settings.data, settings.canvas.size)
         )
+        self._checksum = "" if folder is None else self.pictures.checksum()
+        self.pictures_changed = False
         self._latents = torch.Generator(self.device).manual_seed(latents)
         self.curve: list[Evaluation] = []
         self._progress = _Progress()
@@ -305,12 +309,13 @@ class Run(ResumableRun):
         super()._save()
 
     def _state(self) -> dict[str, Any]:
-        return {**self._moment(), "good": self._good}
+        return {**self._moment(), "good": self._good, "pictures": self._checksum}
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._go_to(state)
-        # Checkpoints of earlier versions have no "good".
+        # Checkpoints of earlier versions have no "good" and no "pictures".
         self._good = state.get("good") or self._moment()
+        self.pictures_changed = state.get("pictures", "") not in ("", self._checksum)
 
     def _moment(self) -> dict[str, Any]:
         """Return a copy of everything that the next steps depend on."""
