@@ -120,27 +120,27 @@ def test_a_checkpoint_is_kept_whenever_the_last_is_old_enough(
     assert kept == [None, None, None, 3, 3, 3, 6, 6]
 
 
-def test_a_clock_counts_steps_but_neither_what_lies_between_nor_what_fails() -> None:
+def test_a_clock_counts_steps_but_neither_what_lies_between_nor_what_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wall, cpu = 100.0, 30.0
+
+    def work(seconds: float) -> None:
+        """Take this time of the wall clock, and twice as much of two processors."""
+        nonlocal wall, cpu
+        wall, cpu = wall + seconds, cpu + 2 * seconds
+
+    monkeypatch.setattr(time, "perf_counter", lambda: wall)
+    monkeypatch.setattr(time, "process_time", lambda: cpu)
     clock = TrainingClock()
-    for _ in range(2):
+    for seconds in (1.0, 2.5):
         with clock.counting_step(CPU):
-            time.sleep(0.01)
-        time.sleep(0.1)
+            work(seconds)
+        work(10)
     with contextlib.suppress(ZeroDivisionError), clock.counting_step(CPU):
-        time.sleep(0.1)
+        work(10)
         raise ZeroDivisionError
-    assert clock.step == 2
-    assert 0.02 <= clock.seconds < 0.1
-    assert clock.cpu_seconds < clock.seconds
-
-
-def test_a_clock_counts_the_processor_time_of_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([1.0, 4.5])
-    monkeypatch.setattr(time, "process_time", lambda: next(times))
-    clock = TrainingClock()
-    with clock.counting_step(CPU):
-        pass
-    assert clock.cpu_seconds == 3.5
+    assert (clock.step, clock.seconds, clock.cpu_seconds) == (2, 3.5, 7)
 
 
 def test_a_seed_is_split_into_many_that_do_not_depend_on_their_number() -> None:
