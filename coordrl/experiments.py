@@ -18,7 +18,7 @@ from coordrl.files import RunError, reason
 from coordrl.progress import Progress
 from coordrl.records import write_json
 from coordrl.runs import SETTINGS_FILE, RunFolder, open_run
-from coordrl.stopping import StopRequest
+from coordrl.stopping import Interrupted, StopRequest
 
 RESULT_FILE = "result.json"
 
@@ -124,6 +124,7 @@ def train_once(
         meanings: As for :func:`~coordrl.runs.open_run`.
 
     Raises:
+        Interrupted: If a signal asked to stop. After the last step, that waits for the result.
         RunError: If the folder holds a run with other settings, anything else, or is in use.
     """
     with run_folder(path, settings, meanings) as folder:
@@ -132,8 +133,11 @@ def train_once(
             result = read(file)
             if not goes_on(result):
                 return result
-        result = train(folder)
-        write_json(dataclasses.asdict(result), file)  # type: ignore[call-overload]
+        with StopRequest() as stop:
+            result = train(folder)
+            write_json(dataclasses.asdict(result), file)  # type: ignore[call-overload]
+    if stop.requested:  # by a signal after the last step
+        raise Interrupted
     return result
 
 

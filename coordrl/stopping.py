@@ -28,6 +28,9 @@ class StopRequest:
     and its shell both send SIGHUP. If SIGHUP is ignored, as under ``nohup``, it stays ignored.
     Outside of the main thread, where Python delivers no signals, nothing changes.
 
+    A request that is opened within another is the same request: one of the outer is one of the
+    inner, and the other way round once the inner is closed.
+
     Attributes:
         signal_number: The first signal that came, or None.
 
@@ -42,6 +45,7 @@ class StopRequest:
         self.signal_number: int | None = None
         self._previous: dict[int, Any] = {}
         self._interrupts = False
+        self._outer: StopRequest | None = None
 
     @property
     def requested(self) -> bool:
@@ -66,11 +70,16 @@ class StopRequest:
                 numbers.append(signal.Signals(_HANGUP))
             for number in numbers:
                 self._previous[number] = signal.signal(number, self._on_signal)
+            outer = getattr(self._previous[signal.SIGINT], "__self__", None)
+            if isinstance(outer, StopRequest):
+                self._outer, self.signal_number = outer, outer.signal_number
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._outer is not None:
+            self._outer.signal_number = self.signal_number
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested:

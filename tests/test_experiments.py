@@ -34,6 +34,7 @@ from coordrl.files import RunError
 from coordrl.generative.settings import GenerativeSettings, Recipe
 from coordrl.records import read_json, write_json
 from coordrl.runs import RunFolder, open_run
+from coordrl.stopping import Interrupted
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,36 @@ def test_a_run_is_trained_once_and_then_read_unless_it_goes_on(tmp_path: Path) -
     assert trained == [tmp_path / "run"] * 2
     with pytest.raises(RunError, match="seed is 0 there and 1 here"):
         score(settings=Settings(seed=1))
+
+
+@pytest.mark.parametrize("when", ["before", "while", "after"])
+def test_a_signal_while_a_run_begins_or_ends_is_not_forgotten(when: str, tmp_path: Path) -> None:
+    """An evaluation at the end of a run looks for no signals, and other runs would come next."""
+    requested = []
+
+    def train(folder: RunFolder) -> Result:
+        if when == "before":
+            signal.raise_signal(signal.SIGTERM)
+        with watched(folder, 5, "steps", done=0) as watch:
+            requested.append(watch.stop.requested)
+            if when == "while":
+                signal.raise_signal(signal.SIGTERM)
+        if when == "after":
+            signal.raise_signal(signal.SIGTERM)
+        return Result(3)
+
+    def run() -> Result:
+        return train_once(
+            tmp_path / "run",
+            Settings(),
+            read=lambda file: read_json(file, lambda record: Result(**record)),
+            train=train,
+        )
+
+    with pytest.raises(Interrupted):
+        run()
+    assert run() == Result(3)
+    assert requested == [when == "before"]
 
 
 def test_a_watch_forgets_what_tensorboard_has_of_steps_that_are_done_again(tmp_path: Path) -> None:

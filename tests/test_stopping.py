@@ -44,6 +44,20 @@ def test_a_terminal_that_closes_asks_however_often_it_says_so() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_request_within_another_is_the_same_request() -> None:
+    with StopRequest() as outer:
+        with StopRequest() as inner:
+            signal.raise_signal(signal.SIGTERM)
+            assert inner.requested
+        assert outer.signal_number == signal.SIGTERM
+        with StopRequest() as next_inner:
+            assert next_inner.signal_number == signal.SIGTERM
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    with StopRequest() as another:
+        assert not another.requested
+
+
 def test_a_hangup_that_nohup_ignores_is_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
