@@ -821,6 +821,19 @@ class TestLoading:
             load_agent(folder)
         assert (folder / "card.json").read_bytes() == before
 
+    def test_weights_of_as_many_bytes_as_are_read_are_saved_and_no_larger_ones(
+        self, folder: Path, models: dict[str, BaseAlgorithm], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        size = (folder / "weights.safetensors").stat().st_size
+        monkeypatch.setattr("coordrl.agents.saving._MAX_WEIGHTS_BYTES", size)
+        save_agent(models["PPO"], folder, SETTINGS)
+        load_agent(folder)
+        monkeypatch.setattr("coordrl.agents.saving._MAX_WEIGHTS_BYTES", size - 1)
+        with pytest.raises(AgentError, match=f"its weights would have {size:,} bytes, of .* smal"):
+            save_agent(models["PPO"], folder, SETTINGS)
+        with pytest.raises(AgentError, match=f"/weights.safetensors has more than {size - 1:,} b"):
+            load_agent(folder)
+
     @pytest.mark.parametrize("value", [10**9, 10**18, 10**30], ids=["1e9", "1e18", "1e30"])
     def test_a_card_that_asks_for_a_huge_network_gets_no_memory(
         self, folder: Path, value: int
