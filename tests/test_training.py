@@ -526,9 +526,11 @@ class TestRun:
             return evaluate(model, **chosen)
 
         monkeypatch.setattr("coordrl.training.run.evaluate", noting)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
         chosen = settings("a2c", "run.protocol=machado", "run.evaluation_interval=32",
                           "env.max_frames_per_episode=400")  # fmt: skip
         train(chosen, tmp_path / "run")
+        assert {call["num_threads"] for call in asked} == {3}
         assert [call["protocol"] for call in asked] == ["machado"] * 3
         assert {call["settings"] for call in asked} == {chosen.env}
         assert len({call["seed"] for call in asked}) == 3
@@ -1127,6 +1129,18 @@ class TestResume:
 
         (state,) = goes_on.state.values()
         assert (state["step"].device.type, goes_on.param_groups[0]["capturable"]) == ("meta", True)
+
+    def test_each_group_of_weights_is_recorded_as_where_the_run_goes_on(self) -> None:
+        began, goes_on = (
+            torch.optim.Adam(
+                {"params": [torch.ones(1)], "capturable": capturable} for capturable in groups
+            )
+            for groups in ((False, True), (True, False))
+        )
+
+        _restore_optimizer(goes_on, began.state_dict())
+
+        assert [group["capturable"] for group in goes_on.param_groups] == [True, False]
 
     def test_a_checkpoint_of_another_format_is_refused(self, tmp_path: Path) -> None:
         chosen = settings("a2c")
