@@ -21,6 +21,7 @@ from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEp
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecCheckNan
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
@@ -350,6 +351,27 @@ def test_what_a_timeout_cut_off_is_bootstrapped_once_wherever_it_was() -> None:
     play(None)  # nothing of the last rollout is left
     buffer.bootstrap_timeouts(estimate)
     assert not buffer.rewards.any()
+
+
+def test_a_game_that_is_over_as_its_time_runs_out_is_worth_nothing_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def rewards(*, may_be_both: bool) -> torch.Tensor:
+        algorithm = model(device_algorithms, "PPO", learning_rate=0.0)
+        env = algorithm.get_env()
+
+        def step(actions: torch.Tensor) -> TorchStep:
+            played = VectorEnvAdapter.step_torch(env, actions)
+            over = played.terminated | played.truncated
+            return played._replace(terminated=over, truncated=over & may_be_both)
+
+        monkeypatch.setattr(env, "step_torch", step)
+        learn(algorithm, 20 * NUM_ENVS)
+        assert algorithm.rollout_buffer.episode_starts.sum() > NUM_ENVS
+        kept: torch.Tensor = algorithm.rollout_buffer.rewards
+        return kept
+
+    assert torch.equal(rewards(may_be_both=True), rewards(may_be_both=False))
 
 
 def test_the_games_of_a_rollout_are_told_with_their_returns_in_their_order() -> None:
@@ -764,6 +786,18 @@ def test_policies_that_compute_something_else_are_refused() -> None:
             )
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_a_policy_that_drops_features_as_it_learns_is_sb3s_own(name: str) -> None:
+    class Dropping(NatureCNN):
+        def __init__(self, space: Any, **keywords: Any) -> None:
+            super().__init__(space, **keywords)
+            self.linear.append(torch.nn.Dropout(0.5))
+
+    dropping = {"features_extractor_class": Dropping, "features_extractor_kwargs": {}}
+    ours = model(device_algorithms, name, policy_kwargs=dropping)
+    assert ours.policy.training
+
+
 def test_dqn_refuses_returns_of_several_steps() -> None:
     with pytest.raises(ValueError, match="has returns of 1 step, got n_steps=2"):
         model(device_algorithms, "DQN", n_steps=2)
@@ -1165,6 +1199,9 @@ def test_an_update_is_recorded_if_its_optimizer_can_be() -> None:
     for group in ppo.policy.optimizer.param_groups:
         group["capturable"] = True
     assert isinstance(ppo._recorded_update(ppo._minibatch), Recorded)
+    ppo.policy.optimizer.add_param_group({"params": [torch.ones(1)], "capturable": False})
+    with pytest.raises(ValueError, match=r"optimizer_kwargs=dict\(capturable=True\), or set accel"):
+        ppo._recorded_update(ppo._minibatch)
 
 
 def test_a_divergence_may_end_updates_that_are_not_recorded(
