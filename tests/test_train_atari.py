@@ -1,11 +1,14 @@
 """Scripts from their command lines: what ``train_atari.py`` understands, and how it ends."""
 
 import importlib
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ import torch
 import tyro
 
 import train_atari
-from coordrl.agents import load_agent
+from coordrl.agents import EvaluationResult, load_agent
+from coordrl.config import AtariSettings, TrainingSettings, dump_settings, parse_override
 from coordrl.sb3_envs import make_sb3_env
 from coordrl.training import TrainingResult, load_training_settings
 
@@ -40,31 +44,32 @@ def start(*arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def test_flags_are_settings(tmp_path: Path) -> None:
-    arguments = train_atari.Arguments(
-        env="ms_pacman",
-        algo="dqn",
-        coords="first",
-        with_r=True,
-        steps=0,
-        seed=0,
-        target_return=0.0,
-        set=(("run.num_envs=3", "algorithm.train_freq=2"), ("run.num_envs=5",)),
+def test_flags_are_settings() -> None:
+    line = (
+        *("--env", "ms_pacman", "--algo", "dqn", "--coords", "first", "--with-r", "--steps", "0"),
+        *("--seed", "0", "--device", "cpu", "--protocol", "machado", "--target-return", "0.0"),
+        *("--track", "none", "--set", "run.num_envs=3", "algorithm.train_freq=2"),
+        *("--set", "run.num_envs=5", "run.seed=7"),
     )
+    given = tyro.cli(train_atari.Arguments, args=line).overrides()
 
-    overrides = {override.key: override.value for override in arguments.overrides()}
-
-    assert overrides == {
+    flags = {setting.key: setting.source for setting in given if setting.source != "--set"}
+    assert list(flags.values()) == [word for word in line if word.startswith("--")][:-2]
+    assert {setting.key: setting.value for setting in given} == {
         "run.game": "ms_pacman",
         "run.algo": "dqn",
         "extractor.coords": "first",
         "extractor.with_r": True,
         "run.total_steps": 0,
-        "run.seed": 0,
+        "run.seed": 7,  # later ones win
+        "run.device": "cpu",
+        "run.protocol": "machado",
         "run.target_return": 0.0,
+        "run.track": "none",
         "run.num_envs": 5,
         "algorithm.train_freq": 2,
     }
+    assert train_atari.Arguments().overrides() == []
 
 
 @pytest.mark.parametrize(
@@ -84,6 +89,159 @@ def test_configuration_fits_algorithm_and_device(arguments: tuple[str, ...], con
     assert origin.name == config
     assert settings.run.algo == config[:3]
     assert folder == Path(f"runs/Pong-{config[:3]}-all-s0")
+
+
+@pytest.mark.parametrize("algo", ["a2c", "ppo"])
+def test_the_configuration_is_that_of_a_gpu_where_there_is_one(
+    algo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    *_, origin = train_atari.choose(train_atari.Arguments(algo=algo))  # type: ignore[arg-type]
+    assert origin.name == f"{algo}_cuda.toml"
+
+
+@pytest.mark.parametrize("folder", [(), ("--run-dir", "elsewhere/run")], ids=["own", "other"])
+def test_a_resumed_run_has_its_own_settings_unless_a_file_is_named(
+    folder: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ("--algo", "dqn", "--device", "cpu", *folder)
+
+    def chosen(*arguments: str) -> tuple[TrainingSettings, Path, Path]:
+        return train_atari.choose(tyro.cli(train_atari.Arguments, args=(*command, *arguments)))
+
+    _, path, _ = chosen()
+    path.mkdir(parents=True)
+    kept = load_training_settings(None, [parse_override("run.algo=dqn")])
+    (path / "settings.toml").write_text(dump_settings(kept))
+    file = tmp_path / "mine.toml"
+    file.write_text("[run]\nalgo = 'dqn'\n")
+
+    settings, again, origin = chosen("--resume", "--steps", "300")
+    assert (again, origin) == (path, path / "settings.toml")
+    assert settings == replace(kept, run=replace(kept.run, total_steps=300, device="cpu"))
+    assert chosen("--resume", "--config", str(file))[1:] == (path, file)
+    assert chosen()[1:] == (path, ROOT / "configs" / "dqn.toml")
+
+
+def test_a_run_is_resumed_by_its_folder_alone(tmp_path: Path) -> None:
+    kept = load_training_settings(None, [parse_override("run.algo=dqn")])
+    (tmp_path / "settings.toml").write_text(dump_settings(kept))
+    added = (("algorithm.buffer_size=9",),)  # which only DQN has
+
+    settings, folder, origin = train_atari.choose(
+        train_atari.Arguments(run_dir=tmp_path, resume=True, set=added)
+    )
+
+    assert (folder, origin) == (tmp_path, tmp_path / "settings.toml")
+    assert settings == replace(kept, algorithm={**kept.algorithm, "buffer_size": 9})
+
+
+@pytest.fixture
+def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Let every run end at once; return what the last one was asked for."""
+    asked: dict[str, Any] = {}
+
+    def let_end(**result: Any) -> dict[str, Any]:
+        blank = TrainingResult("finished", tmp_path / "last", None, 12345, None, None, None)
+
+        def train(settings: TrainingSettings, folder: Path, **options: Any) -> TrainingResult:
+            asked.update(options, settings=settings, folder=folder)
+            return replace(blank, **result)
+
+        monkeypatch.setattr(train_atari, "train", train)
+        return asked
+
+    return let_end
+
+
+def test_a_run_is_asked_for_what_the_command_says(
+    ended: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    asked = ended()
+    command = ["--device", "cpu", "--run-dir", str(tmp_path / "run")]
+
+    assert train_atari.main(command) == 0
+    options = {name: asked[name] for name in ("folder", "resume", "profile", "threads")}
+    assert options == {
+        **{"folder": tmp_path / "run", "resume": False, "profile": False, "threads": None}
+    }
+
+    assert train_atari.main([*command, "--resume", "--profile", "--threads", "3"]) == 0
+    assert (asked["resume"], asked["profile"], asked["threads"]) == (True, True, 3)
+    assert asked["settings"] == load_training_settings(
+        ROOT / "configs" / "ppo_cpu.toml", [parse_override("run.device=cpu")]
+    )
+
+
+def test_what_is_printed_tells_where_all_is(
+    ended: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ROOT / "configs" / "ppo_cpu.toml"
+    command = ["--device", "cpu", "--run-dir", str(tmp_path / "run")]
+    begun = f"Pong-ppo-all-s0 with the settings of {config}, in {tmp_path / 'run'}\n"
+    last = f"agent: {tmp_path / 'last'}\n"
+
+    ended()
+    assert train_atari.main(command) == 0
+    assert capsys.readouterr().out == f"{begun}finished after 12,345 steps\n{last}"
+
+    games = EvaluationResult(
+        *("Pong", "classic", False, 0, 1, AtariSettings()), (3.0,), (8,), (32,), truncated=0
+    )
+    ended(
+        ending="stopped",
+        best_agent=tmp_path / "best",
+        evaluation=games,
+        signal_number=signal.SIGTERM,
+        profile="a table",
+    )
+    assert train_atari.main(command) == 128 + signal.SIGTERM
+    assert capsys.readouterr().out == (
+        f"{begun}\na table\n\nstopped after 12,345 steps\nlast evaluation: {games}\n{last}"
+        f"agent of the best evaluation: {tmp_path / 'best'}\ngo on with --resume\n"
+    )
+
+
+def test_a_run_that_is_aborted_tells_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def aborted(*_: Any, **__: Any) -> TrainingResult:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_atari, "train", aborted)
+    assert train_atari.main(["--device", "cpu", "--run-dir", str(tmp_path / "run")]) == 130
+    said = "aborted; --resume goes on from the last checkpoint\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_folder_of_any_name_is_printed(
+    ended: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended()
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert train_atari.main(["--device", "cpu", "--run-dir", str(tmp_path / "caf\xe9")]) == 0
+    assert rb"caf\xe9" in written.getvalue()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes elsewhere are others")
+@pytest.mark.parametrize("before", [True, False], ids=["before", "while it trains"])
+def test_who_reads_may_leave(before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = TrainingResult("finished", tmp_path, None, 8, None, None, None)
+    reader, writer = os.pipe()
+
+    def train(*_: Any, **__: Any) -> TrainingResult:
+        if not before:
+            os.close(reader)
+        return result
+
+    monkeypatch.setattr(train_atari, "train", train)
+    if before:
+        os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert train_atari.main(["--device", "cpu", "--run-dir", str(tmp_path / "run")]) == 0
 
 
 def test_threads_are_those_of_network_and_games(
@@ -151,6 +309,7 @@ def test_a_rom_of_ones_own_has_to_be_the_right_one(
         (("--set", "algorithm.n_step=4"), "unknown key 'algorithm.n_step'; the nearest is 'algo"),
         (("--set", "algorithm.n_steps=many"), "algorithm.n_steps must be a whole number, got 'ma"),
         (("--set", "algorithm.n_steps"), "--set expects key=value"),
+        (("--set", "run.algo=ddpg"), "run.algo must be one of a2c, ppo, dqn, got 'ddpg'"),
         (("--steps", "-5"), "--steps: total_steps must be at least 1, got -5"),
         (("--threads", "0"), "threads must be at least 1, got 0"),
         (("--seed", "-1"), "--seed: seed must be at least 0, got -1"),
@@ -216,7 +375,11 @@ def test_the_configuration_for_a_gpu_runs_on_the_cpu(
 
 @pytest.mark.parametrize(("rank", "status"), [("0", 130), ("1", 0)])
 def test_who_stops_beside_the_first_process_has_not_failed(
-    rank: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rank: str,
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     # Where one has failed torchrun ends the others, and the first may still be saving the agent.
     stopped = TrainingResult("stopped", tmp_path, None, 8, None, signal.SIGINT, None)
@@ -225,6 +388,7 @@ def test_who_stops_beside_the_first_process_has_not_failed(
     monkeypatch.setenv("RANK", rank)
 
     assert train_atari.main(["--run-dir", str(tmp_path / "run")]) == status
+    assert (capsys.readouterr().out != "") is (rank == "0")
 
 
 @pytest.mark.parametrize(
@@ -233,6 +397,7 @@ def test_who_stops_beside_the_first_process_has_not_failed(
         (("--algo", "ddpg"), "Invalid choice"),
         (("--stesp", "5"), "Perhaps you meant"),
         (("--steps", "many"), "many"),
+        (("--steps", "None"), "None"),
     ],
 )
 def test_unknown_flags_and_values_end_with_code_2(
