@@ -71,6 +71,7 @@ from coordrl.emulator.games import palette
 from coordrl.envs import AtariVectorEnv
 from coordrl.extractors import CoordConvExtractor, policy_kwargs
 from coordrl.layers import CoordinateSystem
+from coordrl.progress import Progress
 from coordrl.sb3_envs import VectorEnvAdapter, make_sb3_env
 
 # Small pictures, not square, and few decisions: a bad game of Breakout is over in 50 steps.
@@ -1817,6 +1818,192 @@ def test_a_folder_of_any_bytes_is_evaluated_and_named(saved: Path, tmp_path: Pat
     assert json.loads(record.read_text())["agent"] == str(folder)
 
 
+GAMES_OF_TWO = {
+    False: EvaluationResult(
+        *("Breakout", "machado", False, 7, 2, ENV),
+        *((1.0, 2.0, 1006.5), (10, 20, 30), (100, 2000, 3000)),
+        truncated=2,
+    ),
+    True: EvaluationResult(
+        *("Breakout", "machado", True, 7, 2, ENV), (4.0,), (40,), (1600,), truncated=0
+    ),
+}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Let no game be played; return what the script asks for, each with a name for it."""
+    noted: list[dict[str, Any]] = []
+
+    def load(path: Path, **options: Any) -> Agent:
+        noted.append({"what": "load", "path": path, **options})
+        return Agent.of(ARMS["PPO"]())
+
+    def play(agent: Agent, *, on_episode: Callable[[Episode], None], **options: Any) -> Any:
+        noted.append({"what": "play", **options})
+        for number in range(options["episodes"]):
+            on_episode(Episode(float(number), 5, 20, truncated=False))
+        return GAMES_OF_TWO[options["deterministic"]]
+
+    def film(agent: Agent, path: Path, *, on_frame: Callable[[int], None], **options: Any) -> Any:
+        noted.append({"what": "film", "path": path, **options})
+        on_frame(options["max_frames"])
+        return Episode(12.5, 5, 20, truncated=False) if options["deterministic"] else None
+
+    for name, stand_in in {"load_agent": load, "evaluate": play, "record_video": film}.items():
+        monkeypatch.setattr(evaluate_atari, name, stand_in)
+    return noted
+
+
+class TestAsked:
+    """What the script asks for, and how it tells what came of that."""
+
+    def test_with_no_options_a_hundred_games_of_each_policy_are_played(
+        self, script: Callable[..., int], asked: list[dict[str, Any]]
+    ) -> None:
+        assert script("an agent") == 0
+        games = {
+            **{"what": "play", "game": None, "protocol": None, "episodes": 100, "seed": 0},
+            **{"num_envs": 8, "num_threads": 0},
+        }
+        assert asked == [
+            {"what": "load", "path": Path("an agent"), "device": "auto", "trust_pickle": False},
+            {**games, "deterministic": False},
+            {**games, "deterministic": True},
+        ]
+
+    @pytest.mark.parametrize("policy", ["stochastic", "deterministic", "both"])
+    def test_agent_games_and_film_are_those_of_the_command(
+        self,
+        policy: str,
+        script: Callable[..., int],
+        asked: list[dict[str, Any]],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(evaluate_atari, "Progress", functools.partial(Progress, interval=0))
+        film = tmp_path / "film.gif"
+        code = script(
+            *("agent.zip", "--env", "Breakout", "--episodes", 3, "--policy", policy),
+            *("--protocol", "machado", "--seed", 7, "--num-envs", 2, "--device", "cpu"),
+            *("--video", film, "--video-seconds", 0.51, "--trust-pickle"),
+        )
+
+        assert code == 0
+        is_chosen = policy == "deterministic"
+        match = {"game": "Breakout", "protocol": "machado", "seed": 7}
+        games = {"what": "play", **match, "episodes": 3, "num_envs": 2, "num_threads": 0}
+        policies = [False, True] if policy == "both" else [is_chosen]
+        assert asked == [
+            {"what": "load", "path": Path("agent.zip"), "device": "cpu", "trust_pickle": True},
+            {"what": "film", "path": film, **match, "deterministic": is_chosen, "max_frames": 31},
+            *({**games, "deterministic": chosen} for chosen in policies),
+        ]
+        out, err = capsys.readouterr()
+        told = "12.5 points" if is_chosen else "the beginning of a game"
+        assert out.startswith(f"{film}: {told}\n")
+        assert "31/31 frames at most" in err
+        number = 3 * len(policies)
+        assert f"{number}/{number} episodes" in err
+        assert "last return 2" in err
+
+    def test_the_table_has_a_column_for_each_policy(
+        self,
+        script: Callable[..., int],
+        asked: list[dict[str, Any]],
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "100")
+        assert script("an agent", "--episodes", 3) == 0
+
+        title, *table = capsys.readouterr().out.splitlines()
+        assert title.strip() == "an agent: Breakout, machado protocol, seed 7"
+        low, high = GAMES_OF_TWO[False].interval or (0, 0)
+        assert table[-1].startswith("└")  # no empty line follows
+        rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table if "│" in line]
+        assert [row for row in rows if row] == [
+            ["mean", "336.50", "4.00"],
+            ["95 % interval of the mean", f"{low:,.2f} .. {high:,.2f}", "-"],
+            ["median", "2", "4"],
+            ["lowest .. highest", "1 .. 1,006.5", "4 .. 4"],
+            ["human-normalized mean", f"{(336.5 - 1.7) / (30.5 - 1.7):.2f}", "0.08"],
+            ["episodes", "3", "1"],
+            ["of these cut off at the limit", "2", "0"],
+            ["mean length, frames", "1,700", "1,600"],
+        ]
+        assert [word for word in " ".join(table[:3]).split() if word[0].isalpha()] == [
+            *("unclipped", "return", "stochastic", "deterministic")
+        ]
+
+    def test_a_game_that_no_human_has_played_has_no_human_score(
+        self,
+        script: Callable[..., int],
+        asked: list[dict[str, Any]],
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        unknown = dataclasses.replace(GAMES_OF_TWO[False], game="Pacman")
+        monkeypatch.setitem(GAMES_OF_TWO, False, unknown)
+        assert unknown.human_normalized is None
+        assert script("an agent", "--policy", "stochastic") == 0
+        [row] = [line for line in capsys.readouterr().out.splitlines() if "human-normal" in line]
+        assert [cell.strip() for cell in row.split("│")[1:-1]] == ["human-normalized mean", "-"]
+
+    def test_sigterm_ends_it_as_ctrl_c_does(
+        self,
+        script: Callable[..., int],
+        asked: list[dict[str, Any]],
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def terminated(*_: Any, **__: Any) -> EvaluationResult:
+            signal.raise_signal(signal.SIGTERM)
+            return GAMES_OF_TWO[True]
+
+        monkeypatch.setattr(evaluate_atari, "evaluate", terminated)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        assert script("an agent") == 130
+        assert capsys.readouterr().err.endswith("stopped before the end; nothing was reported\n")
+
+    def test_other_errors_of_torch_keep_their_traceback(
+        self,
+        script: Callable[..., int],
+        asked: list[dict[str, Any]],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def fail(*_: Any, **__: Any) -> Any:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+        monkeypatch.setattr(evaluate_atari, "evaluate", fail)
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            script("an agent")
+
+    @pytest.mark.skipif(os.name != "posix", reason="pipes elsewhere are others")
+    @pytest.mark.parametrize("leaves_at", ["record_video", "evaluate"])
+    def test_who_reads_may_leave(
+        self,
+        leaves_at: str,
+        script: Callable[..., int],
+        asked: list[dict[str, Any]],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        reader, writer = os.pipe()
+        deed = getattr(evaluate_atari, leaves_at)
+
+        def leave(*arguments: Any, **options: Any) -> Any:
+            os.close(reader)
+            return deed(*arguments, **options)
+
+        monkeypatch.setattr(evaluate_atari, leaves_at, leave)
+        with os.fdopen(writer, "w") as stdout:
+            monkeypatch.setattr(sys, "stdout", stdout)
+            options = ("--policy", "stochastic", "--video", tmp_path / "film.gif")
+            assert script("an agent", *options) == 0
+
+
 class TestScript:
     def test_prints_a_table_and_writes_json(
         self,
@@ -1903,7 +2090,11 @@ class TestScript:
                 "--device cuda, but torch finds no GPU; choose --device cpu",
                 marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
             ),
-            (["{saved}", "--video-seconds", "0"], "--video-seconds must be above 0, got 0"),
+            (["{saved}", "--threads", "0"], "--threads must be at least 1, got 0"),
+            *(
+                (["{saved}", "--video-seconds", number], f"must be above 0, got {number}")
+                for number in ("0", "inf", "nan")
+            ),
             (["{saved}", "--video", "a.gif", "--json", "a.gif"], "would both be a.gif; name two"),
             (["{saved}", "--video", "game.avi"], "a film ends in .mp4 or .gif, got game.avi"),
             (
@@ -1913,6 +2104,14 @@ class TestScript:
             (
                 ["{saved}", "--json", "{saved}/learning_curve.csv", "--episodes", "1"],
                 "learning_curve.csv is part of the agent; name another file for --json",
+            ),
+            (
+                ["{saved}", "--video", "{saved}/learning_curve.png", "--episodes", "1"],
+                "learning_curve.png is part of the agent; name another file for --video",
+            ),
+            (
+                ["{saved}/agent.zip", "--json", "{saved}/agent.zip", "--episodes", "1"],
+                "agent.zip is part of the agent; name another file for --json",
             ),
         ],
     )
@@ -1930,6 +2129,34 @@ class TestScript:
         assert code == 2
         assert error.startswith("evaluate_atari.py: ")
         assert message in error
+
+    def test_a_part_of_the_agent_is_known_by_every_path_to_it(
+        self,
+        script: Callable[..., int],
+        saved: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        (tmp_path / "link").symlink_to(saved)
+        monkeypatch.chdir(tmp_path)
+        for agent, output in {"link": saved / "card.json", str(saved): "link/card.json"}.items():
+            assert script(agent, "--json", output) == 2
+            said = f"{output} is part of the agent; name another file for --json"
+            assert said in capsys.readouterr().err
+
+    def test_a_rom_of_ones_own_has_to_be_the_right_one(
+        self,
+        script: Callable[..., int],
+        saved: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("ALE_ROMS_DIR", "")  # as it is afterwards
+        (tmp_path / "breakout.bin").write_bytes(bytes(2048))
+        assert script(saved, "--rom-path", tmp_path, "--episodes", 1) == 2
+        assert "breakout.bin is not the ROM image of breakout" in capsys.readouterr().err
 
     def test_a_link_that_leads_in_a_circle_is_no_agent(
         self, script: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
