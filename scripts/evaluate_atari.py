@@ -34,6 +34,7 @@ from coordrl.commands import escape_what_stdout_lacks, reader_may_leave
 from coordrl.config import Protocol
 from coordrl.errors import UserError
 from coordrl.files import require_writable
+from coordrl.memory import lacking_memory
 from coordrl.progress import Progress
 from coordrl.records import write_text
 
@@ -101,6 +102,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"evaluate_atari.py: {error}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        reason = lacking_memory(error)
+        if reason is None:
+            raise
+        advice = f"there is not enough memory; lower --num-envs ({reason})"
+        print(f"evaluate_atari.py: {advice}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -113,7 +121,8 @@ def refuse_what_fails_late(arguments: Arguments) -> None:
     if arguments.seed < 0:
         raise AgentError(f"--seed must be at least 0, got {arguments.seed}")
     if not 0 < arguments.video_seconds < math.inf:
-        raise AgentError(f"--video-seconds must be above 0, got {arguments.video_seconds:g}")
+        seconds = f"{arguments.video_seconds:g}"
+        raise AgentError(f"--video-seconds must be above 0 and finite, got {seconds}")
     require_places(arguments)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise AgentError("--device cuda, but torch finds no GPU; choose --device cpu")

@@ -1967,6 +1967,31 @@ class TestAsked:
         assert script("an agent") == 130
         assert capsys.readouterr().err.endswith("stopped before the end; nothing was reported\n")
 
+    @pytest.mark.parametrize(
+        "error",
+        [MemoryError("std::bad_alloc"), RuntimeError("CUDA out of memory. Tried to\nallocate")],
+        ids=["CPU", "GPU"],
+    )
+    @pytest.mark.parametrize("deed", ["load_agent", "evaluate"])
+    def test_memory_that_is_not_there_is_named(
+        self,
+        deed: str,
+        error: Exception,
+        script: Callable[..., int],
+        asked: list[dict[str, Any]],
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def fail(*_: Any, **__: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(evaluate_atari, deed, fail)
+        assert script("an agent") == 2
+        reason = str(error).partition("\n")[0]
+        assert capsys.readouterr().err.endswith(
+            f"evaluate_atari.py: there is not enough memory; lower --num-envs ({reason})\n"
+        )
+
     def test_other_errors_of_torch_keep_their_traceback(
         self,
         script: Callable[..., int],
@@ -2092,7 +2117,7 @@ class TestScript:
             ),
             (["{saved}", "--threads", "0"], "--threads must be at least 1, got 0"),
             *(
-                (["{saved}", "--video-seconds", number], f"must be above 0, got {number}")
+                (["{saved}", "--video-seconds", number], f"be above 0 and finite, got {number}")
                 for number in ("0", "inf", "nan")
             ),
             (["{saved}", "--video", "a.gif", "--json", "a.gif"], "would both be a.gif; name two"),
