@@ -1859,18 +1859,18 @@ class TestAsked:
     """What the script asks for, and how it tells what came of that."""
 
     def test_with_no_options_a_hundred_games_of_each_policy_are_played(
-        self, script: Callable[..., int], asked: list[dict[str, Any]]
+        self, script: Callable[..., int], asked: list[dict[str, Any]], tmp_path: Path
     ) -> None:
-        assert script("an agent") == 0
+        assert script("an agent", "--video", tmp_path / "film.gif") == 0
+        loaded, filmed, *played = asked
+        path = Path("an agent")
+        assert loaded == {"what": "load", "path": path, "device": "auto", "trust_pickle": False}
+        assert filmed["max_frames"] == 5 * 60 * 60
         games = {
             **{"what": "play", "game": None, "protocol": None, "episodes": 100, "seed": 0},
             **{"num_envs": 8, "num_threads": 0},
         }
-        assert asked == [
-            {"what": "load", "path": Path("an agent"), "device": "auto", "trust_pickle": False},
-            {**games, "deterministic": False},
-            {**games, "deterministic": True},
-        ]
+        assert played == [{**games, "deterministic": chosen} for chosen in (False, True)]
 
     @pytest.mark.parametrize("policy", ["stochastic", "deterministic", "both"])
     def test_agent_games_and_film_are_those_of_the_command(
