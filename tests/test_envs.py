@@ -234,7 +234,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
         (NEXT_STEP, "breakout", AtariSettings(life_loss="reset", clip_reward=False)),
         (SAME_STEP, "breakout", AtariSettings(fire_after_life_loss=False, frame_skip=3)),
         (NEXT_STEP, "breakout", AtariSettings(max_frames_per_episode=203)),
-        (SAME_STEP, "ms_pacman", AtariSettings(screen_size=(60, 72), max_pool=False)),
+        (SAME_STEP, "ms_pacman", AtariSettings(screen_size=(60, 72), stack_size=3, max_pool=False)),
         (SAME_STEP, "space_invaders", settings_for("machado", training=True)),
         (NEXT_STEP, "freeway", replace(PLAIN, observation="rgb", max_frames_per_episode=402)),
     ],
@@ -751,7 +751,7 @@ def test_one_game_has_the_names_and_pictures_of_many() -> None:
     env.reset(seed=0)
     assert game.render().shape == (210, 160, 3)
     assert game.get_action_meanings() == game.envs.get_action_meanings()
-    assert game.lives == 3
+    assert (type(game.lives), game.lives) == (int, 3)
     assert env.metadata["render_fps"] == 15
     with pytest.raises(ValueError, match=r"reset of one game has no options, got \['mode'\]"):
         env.reset(options={"mode": 1})
@@ -777,6 +777,19 @@ def test_one_game_that_has_ended_waits_for_a_reset_also_when_it_is_restored() ->
         env.step(0)
     env.reset()
     env.step(0)
+    env.close()
+
+
+def test_one_game_between_two_lives_waits_for_a_reset_also_when_it_is_restored() -> None:
+    env = AtariEnv("Breakout")
+    env.reset(seed=0)
+    while not env.step(0)[2]:
+        pass
+    between = env.save()
+    env.reset()
+    env.restore(between)
+    with pytest.raises(gymnasium.error.ResetNeeded, match="the episode has ended; reset before"):
+        env.step(0)
     env.close()
 
 
@@ -1251,6 +1264,49 @@ def test_observations_of_one_game_are_the_callers() -> None:
     other.close()
 
 
+def test_one_game_is_made_and_closed_as_it_is_asked_for(tmp_path: Path) -> None:
+    env = AtariEnv("Pong", AtariSettings(frame_skip=1), emulator="ale")
+    assert env.envs.emulator == "ale"
+    assert (env.metadata["render_fps"], AtariEnv.metadata["render_fps"]) == (60, 15)
+    env.close()
+    with pytest.raises(gymnasium.error.ClosedEnvironmentError, match="the games are closed"):
+        env.reset()
+
+    (tmp_path / "pong.bin").write_bytes(load_rom("breakout"))
+    with pytest.raises(ValueError, match=r"pong.bin is not the ROM image of pong that the rules"):
+        AtariEnv("Pong", rom_path=tmp_path)
+
+
+def test_what_one_game_tells_are_single_values() -> None:
+    env = AtariEnv("Pong")
+    infos = [env.reset(seed=0)[1], env.step(0)[4]]
+    assert [np.shape(value) for info in infos for value in info.values()] == [()] * 6
+    env.close()
+
+
+@pytest.mark.parametrize("end", [(True, False), (False, True)], ids=["over", "out of time"])
+def test_a_reset_goes_on_to_the_next_game_if_noop_ends_this_one(
+    end: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = AtariEnv("Breakout")
+    env.reset(seed=0)
+    while not env.step(0)[2]:
+        pass
+    played = []
+
+    def step(actions: Any) -> Any:
+        obs, rewards, *_, info = AtariVectorEnv.step(env.envs, actions)
+        played.append(actions)
+        ended = end if len(played) == 1 else (False, False)
+        return obs, rewards, *(np.array([flag]) for flag in ended), info
+
+    monkeypatch.setattr(env.envs, "step", step)
+    env.reset()
+    assert len(played) == 2
+    assert env.step(0)[2:4] == (False, False)
+    env.close()
+
+
 def test_what_one_game_does_not_take_is_named() -> None:
     env = AtariEnv("Pong")
     with pytest.raises(ValueError, match="seed must not be negative, got -1"):
@@ -1260,6 +1316,8 @@ def test_what_one_game_does_not_take_is_named() -> None:
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"an action is one whole number, got one of shape \(1,\)"):
         env.step(np.array([2]))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="actions must be whole numbers, got dtype float64"):
+        env.step(1.0)  # type: ignore[arg-type]
     env.close()
 
 
