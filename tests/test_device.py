@@ -659,7 +659,10 @@ def both(game: str, num_envs: int, **options: Any) -> tuple[envs.AtariVectorEnv,
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
 def test_the_environment_of_a_gpu_says_what_that_of_the_cpu_says(mode: AutoresetMode) -> None:
-    settings = AtariSettings(max_frames_per_episode=400, noop_max=3, clip_reward=False)
+    settings = AtariSettings(
+        max_frames_per_episode=400, noop_max=3, clip_reward=False,
+        fire_after_life_loss=mode is AutoresetMode.SAME_STEP,  # or NOOP between lives would be FIRE
+    )  # fmt: skip
     cpu, cuda = both("Breakout", 8, settings=settings, autoreset_mode=mode)
     assert np.array_equal(cuda.reset(seed=4)[0].numpy(), cpu.reset(seed=4)[0])
     rng = np.random.default_rng(0)
@@ -689,6 +692,40 @@ def test_the_environment_of_a_gpu_says_what_that_of_the_cpu_says(mode: Autoreset
         games_ended += ended.sum()
         lives_lost += (terminated & ~ended).sum()
     assert min(games_ended, lives_lost) > 0
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_games_on_a_gpu_that_are_reset_at_any_time_count_as_those_of_a_cpu(
+    mode: AutoresetMode,
+) -> None:
+    settings = AtariSettings(max_frames_per_episode=120, noop_max=3)
+    cpu, cuda = both("Breakout", 4, settings=settings, autoreset_mode=mode)
+    for games in (cpu, cuda):
+        games.reset(seed=0)
+    rng = np.random.default_rng(0)
+    resets = ends = 0
+    for step in range(80):
+        actions = rng.integers(4, size=4)
+        actions[:2] = 1  # who only serves loses lives
+        *_, info = cpu.step(actions)
+        *_, theirs = cuda.step(torch.from_numpy(actions))
+        for name, values in theirs["game"].items():
+            expected = info["game"][name] if "game" in info else np.zeros(4)
+            assert np.array_equal(values.numpy(), expected), name
+        ends += int(theirs["_game"].sum())
+
+        mask = cpu.is_over & (rng.random(4) < 0.5)  # others go on by themselves
+        mask[step % 4] |= step % 10 == 9
+        if mask.any():
+            resets += 1
+            obs, info = cpu.reset(options={"reset_mask": mask})
+            their_obs, theirs = cuda.reset(options={"reset_mask": mask})
+            assert np.array_equal(their_obs.numpy(), obs)
+            assert np.array_equal(theirs["frame_number"].numpy(), info["frame_number"])
+        assert np.array_equal(cuda.is_over.numpy(), cpu.is_over)
+        assert np.array_equal(cuda.lives.numpy(), cpu.lives)
+    assert min(resets, ends) > 1
 
 
 @pytest.mark.usefixtures("gpu")
