@@ -234,7 +234,11 @@ def assert_same(ours: Any, theirs: Any) -> None:
         (NEXT_STEP, "breakout", AtariSettings(life_loss="reset", clip_reward=False)),
         (SAME_STEP, "breakout", AtariSettings(fire_after_life_loss=False, frame_skip=3)),
         (NEXT_STEP, "breakout", AtariSettings(max_frames_per_episode=203)),
-        (SAME_STEP, "ms_pacman", AtariSettings(screen_size=(60, 72), stack_size=3, max_pool=False)),
+        (
+            SAME_STEP,
+            "ms_pacman",
+            AtariSettings(screen_size=(60, 72), stack_size=3, max_pool=False, clip_reward=False),
+        ),
         (SAME_STEP, "space_invaders", settings_for("machado", training=True)),
         (NEXT_STEP, "freeway", replace(PLAIN, observation="rgb", max_frames_per_episode=402)),
     ],
@@ -259,11 +263,12 @@ def test_both_emulators_play_the_same(
 
 
 @MODES
-def test_a_game_ends_with_its_return_and_its_length(mode: AutoresetMode) -> None:
+@pytest.mark.parametrize("emulator", ["coordrl", "ale"])
+def test_a_game_ends_with_its_return_and_its_length(mode: AutoresetMode, emulator: Any) -> None:
     settings = AtariSettings(max_frames_per_episode=602, clip_reward=False)
     steps, points, resetting = np.zeros(2, int), np.zeros(2), np.zeros(2, bool)
     ends = []
-    with playing("breakout", 2, settings, autoreset_mode=mode) as envs:
+    with playing("breakout", 2, settings, emulator=emulator, autoreset_mode=mode) as envs:
         envs.reset(seed=2)
         for actions in random_actions(envs, 500):
             _, rewards, _, truncated, info = envs.step(actions)
@@ -285,6 +290,22 @@ def test_a_game_ends_with_its_return_and_its_length(mode: AutoresetMode) -> None
             steps[game_over] = points[game_over] = 0
             resetting = game_over & (mode is NEXT_STEP)
     assert set(ends) == {True, False}
+
+
+@pytest.mark.parametrize("emulator", ["coordrl", "ale"])
+def test_a_game_that_is_reset_behind_a_lost_life_is_as_any_other(emulator: Any) -> None:
+    settings = AtariSettings(fire_reset=False, clip_reward=False)
+    with playing("breakout", 1, settings, emulator=emulator) as envs:
+
+        def serve_late() -> list[Any]:
+            begun = [envs.reset(seed=3)[0]]
+            return begun + [envs.step([action])[0].copy() for action in (0, 0, 0, 1, 2, 2)]
+
+        fresh = serve_late()
+        envs.step([1])
+        while not envs.step([1])[2][0]:
+            pass
+        assert_same(tuple(serve_late()), tuple(fresh))
 
 
 def test_the_game_goes_on_after_a_lost_life_only_if_fire_is_pressed() -> None:
