@@ -61,6 +61,20 @@ def test_the_arms_differ_by_the_papers_layer_and_the_channels_of_the_first() -> 
     assert (layer.out_channels, layer.kernel_size, layer.with_r) == (8, (1, 1), True)
 
 
+def test_three_strides_of_two_leave_little_of_a_picture() -> None:
+    network, pictures = DigitResNet(), torch.rand(3, 1, 28, 20) - 0.5
+    assert network.body(network.stem(pictures)).shape == (3, 64, 4, 3)
+
+
+def test_each_block_is_given_what_a_relu_has_left() -> None:
+    network, least = DigitResNet(), []
+    for block in network.body:
+        if isinstance(block, Block):
+            block.register_forward_pre_hook(lambda _, inputs: least.append(inputs[0].min().item()))
+    network(torch.rand(3, 1, 28, 20) - 0.5)
+    assert least == [0, 0, 0]
+
+
 def test_the_arms_of_a_seed_share_the_weights_that_both_have() -> None:
     networks = []
     arms: list[Arm] = ["none", "coordconv"]
@@ -344,6 +358,21 @@ def test_the_table_says_what_was_lost() -> None:
     expected = paired_test(*accuracies, overlap=held_back / (10_000 - held_back))
     assert f"{100 * expected.low:+.2f} to {100 * expected.high:+.2f}" in text
     assert to_json(results, pool=10_000)["test"] == dataclasses.asdict(expected)
+
+
+def test_what_is_a_loss_for_independent_seeds_alone_is_none() -> None:
+    arms: dict[Arm, list[float]] = {"none": [0.98, 0.97, 0.96], "coordconv": [0.969, 0.957, 0.95]}
+    results = {
+        arm: [
+            RecognitionResult(RecognitionSettings(arm=arm, seed=seed), 100, accuracy, 0.1, 5.0)
+            for seed, accuracy in enumerate(own)
+        ]
+        for arm, own in arms.items()
+    }
+    pool = RecognitionSettings().held_back + 100
+
+    assert paired_test(arms["none"], arms["coordconv"]).is_loss
+    assert ": no significant loss." in to_markdown(results, pool=pool)
 
 
 def test_the_report_tells_the_runs_and_both_intervals(tmp_path: Path) -> None:
