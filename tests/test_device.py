@@ -848,6 +848,7 @@ def test_games_that_were_saved_on_a_gpu_go_on_on_a_cpu_and_back() -> None:
 
     cuda.restore(cpu.save())
 
+    assert cuda.save() == cpu.save()
     assert np.array_equal(cuda.step(torch.tensor([2, 2, 2]))[0].numpy(), cpu.step([2, 2, 2])[0])
 
 
