@@ -20,8 +20,8 @@ from coordrl.emulator.settings import native_settings
 native: Any = compiled.native()
 
 # Addresses of registers.
-VSYNC, WSYNC, NUSIZ0, COLUP0, COLUBK, GRP0 = 0x00, 0x02, 0x04, 0x06, 0x09, 0x1B
-RESP0, HMP0, HMOVE = 0x10, 0x20, 0x2A
+VSYNC, WSYNC, NUSIZ0, COLUP0, COLUPF, COLUBK = 0x00, 0x02, 0x04, 0x06, 0x08, 0x09
+CTRLPF, PF0, RESP0, GRP0, HMP0, HMOVE = 0x0A, 0x0D, 0x10, 0x1B, 0x20, 0x2A
 INTIM = 0x0284
 
 # Instructions, as far as they are needed here.
@@ -308,6 +308,35 @@ def test_a_player_is_reset_in_every_place_of_every_old_one(cycle: int) -> None:
             assert (after == players[mode, new]).all(), (mode, old)
             seen.add((mode, int(old)))
     assert len(seen) == 8 * 160
+
+
+@pytest.mark.parametrize("lines", [1, 2, 10])
+@pytest.mark.parametrize("first", [20, 48, 49, 74])
+@pytest.mark.parametrize("second", [10, 48, 49, 75])
+def test_reflection_changes_on_a_line_or_from_the_next_on(
+    first: int, second: int, lines: int
+) -> None:
+    """CTRLPF is written in a cycle of one line, and back some lines later, with nothing between."""
+    show = bytes([LDA_IMM, 14, STA, COLUPF, LDA_IMM, 0x10, STA, PF0, LDX_IMM, 60])
+    show += repeat(bytes([STA, WSYNC, DEX]))
+    on = wait(first - 9) + bytes([LDA_IMM, 1, STA, CTRLPF])  # the loop took 4 cycles of the line
+    pause = 76 * lines + second - first - 5
+    turns = pause // 5 - 2
+    if turns > 0:  # of 5 cycles, and one
+        pause -= 5 * turns + 1
+    spin = bytes([LDX_IMM, turns]) + repeat(bytes([DEX])) if turns > 0 else b""
+    off = spin + wait(pause) + bytes([LDA_IMM, 0, STA, CTRLPF])
+    below = bytes([LDX_IMM, 60]) + repeat(bytes([STA, WSYNC, DEX]))
+    program = Program(show + on + off + below + END_FRAME + bytes([JMP, 0, 0xF0]))
+
+    program.run_frame()
+    program.run_frame()
+
+    mirrored = np.flatnonzero(program.screen[:, 159] != 0)
+    repeated = np.flatnonzero(program.screen[:, 80] != 0)
+    assert len(mirrored) == lines - (first >= 49) + (second >= 49)
+    assert not np.intersect1d(mirrored, repeated).size
+    assert (np.diff(mirrored) == 1).all()
 
 
 # Frames that a step observes. ---------------------------------------------------------------------

@@ -829,9 +829,9 @@ COORDRL_HD COORDRL_INLINE void write_color(Beam& beam, i32 index, u8 value, i32 
 COORDRL_HD inline void write_ctrlpf(Beam& beam, u8 value, i32 cycle) {
   Tia& tia = beam.tia;
   const bool reflected = value & kReflect;
+  advance(beam, 3 * cycle);  // an earlier change may have waited for a line that has begun since
   // Later on a line, a change of reflection waits for the next line.
   const bool reflect_now = tia.reflected != reflected && 3 * (cycle % kLineCycles) < 147;
-  advance(beam, 3 * cycle);
   if ((value ^ tia.ctrlpf) & (kScore | kPriority)) touch_colors(beam);
   if ((value ^ tia.ctrlpf) & 0x30) touch(beam, kBall);
   if (reflect_now) {
