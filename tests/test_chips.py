@@ -21,7 +21,9 @@ native: Any = compiled.native()
 
 # Addresses of registers.
 VSYNC, WSYNC, NUSIZ0, COLUP0, COLUPF, COLUBK = 0x00, 0x02, 0x04, 0x06, 0x08, 0x09
-CTRLPF, PF0, RESP0, GRP0, HMP0, HMOVE = 0x0A, 0x0D, 0x10, 0x1B, 0x20, 0x2A
+CTRLPF, PF0, RESP0, GRP0, ENAM0 = 0x0A, 0x0D, 0x10, 0x1B, 0x1D
+HMP0, HMM0, HMOVE = 0x20, 0x22, 0x2A
+CXM0P = 0x30  # to read
 INTIM = 0x0284
 
 # Instructions, as far as they are needed here.
@@ -337,6 +339,48 @@ def test_reflection_changes_on_a_line_or_from_the_next_on(
     assert len(mirrored) == lines - (first >= 49) + (second >= 49)
     assert not np.intersect1d(mirrored, repeated).size
     assert (np.diff(mirrored) == 1).all()
+
+
+@pytest.mark.parametrize("cycle", [5, 60])
+def test_a_register_that_is_written_again_moves_the_star_field_as_another_value_does(
+    cycle: int,
+) -> None:
+    """NUSIZ0 in every line: the same value, or one that differs in a bit without effect.
+
+    Either makes missile 0 look as usual, also in lines where the star field widens or hides it.
+    """
+    start = bytes([LDA_IMM, 14, STA, COLUP0, LDA_IMM, 2, STA, ENAM0, LDX_IMM, 60, LDA_IMM, 0x70])
+    start += bytes([STA, HMM0]) + repeat(bytes([STA, WSYNC, DEX]))
+    start += bytes([STA, WSYNC, STA, HMOVE, LDA_IMM, 0x60]) + wait(16) + bytes([STA, HMM0])
+    end = bytes([LDX_IMM, 60]) + repeat(bytes([STA, WSYNC, DEX])) + END_FRAME
+    screens = []
+    for mask in (0, 0x40):
+        write = bytes([STA, WSYNC]) + wait(cycle) + bytes([LDA, 0x80, EOR, mask, STA, 0x80])
+        lines = bytes([LDX_IMM, 30]) + repeat(write + bytes([STA, NUSIZ0, DEX]))
+        program = Program(start + lines + end + bytes([JMP, 0, 0xF0]))
+        program.run_frame()
+        program.run_frame()
+        screens.append(program.screen)
+
+    assert np.array_equal(*screens)
+    assert len(np.unique(np.argmax(screens[0] != 0, axis=1))) > 20, "the stars move"
+
+
+def test_stars_begin_on_the_line_where_they_are_switched_on() -> None:
+    """HMOVE late on a line, HMM0 on the next: with or without a look at the picture between."""
+    start = bytes([LDA_IMM, 14, STA, COLUP0, LDA_IMM, 2, STA, ENAM0, LDX_IMM, 60, LDA_IMM, 0x70])
+    start += bytes([STA, HMM0]) + repeat(bytes([STA, WSYNC, DEX])) + wait(60)
+    start += bytes([STA, HMOVE, LDA_IMM, 0x60]) + wait(13)
+    end = bytes([STA, HMM0, LDX_IMM, 60]) + repeat(bytes([STA, WSYNC, DEX])) + END_FRAME
+    screens = []
+    for look in (bytes([BIT, CXM0P]), bytes([BIT, 0x80])):
+        program = Program(start + look + end + bytes([JMP, 0, 0xF0]))
+        program.run_frame()
+        program.run_frame()
+        screens.append(program.screen)
+
+    assert np.array_equal(*screens)
+    assert len(np.unique(np.argmax(screens[0] != 0, axis=1))) > 20, "the stars move"
 
 
 # Frames that a step observes. ---------------------------------------------------------------------

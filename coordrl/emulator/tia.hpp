@@ -864,7 +864,9 @@ COORDRL_HD COORDRL_INLINE void write_graphics(Beam& beam, i32 player, u8 value, 
 
 COORDRL_HD inline void write_nusiz(Beam& beam, i32 player, u8 value, i32 clock) {
   Tia& tia = beam.tia;
-  const bool star = player == 0 && tia.star_look != 0;
+  // Lines that have ended since the last access may have changed what the stars look like.
+  const bool star = player == 0 && (tia.star_field || tia.star_look != 0);
+  if (star) beam.settled[kNusiz0] = kNoValue;
   if (value == tia.nusiz[player] && !tia.first_copy_hidden[player] && !star) {
     return;
   }
@@ -1115,6 +1117,8 @@ COORDRL_HD COORDRL_NOINLINE inline bool write_tia(Beam& beam, u8 reg, u8 value, 
       break;
     case kHmm0:
       if (u32(clock) - tia.hmove_clock == 63 && tia.hm[kM0] == 7 && value >> 4 == 6) {
+        advance(beam, clock);  // lines that have ended are without stars
+        beam.settled[kNusiz0] = kNoValue;
         tia.star_field = true;
         tia.star_step = 0;
       }
