@@ -362,7 +362,7 @@ def test_a_register_that_is_written_again_moves_the_star_field_as_another_value_
         program.run_frame()
         screens.append(program.screen)
 
-    assert np.array_equal(*screens)
+    assert np.array_equal(screens[0], screens[1])
     assert len(np.unique(np.argmax(screens[0] != 0, axis=1))) > 20, "the stars move"
 
 
@@ -379,7 +379,7 @@ def test_stars_begin_on_the_line_where_they_are_switched_on() -> None:
         program.run_frame()
         screens.append(program.screen)
 
-    assert np.array_equal(*screens)
+    assert np.array_equal(screens[0], screens[1])
     assert len(np.unique(np.argmax(screens[0] != 0, axis=1))) > 20, "the stars move"
 
 
