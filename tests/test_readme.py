@@ -81,11 +81,10 @@ def test_every_file_that_is_named_is_there() -> None:
 
 
 def test_every_heading_that_is_linked_is_there() -> None:
-    heads = {
-        "": re.findall(r"^## (.*)$", README, re.MULTILINE),
-        "benchmarks/README.md": re.findall(
-            r"^## (.*)$", (ROOT / "benchmarks" / "README.md").read_text(), re.MULTILINE
-        ),
+    texts = {
+        path: (ROOT / path).read_text() for path in ("benchmarks/README.md", "CONTRIBUTING.md")
     }
+    texts[""] = README
+    heads = {path: re.findall(r"^## (.*)$", text, re.MULTILINE) for path, text in texts.items()}
     for path, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", README):
         assert anchor in {head.lower().replace(" ", "-") for head in heads[path]}, anchor
